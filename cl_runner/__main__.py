@@ -1,0 +1,138 @@
+"""The command line: a bare first word is a command (report, snapshot), anything else composes and runs.
+
+Exit status: 0 done; 1 the run failed; 2 the request is wrong; 75 interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cl_runner
+
+#: command -> (module with main(arguments) -> exit status, what it does)
+COMMANDS = {
+    "report": ("cl_runner.report.command", "tables, pictures and an HTML page of one run or of many"),
+    "snapshot": ("cl_runner.sparse.command", "list, verify, restore or export what each task changed"),
+}
+
+HELP = """\
+python -m cl_runner [GROUP=OPTION | KEY=VALUE ...]     one run; the same command resumes it
+python -m cl_runner -m KEY=A,B ...                     one run for each combination
+python -m cl_runner COMMAND ...                        {commands}
+
+Flags: --cfg job (show the configuration, run nothing)   --config-dir DIR (more configuration files)   --version
+
+Groups and their options:
+{groups}
+
+A list chains methods or merges task orders: 'method=[ewc,lwf,pe_select]' 'task_order=[reviews,joint]'."""
+
+
+def flags() -> argparse.ArgumentParser:
+    """Hydra's flags that this program passes on, and its own."""
+    parser = argparse.ArgumentParser(prog="python -m cl_runner", add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("-p", "--package")
+    parser.add_argument("-i", "--info", nargs="?", const="all")
+    parser.add_argument("--hydra-help", action="store_true")
+    parser.add_argument("-sc", "--shell-completion", action="store_true")
+    parser.add_argument("-cd", "--config-dir", action="append", default=[], type=Path)
+    return parser
+
+
+def help_text() -> str:
+    """Usage, commands, and every option of every group with its purpose, read from the files' first line."""
+    from cl_runner.compose import CONF, GROUPS, options
+
+    lines = []
+    for group in GROUPS:
+        lines.append(f"  {group}")
+        for option in options(group):
+            first = next(
+                line
+                for line in (CONF / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
+                if line.startswith("# ") and "@package" not in line
+            )
+            lines.append(f"    {option:22} {first.removeprefix('# ')}")
+    commands = "; ".join(f"{name}: {purpose}" for name, (_, purpose) in COMMANDS.items())
+    return HELP.format(commands=commands, groups="\n".join(lines))
+
+
+def fail(message: object) -> int:
+    """One message for a wrong request."""
+    print(f"cl_runner: {message}", file=sys.stderr)
+    return 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    if typed and typed[0] in COMMANDS:
+        return int(importlib.import_module(COMMANDS[typed[0]][0]).main(typed[1:]))
+    parser = flags()
+    try:
+        given = parser.parse_intermixed_args(typed)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    if given.version:
+        print(f"cl_runner {cl_runner.__version__}")
+        return 0
+    if given.help:
+        print(help_text())
+        return 0
+    return _request(given, typed)
+
+
+def _request(given: argparse.Namespace, typed: list[str]) -> int:
+    from cl_runner import compose
+
+    overrides, folders = given.overrides, given.config_dir
+    passed_on = given.cfg or given.info or given.hydra_help or given.shell_completion
+    try:
+        if overrides and "=" not in overrides[0] and overrides[0][:1].isalpha():
+            known = compose.nearest(overrides[0], COMMANDS)
+            said = f"there is no command {overrides[0]!r}; commands: {', '.join(COMMANDS)}."
+            raise ValueError(said + (f"\nNearest: {known!r}. Type: {compose.COMMAND} {known}" if known else ""))
+        missing = [str(folder) for folder in folders if not folder.is_dir()]
+        if missing:
+            raise ValueError(f"--config-dir {missing[0]}: there is no such folder")
+        if given.shell_completion or given.hydra_help:
+            return _hydra(typed, "")
+        if given.multirun:
+            from cl_runner.sweep import run_sweep
+
+            return run_sweep(overrides, folders, lambda sweep: _hydra(typed, sweep))
+        request = compose.compose(overrides, folders)
+        if passed_on:
+            return _hydra(typed, "")
+    except ValueError as error:
+        return fail(error)
+    from cl_runner.job import run_request
+
+    return run_request(request)
+
+
+def _hydra(typed: list[str], sweep: str) -> int:
+    """Hand over to Hydra: multirun with its launchers, --cfg, --info, completion."""
+    import hydra
+
+    from cl_runner.compose import CONF, version_base
+    from cl_runner.job import job
+
+    where = [f"hydra.sweep.dir=${{root}}/sweeps/{sweep}"] if sweep else []
+    sys.argv = ["cl_runner", *typed, *where]
+    hydra.main(config_path=str(CONF), config_name="config", **version_base())(job)()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""A run's state on disk: saved atomically, loaded exactly, in safetensors and JSON.
+
+`state/checkpoint.json` names the one file of tensors that belongs to it. Both are written under new names and synced
+before the JSON replaces its predecessor in one step, so whenever the process dies, the last complete state is there.
+
+The model's weights are not part of it: they are the chain of the finished tasks' snapshots on top of the starting
+model. Inside a task only what the optimizer owns has changed, and that is saved.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+MANIFEST = "checkpoint.json"
+
+
+def pack(tree: Any, tensors: dict[str, Tensor], path: str = "t") -> Any:
+    """A JSON tree in which every tensor of `tree` is replaced by its name in `tensors`, which is filled.
+
+    Dictionaries keep the type of their keys (text or whole numbers).
+    """
+    if isinstance(tree, Tensor):
+        tensors[path] = tree.detach().contiguous().clone()
+        return {"tensor": path}
+    if isinstance(tree, dict):
+        return {"items": [[key, pack(value, tensors, f"{path}.{key}")] for key, value in tree.items()]}
+    if isinstance(tree, (list, tuple)):
+        return {"list": [pack(value, tensors, f"{path}.{i}") for i, value in enumerate(tree)]}
+    assert tree is None or isinstance(tree, (bool, int, float, str)), f"{path}: {type(tree)} cannot be saved"
+    return {"value": tree}
+
+
+def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """The counterpart of `pack`; tuples come back as lists."""
+    (kind, content), = tree.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "items":
+        return {key: unpack(value, tensors) for key, value in content}
+    if kind == "list":
+        return [unpack(value, tensors) for value in content]
+    return content
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a crash, sees the old content or the new, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Save `state`, a tree of tensors, numbers and text, as the latest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(p.stem.rpartition("-")[2]) for p in folder.glob("tensors-*.safetensors")), default=0)
+    tensors: dict[str, Tensor] = {}
+    tree = pack(state, tensors)
+    name = f"tensors-{number:06d}.safetensors"
+    save_file({key: tensor.cpu() for key, tensor in tensors.items()}, folder / name)
+    with (folder / name).open("rb") as file:
+        os.fsync(file.fileno())
+    replace_file(folder / MANIFEST, json.dumps({"tensors": name, "tree": tree}))
+    for old in folder.glob("tensors-*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def load(folder: Path, device: str) -> dict[str, Any] | None:
+    """The latest state with its tensors on `device`, or None if none was saved."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return None
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    state = unpack(content["tree"], load_file(folder / content["tensors"], device=device))
+    assert isinstance(state, dict)
+    return state
+
+
+def remove(folder: Path) -> None:
+    """Delete the state of a finished run."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; the system releases it however the process ends.
+
+    Raises:
+        ValueError: another process is running the same run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is running this very run: {folder}. Wait for it, or stop it") from None
+        yield
+    (folder / "lock").unlink(missing_ok=True)

@@ -1,0 +1,336 @@
+"""From what was typed to a checked run request: Hydra composes, the schema checks, mistakes get one message.
+
+Hydra 1.3 answers `metod=pe` with the advice to type `+metod=pe`, which would run the default method in silence. So
+groups, options and keys are looked up here first, and the message names the nearest right one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import ValidationError
+
+from cl_runner.config import Config, check_chain, config_hash, method_spec
+
+HERE = Path(__file__).parent
+#: In a wheel the configuration lies inside the package, in a checkout beside it.
+CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
+GROUPS = ("method", "backbone", "task_order", "task", "hardware", "wandb", "experiment")
+COMMAND = "python -m cl_runner"
+
+
+def version_base() -> dict[str, str]:
+    """Hydra 1.3 wants to be told the version whose defaults it follows, 1.4 warns when it is told."""
+    return {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked run: what to compute (`config`), under which names, and the folder that is its identity."""
+
+    config: Config
+    resolved: dict[str, Any]
+    overrides: tuple[str, ...]
+    task_order: str
+    backbone: str
+    method: str
+    hash: str
+    sweep: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """<root>/<task_order>/<backbone>/<method>/seed<seed>-<hash>."""
+        leaf = f"seed{self.config.seed}-{self.hash}"
+        return Path(self.config.root) / self.task_order / self.backbone / self.method / leaf
+
+    @property
+    def run_id(self) -> str:
+        """The run's id in W&B: the same in every session of the run."""
+        identity = f"{self.task_order}/{self.backbone}/{self.method}/seed{self.config.seed}-{self.hash}"
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+    @property
+    def command(self) -> str:
+        """The line that starts, or continues, this run."""
+        return " ".join([COMMAND, *(quoted(o) for o in self.overrides)])
+
+
+def quoted(override: str) -> str:
+    """An override as it must be typed in a shell."""
+    return override if re.fullmatch(r"[\w./=:@%+,~-]+", override) else f"'{override}'"
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The most similar of `names`, or None if none is similar."""
+    known = list(names)
+    by_leaf = [n for n in known if n.rpartition(".")[2] == name.rpartition(".")[2] and "." in n]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return close[0] if close else (by_leaf[0] if by_leaf else None)
+
+
+def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
+    """All options of a group, those in subfolders as `folder/option`."""
+    found = set()
+    for conf in (CONF, *folders):
+        for path in (conf / group).rglob("*.yaml"):
+            found.add(path.relative_to(conf / group).with_suffix("").as_posix())
+    return sorted(found)
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    with initialize_config_dir(config_dir=str(CONF), job_name="cl_runner", **version_base()):
+        yield
+
+
+def _compose(overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
+    """Compose inside `_hydra`, with user folders added to Hydra's search path."""
+    extra = [f"hydra.searchpath=[{','.join('file://' + str(f.resolve()) for f in folders)}]"] if folders else []
+    return hydra.compose("config", overrides=[*overrides, *extra], return_hydra_config=True)
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """The overrides by Hydra's grammar.
+
+    Raises:
+        ValueError: an override cannot be read.
+    """
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException as error:
+            hint = f"Type: {COMMAND} method={text}" if text in options("method") else "Type NAME=VALUE."
+            if text.endswith((".yaml", ".yml")):
+                hint = "Choose an option of a group instead, as in method=pe."
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"cannot read {text!r} ({reason}). {hint}") from None
+    return parsed
+
+
+def jobs_of(overrides: Sequence[str]) -> list[list[str]]:
+    """The override lists of a multirun, one per job, in the order in which Hydra's sweeper runs them."""
+    batches = BasicSweeper.split_arguments(parse(overrides), max_batch_size=None)
+    return [list(job) for batch in batches for job in batch]
+
+
+def _replaced(overrides: Sequence[str], wrong: str, right: str) -> str:
+    return " ".join([COMMAND, *(quoted(right if o == wrong else o) for o in overrides)])
+
+
+def _check_groups(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Overrides that choose a group's option, each checked; the rest are keys."""
+    chosen = []
+    for override, text in zip(parse(overrides), overrides, strict=True):
+        key = override.key_or_group.partition("@")[0]
+        if key.startswith("hydra") or key not in GROUPS:
+            continue
+        value = override.value()
+        names = value if isinstance(value, list) else [value]
+        known = options(key, folders)
+        for name in names:
+            if name is None and key == "experiment":
+                continue
+            if isinstance(name, dict) or str(name) not in known:
+                close = nearest(str(name), known)
+                said = f"group {key!r} has no option {name!r}; it has: {', '.join(known)}."
+                if close:
+                    right = text.replace(str(name), close)
+                    said += f"\nNearest: {close!r}. Type: {_replaced(overrides, text, right)}"
+                raise ValueError(said)
+        chosen.append(text)
+    return chosen
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _flatten(value, f"{prefix}{key}.")
+
+
+def _check_keys(overrides: Sequence[str], composed: DictConfig, folders: Sequence[Path]) -> None:
+    """Every overridden key exists in the configuration that the chosen groups make."""
+    with open_dict(composed):
+        plain = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    keys = set(_flatten(plain))
+    for override, text in zip(parse(overrides), overrides, strict=True):
+        key = override.key_or_group
+        if key.startswith("hydra") or key in GROUPS or key in keys or "@" in key:
+            continue
+        prefix = re.match(r"[+~]*", text)
+        assert prefix is not None
+        close = nearest(key, [*GROUPS, *keys])
+        said = f"there is no group or key {key!r} in this configuration."
+        parent = key.rpartition(".")[0]
+        inside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent] if parent in keys else []
+        if inside:
+            said += f" {parent} has: {', '.join(sorted(inside))}."
+        elif key.startswith("method."):
+            said += f" Its methods are {', '.join(plain['method']) or 'none'}."
+        if close and not (inside and close == parent):
+            right = f"{close}={override.get_value_element_as_str()}"
+            if close in GROUPS and str(override.value()) not in options(close, folders):
+                right = f"{close}={nearest(str(override.value()), options(close, folders)) or options(close)[0]}"
+            said += f"\nNearest: {close!r}. Type: {_replaced(overrides, text, right)}"
+        else:
+            said += f"\nSee them all: {COMMAND} --cfg job"
+        raise ValueError(said)
+
+
+_KIND = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "none_required": "null",
+}
+
+
+class SchemaError(ValueError):
+    """A value that the schema refuses; `key` is its place in the configuration."""
+
+    def __init__(self, message: str, key: str):
+        super().__init__(message)
+        self.key = key
+
+
+def _explain(error: ValidationError, known: Any, prefix: str = "") -> SchemaError:
+    """The first error of a failed validation as one message."""
+    first = error.errors()[0]
+    where = ".".join([*([prefix] if prefix else []), *(str(part) for part in first["loc"] if part != "[key]")])
+    value, kind = first["input"], first["type"]
+    if kind == "extra_forbidden":
+        close = nearest(where, _flatten(known))
+        said = f"unknown key {where!r}." + (f" Nearest: {close!r}." if close else "")
+        return SchemaError(f"{said} See them all: {COMMAND} --cfg job", "")
+    if kind == "missing":
+        return SchemaError(f"{where} has no value.", where)
+    limit = _KIND.get(kind) or first["msg"].removeprefix("Input should be ")
+    return SchemaError(f"{where} must be {limit}, got {value!r}.", where)
+
+
+def check(resolved: dict[str, Any]) -> Config:
+    """The configuration by its schema, the methods' options included.
+
+    Raises:
+        ValueError: one message for the first mistake.
+    """
+    try:
+        config = Config.model_validate(resolved)
+    except ValidationError as error:
+        raise _explain(error, resolved) from None
+    check_chain(list(config.method), config.backbone.family)
+    for name, values in config.method.items():
+        try:
+            method_spec(name).schema.model_validate(values)
+        except ValidationError as error:
+            raise _explain(error, resolved, f"method.{name}") from None
+    return config
+
+
+def _choice(group: str, composed: DictConfig, nodes: Iterable[str]) -> str:
+    """What a group's choice is called in the run folder: the options joined by `+`."""
+    for text in reversed(composed.hydra.overrides.task):
+        key, _, value = text.partition("=")
+        if key == group:
+            return value.strip("[]").replace(" ", "").replace(",", "+").replace("/", "-")
+    chosen = composed.hydra.runtime.choices.get(group)
+    return str(chosen).replace("/", "-") if chosen else "+".join(nodes)
+
+
+def request(composed: DictConfig, overrides: Sequence[str], sweep: str | None = None) -> Request:
+    """A composed configuration (with its hydra node) as a checked run request.
+
+    Raises:
+        ValueError: a value is missing, of the wrong type, out of range, or the choices do not fit each other.
+    """
+    plain = OmegaConf.create(composed)
+    with open_dict(plain):
+        del plain["hydra"]
+    try:
+        resolved = OmegaConf.to_container(plain, resolve=True, throw_on_missing=True)
+        # Where the data lie is no part of what is computed; their content is checked by its fingerprint.
+        plain.data_root = "data_root"
+        identity = OmegaConf.to_container(plain, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = error.full_key
+        raise ValueError(f"{key} has no value. Type: {COMMAND} ... {key}=VALUE") from None
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    assert isinstance(resolved, dict) and isinstance(identity, dict)
+    resolved = {str(k): v for k, v in resolved.items()}
+    config = check(resolved)
+    return Request(
+        config=config,
+        resolved=resolved,
+        overrides=tuple(overrides),
+        task_order=_choice("task_order", composed, ["tasks"]),
+        backbone=_choice("backbone", composed, [config.backbone.name]),
+        method=_choice("method", composed, config.method),
+        hash=config_hash({str(k): v for k, v in identity.items()}),
+        sweep=sweep,
+    )
+
+
+def compose(overrides: Sequence[str], folders: Sequence[Path] = (), sweep: str | None = None) -> Request:
+    """Compose and check one run.
+
+    Args:
+        overrides: what was typed, such as `method=pe`.
+        folders: user folders with more configuration files (`--config-dir`).
+
+    Raises:
+        ValueError: one clear message for the first mistake.
+    """
+    with _hydra():
+        try:
+            chosen = _check_groups(overrides, folders)
+            default = _compose(chosen, folders)
+            _check_keys(overrides, default, folders)
+            composed = _compose(overrides, folders)
+        except HydraException as error:
+            lines = [line for line in str(error).splitlines() if "+" not in line]
+            raise ValueError(" ".join(lines[:2]) or str(error)) from None
+        try:
+            return request(composed, overrides, sweep)
+        except SchemaError as error:
+            raise ValueError(f"{error}{_remedy(error.key, overrides, default)}") from None
+
+
+def _remedy(key: str, overrides: Sequence[str], default: DictConfig) -> str:
+    """The command with the wrong override at its default."""
+    wrong = next((o for o in overrides if key and key.startswith(o.lstrip("+").partition("=")[0])), None)
+    value = OmegaConf.select(default, key) if key else None
+    if OmegaConf.is_config(value):
+        return f" Type its parts: {COMMAND} ... {key}.{next(iter(value), 'KEY')}=VALUE"
+    if wrong is None or value is None:
+        return f" Type: {COMMAND} ... {key}=VALUE" if key else ""
+    return f" Its default is {value}. Type: {_replaced(overrides, wrong, f'{key}={value}')}"
+
+
+def sweep_id(overrides: Sequence[str]) -> str:
+    """The name of a multirun: the same line is the same sweep."""
+    return "sweep-" + hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:8]

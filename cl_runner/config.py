@@ -1,0 +1,248 @@
+"""The typed schema of every configuration group, and the checks that span several of them.
+
+Values live in conf/*.yaml and nowhere else: the models below hold names, types, ranges and meanings, no defaults.
+Nothing here imports torch, so that composing and checking a configuration takes well under a second.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from cl_runner.methods import METHODS
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+
+
+class Schema(BaseModel):
+    """A node of the configuration: unknown keys, wrong types and values out of range are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Backbone(Schema):
+    """conf/backbone: which model, where its weights come from, how text enters it."""
+
+    name: str
+    family: Literal["classifier"]
+    checkpoint: str | None  # hub name or local folder; null = random weights of `architecture`
+    revision: str | None  # hub commit or tag; null = the newest
+    package: str | None  # an installed package that carries the same checkpoint in its folder `model`
+    weights_sha256: str | None  # of model.safetensors, checked once before it is loaded
+    architecture: dict[str, Any] | None  # transformers configuration of a random model: model_type and sizes
+    max_length: Count  # tokens; longer texts are cut
+    dropout: Share | None  # of hidden states and attention; null = the checkpoint's own
+    attention: Literal["eager", "sdpa"]
+
+
+class TaskDefinition(Schema):
+    """conf/task: where examples come from and how a row becomes text and label (node task.<name>)."""
+
+    source: Literal["generated", "files", "hub"]
+    labels: dict[str, str | None]  # raw value -> label name; null drops such rows
+    balance: bool  # draw equally many examples per label; false = as they come
+    path: str | None  # files: may hold {domain} and {split}
+    dataset: str | None  # hub: name
+    configuration: str | None  # hub: configuration, may hold {domain}
+    revision: str | None  # hub: commit or tag, required
+    splits: dict[Literal["train", "validation", "test"], str | None]  # our split -> the source's; one name twice = shared without overlap
+    text: list[str]  # columns, joined by a space
+    label: str  # column
+    max_rows: Count | None  # rows read at most per file or hub split; null = all
+    label_noise: Share  # generated: share of training labels replaced at random
+
+
+class Counts(Schema):
+    """Examples of one task, spread evenly over its domains; null = all there are, 0 = none."""
+
+    train: Whole | None
+    validation: Whole | None
+    test: Whole | None
+
+
+class OrderedTask(Schema):
+    """One step of a task order."""
+
+    name: str
+    domains: list[str] = Field(default_factory=list)  # empty: the domain of the same name
+    task: str | None = None  # a definition other than the order's
+
+
+class TaskOrder(Schema):
+    """conf/task_order: the tasks in sequence, the first is the base task."""
+
+    task: str  # the definition its tasks use
+    tasks: list[OrderedTask]
+    base: Counts
+    incremental: Counts
+    joint: bool  # upper bound: step t trains on the data of all tasks up to t
+    restart: bool  # every task starts again from the pretrained weights: single-task bounds
+    data_seed: Whole  # which examples are drawn; apart from `seed`, so that all seeds see the same data
+
+
+class Stage(Schema):
+    """How long and how fast the base task, or every later task, is trained."""
+
+    epochs: Whole
+    batch_size: Count  # examples of one optimizer step
+    learning_rate: Positive  # a method may bring its own (method.pe.learning_rate)
+
+
+class Training(Schema):
+    """AdamW with a fresh optimizer per task; no decay on biases and normalisation weights."""
+
+    base: Stage
+    incremental: Stage
+    weight_decay: NonNegative
+    schedule: Literal["linear", "constant"]  # after the warm-up
+    warmup: Share  # of a task's steps
+    clip: Positive | None  # norm of the gradient of what is trained; null = no clipping
+    max_steps: Count | None  # optimizer steps of a task at most; null = as the epochs say
+
+
+class Evaluation(Schema):
+    """Every test set before the first and after every task."""
+
+    batch_size: Count  # does not change a score
+    split: Literal["test", "validation"]
+
+
+class Slurm(Schema):
+    """What a job asks of a SLURM cluster."""
+
+    partition: str | None
+    minutes: Count
+    gpus: Whole
+    cpus: Count
+    memory_gb: Count
+
+
+class Hardware(Schema):
+    """conf/hardware: where and how a run computes."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["fp32", "bf16"]  # of the forward and backward pass (autocast); weights stay fp32
+    threads: Count | None  # CPU threads; null = as torch decides
+    deterministic: bool  # refuse operations whose result may differ between two runs
+    slurm: Slurm | None = None
+
+
+class Checkpoint(Schema):
+    """How often a run's state is saved while a task trains (and always between phases)."""
+
+    every_seconds: NonNegative
+
+
+class Snapshots(Schema):
+    """Which tasks' changes are kept as snapshots."""
+
+    save: Literal["all", "sparse", "none"]  # sparse: leave out later tasks that changed whole tensors
+
+
+class Wandb(Schema):
+    """conf/wandb: offline runs write to the run folder and are uploaded by `wandb sync`."""
+
+    mode: Literal["offline", "online", "disabled"]
+    project: str
+    entity: str | None
+    group: str | None  # null: the sweep, or none
+    tags: list[str]
+
+
+class Config(Schema):
+    """A whole run."""
+
+    seed: Whole
+    root: str
+    data_root: str
+    backbone: Backbone
+    task: dict[str, TaskDefinition]
+    task_order: TaskOrder
+    training: Training
+    evaluation: Evaluation
+    method: dict[str, dict[str, Any]]
+    hardware: Hardware
+    checkpoint: Checkpoint
+    snapshots: Snapshots
+    wandb: Wandb
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodSpec:
+    """What a method's class says of itself, read from its source."""
+
+    schema: type[Schema]
+    last: bool
+    families: tuple[str, ...]
+
+
+@functools.cache
+def method_spec(name: str) -> MethodSpec:
+    """The options, their types and the class attributes of the method under node `name`.
+
+    A method is a dataclass whose fields are its options. They are read from the source text, because importing the
+    class imports torch, which takes seconds that composing a configuration should not.
+    """
+    module, _, class_name = METHODS[name].partition(":")
+    source = (Path(__file__).parent / "methods" / f"{module}.py").read_text(encoding="utf-8")
+    body = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == class_name).body
+    fields: dict[str, Any] = {}
+    attributes: dict[str, Any] = {"last": False, "families": ("classifier",)}
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            annotation = ast.unparse(node.annotation)
+            if annotation.startswith("ClassVar"):
+                assert node.value is not None, f"{class_name}.{node.target.id} has no value"
+                attributes[node.target.id] = ast.literal_eval(node.value)
+            else:
+                # Our own source, evaluated with the type names of this module.
+                fields[node.target.id] = (eval(annotation, globals()), ...)
+    schema = create_model(class_name, __base__=Schema, **fields)
+    return MethodSpec(schema, attributes["last"], tuple(attributes["families"]))
+
+
+def check_chain(names: list[str], family: str) -> None:
+    """The methods fit each other and the backbone's family, or a ValueError names the corrected override."""
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise ValueError(f"no method is registered for the node method.{unknown[0]}; known: {', '.join(METHODS)}")
+    masks = [name for name in names if method_spec(name).last]
+    if len(masks) > 1:
+        raise ValueError(f"only one method may select what trains, got {' and '.join(masks)}; leave one out")
+    if masks and names[-1] != masks[0]:
+        corrected = [option_of(name) for name in names if name != masks[0]] + [option_of(masks[0])]
+        raise ValueError(f"{masks[0]} selects what trains and must come last. Type: method=[{','.join(corrected)}]")
+    for name in names:
+        if family not in method_spec(name).families:
+            supported = ", ".join(method_spec(name).families)
+            raise ValueError(f"method {name} supports the families {supported}, not {family}; choose another backbone")
+
+
+def option_of(name: str) -> str:
+    """The option of group `method` that holds the node `name` alone."""
+    return {"pe": "pe_select"}.get(name, name)
+
+
+#: Keys that say where and how often a run writes, not what it computes: they are no part of its identity.
+NOT_IDENTITY = ("root", "data_root", "wandb", "checkpoint", "snapshots")
+
+
+def config_hash(resolved: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that identify what a resolved configuration computes."""
+    identity = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY}
+    hardware = {key: value for key, value in identity["hardware"].items() if key != "slurm"}
+    text = json.dumps({**identity, "hardware": hardware}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,240 @@
+"""Reading labelled texts: local files (parquet, CSV, TSV, JSON lines) and data sets of the Hugging Face hub.
+
+A row is kept as its text and its label name; what a definition (conf/task) says of columns and labels is checked here,
+and every mistake names the file or data set, the nearest right name and what to type.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import itertools
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from cl_runner.config import TaskDefinition
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A usable row of a source: its number there (from 1), its text, its label's name."""
+
+    number: int
+    text: str
+    label: str
+
+
+def local_path(definition: TaskDefinition, name: str, domain: str, split: str) -> Path:
+    """The file that holds `domain` and the source's own `split` by the definition task.<name>.
+
+    Raises:
+        ValueError: the definition has no path.
+    """
+    if definition.path is None:
+        raise ValueError(
+            f"task.{name} reads files but has no path. Type: task.{name}.path=FOLDER/{{domain}}.csv"
+        )
+    return Path(definition.path.replace("{domain}", domain).replace("{split}", split))
+
+
+def read(definition: TaskDefinition, name: str, domain: str, split: str) -> list[Row]:
+    """The rows of a local file or hub split, those with a dropped label or without any text left out.
+
+    Args:
+        definition: the node task.<name>.
+        name: of the definition, for messages.
+        domain: fills {domain} in the path or the hub configuration.
+        split: the source's own name of the split; fills {split} in the path.
+
+    Raises:
+        ValueError: the source is missing, cannot be read, lacks a column, has no usable row, or holds an unknown label.
+    """
+    if definition.source == "files":
+        path = local_path(definition, name, domain, split)
+        where, records = str(path), _file_records(path, definition)
+    else:
+        where, records = _hub_records(definition, name, domain, split)
+    return _rows(records, definition, name, where)
+
+
+def _rows(records: Iterable[Record], definition: TaskDefinition, name: str, where: str) -> list[Row]:
+    rows = []
+    columns: dict[str, None] = {}
+    number = 0
+    for number, record in enumerate(records, start=1):
+        columns.update(dict.fromkeys(record))
+        text = _text(record, definition.text, number, where)
+        raw = str(record.get(definition.label))
+        if raw not in definition.labels:
+            if definition.label in columns:
+                known = ", ".join(repr(value) for value in definition.labels)
+                raise ValueError(
+                    f"row {number} of {where} has the label {raw!r} in column {definition.label!r}; known: {known}. "
+                    f"Add under task.{name}.labels: '{raw}': NAME (or '{raw}': null to drop such rows)"
+                )
+            continue
+        label = definition.labels[raw]
+        if text and label is not None:
+            rows.append(Row(number, text, label))
+    if number == 0:
+        raise ValueError(f"{where} holds no rows")
+    _check_columns(columns, definition, name, where)
+    if not rows:
+        raise ValueError(
+            f"none of the {number} rows of {where} can be used: no text, or a label that is dropped"
+        )
+    return rows
+
+
+def _text(record: Record, columns: list[str], number: int, where: str) -> str:
+    parts = []
+    for column in columns:
+        cell = record.get(column)
+        if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+            continue
+        if not isinstance(cell, str):
+            kind = type(cell).__name__
+            raise ValueError(f"row {number} of {where}: column {column!r} holds {cell!r} ({kind}), not text")
+        parts.append(cell.strip())
+    return " ".join(part for part in parts if part)
+
+
+def _check_columns(columns: Iterable[str], definition: TaskDefinition, name: str, where: str) -> None:
+    known = list(columns)
+    wanted = [(column, f"task.{name}.text=[COLUMN]") for column in definition.text]
+    for column, remedy in [*wanted, (definition.label, f"task.{name}.label=COLUMN")]:
+        if column not in known:
+            raise ValueError(
+                f"{where} has no column {column!r}; it has: {', '.join(known)}.{_nearest(column, known)} Type: {remedy}"
+            )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """' Nearest: ...' or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Nearest: {close[0]!r}." if close else ""
+
+
+# Local files -----------------------------------------------------------------------------------------------------
+
+
+def _file_records(path: Path, definition: TaskDefinition) -> Iterator[Record]:
+    """The first `max_rows` records of a file, of which more than the wanted columns may be present."""
+    form = path.name.removesuffix(".gz").rpartition(".")[2]
+    if form not in READERS or path.name.endswith(".parquet.gz"):
+        raise ValueError(
+            f"{path}: the format is told by the ending, one of .parquet .csv .tsv .jsonl .json (and .gz)"
+        )
+    if not path.is_file():
+        raise ValueError(_missing(path))
+    try:
+        yield from itertools.islice(READERS[form](path), definition.max_rows)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from None
+
+
+def _missing(path: Path) -> str:
+    """What to say of a file that is not there: how far its path exists and which names are similar."""
+    parent, child = path.parent, path.name
+    while not parent.is_dir() and parent != parent.parent:
+        parent, child = parent.parent, parent.name
+    near = _nearest(child, sorted(os.listdir(parent)) if parent.is_dir() else [])
+    remedy = "Set data_root=FOLDER, or CL_RUNNER_DATA, to the folder that holds the data sets."
+    return f"{path} does not exist: {parent} holds no {child!r}.{near} {remedy}"
+
+
+def _open(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is not a readable parquet file ({error})") from None
+
+
+def _separated(path: Path, delimiter: str) -> Iterator[Record]:
+    # Reviews are longer than the module's default limit of 131,072 characters more often than one thinks.
+    csv.field_size_limit(sys.maxsize)
+    with _open(path) as file:
+        yield from csv.DictReader(file, delimiter=delimiter)
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"line {number} of {path} is not JSON, one object a line ({error})"
+                ) from None
+            if not isinstance(record, dict):
+                raise ValueError(
+                    f"line {number} of {path} is not a JSON object; one object a line is expected"
+                )
+            yield record
+
+
+READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    "parquet": _parquet,
+    "csv": lambda path: _separated(path, ","),
+    "tsv": lambda path: _separated(path, "\t"),
+    "jsonl": _json_lines,
+    "json": _json_lines,
+}
+
+# Hub -------------------------------------------------------------------------------------------------------------
+
+
+def _hub_records(definition: TaskDefinition, name: str, domain: str, split: str) -> tuple[str, list[Record]]:
+    """How the data set is called in messages, and its first `max_rows` records."""
+    if definition.dataset is None:
+        raise ValueError(
+            f"task.{name} reads the hub but names no data set. Type: task.{name}.dataset=OWNER/NAME"
+        )
+    if definition.revision is None:
+        raise ValueError(
+            f"task.{name} must name the revision of {definition.dataset}, so that a run can be repeated. "
+            f"Type: task.{name}.revision=COMMIT"
+        )
+    configuration = definition.configuration and definition.configuration.replace("{domain}", domain)
+    where = f"{definition.dataset} ({configuration or 'default'}, {split}, {definition.revision[:12]})"
+
+    import datasets
+
+    try:
+        stream = datasets.load_dataset(
+            definition.dataset,
+            configuration,
+            split=split,
+            revision=definition.revision,
+            streaming=definition.max_rows is not None,
+        )
+        records = list(itertools.islice(stream, definition.max_rows))
+    except Exception as error:  # the library raises its own, the hub client's and the HTTP client's errors
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"the hub data set {where} cannot be read: {reason}. Check task.{name}.dataset, .configuration, .splits "
+            f"and .revision, and the network; without one, point a task of source=files to a local copy"
+        ) from None
+    return where, records

@@ -1,0 +1,293 @@
+"""Tasks: what the steps of a task order train and test on, drawn from their sources once, before any model is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cl_runner.config import OrderedTask, TaskDefinition, TaskOrder
+from cl_runner.data import sources
+
+Split = Literal["train", "validation", "test"]
+#: The order in which splits that share one source are drawn from it.
+DRAWN: tuple[Split, ...] = ("test", "validation", "train")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A text and what a model should answer."""
+
+    prompt: str  # the input text
+    answer: str  # the label's name
+    domain: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One step of a task order with all its examples."""
+
+    index: int
+    name: str
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    labels: tuple[str, ...]  # this task's label names, in the order of its definition
+
+
+def build_tasks(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[Task]:
+    """The tasks of an order. The same order, definitions and `data_seed` give the same examples on every machine.
+
+    No row of a source is in two splits of a task, and what is drawn for a task does not depend on the other tasks.
+
+    Raises:
+        ValueError: the first mistake in the order, its definitions or their data.
+    """
+    return [_build(plan) for plan in _plans(order, definitions)]
+
+
+def label_union(tasks: Iterable[Task]) -> tuple[str, ...]:
+    """All label names in the order of first appearance: the classes of a shared head."""
+    return tuple(dict.fromkeys(label for task in tasks for label in task.labels))
+
+
+def fingerprint(task: Task) -> str:
+    """SHA-256 (hexadecimal) of everything in a task."""
+    text = json.dumps(dataclasses.asdict(task), separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def source_files(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[Path]:
+    """The local files that `build_tasks` reads, sorted; none for generated and hub sources."""
+    paths = set()
+    for plan in _plans(order, definitions):
+        if plan.definition.source == "files":
+            for split, origin in _origins(plan).items():
+                for domain, share in zip(plan.domains, plan.shares(split), strict=True):
+                    if share != 0:
+                        paths.add(sources.local_path(plan.definition, plan.name, domain, origin))
+    return sorted(paths)
+
+
+# The order -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One step of the order with its definition, and how many examples of each split it wants."""
+
+    index: int
+    task: OrderedTask
+    name: str  # of the definition
+    definition: TaskDefinition
+    counts: dict[Split, int | None]
+    data_seed: int
+
+    @property
+    def domains(self) -> list[str]:
+        return self.task.domains or [self.task.name]
+
+    def key(self, split: Split) -> str:
+        """The configuration key of a count."""
+        return f"task_order.{'incremental' if self.index else 'base'}.{split}"
+
+    def shares(self, split: Split) -> list[int | None]:
+        """The examples of each domain, as equal as possible, the remainder to the first ones; None = all."""
+        count, domains = self.counts[split], len(self.domains)
+        if count is None:
+            return [None] * domains
+        return [count // domains + (position < count % domains) for position in range(domains)]
+
+
+def _plans(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[_Plan]:
+    if not order.tasks:
+        raise ValueError("the task order has no tasks. Choose one: task_order=reviews")
+    names = [task.name for task in order.tasks]
+    plans = []
+    for index, task in enumerate(order.tasks):
+        if names.count(task.name) > 1:
+            raise ValueError(
+                f"the task order has two tasks named {task.name!r}; call one of them "
+                f"{{name: {task.name}_2, domains: [{task.name}]}}"
+            )
+        for domain in task.domains:
+            if task.domains.count(domain) > 1:
+                raise ValueError(f"task {task.name!r} lists the domain {domain!r} twice; leave one out")
+        name = task.task or order.task
+        if name not in definitions:
+            close = difflib.get_close_matches(name, list(definitions), n=1)
+            raise ValueError(
+                f"task {task.name!r} uses the definition {name!r}, which is not loaded; "
+                f"loaded: {', '.join(definitions) or 'none'}.{f' Nearest: {close[0]!r}.' if close else ''} "
+                f"Type: task=[{','.join([*definitions, name])}]"
+            )
+        counts = order.incremental if index else order.base
+        wanted: dict[Split, int | None] = {
+            "train": counts.train,
+            "validation": counts.validation,
+            "test": counts.test,
+        }
+        plans.append(_Plan(index, task, name, definitions[name], wanted, order.data_seed))
+    return plans
+
+
+def _origins(plan: _Plan) -> dict[Split, str]:
+    """Our split -> the source's own name for it, of the wanted splits in drawing order.
+
+    Raises:
+        ValueError: examples are wanted of a split that the definition does not have.
+    """
+    origins: dict[Split, str] = {}
+    for split in DRAWN:
+        count, origin = plan.counts[split], plan.definition.splits.get(split)
+        if count != 0 and origin is not None:
+            origins[split] = origin
+        elif count or (count is None and split != "validation"):
+            raise ValueError(
+                f"task.{plan.name} has no {split} split, but {plan.key(split)} asks for {count or 'all'} of it. "
+                f"Type: {plan.key(split)}=0, or name where to draw from: task.{plan.name}.splits.{split}=SPLIT"
+            )
+    return origins
+
+
+def _build(plan: _Plan) -> Task:
+    labels = tuple(dict.fromkeys(label for label in plan.definition.labels.values() if label is not None))
+    if not labels:
+        raise ValueError(f"task.{plan.name} has no labels. Add under task.{plan.name}.labels: 'VALUE': NAME")
+    examples: dict[Split, list[Example]] = {split: [] for split in DRAWN}
+    for position in range(len(plan.domains)):
+        drawn = (
+            _written(plan, position)
+            if plan.definition.source == "generated"
+            else _drawn(plan, position, labels)
+        )
+        for split, new in drawn.items():
+            examples[split] += new
+    return Task(
+        index=plan.index,
+        name=plan.task.name,
+        train=tuple(examples["train"]),
+        validation=tuple(examples["validation"]),
+        test=tuple(examples["test"]),
+        labels=labels,
+    )
+
+
+# Drawing ---------------------------------------------------------------------------------------------------------
+
+
+def _written(plan: _Plan, position: int) -> dict[Split, list[Example]]:
+    """The examples of one domain from the grammar of the generated benchmark."""
+    from cl_runner.data import reviews  # not at the top: it makes the `Example` of this module
+
+    definition = plan.definition
+    names = {raw: name for raw, name in definition.labels.items() if name is not None}
+    if tuple(names) != reviews.LABELS or len(names) < len(definition.labels):
+        raise ValueError(
+            f"task.{plan.name}.labels must name every rating of the generated reviews: {', '.join(reviews.LABELS)}"
+        )
+    drawn: dict[Split, list[Example]] = {}
+    for split in DRAWN:
+        share = plan.shares(split)[position]
+        if share is None:
+            raise ValueError(f"generated reviews have no end. Say how many: {plan.key(split)}=100")
+        noise = definition.label_noise if split == "train" else 0.0
+        written = reviews.generate(
+            plan.domains[position], split, share, definition.balance, noise, plan.data_seed
+        )
+        drawn[split] = [dataclasses.replace(example, answer=names[example.answer]) for example in written]
+    return drawn
+
+
+def _drawn(plan: _Plan, position: int, labels: Sequence[str]) -> dict[Split, list[Example]]:
+    """The examples of one domain from its files or hub splits. Splits that share one are drawn without overlap."""
+    domain = plan.domains[position]
+    places: dict[Split, str] = {}
+    for split, origin in _origins(plan).items():
+        local = plan.definition.source == "files"
+        # Without {split} in its path a file is shared by all splits, whatever they are called.
+        places[split] = (
+            str(sources.local_path(plan.definition, plan.name, domain, origin)) if local else origin
+        )
+    rows: dict[str, list[sources.Row]] = {}
+    taken: dict[str, set[int]] = {}
+    drawn: dict[Split, list[Example]] = {}
+    for split, place in places.items():
+        shares = plan.shares(split)
+        share = shares[position]
+        if share == 0:
+            continue
+        if place not in rows:
+            origin = plan.definition.splits[split]
+            assert origin is not None
+            rows[place] = sources.read(plan.definition, plan.name, domain, origin)
+            taken[place] = set()
+        sharing = [
+            other for other in places if places[other] == place and other != split and other not in drawn
+        ]
+        if share is None and sharing:
+            raise ValueError(
+                f"{split} and {sharing[0]} of task {plan.task.name!r} share {place}, so all of it cannot be {split}. "
+                f"Say how many: {plan.key(split)}=100"
+            )
+        source = f"{plan.data_seed}/{plan.task.name}/{domain}/{split}"
+        free = [row for row in _shuffled(rows[place], source) if row.number not in taken[place]]
+        if share is None:
+            chosen = sorted(free, key=lambda row: row.number)
+        else:
+            # Labels that get one more start where the domain before stopped, so that a whole task is balanced.
+            before = sum(other or 0 for other in shares[:position])
+            quotas = _quotas(share, before, labels) if plan.definition.balance else {"": share}
+            chosen = _fill(quotas, free, plan, split, domain, place)
+        if not chosen:
+            raise ValueError(f"nothing is left in {place} for {plan.key(split)}. Type: {plan.key(split)}=0")
+        taken[place].update(row.number for row in chosen)
+        drawn[split] = [Example(row.text, row.label, domain) for row in chosen]
+    return drawn
+
+
+def _shuffled(rows: Sequence[sources.Row], seed: str) -> list[sources.Row]:
+    """In random order. Only `random()` is used: its numbers are the same in every version of Python."""
+    generator = random.Random(seed)
+    keys = [generator.random() for _ in rows]
+    return [rows[i] for i in sorted(range(len(rows)), key=keys.__getitem__)]
+
+
+def _quotas(share: int, before: int, labels: Sequence[str]) -> dict[str, int]:
+    """`share` examples over labels as equally as possible; the remainder starts at label `before` modulo their number."""
+    quotas = {label: share // len(labels) for label in labels}
+    for extra in range(share % len(labels)):
+        quotas[labels[(before + extra) % len(labels)]] += 1
+    return quotas
+
+
+def _fill(
+    quotas: dict[str, int], free: Sequence[sources.Row], plan: _Plan, split: Split, domain: str, place: str
+) -> list[sources.Row]:
+    """The first rows of `free` that fill the quota of each label; the label "" stands for any."""
+    left = dict(quotas)
+    chosen = []
+    for row in free:
+        label = row.label if plan.definition.balance else ""
+        if left[label]:
+            left[label] -= 1
+            chosen.append(row)
+    for label, lacking in left.items():
+        if lacking:
+            have = quotas[label] - lacking
+            kind = f" with the label {label!r}" if label else ""
+            fewer = have * len(quotas) * len(plan.domains)
+            balance = f", or task.{plan.name}.balance=false" if label else ""
+            limit = plan.definition.max_rows
+            more = f", or more than task.{plan.name}.max_rows={limit}" if limit else ""
+            raise ValueError(
+                f"{plan.key(split)}={plan.counts[split]} needs {quotas[label]} examples{kind} of domain {domain!r} in "
+                f"task {plan.task.name!r}, but {place} has {have} left. Type: {plan.key(split)}={fewer}{balance}{more}"
+            )
+    return chosen

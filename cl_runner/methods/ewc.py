@@ -1,0 +1,63 @@
+"""Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796) in the form of PE (2022.naacl-industry.35)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from torch import Tensor
+
+from cl_runner.config import NonNegative, Share
+from cl_runner.data.task import Task
+from cl_runner.methods.base import Method
+
+if TYPE_CHECKING:
+    from cl_runner.learner import Learner
+
+
+@dataclass
+class EWC(Method):
+    """L_EWC = strength * sum_i F_i (theta_i - theta_i_old)^2 over the weights that train (PE eq. 3, 4; no 1/2).
+
+    The penalty is quadratic, so its gradient is written down, not traced.
+    """
+
+    strength: NonNegative
+    fisher_data: Literal["old_tasks", "last_task"]
+    decay: Share
+
+    state: ClassVar[tuple[str, ...]] = ("fisher", "anchor")
+
+    def __post_init__(self) -> None:
+        self.fisher: dict[str, Tensor] = {}
+        self.anchor: dict[str, Tensor] = {}
+
+    def reviews_old_data(self) -> bool:
+        return self.fisher_data == "old_tasks"
+
+    def before_task(self, learner: Learner, task: Task) -> None:
+        if not learner.has_old_tasks(task):
+            return
+        if self.fisher_data == "old_tasks":  # PE eq. 1: all old data at the latest weights
+            self.fisher = dict(learner.fisher(learner.old_examples(task)))
+        self.anchor = learner.weights()  # theta_old
+
+    def after_task(self, learner: Learner, task: Task) -> None:
+        if self.fisher_data == "last_task":
+            new = learner.fisher(task.train)
+            self.fisher = {
+                name: f + self.decay * self.fisher[name] if self.fisher else f for name, f in new.items()
+            }
+
+    def grads(self, learner: Learner) -> None:
+        if not self.anchor:
+            return
+        penalty = 0.0
+        for name, values in learner.trained.items():
+            fisher = learner.part(name, self.fisher[name])
+            moved = values.detach() - learner.part(name, self.anchor[name])
+            pull = fisher * moved
+            gradient = 2 * self.strength * pull  # d/dtheta of eq. 4
+            values.grad = gradient if values.grad is None else values.grad.add_(gradient)
+            penalty += float((pull * moved).sum())
+        learner.log("ewc", self.strength * penalty)

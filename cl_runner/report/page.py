@@ -1,0 +1,275 @@
+"""report.html of one run: a single file without scripts or network, made from what lies in the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cl_runner.matrix import FORMULAS, bootstrap_interval, forgetting_matrix
+from cl_runner.report import plots
+from cl_runner.report.costs import COSTS, bytes_text, cost_text, costs
+from cl_runner.report.folder import Run, read_run
+from cl_runner.report.html import document, folded, picture, section, table, write
+
+HEADLINE = (
+    "union_accuracy",
+    "average_accuracy",
+    "forgetting/chaudhry18",
+    "bwt/gem",
+    "first_task/last",
+    "plasticity/diagonal",
+)
+UNITS = {"forgetting/chaudhry18": "points", "forgetting/first_minus_last": "points", "bwt/gem": "points"} | {
+    "forward_transfer/gem": "points"
+}
+BOOTSTRAP_SEED = 0
+
+
+def write_run_report(folder: Path) -> Path:
+    """Draw plots/*.png and write report.html of a run that is finished, failed or under way.
+
+    Args:
+        folder: the run folder; only its own files are read.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        ValueError: `folder` holds no config.yaml.
+    """
+    run = read_run(folder)
+    body = [_heading(run), _banner(run), _tiles(run), *_matrices(run), *_importance(run), *_costs(run)]
+    body += [*_losses(run), _numbers(run), *_settings(run)]
+    return write(folder / "report.html", document(f"{run.method} on {run.task_order}, seed {run.seed}", body))
+
+
+def _heading(run: Run) -> str:
+    names = f"{run.method} · {run.backbone} · {run.task_order}"
+    facts = [f"seed {run.seed}", f"{run.done} of {len(run.tasks)} tasks", run.status]
+    if run.hash:
+        facts.insert(1, f"configuration {run.hash}")
+    return f"<h1>{escape(names)}</h1><p>{escape(' · '.join(facts))}</p>"
+
+
+def _banner(run: Run) -> str:
+    if run.status == "completed":
+        return ""
+    if run.status == "unfinished":
+        text = f"This run is not finished: {run.done} of {len(run.tasks)} tasks are done. "
+        return f'<div class="banner">{text}Below is what is there so far. The command at the end goes on with it.</div>'
+    reason = (run.folder / "FAILED").read_text(encoding="utf-8").strip().splitlines()[-12:]
+    shown = f"<pre>{escape(chr(10).join(reason))}</pre>" if reason else ""
+    text = f"This run failed after {run.done} of {len(run.tasks)} tasks; log.txt has the whole story."
+    return f'<div class="banner failed">{text}{shown}</div>'
+
+
+def value_text(name: str, value: float) -> str:
+    """A derived number with its unit."""
+    unit = UNITS.get(name, "%")
+    return f"{value:+.2f} {unit}" if unit == "points" else f"{value:.2f} {unit}"
+
+
+def _tiles(run: Run) -> str:
+    tiles = []
+    for name in HEADLINE:
+        if name in run.metrics:
+            note = _interval_text(run) if name == "union_accuracy" else ""
+            tiles.append((value_text(name, run.metrics[name]), name, note))
+    tiles += [(cost_text(name, value), name, "") for name, value in costs(run).items()]
+    shown = (
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span><span>{escape(note)}</span></div>'
+        for value, name, note in tiles
+    )
+    return f'<div class="tiles">{"".join(shown)}</div>' if tiles else ""
+
+
+def _interval_text(run: Run) -> str:
+    answers = run.answers.get(run.done)
+    if not answers:
+        return ""
+    # Of an unfinished run the union covers the tasks done, as its derived numbers do.
+    correct = np.concatenate([answers[task] for task in run.tasks[: run.done]])
+    low, high = bootstrap_interval(correct, BOOTSTRAP_SEED)
+    return f"95 % interval {low:.2f} to {high:.2f} ({correct.size} test items, bootstrap)"
+
+
+def _matrices(run: Run) -> list[str]:
+    if not run.rows.size:
+        return []
+    drawn = run.folder / "plots"
+    plots.accuracy_heat_map(run.tasks, run.rows, drawn / "accuracy.png")
+    names = ["start", *(f"after {task}" for task in run.tasks)]
+    cells = [[name, *(f"{v:.2f}" for v in row)] for name, row in zip(names, run.rows, strict=False)]
+    sections = [
+        section(
+            "Accuracy",
+            "Percent right on every test set, before the first and after each task. The diagonal is the task just "
+            "trained, left of it are older tasks, right of it tasks still to come.",
+            picture(drawn / "accuracy.png", "heat map of the accuracy matrix"),
+            folded("as a table", table(["", *run.tasks], cells)),
+        )
+    ]
+    if run.done > 1:
+        plots.forgetting_heat_map(run.tasks, forgetting_matrix(run.rows), drawn / "forgetting.png")
+        sections.append(
+            section(
+                "Forgetting",
+                "Best accuracy since a task was trained minus accuracy now: F[t,u] = max of A[l,u] over u <= l < t, "
+                "minus A[t,u]. Red is lost, blue is gained.",
+                picture(drawn / "forgetting.png", "heat map of the forgetting matrix"),
+            )
+        )
+    if run.done:
+        curve = run.rows[1:, 0]
+        bounds = _first_task_bounds(run)
+        plots.first_task_lines(run.tasks, {run.method: curve[None]}, drawn / "first_task.png", bounds)
+        band = "" if bounds is None else " The band is the 95 % bootstrap interval over its test items."
+        sections.append(
+            section(
+                "The first task over the sequence",
+                f"Accuracy on the test set of {run.tasks[0]} after each task (figure 3 of the PE paper).{band}",
+                picture(drawn / "first_task.png", "accuracy of the first task after each task"),
+            )
+        )
+    return sections
+
+
+def _first_task_bounds(run: Run) -> np.ndarray | None:
+    """[t, 2] percent, or None where predictions are missing."""
+    steps = range(1, run.done + 1)
+    if any(run.tasks[0] not in run.answers.get(step, {}) for step in steps):
+        return None
+    return np.array([bootstrap_interval(run.answers[step][run.tasks[0]], BOOTSTRAP_SEED) for step in steps])
+
+
+def _importance(run: Run) -> list[str]:
+    path = run.folder / "fisher.json"
+    if not path.exists():
+        return []
+    fisher = json.loads(path.read_text(encoding="utf-8"))
+    plots.fisher_map(fisher["after"], fisher["layers"], run.folder / "plots" / "fisher.png")
+    count = sum(cell["parameters"] for cell in fisher["layers"])
+    zero = sum(cell["parameters"] * cell["zero_fraction"] for cell in fisher["layers"])
+    return [
+        section(
+            "Where the importance lies",
+            "Mean Fisher information of the old tasks by layer and module, darker = more important (figure 4 of the "
+            f"PE paper). {100 * zero / count:.1f} % of {count:,} parameters have a Fisher of exactly zero.",
+            picture(run.folder / "plots" / "fisher.png", "heat map of the mean Fisher information"),
+        )
+    ]
+
+
+def _costs(run: Run) -> list[str]:
+    if not run.details:
+        return []
+    drawn = run.folder / "plots"
+    plots.storage_bars(run.details, drawn / "storage.png")
+    plots.phase_bars(run.details, drawn / "phases.png")
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "task": lambda task: str(task["name"]),
+        "trainable": lambda task: f"{task['trainable']:,}",
+        "trainable, % of the model": lambda task: f"{100 * task['trainable'] / task['model_parameters']:.3g}",
+        "changed": lambda task: f"{task['changed']:,}",
+        "stored values": lambda task: f"{task['stored']:,}",
+        "stored": lambda task: bytes_text(task["stored_bytes"]),
+        "stored, % of the model's bytes": lambda task: f"{task['stored_share_percent']:.3g}",
+    }
+    storage = [[cell(task) for cell in columns.values()] for task in run.details]
+    seconds = [
+        [
+            str(task["name"]),
+            f"{task['train_examples']:,}",
+            f"{task['steps']:,}",
+            f"{task['offline_seconds']:.1f}",
+            f"{task['online_seconds']:.1f}",
+            f"{task['phases'].get('evaluate', 0.0):.1f}",
+        ]
+        for task in run.details
+    ]
+    model = run.details[0]
+    peak = run.summary.get("peak_memory_mib") or {}
+    memory = table(["phase", "peak memory, MiB"], [[phase, f"{mib:,.0f}"] for phase, mib in peak.items()])
+    sections = [
+        section(
+            "Storage",
+            f"What a task adds to disk, against {bytes_text(model['model_bytes'])} for all "
+            f"{model['model_parameters']:,} parameters (table 3 of the PE paper).",
+            picture(drawn / "storage.png", "bytes stored per task"),
+            table(list(columns), storage),
+        ),
+        section(
+            "Time",
+            "Offline is importance and selection, done between tasks; online is what must happen once the new data "
+            "are there: preparation and training.",
+            picture(drawn / "phases.png", "seconds per task and phase"),
+            table(
+                ["task", "training examples", "steps", "offline, s", "online, s", "evaluation, s"],
+                seconds,
+            ),
+            folded("peak memory by phase", memory) if peak else "",
+        ),
+    ]
+    zeros = {
+        str(task["name"]): task["zero_fisher_fraction"]
+        for task in run.details
+        if task["zero_fisher_fraction"]
+    }
+    if zeros:
+        layers = list(next(iter(zeros.values())))
+        rows = [[layer, *(f"{100 * share[layer]:.2f}" for share in zeros.values())] for layer in layers]
+        sections[0] += folded(
+            "share of exact zeros in each layer's Fisher, %, by task", table(["", *zeros], rows)
+        )
+    return sections
+
+
+def _losses(run: Run) -> list[str]:
+    lines = [line for line in run.log if line["kind"] == "train"]
+    if not lines:
+        return []
+    plots.loss_curve(lines, run.folder / "plots" / "loss.png")
+    return [
+        section(
+            "Training loss",
+            "As logged (pale) and its running mean, task by task; it includes the methods' terms.",
+            picture(run.folder / "plots" / "loss.png", "training loss over all steps"),
+        )
+    ]
+
+
+def _numbers(run: Run) -> str:
+    if not run.metrics:
+        return ""
+    rows = [[name, value_text(name, value), FORMULAS[name]] for name, value in run.metrics.items()]
+    rows += [[name, cost_text(name, value), COSTS[name]] for name, value in costs(run).items()]
+    note = "" if run.done == len(run.tasks) else f" Here T = {run.done}, the tasks done so far."
+    return section(
+        "Derived numbers",
+        f"A[t,u] is the accuracy on task u after task t, T the number of tasks.{note}",
+        table(["name", "value", "formula"], rows, text=True, long=2),
+    )
+
+
+def _settings(run: Run) -> list[str]:
+    command = run.environment.get("command")
+    config = (run.folder / "config.yaml").read_text(encoding="utf-8")
+    environment = json.dumps(run.environment, indent=2, ensure_ascii=False)
+    return [
+        section(
+            "Again", "The command that repeats, or goes on with, this run.", f"<pre>{escape(command)}</pre>"
+        )
+        if command
+        else "",
+        section(
+            "Settings",
+            "",
+            folded("configuration, resolved", f"<pre>{escape(config)}</pre>"),
+            folded("environment: versions, code, hardware", f"<pre>{escape(environment)}</pre>"),
+        ),
+    ]

@@ -1,0 +1,416 @@
+"""Pictures of runs, PNG at 150 dpi. Every function draws one figure of its own and writes it to `path`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from cl_runner.matrix import Floats
+from cl_runner.report.costs import bytes_text
+
+MODULES = (
+    "embeddings",
+    "query",
+    "key",
+    "value",
+    "attention_output",
+    "ffn_input",
+    "ffn_output",
+    "layer_norm",
+    "pooler",
+    "classifier",
+    "other",
+)
+#: Okabe & Ito's colours, distinguishable with colour-blind eyes; markers tell a second round apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A8A00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    # Task names may hold $ and must not become formulas.
+    "text.parse_math": False,
+}
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure in inches, outside pyplot, so that nothing stays open."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
+
+
+def _short(name: str, length: int = 26) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _ink(colour: tuple[float, float, float, float]) -> str:
+    """Black or white, whichever reads better on a colour."""
+    red, green, blue, _ = colour
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "white"
+
+
+def _cells(
+    axes: Axes,
+    values: Floats,
+    colours: Colormap,
+    scale: Normalize,
+    texts: Sequence[Sequence[str]],
+    size: float,
+) -> None:
+    """Coloured cells with their numbers; NaN stays blank."""
+    axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=scale, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        ink = _ink(colours(scale(value))) if np.isfinite(value) else "#666666"
+        axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=size, color=ink)
+
+
+def _name_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+    axes.set_xticks(range(len(columns)), [_short(name) for name in columns])
+    axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
+    turned = max(map(len, columns)) > 9
+    axes.tick_params(axis="x", rotation=35 if turned else 0, length=0, top=True, labeltop=True)
+    axes.tick_params(axis="x", bottom=False, labelbottom=False)
+    axes.tick_params(axis="y", length=0)
+    if turned:
+        for label in axes.get_xticklabels():
+            label.set(ha="left", rotation_mode="anchor")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+def _sizes(rows: int, columns: int) -> tuple[float, float, float]:
+    """Width and height of a heat map in inches, and the font size of its numbers."""
+    cell = 0.72 if columns <= 8 else 0.56
+    return cell * columns + 2.9, 0.36 * rows + 1.9, 8.5 if columns <= 8 else 7.5
+
+
+def accuracy_heat_map(tasks: Sequence[str], rows: Floats, path: Path) -> None:
+    """Accuracy of every test set (columns, percent) at the start and after each task (rows).
+
+    Args:
+        rows: [t + 1, T], as in cl_runner/matrix.py. Cells of tasks not yet trained are pale and hatched.
+    """
+    from matplotlib import colormaps
+
+    colours = colormaps["viridis"]
+    low, high = float(np.floor(rows.min())), float(np.ceil(rows.max()))
+    scale = Normalize(low, max(high, low + 1))
+    width, height, size = _sizes(len(rows), len(tasks))
+    with rc_context({**STYLE, "hatch.color": "#b9b9b9", "hatch.linewidth": 0.5}):
+        figure, axes = _figure(width, height)
+        trained = np.arange(len(rows))[:, None] > np.arange(len(tasks))
+        texts = [[f"{value:.1f}" for value in row] for row in rows]
+        _cells(axes, np.where(trained, rows, np.nan), colours, scale, texts, size)
+        for row, column in np.argwhere(~trained):
+            face = (*colours(scale(rows[row, column]))[:3], 0.12)
+            square = Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=face, hatch="////", linewidth=0)
+            axes.add_patch(square)
+            axes.texts[row * len(tasks) + column].set(
+                zorder=4, bbox={"fc": "white", "ec": "none", "pad": 1.2}
+            )
+        axes.set_xlim(-0.5, len(tasks) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        _name_axes(axes, ["start", *(f"after {_short(task)}" for task in tasks[: len(rows) - 1])], tasks)
+        axes.set_xlabel("test set · accuracy in % · hatched: task not yet trained")
+        _colour_bar(figure, axes, colours, scale, "accuracy, %")
+        _save(figure, path)
+
+
+def forgetting_heat_map(tasks: Sequence[str], forgetting: Floats, path: Path) -> None:
+    """Forgetting F[t,u] in percentage points (`cl_runner.matrix.forgetting_matrix`), [t, T] with t > 1."""
+    from matplotlib import colormaps
+
+    shown = forgetting[1:, :-1]
+    limit = max(float(np.nanmax(np.abs(shown))), 1.0)
+    width, height, size = _sizes(*shown.shape)
+    with rc_context(STYLE):
+        figure, axes = _figure(width, height)
+        texts = [[f"{value:.1f}" if np.isfinite(value) else "" for value in row] for row in shown]
+        _cells(axes, shown, colormaps["RdBu_r"], Normalize(-limit, limit), texts, size)
+        _name_axes(axes, [f"after {_short(task)}" for task in tasks[1 : len(forgetting)]], tasks[:-1])
+        axes.set_xlabel("test set · forgetting/chaudhry18 in percentage points · blue: improved")
+        _colour_bar(figure, axes, colormaps["RdBu_r"], Normalize(-limit, limit), "points lost")
+        _save(figure, path)
+
+
+def _colour_bar(figure: Figure, axes: Axes, colours: Colormap, scale: Normalize, label: str) -> None:
+    from matplotlib.cm import ScalarMappable
+
+    bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, fraction=0.05, pad=0.02, aspect=25)
+    bar.set_label(label)
+    bar.outline.set_visible(False)  # type: ignore[operator]  # a Spine, typed as its base class
+
+
+def first_task_lines(
+    tasks: Sequence[str],
+    curves: Mapping[str, Floats],
+    path: Path,
+    interval: Floats | None = None,
+) -> None:
+    """Accuracy of the first task's test set after each task (PE, figure 3), a line per method.
+
+    Args:
+        tasks: [T] names, the x axis.
+        curves: label -> [n seeds, t] percent, t <= T; the line is the mean, the band one sample deviation around it.
+        interval: [t, 2] bounds in percent around the only line of a single run.
+    """
+    with rc_context(STYLE):
+        figure, axes = _figure(max(6.4, 0.45 * len(tasks) + 3.2), 4.2)
+        for number, (label, runs) in enumerate(curves.items()):
+            steps, mean = np.arange(runs.shape[1]), runs.mean(axis=0)
+            colour = COLOURS[number % len(COLOURS)]
+            name = f"{label} (n = {len(runs)})" if len(runs) > 1 else label
+            dashes = "-" if number < len(COLOURS) else "--"
+            axes.plot(
+                steps,
+                mean,
+                dashes,
+                color=colour,
+                label=name,
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=4.5,
+            )
+            if len(runs) > 1:
+                spread = runs.std(axis=0, ddof=1)
+                axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+            if interval is not None:
+                axes.fill_between(steps, *interval.T, color=colour, alpha=0.15, linewidth=0)
+        axes.set_xticks(range(len(tasks)), [_short(task) for task in tasks])
+        if len(tasks) > 6 or max(map(len, tasks)) > 10:
+            axes.tick_params(axis="x", rotation=40)
+            for tick in axes.get_xticklabels():
+                tick.set(ha="right", rotation_mode="anchor")
+        axes.set_xlabel("after task")
+        axes.set_ylabel(f"accuracy on {_short(tasks[0])}, %")
+        axes.margins(x=0.03)
+        if len(curves) > 1:
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+        _save(figure, path)
+
+
+def fisher_map(after: str, layers: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Mean Fisher information by layer and module, log10, darker = larger (PE, figure 4).
+
+    Args:
+        after: name of the latest task it was computed after, or before which it was computed.
+        layers: the `layers` of fisher.json: layer, module, log10_mean (None where all zero), zero_fraction.
+    """
+    from matplotlib import colormaps
+
+    rows = _layer_order([str(cell["layer"]) for cell in layers])
+    columns = [name for name in MODULES if any(cell["module"] == name for cell in layers)]
+    values = np.full((len(rows), len(columns)), np.nan)
+    texts = [["" for _ in columns] for _ in rows]
+    for cell in layers:
+        row, column = rows.index(str(cell["layer"])), columns.index(cell["module"])
+        if cell["log10_mean"] is not None:
+            values[row, column] = cell["log10_mean"]
+        mean = "all 0" if cell["log10_mean"] is None else f"{cell['log10_mean']:.1f}"
+        texts[row][column] = f"{mean}\n{100 * cell['zero_fraction']:.1f} % 0"
+    colours = colormaps["YlGnBu"]
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    scale = Normalize(low, max(high, low + 0.5))
+    with rc_context(STYLE):
+        figure, axes = _figure(0.85 * len(columns) + 2.6, 0.44 * len(rows) + 1.7)
+        axes.set_facecolor("#f3f3f3")
+        _cells(axes, values, colours, scale, texts, 7)
+        _name_axes(axes, [_layer_name(row) for row in rows], [name.replace("_", " ") for name in columns])
+        axes.set_xlabel(f"log10 of the mean Fisher before {_short(after)} · share of exact zeros below")
+        _colour_bar(figure, axes, colours, scale, "log10 mean Fisher")
+        _save(figure, path)
+
+
+def _layer_order(names: Sequence[str]) -> list[str]:
+    """Embeddings, then the blocks by number, then pooler and classifier, then the rest."""
+    unique = list(dict.fromkeys(names))
+
+    def key(name: str) -> tuple[int, int, int]:
+        number = re.search(r"\.(\d+)$", name)
+        if "embedding" in name:
+            place = 0
+        elif number:
+            place = 1
+        else:
+            place = 2 if "pooler" in name else 3
+        return place, int(number[1]) if number else 0, unique.index(name)
+
+    return sorted(unique, key=key)
+
+
+def _layer_name(name: str) -> str:
+    number = re.search(r"\.(\d+)$", name)
+    return f"block {number[1]}" if number else _short(name.rpartition(".")[2])
+
+
+def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Bytes stored per task against the whole model, on a log scale (PE, table 3).
+
+    Args:
+        details: `tasks_detail` of summary.json: name, stored_bytes, model_bytes.
+    """
+    stored = [int(task["stored_bytes"]) for task in details]
+    model = int(details[0]["model_bytes"])
+    with rc_context(STYLE):
+        figure, axes = _figure(7.6, 0.34 * len(details) + 1.3)
+        floor = min([size for size in stored if size] or [model]) / 8
+        axes.barh(
+            range(len(details)), [max(size, floor) - floor for size in stored], left=floor, color=COLOURS[0]
+        )
+        axes.axvline(model, color=COLOURS[1], linestyle="--", linewidth=1.2)
+        axes.set_title(
+            f"dashed: the whole model, {bytes_text(model)}", color=COLOURS[1], fontsize=9, loc="right"
+        )
+        for place, size in enumerate(stored):
+            text = f" {bytes_text(size)} · {100 * size / model:.2g} %" if size else " nothing stored"
+            inside = size > model / 30
+            axes.text(
+                size if inside else max(size, floor),
+                place,
+                text + " " if inside else text,
+                va="center",
+                ha="right" if inside else "left",
+                fontsize=8,
+                color="white" if inside else "black",
+            )
+        axes.set_yticks(range(len(details)), [_short(str(task["name"])) for task in details])
+        axes.invert_yaxis()
+        axes.set_xscale("log")
+        axes.set_xlim(floor, model * 2)
+        axes.set_xlabel("bytes stored for the task (log scale)")
+        axes.grid(False, axis="y")
+        _save(figure, path)
+
+
+def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Seconds per task: offline (importance, selection), online (prepare, train), evaluation, the rest.
+
+    Args:
+        details: `tasks_detail` of summary.json: name, phases {phase: seconds}.
+    """
+    groups = {
+        "offline: importance, selection": ("importance", "selection"),
+        "online: prepare, train": ("prepare", "train"),
+        "evaluation": ("evaluate",),
+        "saving and reporting": ("load", "snapshot", "checkpoint", "report"),
+    }
+    with rc_context(STYLE):
+        figure, axes = _figure(7.6, 0.34 * len(details) + 1.7)
+        start = np.zeros(len(details))
+        for colour, (label, phases) in zip(
+            (COLOURS[5], COLOURS[0], COLOURS[2], "#b0b0b0"), groups.items(), strict=True
+        ):
+            seconds = np.array([sum(task["phases"].get(phase, 0.0) for phase in phases) for task in details])
+            axes.barh(range(len(details)), seconds, left=start, color=colour, label=label)
+            start += seconds
+        for place, total in enumerate(start):
+            axes.text(total, place, f" {total:.1f} s", va="center", fontsize=8)
+        axes.set_yticks(range(len(details)), [_short(str(task["name"])) for task in details])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.12 * max(float(start.max()), 1e-3))
+        axes.set_xlabel("seconds")
+        axes.grid(False, axis="y")
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8)
+        _save(figure, path)
+
+
+def loss_curve(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Training loss over all steps with the boundaries between tasks.
+
+    Args:
+        lines: the training lines of metrics.jsonl: task, task_index, step, loss.
+    """
+    with rc_context(STYLE):
+        figure, axes = _figure(9.0, 3.6)
+        indices = sorted({int(line["task_index"]) for line in lines})
+        crowded = len(indices) > 6
+        losses = np.array([line["loss"] for line in lines], dtype=float)
+        # A few first steps of an unfit head must not flatten everything after them.
+        top = max(1.15 * float(np.percentile(losses, 99)), float(np.median(losses)) + 1e-9)
+        for index in indices:
+            part = [line for line in lines if int(line["task_index"]) == index]
+            steps = np.array([line["step"] for line in part])
+            loss = np.array([line["loss"] for line in part], dtype=float)
+            colour = COLOURS[index % 2]
+            window = max(1, len(loss) // 15)
+            axes.plot(
+                steps, loss, color=colour, alpha=0.3, linewidth=0.8, marker="." if len(loss) == 1 else None
+            )
+            if window > 1:
+                smooth = np.convolve(loss, np.full(window, 1 / window), mode="valid")
+                axes.plot(steps[window - 1 :], smooth, color=colour, linewidth=1.5)
+            else:
+                axes.plot(steps, loss, color=colour, linewidth=1.2)
+            axes.axvline(steps[0], color="#bbbbbb", linewidth=0.7)
+            axes.annotate(
+                _short(str(part[0]["task"]), 22),
+                (float(steps[0]), 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(2, 3),
+                textcoords="offset points",
+                fontsize=7.5,
+                rotation=40 if crowded else 20,
+                ha="left",
+                va="bottom",
+                color=colour,
+            )
+        axes.set_ylim(min(0.0, float(losses.min())), top)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("training loss")
+        axes.grid(False, axis="x")
+        axes.margins(x=0.01)
+        _save(figure, path)
+
+
+def final_points(values: Mapping[str, Sequence[float]], metric: str, unit: str, path: Path) -> None:
+    """One metric for several groups of runs: every seed a dot, the mean a bar, one sample deviation a whisker.
+
+    Args:
+        values: label -> the metric of each seed.
+        unit: of the metric, for the axis.
+    """
+    with rc_context(STYLE):
+        figure, axes = _figure(7.6, 0.36 * len(values) + 1.1)
+        for place, numbers in enumerate(values.values()):
+            seeds = np.array(numbers)
+            spread = seeds.std(ddof=1) if len(seeds) > 1 else 0.0
+            axes.errorbar(
+                seeds.mean(), place, xerr=spread, color=COLOURS[0], marker="|", markersize=14, capsize=3
+            )
+            axes.plot(seeds, np.full(len(seeds), place), "o", color=COLOURS[1], markersize=4, alpha=0.7)
+            axes.annotate(
+                f"{seeds.mean():.2f}" + (f" ± {spread:.2f}" if len(seeds) > 1 else ""),
+                (1.01, place),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=8,
+            )
+        axes.set_yticks(range(len(values)), [_short(label, 60) for label in values])
+        axes.set_ylim(len(values) - 0.5, -0.5)
+        axes.set_xlabel(
+            f"{metric}, {unit} · dot: a seed, whisker: ± one sample deviation" if unit else metric
+        )
+        axes.margins(x=0.08)
+        _save(figure, path)

@@ -1,0 +1,501 @@
+"""The story of a run, in order: build, then for each task measure importance, train, store the change, evaluate.
+
+The run's folder is its identity. A finished run says so; an interrupted one goes on from its last checkpoint and ends
+with the same bits as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from omegaconf import OmegaConf
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cl_runner import checkpoint
+from cl_runner.compose import Request, check
+from cl_runner.config import Config, Stage
+from cl_runner.data.task import Task, fingerprint, label_union, source_files
+from cl_runner.evaluate import accuracy, evaluate, evaluation_examples
+from cl_runner.families.classifier import Classifier
+from cl_runner.interrupt import Interrupted, Stop
+from cl_runner.learner import Learner
+from cl_runner.matrix import derived, union_accuracy, write_accuracy, write_forgetting
+from cl_runner.methods import METHODS
+from cl_runner.methods.base import Chain, Method
+from cl_runner.sparse.snapshots import Change, read_weights, weights_hash, write_snapshot
+from cl_runner.sparse.summary import fisher_map, zero_fractions
+from cl_runner.tracking.clock import OFFLINE, ONLINE, Clock
+from cl_runner.tracking.console import Console, duration
+from cl_runner.tracking.environment import describe_environment
+from cl_runner.tracking.metrics import MetricsLog
+from cl_runner.tracking.progress import Shown
+from cl_runner.tracking.wandb_log import WandbLog
+from cl_runner.train import Progress, number_of_steps, train_task
+
+FAMILIES = {"classifier": Classifier}
+
+
+def execute(request: Request, tasks: Sequence[Task]) -> int:
+    """Run a checked request to its end and return the exit status.
+
+    0 done (also if it was done before), 1 failed, 2 the request does not fit model, data or folder, 75 interrupted.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        if (request.folder / "COMPLETED").is_file():
+            return _say_completed(request, tasks)
+        run = Run(request, tasks)
+        with checkpoint.locked(request.folder / "state"):
+            if (request.folder / "COMPLETED").is_file():  # another process has finished it just now
+                return _say_completed(request, tasks)
+            _check_data(request, tasks)
+            return run.guarded()
+    except ValueError as error:
+        print(f"cl_runner: {error}", flush=True)
+        return 2
+
+
+def _say_completed(request: Request, tasks: Sequence[Task]) -> int:
+    _check_data(request, tasks)
+    summary = json.loads((request.folder / "summary.json").read_text(encoding="utf-8"))
+    print(
+        f"This run is completed: union accuracy {summary['metrics']['union_accuracy']:.1f} %.\n"
+        f"{request.folder}/report.html shows it. Another seed is another run: seed={request.config.seed + 1}"
+    )
+    return 0
+
+
+def _check_data(request: Request, tasks: Sequence[Task]) -> None:
+    """The data of a run that was begun are still the same."""
+    path = request.folder / "data.json"
+    if not path.is_file():
+        return
+    known = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
+    changed = [task.name for task in tasks if known.get(task.name) != fingerprint(task)]
+    if changed:
+        raise ValueError(
+            f"the data of {', '.join(changed)} changed since this run began in {request.folder}. Put the old data "
+            f"back, or start anew in another folder: {request.command} root={request.config.root}_new_data"
+        )
+
+
+def rebuild(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The untrained starting model of a run and its tokenizer, from the run's own configuration."""
+    resolved = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    assert isinstance(resolved, dict)
+    config = check({str(key): value for key, value in resolved.items()})
+    labels = json.loads((folder / "data.json").read_text(encoding="utf-8"))["labels"]
+    transformers.utils.logging.disable_progress_bar()
+    return FAMILIES[config.backbone.family](config.backbone, labels).build(config.seed)
+
+
+def build_method(options: dict[str, dict[str, Any]]) -> Chain:
+    """The chain of methods that the configuration's node `method` describes."""
+    methods: dict[str, Method] = {}
+    for name, values in options.items():
+        module, _, class_name = METHODS[name].partition(":")
+        methods[name] = getattr(importlib.import_module(f"cl_runner.methods.{module}"), class_name)(**values)
+    return Chain(methods)
+
+
+def choose_device(config: Config) -> torch.device:
+    """The device of conf/hardware.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if config.hardware.device == "cuda" and not available:
+        raise ValueError("hardware.device=cuda, but torch sees no GPU here. Type: hardware=cpu (or hardware=auto)")
+    return torch.device("cuda" if available and config.hardware.device != "cpu" else "cpu")
+
+
+class Run:
+    """One run under way. Making it checks that methods, model and data fit, and loads no weights."""
+
+    def __init__(self, request: Request, tasks: Sequence[Task]):
+        config = self.config = request.config
+        self.request, self.folder = request, request.folder
+        empty = [task.name for task in tasks if not evaluation_examples(task, config.evaluation.split)]
+        if empty:
+            raise ValueError(
+                f"task {empty[0]} has no {config.evaluation.split} examples to be scored on; raise "
+                f"task_order.incremental.{config.evaluation.split} or choose another evaluation.split"
+            )
+        untrained = [task.name for task in tasks if not task.train]
+        if untrained:
+            raise ValueError(f"task {untrained[0]} has no training examples; raise task_order.incremental.train")
+        # Joint training is an order: the same tasks, each with all data so far.
+        self.tasks = [
+            dataclasses.replace(task, train=tuple(e for seen in tasks[: i + 1] for e in seen.train))
+            if config.task_order.joint
+            else task
+            for i, task in enumerate(tasks)
+        ]
+        self.own_tasks = list(tasks)
+        self.device = choose_device(config)
+        if config.hardware.threads is not None:
+            torch.set_num_threads(config.hardware.threads)
+        if config.hardware.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(config.hardware.deterministic)
+        self.family = FAMILIES[config.backbone.family](config.backbone, label_union(tasks))
+        self.method = build_method(config.method)
+        sizes = {name: p.numel() for name, p in self.family.skeleton().named_parameters()}
+        self.method.check(sizes)
+        self.clock = Clock()
+        self.stop = Stop()
+        # What a checkpoint holds; the initial values are those of a fresh run.
+        self.rows: list[list[float]] = []
+        self.details: list[dict[str, Any]] = []
+        self.chain: list[str] = []  # snapshots, in the run's folder, that lead from the starting model to here
+        self.step = 0
+
+    def guarded(self) -> int:
+        """The story, with its ends: done, failed, interrupted. Call it holding the run's lock."""
+        (self.folder / "FAILED").unlink(missing_ok=True)
+        with Console(self.folder / "log.txt") as self.console, self.stop:
+            self.shown = Shown(self.console, self.stop.check)
+            self.wandb: WandbLog | None = None
+            status = 1
+            try:
+                self.story()
+                status = 0
+            except (Interrupted, KeyboardInterrupt):
+                status = 75
+                self.shown.close()
+                self.console.line(f"Interrupted, and saved. The same command goes on: {self.request.command}")
+            except Exception as error:
+                self.shown.close()
+                text = traceback.format_exc()
+                with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
+                    log.write(text)
+                checkpoint.replace_file(self.folder / "FAILED", text)
+                self.console.error(f"{type(error).__name__}: {error}")
+                self.console.line("\n".join(text.splitlines()[-7:-1]))
+                self.console.line(f"The whole trace is in {self.folder}/log.txt. The same command tries again.")
+            finally:
+                if self.wandb is not None:
+                    self.wandb.finish(status)
+            return status
+
+    def story(self) -> None:
+        """Build, learn task after task, report."""
+        began = time.perf_counter()
+        with self.clock.phase("load"):
+            self._describe()
+            saved = checkpoint.load(self.folder / "state", str(self.device))
+            self._build(saved)
+            self._track(saved)
+        if not self.rows:
+            self._evaluate("start")
+            self._save("begin", 0)
+        first = saved["task"] if saved else 0
+        for task in self.tasks[first:]:
+            resumed = saved if saved and saved["task"] == task.index and saved["stage"] != "begin" else None
+            self._learn(task, resumed)
+        self._finish(began)
+
+    # the parts of the story, in order
+
+    def _describe(self) -> None:
+        """Write what this run is, once."""
+        request = self.request
+        if not (self.folder / "data.json").is_file():
+            OmegaConf.save(OmegaConf.create(request.resolved), self.folder / "config.yaml")
+            checkpoint.replace_file(self.folder / "overrides.txt", "\n".join([*request.overrides, ""]))
+            environment = describe_environment(request.command.split())
+            checkpoint.replace_file(self.folder / "environment.json", json.dumps(environment, indent=1))
+            data = {
+                "labels": list(label_union(self.tasks)),
+                "fingerprints": {task.name: fingerprint(task) for task in self.own_tasks},
+                "files": [str(path) for path in source_files(self.config.task_order, self.config.task)],
+            }
+            checkpoint.replace_file(self.folder / "data.json", json.dumps(data, indent=1))
+        self.console.header(
+            "cl_runner",
+            [
+                ("method", f"{request.method} = {' + '.join(self.config.method)}"),
+                ("backbone", f"{request.backbone} on {self.device}"),
+                ("tasks", f"{request.task_order}: {', '.join(task.name for task in self.tasks)}"),
+                ("folder", str(self.folder)),
+            ],
+        )
+
+    def _build(self, saved: dict[str, Any] | None) -> None:
+        """The starting model, brought to where the checkpoint was."""
+        model, _ = self.family.build(self.config.seed)
+        built = self.method.build(model, self.tasks)
+        self.learner = Learner(
+            built,
+            self.family,
+            self.tasks,
+            self.config.seed,
+            self.device,
+            self.config.hardware.precision,
+            self.config.task_order.restart,
+            self.clock,
+            self.shown,
+        )
+        self.base_hash = self.weights = weights_hash(self.learner.parameters())
+        self.kept = {n: p.detach().clone() for n, p in built.named_parameters()} if self.learner.restart else {}
+        if saved is not None:
+            self.rows, self.details, self.chain = saved["rows"], saved["details"], saved["chain"]
+            self.step = saved["step"]
+            self.clock.load_state_dict(saved["clock"])
+            self.method.load_state_dict(saved["method"])
+            if self.chain:
+                self._load(read_weights([self.folder / name for name in self.chain], self.learner.parameters()))
+                self.weights = weights_hash(self.learner.parameters())
+            where = "" if saved["stage"] != "training" else f" after step {saved['training']['step']}"
+            self.console.line(f"Going on with task {saved['task'] + 1}/{len(self.tasks)}{where}.")
+
+    @torch.no_grad()
+    def _load(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self.learner.parameters().items():
+            parameter.copy_(weights[name])
+
+    def _track(self, saved: dict[str, Any] | None) -> None:
+        """Open metrics.jsonl and W&B where the checkpoint left them, and announce the work for the time left."""
+        request, config = self.request, self.config.wandb
+        self.metrics = MetricsLog(self.folder / "metrics.jsonl", saved["lines"] if saved else 0)
+        self.wandb = WandbLog(
+            mode=config.mode,
+            project=config.project,
+            entity=config.entity,
+            group=config.group or request.sweep,
+            run_id=request.run_id,
+            name=f"{request.method}/{request.backbone}/{request.task_order}/seed{self.config.seed}",
+            tags=config.tags,
+            config=request.resolved,
+            folder=self.folder,
+        )
+        union = sum(len(evaluation_examples(task, self.config.evaluation.split)) for task in self.tasks)
+        units: dict[str, float] = {"evaluate": union / 3}  # a forward pass costs a third of a training step's
+        for task in self.tasks:
+            stage = self._stage(task)
+            if self.learner.has_old_tasks(task) and self.method.reviews_old_data():
+                units[f"{task.name}/importance"] = 1.2 * len(self.learner.old_examples(task))
+            steps = number_of_steps(len(task.train), stage, self.config.training.max_steps)
+            units[f"{task.name}/train"] = steps * min(stage.batch_size, len(task.train))
+            units[f"{task.name}/evaluate"] = union / 3
+        self.console.plan(units)
+        self.console.order(len(self.tasks))
+
+    def _stage(self, task: Task) -> Stage:
+        return self.config.training.incremental if task.index else self.config.training.base
+
+    def _learn(self, task: Task, resumed: dict[str, Any] | None) -> None:
+        """One task: what matters (offline), training (online), what changed, and every test set."""
+        learner, method = self.learner, self.method
+        self.clock.current = task.index
+        self.console.task(task.index, task.name)
+        if learner.restart and task.index:
+            self._load(self.kept)
+            self.chain, self.weights = [], self.base_hash
+        if resumed is None:
+            learner.fishers = {}
+            with self.clock.phase("prepare"):
+                method.before_task(learner, task)
+            self.shown.close()
+            self._describe_importance(task)
+            self._save("prepared", task.index)
+        method.activate(learner, task)
+        before = {n: p.detach().clone() for n, p in learner.params().items()}
+        self._saved_at = time.monotonic()
+
+        def on_step(progress: Progress, numbers: dict[str, float]) -> None:
+            self.step += 1
+            self.metrics.write(kind="train", task=task.name, task_index=task.index, step=self.step, **numbers)
+            due = time.monotonic() - self._saved_at >= self.config.checkpoint.every_seconds
+            if due or self.stop.asked or progress.step == progress.steps:
+                self._save("training", task.index, progress)
+            self.shown("train", progress.step, progress.steps, loss=numbers["loss"])
+
+        with self.clock.phase("train"):
+            training = resumed["training"] if resumed else None
+            entries = train_task(
+                learner, method, task, self._stage(task), self.config.training, training, on_step
+            )
+        self.shown.close()
+        with self.clock.phase("snapshot"):
+            self._keep_change(task, entries, before)
+        method.after_task(learner, task)
+        learner.trained, learner.selected = {}, {}
+        self._evaluate(task.name)
+        self._save("begin", task.index + 1)
+
+    def _describe_importance(self, task: Task) -> None:
+        """fisher.json for the report, and the share of zeros by layer."""
+        detail: dict[str, Any] = {"name": task.name, "zero_fisher_fraction": None}
+        if self.learner.fishers:
+            scores = next(iter(self.learner.fishers.values()))
+            detail["zero_fisher_fraction"] = zero_fractions(scores)
+            content = {"after": task.name, "layers": fisher_map(scores)}
+            checkpoint.replace_file(self.folder / "fisher.json", json.dumps(content, indent=1))
+            zero = sum(int((s == 0).sum()) for s in scores.values()) / sum(s.numel() for s in scores.values())
+            self.console.line(f"{task.name}: {100 * zero:.1f} % of the weights have a Fisher of exactly 0")
+        self.learner.fishers = {}
+        self.details = [*self.details[: task.index], detail]
+
+    def _keep_change(self, task: Task, entries: int, before: dict[str, Tensor]) -> None:
+        """The task's snapshot, and the numbers of PE table 3."""
+        now = self.learner.parameters()
+        selected = self.learner.selected
+        changes = {
+            name: Change(now[name].detach().view(-1)[selected[name]], selected[name])
+            if name in selected
+            else Change(now[name].detach(), None)
+            for name in self.learner.trained
+        }
+        keep = self.config.snapshots.save
+        whole = any(change.index is None for change in changes.values())
+        kept = keep == "all" or (keep == "sparse" and not (whole and task.index))
+        path = self.folder / ("snapshots" if kept else "state") / f"{task.index:02d}_{task.name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        after = weights_hash(now)
+        stored = write_snapshot(
+            path,
+            changes,
+            sizes={name: list(p.shape) for name, p in now.items()},
+            task=task.name,
+            index=task.index,
+            base=self.base_hash,
+            parent=self.weights,
+            weights=after,
+            method=self.config.method,
+        )
+        self.weights = after
+        self.chain = [*self.chain, str(path.relative_to(self.folder))]
+        model_bytes = sum(p.numel() * p.element_size() for p in now.values())
+        self.details[task.index].update(
+            trainable=entries,
+            changed=sum(int((now[name] != old).sum()) for name, old in before.items()),
+            stored=sum(change.values.numel() for change in changes.values()),
+            stored_bytes=stored,
+            model_parameters=sum(p.numel() for p in now.values()),
+            model_bytes=model_bytes,
+            stored_share_percent=100 * stored / model_bytes,
+            train_examples=len(task.train),
+            steps=number_of_steps(len(task.train), self._stage(task), self.config.training.max_steps) if entries else 0,
+        )
+
+    def _evaluate(self, after: str) -> None:
+        """A row of the matrix, with the predictions it was counted from."""
+        split = self.config.evaluation.split
+        with self.clock.phase("evaluate"):
+            found = evaluate(self.learner, self.method, self.tasks, split, self.config.evaluation.batch_size)
+        self.shown.close()
+        examples = {task.name: evaluation_examples(task, split) for task in self.tasks}
+        row = {name: accuracy(examples[name], predictions) for name, predictions in found.items()}
+        lines = [
+            json.dumps({"task": name, "index": i, "answer": e.answer, "prediction": p.text, "confidence": p.confidence})
+            for name, predictions in found.items()
+            for i, (e, p) in enumerate(zip(examples[name], predictions, strict=True))
+        ]
+        (self.folder / "predictions").mkdir(exist_ok=True)
+        path = self.folder / "predictions" / f"{len(self.rows):02d}_{after}.jsonl"
+        checkpoint.replace_file(path, "\n".join([*lines, ""]))
+        self.rows = [*self.rows, list(row.values())]
+        self.metrics.write(kind="evaluation", after=after, step=self.step, accuracy=row)
+        names = [task.name for task in self.tasks]
+        write_accuracy(self.folder / "accuracy.csv", names, np.array(self.rows))
+        write_forgetting(self.folder / "forgetting.csv", names, np.array(self.rows))
+        self.console.row(after, row)
+
+    def _save(self, stage: str, task: int, progress: Progress | None = None) -> None:
+        """A checkpoint; what W&B is told never runs ahead of it."""
+        with self.clock.phase("checkpoint"):
+            lines = self.metrics.sync()
+            training = None
+            if progress is not None:
+                training = {
+                    "step": progress.step,
+                    "owned": dict(progress.owned),
+                    "optimizer": progress.optimizer.state_dict(),
+                }
+            state = {
+                "stage": stage,
+                "task": task,
+                "rows": self.rows,
+                "details": self.details,
+                "chain": self.chain,
+                "step": self.step,
+                "lines": lines,
+                "clock": self.clock.state_dict(),
+                "method": self.method.state_dict(),
+                "training": training,
+            }
+            checkpoint.save(self.folder / "state", state)
+            self._saved_at = time.monotonic()
+            if self.wandb is not None:
+                self.wandb.flush(lines)
+        self.stop.check()
+
+    def _finish(self, began: float) -> None:
+        """Derived numbers, pictures, W&B, and the mark that the run is done."""
+        from cl_runner.report.page import write_run_report  # matplotlib: only when there is something to draw
+
+        names = [task.name for task in self.tasks]
+        sizes = {task.name: len(evaluation_examples(task, self.config.evaluation.split)) for task in self.tasks}
+        totals = self.clock.totals()
+        for task, detail in zip(self.tasks, self.details, strict=True):
+            seconds = self.clock.tasks.get(task.index, {})
+            detail["phases"] = seconds
+            detail["offline_seconds"] = sum(seconds.get(phase, 0.0) for phase in OFFLINE)
+            detail["online_seconds"] = sum(seconds.get(phase, 0.0) for phase in ONLINE)
+        request = self.request
+        summary = {
+            "status": "completed",
+            "tasks": names,
+            "test_examples": sizes,
+            "metrics": derived(np.array(self.rows), list(sizes.values())),
+            "phases": totals,
+            "offline_seconds": sum(d["offline_seconds"] for d in self.details),
+            "online_seconds": sum(d["online_seconds"] for d in self.details),
+            "tasks_detail": self.details,
+            "peak_memory_mib": self.clock.peak_memory,
+            "weights_sha256": self.weights,
+            "run": {
+                "task_order": request.task_order,
+                "backbone": request.backbone,
+                "method": request.method,
+                "seed": self.config.seed,
+                "hash": request.hash,
+                "sweep": request.sweep,
+            },
+            "wall_seconds": sum(totals.values()),
+        }
+        checkpoint.replace_file(self.folder / "summary.json", json.dumps(summary, indent=1))
+        self.metrics.close()
+        page = write_run_report(self.folder)
+        if self.wandb is not None:
+            self.wandb.tables()
+        self.console.matrix(
+            names,
+            [(after, row) for after, row in zip(["start", *names], self.rows, strict=True)],
+            {"union": [union_accuracy(np.array(row), list(sizes.values())) for row in self.rows]},
+        )
+        for name, value in summary["metrics"].items():
+            self.console.line(f"{name} {value:.2f}")
+        online = [d["online_seconds"] for d in self.details[1:]]
+        self.console.line(
+            f"offline {duration(summary['offline_seconds'])}, online {duration(summary['online_seconds'])}"
+            + (f" (each later task at most {duration(max(online))})" if online else "")
+        )
+        self.console.line(f"report: {page}")
+        checkpoint.replace_file(self.folder / "COMPLETED", "")
+        checkpoint.remove(self.folder / "state")

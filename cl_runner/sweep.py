@@ -1,0 +1,62 @@
+"""Multirun: every job is composed and checked before the first one starts, and the sweep ends with one table.
+
+Typing the line again goes on: finished jobs say so, interrupted ones resume.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cl_runner.compose import Request, compose, jobs_of, sweep_id
+
+
+def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callable[[str], int]) -> int:
+    """Check all jobs, launch them by Hydra, and return 0 only if every one is completed.
+
+    Raises:
+        ValueError: a job's request is wrong; nothing was started.
+    """
+    sweep = sweep_id(overrides)
+    requests = [compose(job, folders, sweep) for job in jobs_of(overrides)]
+    folders_of_jobs = [request.folder for request in requests]
+    for i, folder in enumerate(folders_of_jobs):
+        if folder in folders_of_jobs[:i]:
+            raise ValueError(f"two jobs of this multirun are the same run {folder}: leave a repeated value out")
+    done = sum((folder / "COMPLETED").is_file() for folder in folders_of_jobs)
+    print(f"{sweep}: {len(requests)} jobs, {done} of them completed before", flush=True)
+    try:
+        launch(sweep)
+    except SystemExit as stop:
+        if stop.code == 75:
+            return 75
+    return summarise(requests)
+
+
+def summarise(requests: Sequence[Request]) -> int:
+    """Print a line per job; 0 if all are completed, otherwise 1."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="jobs")
+    for column in ("job", "status", "union accuracy", "folder"):
+        table.add_column(column, overflow="fold")
+    failed = 0
+    for request in requests:
+        folder = request.folder
+        completed = (folder / "COMPLETED").is_file()
+        failed += not completed
+        status = "completed" if completed else "failed" if (folder / "FAILED").is_file() else "not finished"
+        score = ""
+        if completed:
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            score = f"{summary['metrics']['union_accuracy']:.1f}"
+        table.add_row(" ".join(request.overrides), status, score, str(folder))
+    console = Console()
+    console.print(table)
+    if failed:
+        console.print(f"{failed} of {len(requests)} jobs did not complete; the same line runs them again")
+    sys.stdout.flush()
+    return 1 if failed else 0

@@ -1,0 +1,151 @@
+"""The only training loop."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from cl_runner.config import Stage, Training
+from cl_runner.data.task import Example, Task
+from cl_runner.learner import Learner, derive_seed
+from cl_runner.methods.base import Method
+
+
+@dataclass
+class Progress:
+    """Where training stands inside a task, and the optimizer: what a checkpoint needs besides the method's state."""
+
+    step: int  # optimizer steps done in this task
+    steps: int  # of the whole task
+    owned: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+
+
+def number_of_steps(examples: int, stage: Stage, max_steps: int | None) -> int:
+    """Optimizer steps of a task; the last, smaller batch of an epoch counts."""
+    steps = math.ceil(examples / stage.batch_size) * stage.epochs
+    return steps if max_steps is None else min(steps, max_steps)
+
+
+def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float) -> float:
+    """Share of the peak learning rate at `step` (0-based) of `steps`."""
+    rising = warmup * steps
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return (steps - step) / max(1.0, steps - rising) if schedule == "linear" else 1.0
+
+
+def epoch_order(seed: int, task: int, epoch: int, examples: int) -> list[int]:
+    """The order of examples in an epoch: a function of its arguments only, so that it survives a resume."""
+    order = list(range(examples))
+    random.Random(derive_seed(seed, "order", task, epoch)).shuffle(order)
+    return order
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay applies: not to biases and normalisation weights."""
+    return not (name.endswith("bias") or "norm" in name.lower())
+
+
+def build_optimizer(owned: dict[str, nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW over what is owned; it holds nothing else, so it can move nothing else."""
+    groups = [
+        {"params": [p for name, p in owned.items() if decays(name)], "weight_decay": weight_decay},
+        {"params": [p for name, p in owned.items() if not decays(name)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0)
+
+
+def train_task(
+    learner: Learner,
+    method: Method,
+    task: Task,
+    stage: Stage,
+    training: Training,
+    resume: dict[str, Any] | None,
+    on_step: Callable[[Progress, dict[str, float]], None],
+) -> int:
+    """Train one task; `task.train` is its data.
+
+    Args:
+        resume: "step", "owned" and "optimizer" of a checkpoint inside this task, or None.
+        on_step: called after every step with the progress and the step's numbers; may raise to stop.
+
+    Returns:
+        The number of entries that trained.
+
+    Raises:
+        FloatingPointError: the loss or the gradient is not finite.
+    """
+    examples: Sequence[Example] = method.data(task, task.train)
+    learner.selected = {}
+    learner.trained = method.owned(learner, learner.params())
+    if not learner.trained:
+        return 0
+    optimizer = build_optimizer(learner.trained, training.weight_decay)
+    steps = number_of_steps(len(examples), stage, training.max_steps)
+    progress = Progress(0, steps, learner.trained, optimizer)
+    if resume is not None:
+        _restore(progress, resume)
+        method.after_step(learner)  # compact values go through to the model's tensors
+    peak = method.peak_learning_rate(task, stage.learning_rate)
+    per_epoch = math.ceil(len(examples) / stage.batch_size)
+    parameters = list(learner.trained.values())
+    learner.model.train()
+
+    for step in range(progress.step, steps):
+        started = time.perf_counter()
+        epoch, within = divmod(step, per_epoch)
+        if within == 0 or step == progress.step:
+            order = epoch_order(learner.seed, task.index, epoch, len(examples))
+        positions = order[within * stage.batch_size : (within + 1) * stage.batch_size]
+        # Every step has its own seed, so that dropout after a resume is the same without saving random states.
+        torch.manual_seed(derive_seed(learner.seed, "step", task.index, step))
+        learner.terms = {}
+        batch = method.prepare(learner, learner.collate(examples, positions))
+        output = learner.forward(batch)
+        (output.loss + method.loss(learner, batch, output)).backward()
+        method.grads(learner)
+        norm = nn.utils.clip_grad_norm_(parameters, training.clip if training.clip is not None else math.inf)
+        loss = float(output.loss.detach())
+        if not (math.isfinite(loss) and math.isfinite(float(norm))):
+            what = "loss" if not math.isfinite(loss) else "gradient norm"
+            raise FloatingPointError(
+                f"{what} is not finite at step {step + 1} of task {task.name}; "
+                f"lower the learning rate (now at most {peak:g})"
+            )
+        rate = peak * learning_rate_factor(step, steps, training.schedule, training.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        method.after_step(learner)
+        progress.step = step + 1
+        tokens = int(batch["attention_mask"].sum())
+        on_step(
+            progress,
+            {
+                "epoch": (step + 1) / per_epoch,
+                "loss": loss,
+                "learning_rate": rate,
+                "gradient_norm": float(norm),
+                **learner.terms,
+                "tokens_per_second": tokens / (time.perf_counter() - started),
+            },
+        )
+    return sum(p.numel() for p in parameters)
+
+
+@torch.no_grad()
+def _restore(progress: Progress, resume: dict[str, Any]) -> None:
+    progress.step = resume["step"]
+    for name, values in resume["owned"].items():
+        progress.owned[name].copy_(values)
+    progress.optimizer.load_state_dict(resume["optimizer"])

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Install what is needed and run the test suite.
+# Usage: bash scripts/test.sh [PYTEST ARGUMENTS ...]     such as: bash scripts/test.sh -m "not slow"
+set -euo pipefail
+
+. "$(dirname "${BASH_SOURCE[0]}")/install.sh" embedded,slurm,test
+exec "$python" -m pytest "$@"
