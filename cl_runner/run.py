@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import os
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -31,7 +33,7 @@ from cl_runner.evaluate import accuracy, evaluate, evaluation_examples
 from cl_runner.families.classifier import Classifier
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.learner import Learner
-from cl_runner.matrix import derived, union_accuracy, write_accuracy, write_forgetting
+from cl_runner.matrix import derived, forgetting_matrix, union_accuracy, write_accuracy, write_forgetting
 from cl_runner.methods import METHODS
 from cl_runner.methods.base import Chain, Method
 from cl_runner.sparse.snapshots import Change, read_weights, weights_hash, write_snapshot
@@ -64,7 +66,7 @@ def execute(request: Request, tasks: Sequence[Task]) -> int:
             _check_data(request, tasks)
             return run.guarded()
     except ValueError as error:
-        print(f"cl_runner: {error}", flush=True)
+        print(f"cl_runner: {error}", file=sys.stderr)
         return 2
 
 
@@ -217,7 +219,7 @@ class Run:
         if not (self.folder / "data.json").is_file():
             OmegaConf.save(OmegaConf.create(request.resolved), self.folder / "config.yaml")
             checkpoint.replace_file(self.folder / "overrides.txt", "\n".join([*request.overrides, ""]))
-            environment = describe_environment(request.command.split())
+            environment = {**describe_environment([]), "command": request.command}
             checkpoint.replace_file(self.folder / "environment.json", json.dumps(environment, indent=1))
             data = {
                 "labels": list(label_union(self.tasks)),
@@ -261,7 +263,9 @@ class Run:
                 self._load(read_weights([self.folder / name for name in self.chain], self.learner.parameters()))
                 self.weights = weights_hash(self.learner.parameters())
             where = "" if saved["stage"] != "training" else f" after step {saved['training']['step']}"
-            self.console.line(f"Going on with task {saved['task'] + 1}/{len(self.tasks)}{where}.")
+            at = f"Going on with task {saved['task'] + 1}/{len(self.tasks)}{where}."
+            done = saved["task"] == len(self.tasks)
+            self.console.line("All tasks are learned; what is left is the report." if done else at)
 
     @torch.no_grad()
     def _load(self, weights: dict[str, Tensor]) -> None:
@@ -282,6 +286,7 @@ class Run:
             tags=config.tags,
             config=request.resolved,
             folder=self.folder,
+            warn=self.console.line,
         )
         union = sum(len(evaluation_examples(task, self.config.evaluation.split)) for task in self.tasks)
         units: dict[str, float] = {"evaluate": union / 3}  # a forward pass costs a third of a training step's
@@ -379,7 +384,8 @@ class Run:
             method=self.config.method,
         )
         self.weights = after
-        self.chain = [*self.chain, str(path.relative_to(self.folder))]
+        everything = len(changes) == len(now) and all(change.index is None for change in changes.values())
+        self.chain = [*([] if everything else self.chain), str(path.relative_to(self.folder))]
         model_bytes = sum(p.numel() * p.element_size() for p in now.values())
         self.details[task.index].update(
             trainable=entries,
@@ -441,6 +447,9 @@ class Run:
             }
             checkpoint.save(self.folder / "state", state)
             self._saved_at = time.monotonic()
+            for change in (self.folder / "state").glob("[0-9]*_*.safetensors"):
+                if str(change.relative_to(self.folder)) not in self.chain:
+                    change.unlink()
             if self.wandb is not None:
                 self.wandb.flush(lines)
         self.stop.check()
@@ -483,7 +492,16 @@ class Run:
         self.metrics.close()
         page = write_run_report(self.folder)
         if self.wandb is not None:
-            self.wandb.tables()
+            self.wandb.summary({**summary["metrics"], "online_seconds": summary["online_seconds"]})
+            self.wandb.tables(
+                ["after", *names],
+                [[after, *row] for after, row in zip(["start", *names], self.rows, strict=True)],
+                [
+                    [after, *(None if math.isnan(cell) else cell for cell in row)]
+                    for after, row in zip(names, forgetting_matrix(np.array(self.rows)).tolist(), strict=True)
+                ],
+                {path.stem: path for path in sorted((self.folder / "plots").glob("*.png"))},
+            )
         self.console.matrix(
             names,
             [(after, row) for after, row in zip(["start", *names], self.rows, strict=True)],

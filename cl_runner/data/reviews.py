@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from cl_runner.data.task import Example
 
-LABELS = ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
+LABELS = ("1 star", "2 stars", "3 stars")
 
 Item = TypeVar("Item")
 
@@ -153,7 +153,10 @@ _DOMAINS = {
 }
 DOMAINS: tuple[str, ...] = tuple(_DOMAINS)
 
-_GENERAL = ("excellent wonderful lovely superb pleasing", "awful poor disappointing annoying dreadful")
+_GENERAL = (
+    "excellent wonderful lovely superb great brilliant fantastic perfect",
+    "awful terrible poor disappointing dreadful horrible useless bad",
+)
 # {s}: an aspect, {w}: its word, {p}: the product.
 _PLAIN = ("the {s} is {w}", "the {s} feels {w}", "I found the {s} {w}", "the {s} turned out {w}")
 _NEGATED = (
@@ -186,11 +189,11 @@ _STORIES = (
     "my brother has the same {p}",
     "it arrived two days after I paid",
 )
-P_WHOLE, W_WHOLE, P_EARLIER = 0.5, 1, 0.35
+P_WHOLE, W_WHOLE, P_EARLIER, P_GENERAL, MOST, P_STORY, P_ASIDE, P_JOIN, P_GENERAL_INC = 0.3, 1, 0.3, 0.4, 3, 0.35, 0.6, 0.9, 0.1
 #: (probability, templates, whether the word says the opposite of the opinion, weight) of an opinion about an aspect.
 _FORMS = (
-    (0.45, _PLAIN, False, 1),
-    (0.30, _NEGATED, True, 1),
+    (0.50, _PLAIN, False, 1),
+    (0.25, _NEGATED, True, 1),
     (0.15, _STRONG, False, 2),
     (0.05, _MORE, False, 1),
     (0.05, _LESS, True, 1),
@@ -208,14 +211,12 @@ class Opinion:
 
 
 def stars(opinions: Sequence[Opinion]) -> int:
-    """1 or 5 if all opinions agree, 3 if their weighted sum is at most a quarter of all weight, otherwise 2 or 4."""
+    """2 if the weighted sum of the opinions is at most half of all weight, otherwise 1 or 3."""
     total = sum(opinion.weight for opinion in opinions)
     balance = sum(opinion.weight if opinion.positive else -opinion.weight for opinion in opinions)
-    if abs(balance) == total:
-        return 5 if balance > 0 else 1
-    if 4 * abs(balance) <= total:
-        return 3
-    return 4 if balance > 0 else 2
+    if 2 * abs(balance) <= total:
+        return 2
+    return 3 if balance > 0 else 1
 
 
 def generate(
@@ -299,7 +300,7 @@ def _plan(most: int, share: float, generator: random.Random) -> list[list[Opinio
         share: probability of an opinion to be positive.
     """
     sentences: list[list[Opinion]] = []
-    for _ in range(2 + _below(generator, min(most, 4) - 1)):
+    for _ in range(2 + _below(generator, min(most, MOST) - 1)):
         opinion = _opinion(generator.random() < share, generator)
         joins = sentences and len(sentences[-1]) == 1 and opinion.weight == sentences[-1][0].weight == 1
         if joins and generator.random() < 0.6:
@@ -330,19 +331,26 @@ def _review(domain: Domain, wanted: int | None, generator: random.Random) -> tup
                 clauses.append(_clause(domain, "", _GENERAL, opinion, generator))
             else:
                 aspect = aspects.pop()
-                clauses.append(_clause(domain, aspect, domain.aspects[aspect], opinion, generator))
+                words = _GENERAL if generator.random() < (P_GENERAL if list(_DOMAINS.values()).index(domain)<6 else P_GENERAL_INC) else domain.aspects[aspect]
+                clauses.append(_clause(domain, aspect, words, opinion, generator))
         if len(clauses) == 2:
             template = _pick(generator, _CONTRASTS) if opinions[0].positive != opinions[1].positive else _BOTH
             sentences.append(template.format(a=clauses[0], b=clauses[1]))
         else:
             sentences += clauses
-    asides = [_pick(generator, _STORIES).format(p=domain.product)] if generator.random() < 0.4 else []
-    if generator.random() < P_EARLIER:
-        aspect = _pick(generator, list(domain.aspects))
-        word = _pick(generator, _pick(generator, domain.aspects[aspect]).split())
-        asides.append(_pick(generator, _EARLIER).format(p=domain.product, s=aspect, w=word))
-    for aside in asides:
-        sentences.insert(_below(generator, len(sentences) + 1), aside)
+    draw = generator.random()
+    if draw < P_ASIDE:
+        place = _below(generator, len(sentences))
+        if draw < P_STORY:
+            aside = _pick(generator, _STORIES).format(p=domain.product)
+        else:
+            aspect = _pick(generator, list(domain.aspects))
+            word = _pick(generator, _pick(generator, domain.aspects[aspect]).split())
+            aside = _pick(generator, _EARLIER).format(p=domain.product, s=aspect, w=word)
+        if len(plan[place]) == 1 and generator.random() < P_JOIN:
+            sentences[place] = _pick(generator, _CONTRASTS[:2]).format(a=aside, b=sentences[place])
+        else:
+            sentences.insert(place, aside)
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences), rating
 
 

@@ -1,7 +1,7 @@
 """Reading labelled texts: local files (parquet, CSV, TSV, JSON lines) and data sets of the Hugging Face hub.
 
-A row is kept as its text and its label name; what a definition (conf/task) says of columns and labels is checked here,
-and every mistake names the file or data set, the nearest right name and what to type.
+A row is kept as its text and its label's name. What a definition (conf/task) says of columns and labels is
+checked here, and every mistake names the file or data set, the nearest right name and what to type.
 """
 
 from __future__ import annotations
@@ -56,13 +56,12 @@ def read(definition: TaskDefinition, name: str, domain: str, split: str) -> list
         split: the source's own name of the split; fills {split} in the path.
 
     Raises:
-        ValueError: the source is missing, cannot be read, lacks a column, has no usable row, or holds an unknown label.
+        ValueError: the source is missing or cannot be read, has no such column, an unknown label, no usable row.
     """
     if definition.source == "files":
         path = local_path(definition, name, domain, split)
-        where, records = str(path), _file_records(path, definition)
-    else:
-        where, records = _hub_records(definition, name, domain, split)
+        return _rows(_file_records(path, definition), definition, name, str(path))
+    where, records = _hub_records(definition, name, domain, split)
     return _rows(records, definition, name, where)
 
 
@@ -78,8 +77,9 @@ def _rows(records: Iterable[Record], definition: TaskDefinition, name: str, wher
             if definition.label in columns:
                 known = ", ".join(repr(value) for value in definition.labels)
                 raise ValueError(
-                    f"row {number} of {where} has the label {raw!r} in column {definition.label!r}; known: {known}. "
-                    f"Add under task.{name}.labels: '{raw}': NAME (or '{raw}': null to drop such rows)"
+                    f"row {number} of {where} has the label {raw!r} in column {definition.label!r}; "
+                    f"known: {known}. Add under task.{name}.labels: '{raw}': NAME "
+                    f"(or '{raw}': null to drop such rows)"
                 )
             continue
         label = definition.labels[raw]
@@ -114,7 +114,8 @@ def _check_columns(columns: Iterable[str], definition: TaskDefinition, name: str
     for column, remedy in [*wanted, (definition.label, f"task.{name}.label=COLUMN")]:
         if column not in known:
             raise ValueError(
-                f"{where} has no column {column!r}; it has: {', '.join(known)}.{_nearest(column, known)} Type: {remedy}"
+                f"{where} has no column {column!r}; it has: {', '.join(known)}.{_nearest(column, known)} "
+                f"Type: {remedy}"
             )
 
 
@@ -124,7 +125,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f" Nearest: {close[0]!r}." if close else ""
 
 
-# Local files -----------------------------------------------------------------------------------------------------
+# Local files ------------------------------------------------------------------------------------------------
 
 
 def _file_records(path: Path, definition: TaskDefinition) -> Iterator[Record]:
@@ -203,7 +204,7 @@ READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     "json": _json_lines,
 }
 
-# Hub -------------------------------------------------------------------------------------------------------------
+# Hub --------------------------------------------------------------------------------------------------------
 
 
 def _hub_records(definition: TaskDefinition, name: str, domain: str, split: str) -> tuple[str, list[Record]]:
@@ -234,7 +235,7 @@ def _hub_records(definition: TaskDefinition, name: str, domain: str, split: str)
     except Exception as error:  # the library raises its own, the hub client's and the HTTP client's errors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"the hub data set {where} cannot be read: {reason}. Check task.{name}.dataset, .configuration, .splits "
-            f"and .revision, and the network; without one, point a task of source=files to a local copy"
+            f"the hub data set {where} cannot be read: {reason}. Check task.{name}.dataset, .configuration, "
+            f".splits and .revision, and the network; without one, read a local copy with source=files"
         ) from None
     return where, records

@@ -1,4 +1,4 @@
-"""Tasks: what the steps of a task order train and test on, drawn from their sources once, before any model is loaded."""
+"""Tasks: what the steps of a task order train and test on, drawn once, before any model is loaded."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Task:
 
 
 def build_tasks(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[Task]:
-    """The tasks of an order. The same order, definitions and `data_seed` give the same examples on every machine.
+    """The tasks of an order: the same order and definitions give the same examples on every machine.
 
-    No row of a source is in two splits of a task, and what is drawn for a task does not depend on the other tasks.
+    No row of a source is in two splits of a task; what is drawn for a task does not depend on the others.
 
     Raises:
         ValueError: the first mistake in the order, its definitions or their data.
@@ -75,7 +75,7 @@ def source_files(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> li
     return sorted(paths)
 
 
-# The order -------------------------------------------------------------------------------------------------------
+# The order --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +150,9 @@ def _origins(plan: _Plan) -> dict[Split, str]:
             origins[split] = origin
         elif count or (count is None and split != "validation"):
             raise ValueError(
-                f"task.{plan.name} has no {split} split, but {plan.key(split)} asks for {count or 'all'} of it. "
-                f"Type: {plan.key(split)}=0, or name where to draw from: task.{plan.name}.splits.{split}=SPLIT"
+                f"task.{plan.name} has no {split} split, but {plan.key(split)} asks for {count or 'all'} "
+                f"of it. Type: {plan.key(split)}=0, or say where to draw it from: "
+                f"task.{plan.name}.splits.{split}=SPLIT"
             )
     return origins
 
@@ -179,7 +180,7 @@ def _build(plan: _Plan) -> Task:
     )
 
 
-# Drawing ---------------------------------------------------------------------------------------------------------
+# Drawing ----------------------------------------------------------------------------------------------------
 
 
 def _written(plan: _Plan, position: int) -> dict[Split, list[Example]]:
@@ -190,7 +191,8 @@ def _written(plan: _Plan, position: int) -> dict[Split, list[Example]]:
     names = {raw: name for raw, name in definition.labels.items() if name is not None}
     if tuple(names) != reviews.LABELS or len(names) < len(definition.labels):
         raise ValueError(
-            f"task.{plan.name}.labels must name every rating of the generated reviews: {', '.join(reviews.LABELS)}"
+            f"task.{plan.name}.labels must name every rating of the generated reviews: "
+            f"{', '.join(reviews.LABELS)}"
         )
     drawn: dict[Split, list[Example]] = {}
     for split in DRAWN:
@@ -206,10 +208,11 @@ def _written(plan: _Plan, position: int) -> dict[Split, list[Example]]:
 
 
 def _drawn(plan: _Plan, position: int, labels: Sequence[str]) -> dict[Split, list[Example]]:
-    """The examples of one domain from its files or hub splits. Splits that share one are drawn without overlap."""
+    """The examples of one domain from files or hub splits, those that share one without overlap."""
     domain = plan.domains[position]
     places: dict[Split, str] = {}
-    for split, origin in _origins(plan).items():
+    origins = _origins(plan)
+    for split, origin in origins.items():
         local = plan.definition.source == "files"
         # Without {split} in its path a file is shared by all splits, whatever they are called.
         places[split] = (
@@ -224,24 +227,22 @@ def _drawn(plan: _Plan, position: int, labels: Sequence[str]) -> dict[Split, lis
         if share == 0:
             continue
         if place not in rows:
-            origin = plan.definition.splits[split]
-            assert origin is not None
-            rows[place] = sources.read(plan.definition, plan.name, domain, origin)
+            rows[place] = sources.read(plan.definition, plan.name, domain, origins[split])
             taken[place] = set()
         sharing = [
             other for other in places if places[other] == place and other != split and other not in drawn
         ]
         if share is None and sharing:
             raise ValueError(
-                f"{split} and {sharing[0]} of task {plan.task.name!r} share {place}, so all of it cannot be {split}. "
-                f"Say how many: {plan.key(split)}=100"
+                f"{split} and {sharing[0]} of task {plan.task.name!r} share {place}, so that not all of it "
+                f"can be {split}. Say how many: {plan.key(split)}=100"
             )
         source = f"{plan.data_seed}/{plan.task.name}/{domain}/{split}"
         free = [row for row in _shuffled(rows[place], source) if row.number not in taken[place]]
         if share is None:
             chosen = sorted(free, key=lambda row: row.number)
         else:
-            # Labels that get one more start where the domain before stopped, so that a whole task is balanced.
+            # The label that gets one more follows that of the domain before, so that the task is balanced.
             before = sum(other or 0 for other in shares[:position])
             quotas = _quotas(share, before, labels) if plan.definition.balance else {"": share}
             chosen = _fill(quotas, free, plan, split, domain, place)
@@ -260,7 +261,7 @@ def _shuffled(rows: Sequence[sources.Row], seed: str) -> list[sources.Row]:
 
 
 def _quotas(share: int, before: int, labels: Sequence[str]) -> dict[str, int]:
-    """`share` examples over labels as equally as possible; the remainder starts at label `before` modulo their number."""
+    """`share` examples over the labels as equally as possible, the remainder from label `before` on."""
     quotas = {label: share // len(labels) for label in labels}
     for extra in range(share % len(labels)):
         quotas[labels[(before + extra) % len(labels)]] += 1
@@ -287,7 +288,8 @@ def _fill(
             limit = plan.definition.max_rows
             more = f", or more than task.{plan.name}.max_rows={limit}" if limit else ""
             raise ValueError(
-                f"{plan.key(split)}={plan.counts[split]} needs {quotas[label]} examples{kind} of domain {domain!r} in "
-                f"task {plan.task.name!r}, but {place} has {have} left. Type: {plan.key(split)}={fewer}{balance}{more}"
+                f"{plan.key(split)}={plan.counts[split]} needs {quotas[label]} examples{kind} of domain "
+                f"{domain!r} in task {plan.task.name!r}, but {place} has {have} left. "
+                f"Type: {plan.key(split)}={fewer}{balance}{more}"
             )
     return chosen

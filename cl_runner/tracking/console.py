@@ -109,7 +109,7 @@ class Console:
         self, log: Path | None = None, file: TextIO | None = None, terminal: bool | None = None
     ) -> None:
         file = file or sys.stdout
-        rich = RichConsole(file=file, highlight=False)
+        rich = RichConsole(file=file, highlight=False, force_terminal=terminal)
         self.terminal = file.isatty() and not rich.is_dumb_terminal if terminal is None else terminal
         if not self.terminal:
             rich = RichConsole(file=file, highlight=False, width=PLAIN_WIDTH, force_terminal=False)
@@ -308,7 +308,7 @@ class Console:
         text = "" if value is None else f"{value:.1f}"
         if self.terminal:
             return Text(text, style="bold underline" if emphasised else "")
-        return Text(f"*{text}" if emphasised else text)
+        return Text(f"*{text}" if emphasised and text else text)
 
     @staticmethod
     def _blocks(widths: Mapping[str, int], available: int) -> list[list[str]]:

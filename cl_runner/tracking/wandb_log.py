@@ -1,11 +1,11 @@
-"""Weights & Biases from the durable truth: what W&B gets is read from metrics.jsonl, which a checkpoint covers.
+"""Weights & Biases from the durable truth: it gets the lines of metrics.jsonl that a checkpoint covers.
 
-Line n of metrics.jsonl (from 0) is W&B step n, so no point can be logged twice. Charts are drawn over the training
-step, which the lines hold as `step`.
+Line n (from 0) is W&B step n, so no point can be logged twice. Charts are drawn over the training step, which
+the lines hold as `step`.
 
-An offline run cannot be resumed in place. An interrupted run therefore leaves several fragments with the same run
-id, `wandb/offline-run-<time>-<id>`, each of which goes on where the one before ended. Upload them in one go; W&B
-takes fragments of one id in order of their start::
+An offline run cannot be resumed in place. An interrupted run therefore leaves several fragments of one id,
+`wandb/offline-run-<time>-<id>`, each of which goes on where the one before ended. Upload them together; W&B
+takes the fragments of one id in order of their start::
 
     wandb sync RUN_FOLDER/wandb/offline-run-*
 
@@ -23,8 +23,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
-
+from typing import Any, Literal, cast, get_args
 
 Mode = Literal["offline", "online", "disabled"]
 
@@ -57,15 +56,15 @@ def _records(content: bytes) -> Iterator[tuple[bytes, int]]:
 def _last_step(fragment: Path) -> int | None:
     """The last W&B step in a .wandb file, None if it holds none.
 
-    The file is cut after its last whole record and put in place anew: W&B's service may outlive a killed run for
-    some seconds and write on, which then no longer reaches the file that is uploaded.
+    The file is cut after its last whole record and put in place anew: W&B's service may outlive a killed run
+    for some seconds and write on, which then no longer reaches the file that is uploaded.
     """
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
     content = fragment.read_bytes()
     last, end = None, _FILE_HEADER
     for data, end in _records(content):  # noqa: B007 - `end` is used after the loop
-        record = Record.FromString(data)
+        record = wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined] # made at import
         if record.WhichOneof("record_type") == "history":
             for item in record.history.item:
                 if item.key == "_step" or list(item.nested_key) == ["_step"]:
@@ -88,7 +87,7 @@ def next_step(folder: Path, run_id: str) -> int:
     for fragment in sorted(folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")):
         last = _last_step(fragment)
         if last is None:
-            shutil.rmtree(fragment.parent)
+            shutil.rmtree(fragment.parent, ignore_errors=True)
         else:
             following = max(following, last + 1)
     return following
@@ -154,7 +153,7 @@ class WandbLog:
             if mode == "offline":
                 self._sent = next_step(folder, run_id)
             self._run = wandb.init(
-                mode=mode,
+                mode=cast(Mode, mode),
                 project=project,
                 entity=entity,
                 group=group,
@@ -182,7 +181,7 @@ class WandbLog:
         self._guard(start)
 
     def _guard(self, action: Callable[[], None]) -> None:
-        """Do it; on failure warn and go on without W&B, whose errors (service, network, login) are of any type."""
+        """Do it, or warn and go on without W&B, whose errors (service, network, login) are of any type."""
         try:
             action()
         except Exception as error:
@@ -191,7 +190,7 @@ class WandbLog:
             self._warn(f"W&B failed and is left out from here on ({reason}); metrics.jsonl has everything")
 
     def flush(self, lines_up_to: int) -> None:
-        """Send the lines [sent, lines_up_to) of metrics.jsonl; call it when a checkpoint that covers them is written."""
+        """Send the lines [sent, lines_up_to) of metrics.jsonl, after a checkpoint that covers them."""
         if self._run is None:
             return
 
@@ -244,6 +243,15 @@ class WandbLog:
 
     def finish(self, exit_code: int) -> None:
         """Close the W&B run with the exit status of the process: 0 done, 1 failed, 75 interrupted."""
-        if self._run is not None:
-            self._guard(lambda: self._run.finish(exit_code=exit_code))
-            self._run = None
+        if self._run is None:
+            return
+
+        def end() -> None:
+            import wandb
+
+            self._run.finish(exit_code=exit_code)
+            # After finish() the last records may still be on their way to the file; not after this.
+            wandb.teardown(exit_code)
+
+        self._guard(end)
+        self._run = None

@@ -1,0 +1,94 @@
+"""Every file of every group composes and fits the schema; every experiment preset runs two steps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import TINY, run_command
+
+from cl_runner.compose import CONF, GROUPS, compose, options
+
+OPTIONS = [(group, option) for group in GROUPS if group != "task" for option in options(group)]
+
+
+def test_the_table_sees_every_file() -> None:
+    files = {p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml")} - {"config"}
+    assert files == {f"{group}/{option}" for group, option in OPTIONS} | {f"task/{o}" for o in options("task")}
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
+def test_every_option_composes(group: str, option: str) -> None:
+    chosen = f"[reviews,{option}]" if option in ("joint", "single_task") else option
+    request = compose([f"{group}={chosen}"])
+    assert request.config.task_order.tasks
+    assert request.config.method
+
+
+@pytest.mark.parametrize("option", options("task"))
+def test_every_task_definition_composes(option: str) -> None:
+    revision = [f"task.{option}.revision=0123456"] if option == "ag_news" else []
+    assert option in compose([f"task=[reviews,{option}]", *revision]).config.task
+
+
+@pytest.mark.parametrize("option", options("experiment"))
+def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
+    """Its own method, strengths and schedule, on a tiny backbone and generated reviews."""
+    small = [o for o in TINY if not o.startswith("training")]
+    arguments = [f"experiment={option}", "task_order=reviews", "hardware=cpu", *small, f"root={tmp_path}"]
+    assert run_command([*arguments, "training.max_steps=2", "method.pe.fraction=0.01"]) == 0
+    (summary,) = tmp_path.rglob("summary.json")
+    detail = json.loads(summary.read_text())["tasks_detail"]
+    assert [d["steps"] for d in detail] == [2, 2, 2]
+
+
+def test_every_file_says_what_it_is() -> None:
+    for path in CONF.rglob("*.yaml"):
+        first = [line for line in path.read_text().splitlines() if "@package" not in line][0]
+        assert first.startswith("# "), f"{path}: the first line is shown by --help"
+        assert ".yml" not in path.suffix
+
+
+def test_composing_is_quick_and_needs_no_torch() -> None:
+    code = "import sys; from cl_runner.compose import compose; compose(['method=pe']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    began = time.perf_counter()
+    shown = subprocess.run(
+        [sys.executable, "-m", "cl_runner", "--cfg", "job", "method=[ewc,pe_select]"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert time.perf_counter() - began < 5  # about 0.9 s on an idle machine
+    assert "fraction: 0.005" in shown.stdout and "strength: 0.35" in shown.stdout
+
+
+def test_method_lists_keep_their_order_and_share_nodes() -> None:
+    assert list(compose(["method=[lwf,ewc,pe_select]"]).config.method) == ["lwf", "ewc", "pe"]
+    pe, chain = compose(["method=pe"]).config, compose(["method=[ewc,lwf,pe_select]"]).config
+    assert pe.method == chain.method, "pe is the chain with the paper's strengths"
+    assert compose(["method=pe", "method.pe.fraction=0.01"]).config.method["pe"]["fraction"] == 0.01
+
+
+def test_folder_is_made_of_choices() -> None:
+    request = compose(["method=[ewc,pe_select]", "task_order=[reviews,joint]", "backbone=tiny_bert", "seed=7"])
+    assert request.folder.parent == Path("outputs/reviews+joint/tiny_bert/ewc+pe_select")
+    assert request.folder.name == f"seed7-{request.hash}"
+    assert compose(["experiment=pe/table_2"]).folder.parent == Path("outputs/amazon_1/bert_base/pe_main")
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for _, option in OPTIONS:
+        assert option in shown
+
+
+def test_user_configuration_folder(tmp_path: Path) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# mine\ndefaults: [pe, _self_]\npe: {fraction: 0.25}\n")
+    assert compose(["method=mine"], [tmp_path]).config.method["pe"]["fraction"] == 0.25

@@ -1,0 +1,450 @@
+"""Tasks from files, the hub and the shipped orders: drawing, formats, and what is said of every mistake."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import gzip
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from cl_runner.compose import compose
+from cl_runner.config import TaskDefinition, TaskOrder
+from cl_runner.data.task import Example, Task, build_tasks, fingerprint, label_union, source_files
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def definition(**changes: Any) -> TaskDefinition:
+    values: dict[str, Any] = {
+        "source": "files",
+        "labels": {"0": "bad", "1": "good"},
+        "balance": False,
+        "path": None,
+        "dataset": None,
+        "configuration": None,
+        "revision": None,
+        "splits": {"train": "train", "validation": "train", "test": "test"},
+        "text": ["text"],
+        "label": "label",
+        "max_rows": None,
+        "label_noise": 0.0,
+    }
+    return TaskDefinition.model_validate(values | changes)
+
+
+def counts(train: int | None = None, validation: int | None = 0, test: int | None = None) -> dict[str, Any]:
+    return {"train": train, "validation": validation, "test": test}
+
+
+def order(tasks: list[dict[str, Any]], base: dict[str, Any], **changes: Any) -> TaskOrder:
+    values: dict[str, Any] = {
+        "task": "own",
+        "tasks": tasks,
+        "base": base,
+        "incremental": base,
+        "joint": False,
+        "restart": False,
+        "data_seed": 0,
+    }
+    return TaskOrder.model_validate(values | changes)
+
+
+def rows(count: int, prefix: str = "") -> list[dict[str, Any]]:
+    """Every third row is good."""
+    return [{"text": f"{prefix}text {i}", "label": int(i % 3 == 0)} for i in range(count)]
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    form = path.name.removesuffix(".gz").rpartition(".")[2]
+    if form == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+        return
+    with (
+        gzip.open(path, "wt", encoding="utf-8", newline="")
+        if path.suffix == ".gz"
+        else path.open("w", encoding="utf-8", newline="") as file
+    ):
+        if form in ("csv", "tsv"):
+            writer = csv.DictWriter(file, list(records[0]), delimiter="\t" if form == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(records)
+        else:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two domains, `books` with 30 + 12 rows and `music` with 24 + 12."""
+    for domain, size in (("books", 30), ("music", 24)):
+        write(tmp_path / domain / "train.jsonl", rows(size, f"{domain} "))
+        write(tmp_path / domain / "test.jsonl", rows(12, f"{domain} test "))
+    return tmp_path
+
+
+def own(folder: Path, **changes: Any) -> dict[str, TaskDefinition]:
+    return {"own": definition(path=f"{folder}/{{domain}}/{{split}}.jsonl", **changes)}
+
+
+def prompts(examples: tuple[Example, ...]) -> list[str]:
+    return [example.prompt for example in examples]
+
+
+# Reading ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "form", ["parquet", "csv", "tsv", "jsonl", "json", "csv.gz", "tsv.gz", "jsonl.gz", "json.gz"]
+)
+def test_formats(tmp_path: Path, form: str) -> None:
+    texts = ['He said "no", twice', "two\nlines", "Größe", " tab\there "]
+    write(
+        tmp_path / f"shop_test.{form}", [{"other": 1, "text": t, "label": i % 2} for i, t in enumerate(texts)]
+    )
+    made = {"own": definition(path=f"{tmp_path}/{{domain}}_{{split}}.{form}")}
+    (task,) = build_tasks(order([{"name": "shop"}], counts(train=0)), made)
+    assert prompts(task.test) == [text.strip() for text in texts]
+    assert [e.answer for e in task.test] == ["bad", "good", "bad", "good"]
+    assert {e.domain for e in task.test} == {"shop"}
+    assert task.labels == ("bad", "good")
+    assert source_files(order([{"name": "shop"}], counts(train=0)), made) == [tmp_path / f"shop_test.{form}"]
+
+
+def test_columns_are_joined_and_missing_parts_skipped(tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = [
+        {"title": "Fine", "body": "Read it.", "label": 1.0},
+        {"title": None, "body": "Dull.", "label": 0.0},
+        {"title": float("nan"), "body": "", "label": 0.0},
+        {"body": "No title.", "label": 2.0},
+    ]
+    write(tmp_path / "a.jsonl", records)
+    labels = {"0.0": "bad", "1.0": "good", "2.0": None}
+    made = definition(path=f"{tmp_path}/{{domain}}.jsonl", text=["title", "body"], labels=labels)
+    (task,) = build_tasks(order([{"name": "a"}], counts(train=0)), {"own": made})
+    # The third row has no text, the fourth a label that is dropped.
+    assert task.test == (Example("Fine Read it.", "good", "a"), Example("Dull.", "bad", "a"))
+
+
+def test_amazon_file_is_read_no_further_than_max_rows(tmp_path: Path) -> None:
+    path = tmp_path / "amazon_2018" / "Kindle_Store.json.gz"
+    records = [
+        {"overall": float(i % 5 + 1), "summary": f"title {i}", "reviewText": f"text {i}", "verified": True}
+        for i in range(100)
+    ]
+    write(path, records)
+    with gzip.open(path, "at", encoding="utf-8") as file:
+        file.write("not JSON\n")
+    request = compose(
+        [
+            "task_order=amazon_1",
+            f"data_root={tmp_path}",
+            "task_order.tasks=[{name: Kindle_Store}]",
+            "task_order.base={train: 50, validation: 20, test: 30}",
+            "task.amazon_reviews.max_rows=100",
+        ]
+    )
+    (task,) = build_tasks(request.config.task_order, request.config.task)
+    for split, size in ((task.train, 10), (task.validation, 4), (task.test, 6)):
+        assert Counter(e.answer for e in split) == {
+            f"{i} star{'s' if i > 1 else ''}": size for i in range(1, 6)
+        }
+    used = prompts(task.train) + prompts(task.validation) + prompts(task.test)
+    assert sorted(used) == sorted(f"title {i} text {i}" for i in range(100))
+    further = request.config.task["amazon_reviews"].model_copy(update={"max_rows": 101})
+    with pytest.raises(ValueError, match="line 101 of .*Kindle_Store.json.gz is not JSON"):
+        build_tasks(request.config.task_order, {"amazon_reviews": further})
+
+
+# Drawing ----------------------------------------------------------------------------------------------------
+
+
+def test_splits_of_one_source_do_not_overlap(folder: Path) -> None:
+    (task,) = build_tasks(order([{"name": "books"}], counts(train=None, validation=10, test=5)), own(folder))
+    assert (len(task.train), len(task.validation), len(task.test)) == (20, 10, 5)
+    assert sorted(prompts(task.train) + prompts(task.validation)) == sorted(
+        r["text"] for r in rows(30, "books ")
+    )
+    assert all(prompt.startswith("books test ") for prompt in prompts(task.test))
+
+
+def test_domains_and_labels_are_spread_evenly(folder: Path) -> None:
+    steps = [{"name": "base", "domains": ["books", "music"]}]
+    (task,) = build_tasks(order(steps, counts(train=15, test=6)), own(folder, balance=True))
+    assert Counter(e.domain for e in task.train) == {"books": 8, "music": 7}
+    # Books draw 4 + 4, music 4 + 3: the label that gets one more follows on where books stopped.
+    assert Counter(e.answer for e in task.train) == {"bad": 8, "good": 7}
+    # Three each: books 2 bad and 1 good, music 1 bad and 2 good.
+    assert Counter((e.domain, e.answer) for e in task.test) == {
+        ("books", "bad"): 2,
+        ("books", "good"): 1,
+        ("music", "bad"): 1,
+        ("music", "good"): 2,
+    }
+
+
+def test_draws_depend_on_seed_task_and_domain_only(folder: Path) -> None:
+    both = [{"name": "books"}, {"name": "music"}]
+    wanted = counts(train=10, validation=5, test=5)
+    books, music = build_tasks(order(both, wanted), own(folder))
+    again_music, again_books = build_tasks(order(both[::-1], wanted), own(folder))
+    assert books.train == again_books.train and music.test == again_music.test
+    assert fingerprint(books) == fingerprint(build_tasks(order(both, wanted), own(folder))[0])
+    other = build_tasks(order(both, wanted, data_seed=1), own(folder))[0]
+    assert set(other.train) != set(books.train)
+    assert fingerprint(other) != fingerprint(books)
+    # Fewer test examples leave the others where they are.
+    assert build_tasks(order(both, counts(10, 5, 4)), own(folder))[0].test == books.test[:4]
+
+
+def test_draw_is_the_same_on_every_machine(folder: Path) -> None:
+    (task,) = build_tasks(order([{"name": "books"}], counts(train=3, test=2)), own(folder))
+    # Locked: another draw would change what every published result was measured on.
+    assert prompts(task.train) == ["books text 16", "books text 28", "books text 29"]
+
+
+def test_labels_of_all_tasks_in_order_of_appearance() -> None:
+    tasks = [Task(0, "a", (), (), (), ("x", "y")), Task(1, "b", (), (), (), ("z", "x"))]
+    assert label_union(tasks) == ("x", "y", "z")
+
+
+# Mistakes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tasks", "base", "changes", "message"),
+    [
+        ([], counts(), {}, r"no tasks. Choose one: task_order=reviews"),
+        ([{"name": "books"}] * 2, counts(), {}, r"two tasks named 'books'.*books_2"),
+        ([{"name": "a", "domains": ["books", "books"]}], counts(), {}, r"lists the domain 'books' twice"),
+        ([{"name": "books", "task": "owm"}], counts(), {}, r"'owm', which is not loaded.*Nearest: 'own'"),
+        (
+            [{"name": "book"}],
+            counts(),
+            {},
+            r"no 'book'. Nearest: 'books'. Set data_root=FOLDER, or CL_RUNNER",
+        ),
+        (
+            [{"name": "books"}],
+            counts(),
+            {"text": ["txt"]},
+            r"no column 'txt'; it has: text, label. Nearest: 'text'",
+        ),
+        ([{"name": "books"}], counts(), {"label": "y"}, r"no column 'y'.*Type: task.own.label=COLUMN"),
+        ([{"name": "books"}], counts(), {"text": ["label"]}, r"row 1 of .*holds 1 \(int\), not text"),
+        (
+            [{"name": "books"}],
+            counts(),
+            {"labels": {"1": "good"}},
+            r"row 2 of .*test.jsonl has the label '0'.*known: '1'. Add under task.own.labels: '0': NAME",
+        ),
+        ([{"name": "books"}], counts(), {"labels": {"0": None, "1": None}}, r"task.own has no labels"),
+        ([{"name": "books"}], counts(), {"labels": {"0": None, "1": None, "2": "x"}}, r"none of the 12 rows"),
+        (
+            [{"name": "books"}],
+            counts(train=31),
+            {},
+            r"base.train=31 needs 31 examples of domain 'books'.*has 30 left. Type: task_order.base.train=30$",
+        ),
+        (
+            [{"name": "base", "domains": ["books", "music"]}],
+            counts(train=40),
+            {"balance": True, "max_rows": 60},
+            # Music has 8 good rows of the 10 asked for; 8 x 2 labels x 2 domains can be had.
+            r"10 examples with the label 'good' of domain 'music'.*has 8 left. "
+            r"Type: task_order.base.train=32, or task.own.balance=false, or more than task.own.max_rows=60$",
+        ),
+        (
+            [{"name": "books"}],
+            counts(train=10, validation=None),
+            {},
+            r"validation and train of task 'books' share .*Say how many: task_order.base.validation=100",
+        ),
+        ([{"name": "books"}], counts(None, 30, 1), {}, r"nothing is left in .*Type: task_order.base.train=0"),
+        (
+            [{"name": "books"}],
+            counts(validation=5),
+            {"splits": {"train": "train", "validation": None, "test": "test"}},
+            r"no validation split, but task_order.base.validation asks for 5 of it",
+        ),
+        ([{"name": "books"}], counts(), {"path": None}, r"has no path. Type: task.own.path="),
+        ([{"name": "books"}], counts(), {"path": "x.xlsx"}, r"the format is told by the ending"),
+    ],
+)
+def test_mistakes(
+    folder: Path, tasks: list[dict[str, Any]], base: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    path = {"path": f"{folder}/{{domain}}/{{split}}.jsonl"}
+    with pytest.raises(ValueError, match=message):
+        build_tasks(order(tasks, base), {"own": definition(**(path | changes))})
+
+
+def test_mistake_in_a_later_task_names_its_key(folder: Path) -> None:
+    steps = order([{"name": "books"}, {"name": "music"}], counts(train=10), incremental=counts(train=25))
+    with pytest.raises(ValueError, match="task_order.incremental.train=25 needs 25"):
+        build_tasks(steps, own(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "a.jsonl holds no rows"),
+        ("a.jsonl", b'{"text": 1', "line 1 of .*is not JSON, one object a line"),
+        ("a.jsonl", b"[1]\n", "line 1 of .*is not a JSON object"),
+        ("a.jsonl", b'{"text": "\xff"}', "a.jsonl cannot be read .*utf-8"),
+        ("a.jsonl.gz", b"plain", "a.jsonl.gz cannot be read .*[Nn]ot a gzip"),
+        ("a.parquet", b"plain", "a.parquet is not a readable parquet file"),
+        ("a.csv", b"text;label\nx;1\n", "no column 'text'; it has: text;label"),
+    ],
+)
+def test_broken_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        build_tasks(order([{"name": "a"}], counts(train=0)), {"own": definition(path=str(tmp_path / name))})
+
+
+# Hub --------------------------------------------------------------------------------------------------------
+
+
+def hub(**changes: Any) -> dict[str, TaskDefinition]:
+    values = {"source": "hub", "dataset": "owner/news", "configuration": "{domain}_v1", "revision": "c0ffee"}
+    return {"own": definition(**(values | changes))}
+
+
+def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def load_dataset(*args: Any, **options: Any) -> datasets.Dataset:
+        calls.append((args, options))
+        return datasets.Dataset.from_list(rows(30, f"{args[1]} {options['split']} "))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    steps = order([{"name": "sport"}], counts(train=6, validation=6, test=None))
+    (task,) = build_tasks(steps, hub(max_rows=12))
+    # The split `train` is loaded once and shared by ours for training and validation.
+    assert calls == [
+        (("owner/news", "sport_v1"), {"split": "test", "revision": "c0ffee", "streaming": True}),
+        (("owner/news", "sport_v1"), {"split": "train", "revision": "c0ffee", "streaming": True}),
+    ]
+    assert prompts(task.test) == [f"sport_v1 test text {i}" for i in range(12)]
+    assert sorted(prompts(task.train) + prompts(task.validation)) == sorted(
+        f"sport_v1 train text {i}" for i in range(12)
+    )
+    assert source_files(steps, hub()) == []
+
+
+def test_hub_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*args: Any, **options: Any) -> datasets.Dataset:
+        raise ConnectionError("Couldn't reach the hub\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    steps = order([{"name": "sport"}], counts())
+    reached = r"owner/news \(sport_v1, test, c0ffee\) cannot be read: Couldn't reach the hub. Check task.own"
+    with pytest.raises(ValueError, match=reached):
+        build_tasks(steps, hub())
+    with pytest.raises(ValueError, match="must name the revision of owner/news.*task.own.revision=COMMIT"):
+        build_tasks(steps, hub(revision=None))
+    with pytest.raises(ValueError, match="names no data set. Type: task.own.dataset=OWNER/NAME"):
+        build_tasks(steps, hub(dataset=None))
+
+
+# Shipped orders ---------------------------------------------------------------------------------------------
+
+#: PE (2022.naacl-industry.35), appendix.
+ORDER_1 = [
+    "Kindle_Store",
+    "Arts_Crafts_and_Sewing",
+    "Electronics",
+    "Magazine_Subscriptions",
+    "Pet_Supplies",
+    "Sports_and_Outdoors",
+    "Prime_Pantry",
+    "Office_Products",
+    "Movies_and_TV",
+    "Automotive",
+    "CDs_and_Vinyl",
+    "Gift_Cards",
+    "Digital_Music",
+    "Clothing_Shoes_and_Jewelry",
+    "Home_and_Kitchen",
+    "Software",
+    "Grocery_and_Gourmet_Food",
+]
+MISSING = {
+    "amazon_2": "Kindle_Store Arts_Crafts_and_Sewing Sports_and_Outdoors Movies_and_TV Automotive "
+    "Clothing_Shoes_and_Jewelry Software",
+    "amazon_3": "Sports_and_Outdoors",
+    "amazon_4": "Movies_and_TV Automotive",
+}
+FIRST_AND_LAST = {
+    "amazon_2": ("Pet_Supplies", "Grocery_and_Gourmet_Food"),
+    "amazon_3": ("Digital_Music", "Gift_Cards"),
+    "amazon_4": ("Magazine_Subscriptions", "Gift_Cards"),
+}
+
+
+@functools.cache
+def shipped(name: str) -> TaskOrder:
+    return compose([f"task_order={name}"]).config.task_order
+
+
+def names(name: str) -> list[str]:
+    return [task.name for task in shipped(name).tasks]
+
+
+def test_amazon_orders_as_printed() -> None:
+    first = shipped("amazon_1")
+    assert names("amazon_1") == ["base", *ORDER_1]
+    assert len(first.tasks[0].domains) == 12 and not set(first.tasks[0].domains) & set(ORDER_1)
+    for name, missing in MISSING.items():
+        printed = shipped(name)
+        assert printed.model_copy(update={"tasks": []}) == first.model_copy(update={"tasks": []})
+        assert printed.tasks[0] == first.tasks[0]
+        assert sorted(names(name)[1:]) == sorted(set(ORDER_1) - set(missing.split()))
+        assert (names(name)[1], names(name)[-1]) == FIRST_AND_LAST[name]
+        assert names(f"{name}_complete") == [*names(name), *missing.split()]
+    assert first.base.model_dump() == {"train": 6000, "validation": 2000, "test": 2000}
+    assert first.incremental.model_dump() == {"train": 300, "validation": 100, "test": 100}
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "task_order").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_order_composes(path: Path) -> None:
+    switches = path.stem in ("joint", "single_task")
+    config = compose([f"task_order={f'[reviews,{path.stem}]' if switches else path.stem}"]).config
+    assert config.task_order.task in config.task
+    assert config.task_order.joint == (path.stem == "joint")
+    assert config.task_order.restart == (path.stem == "single_task")
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "task").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_definition_composes(path: Path) -> None:
+    revision = ["task.ag_news.revision=c0ffee"] if path.stem == "ag_news" else []
+    config = compose(["task_order=reviews", f"task=[reviews,{path.stem}]", *revision]).config
+    assert path.stem in config.task
+
+
+def test_data_root_is_named_when_it_is_missing(tmp_path: Path) -> None:
+    config = compose(["task_order=fdu_mtl", f"data_root={tmp_path}/nowhere"]).config
+    with pytest.raises(ValueError, match="holds no 'nowhere'. Set data_root=FOLDER"):
+        build_tasks(config.task_order, config.task)
+
+
+@pytest.mark.skipif("CL_RUNNER_DATA" not in os.environ, reason="CL_RUNNER_DATA names no data root")
+def test_fdu_mtl() -> None:
+    config = compose(["task_order=[fdu_mtl,joint]"]).config
+    tasks = build_tasks(config.task_order, config.task)
+    assert [len(task.train) for task in tasks] == [3000, *[300] * 6]
+    assert [len(task.test) for task in tasks] == [1200, *[200] * 6]
+    assert Counter(e.domain for e in tasks[0].train) == dict.fromkeys(
+        ["books", "dvd", "electronics", "kitchen_housewares", "imdb", "music"], 500
+    )
+    assert all(Counter(e.answer for e in task.train)["positive"] == len(task.train) // 2 for task in tasks)
+    assert len(source_files(config.task_order, config.task)) == 24

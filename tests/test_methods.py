@@ -1,0 +1,289 @@
+"""One table: every method through every invariant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import learn, tiny_config, tiny_learner, weights_of
+
+from cl_runner.compose import options
+from cl_runner.config import method_spec
+from cl_runner.methods import METHODS
+from cl_runner.methods.base import Chain, Method
+from cl_runner.train import build_optimizer, decays
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a method before it runs."""
+
+    choice: str  # method=<choice>
+    trained: float  # share of the weights that learn a later task: 1 = all, 0 = none
+
+
+ROWS = (
+    Row("seq_ft", 1.0),
+    Row("frozen", 0.0),
+    Row("ewc", 1.0),
+    Row("lwf", 1.0),
+    Row("ewc_lwf", 1.0),
+    Row("pe", 0.005),
+    Row("pe_rand", 0.005),
+    Row("pe_select", 0.005),
+    Row("pe_main", 0.005),
+    Row("pe_0.1", 0.001),
+    Row("pe_qkv", 0.005),
+    Row("[ewc,lwf,pe_select]", 0.005),
+)
+every = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.choice)
+
+
+def test_the_table_has_every_method() -> None:
+    assert {row.choice for row in ROWS if "[" not in row.choice} == set(options("method"))
+
+
+@every
+def test_learns_and_moves_only_what_it_may(row: Row, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, f"method={row.choice}", "training.base.learning_rate=3e-3", "training.weight_decay=0.5")
+    learner, method, tasks = tiny_learner(config)
+    losses = learn(learner, method, tasks[0], config)
+    assert sum(losses[-6:]) < sum(losses[:6]), "the base task is not learned"
+    before = weights_of(learner)
+    losses = learn(learner, method, tasks[1], config)
+    after = weights_of(learner)
+    moved = {name: (after[name] != before[name]).flatten() for name in before}
+    total = sum(m.numel() for m in moved.values())
+    count = sum(int(m.sum()) for m in moved.values())
+    if row.trained == 0:
+        assert count == 0 and losses == []
+    elif row.trained == 1:
+        assert count > 0.5 * total
+    else:
+        assert 0 < count <= 1.3 * row.trained * total
+        (selector,) = (m for m in method.methods.values() if method_spec_last(m))
+        for name, flags in moved.items():
+            allowed = torch.zeros_like(flags)
+            if name in selector.indices:
+                allowed[selector.indices[name]] = True
+            assert not bool((flags & ~allowed).any()), f"{name}: a fixed weight moved"
+
+
+def method_spec_last(method: Method) -> bool:
+    return method.last
+
+
+@every
+def test_state_round_trip_gives_the_same_second_task(row: Row, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, f"method={row.choice}")
+    learner, method, tasks = tiny_learner(config)
+    learn(learner, method, tasks[0], config)
+    learner.fishers = {}
+    method.before_task(learner, tasks[1])
+    state = copied(method.state_dict())
+    weights = weights_of(learner)
+    first = learn_on(learner, method, tasks[1], config)
+    again, fresh, _ = tiny_learner(config)
+    with torch.no_grad():
+        for name, p in again.parameters().items():
+            p.copy_(weights[name])
+    fresh.load_state_dict(state)
+    second = learn_on(again, fresh, tasks[1], config)
+    assert first == second
+    left, right = weights_of(learner), weights_of(again)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def learn_on(learner: Any, method: Chain, task: Any, config: Any) -> list[float]:
+    """A task whose `before_task` is already done."""
+    losses: list[float] = []
+    method.activate(learner, task)
+    from cl_runner.train import train_task
+
+    stage = config.training.incremental
+    train_task(learner, method, task, stage, config.training, None, lambda p, n: losses.append(n["loss"]))
+    return losses
+
+
+def copied(tree: Any) -> Any:
+    from cl_runner.checkpoint import pack, unpack
+
+    tensors: dict[str, torch.Tensor] = {}
+    return unpack(pack(tree, tensors), tensors)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_schema_read_from_source_is_the_dataclass(name: str) -> None:
+    import dataclasses
+    import importlib
+
+    module, _, class_name = METHODS[name].partition(":")
+    cls = getattr(importlib.import_module(f"cl_runner.methods.{module}"), class_name)
+    spec = method_spec(name)
+    assert list(spec.schema.model_fields) == [field.name for field in dataclasses.fields(cls)]
+    assert spec.last == cls.last and spec.families == cls.families
+
+
+def test_ewc_gradient_is_the_gradient_of_its_penalty_and_selected_entries_only(tmp_path: Path) -> None:
+    """Against autograd of PE eq. 4 in fp64."""
+    config = tiny_config(tmp_path, "method=pe", "method.ewc.strength=3.5", "method.pe.fraction=0.05")
+    learner, method, tasks = tiny_learner(config)
+    learn(learner, method, tasks[0], config)
+    learner.fishers = {}
+    method.before_task(learner, tasks[1])
+    method.activate(learner, tasks[1])
+    learner.trained = method.owned(learner, learner.params())
+    ewc = method.methods["ewc"]
+    generator = torch.Generator().manual_seed(0)
+    for values in learner.trained.values():
+        values.data.add_(torch.randn(values.shape, generator=generator))
+        values.grad = None
+    ewc.grads(learner)
+    selected = learner.selected
+    variables = {n: v.detach().double().requires_grad_() for n, v in learner.trained.items()}
+    penalty = sum(
+        3.5 * (ewc.fisher[n].double().view(-1)[selected[n]] * (v - ewc.anchor[n].double().view(-1)[selected[n]]) ** 2).sum()
+        for n, v in variables.items()
+    )
+    penalty.backward()
+    assert float(penalty.detach()) == pytest.approx(learner.terms["ewc"], rel=1e-4)
+    for name, variable in variables.items():
+        assert torch.allclose(learner.trained[name].grad.double(), variable.grad, rtol=1e-4, atol=1e-12), name
+
+
+def test_online_ewc_adds_up_the_fisher_of_each_task(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "method=ewc", "method.ewc.fisher_data=last_task", "method.ewc.decay=0.5")
+    learner, method, tasks = tiny_learner(config)
+    ewc = method.methods["ewc"]
+    learn(learner, method, tasks[0], config)
+    first = {n: f.clone() for n, f in ewc.fisher.items()}
+    learner.fishers = {}
+    learn(learner, method, tasks[1], config)
+    learner.fishers = {}
+    second = learner.fisher(tasks[1].train)
+    assert all(torch.allclose(ewc.fisher[n], second[n] + 0.5 * first[n]) for n in second)
+
+
+def test_lwf_term_by_hand(tmp_path: Path) -> None:
+    """PE eq. 5: squared distance of the outputs, summed over classes, mean over the batch."""
+    config = tiny_config(tmp_path, "method=lwf", "method.lwf.strength=2.0")
+    learner, method, tasks = tiny_learner(config)
+    learn(learner, method, tasks[0], config)
+    method.before_task(learner, tasks[1])
+    recorded = learner.record_logits(tasks[1].train)
+    batch = method.prepare(learner, learner.collate(tasks[1].train, [3, 1]))
+    assert torch.equal(batch["lwf"], recorded[[3, 1]])
+    output = learner.forward(batch)
+    shift = torch.zeros_like(recorded[:2])
+    shift[0, 0], shift[1, 1] = 1.0, 2.0
+    output.logits = recorded[[3, 1]] + shift
+    assert float(method.loss(learner, batch, output)) == pytest.approx(2.0 * (1.0 + 4.0) / 2)
+
+
+def test_lwf_pulls_towards_the_old_outputs(tmp_path: Path) -> None:
+    def drift(choice: str) -> float:
+        config = tiny_config(tmp_path, f"method={choice}", "training.incremental.learning_rate=3e-3")
+        learner, method, tasks = tiny_learner(config)
+        learn(learner, method, tasks[0], config)
+        old = learner.record_logits(tasks[1].train)
+        learn(learner, method, tasks[1], config)
+        return float((learner.record_logits(tasks[1].train) - old).square().mean())
+
+    assert drift("lwf") < 0.7 * drift("seq_ft")
+
+
+def test_sparse_training_equals_dense_masked_adamw(tmp_path: Path) -> None:
+    """Compact values against full tensors whose gradient is masked, step by step; decay on selected entries only."""
+    config = tiny_config(tmp_path, "method=pe_select", "method.pe.fraction=0.02", "training.weight_decay=0.1")
+    learner, method, tasks = tiny_learner(config)
+    learn(learner, method, tasks[0], config)
+    start = weights_of(learner)
+    learn(learner, method, tasks[1], config)
+    indices = method.methods["pe"].indices
+
+    dense, _, _ = tiny_learner(config)
+    with torch.no_grad():
+        for name, p in dense.parameters().items():
+            p.copy_(start[name])
+    masked_adamw(dense, tasks[1], indices, config)
+    left, right = weights_of(learner), weights_of(dense)
+    for name in left:
+        assert torch.allclose(left[name], right[name], rtol=0, atol=2e-7), name
+
+
+def masked_adamw(learner: Any, task: Any, indices: dict[str, torch.Tensor], config: Any) -> None:
+    """The reference: dense gradients times a mask, and fixed entries copied back after each step."""
+    import math
+
+    from cl_runner.train import derive_seed, epoch_order, learning_rate_factor
+
+    parameters = learner.parameters()
+    masks = {}
+    for name, p in parameters.items():
+        masks[name] = torch.zeros(p.numel(), dtype=torch.bool)
+        if name in indices:
+            masks[name][indices[name]] = True
+        masks[name] = masks[name].view_as(p)
+    optimizer = build_optimizer(parameters, config.training.weight_decay)
+    stage = config.training.incremental
+    per_epoch = math.ceil(len(task.train) / stage.batch_size)
+    steps = per_epoch * stage.epochs
+    learner.model.train()
+    for step in range(steps):
+        epoch, within = divmod(step, per_epoch)
+        order = epoch_order(learner.seed, task.index, epoch, len(task.train))
+        torch.manual_seed(derive_seed(learner.seed, "step", task.index, step))
+        batch = learner.collate(task.train, order[within * stage.batch_size : (within + 1) * stage.batch_size])
+        learner.forward(batch).loss.backward()
+        for name, p in parameters.items():
+            p.grad.mul_(masks[name])
+        torch.nn.utils.clip_grad_norm_(parameters.values(), config.training.clip)
+        rate = 2e-3 * learning_rate_factor(step, steps, config.training.schedule, config.training.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        kept = {name: p.detach().clone() for name, p in parameters.items()}
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p.copy_(torch.where(masks[name], p, kept[name]))
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    assert decays("bert.encoder.layer.0.output.dense.weight")
+    assert not decays("bert.encoder.layer.0.output.dense.bias")
+    assert not decays("bert.encoder.layer.0.output.LayerNorm.weight")
+
+
+def test_impossible_fraction_is_refused(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "method=pe_select", "method.pe.fraction=1e-9")
+    learner, method, _ = tiny_learner(config)
+    with pytest.raises(ValueError, match=r"selects not one.*Type: method\.pe\.fraction="):
+        method.check({name: p.numel() for name, p in learner.parameters().items()})
+
+
+class Toy(Method):
+    """Touches every hook that the shipped methods leave alone."""
+
+    def __init__(self, mark: str):
+        self.mark = mark
+
+    def data(self, task: Any, examples: Any) -> list[str]:
+        return [*examples, self.mark]
+
+    def loss(self, learner: Any, batch: Any, output: Any) -> float:
+        return float(len(self.mark))
+
+    def predict(self, learner: Any, batch: Any, inner: Any) -> list[Any]:
+        return [self.mark, *inner(batch), self.mark]
+
+
+def test_a_chain_is_a_method() -> None:
+    chain = Chain({"outer": Toy("a"), "inner": Toy("bb")})
+    nested = Chain({"chain": chain, "more": Toy("c")})
+    assert nested.data(None, ["x"]) == ["x", "a", "bb", "c"]  # type: ignore[arg-type]
+    assert nested.loss(None, {}, None) == 4.0  # type: ignore[arg-type]
+    assert nested.predict(None, {}, lambda batch: ["p"]) == ["a", "bb", "c", "p", "c", "bb", "a"]  # type: ignore

@@ -1,0 +1,124 @@
+"""Mistaken commands: each gets one message that says what is wrong and what to type, status 2, and no folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import TINY, run_command
+
+#: (what is typed, what the message must say); {tmp} is an empty folder, {data} holds the files made below.
+MISTAKES = [
+    # groups and options
+    (["metod=pe"], r"no group or key 'metod'.*Nearest: 'method'.*Type: python -m cl_runner .*method=pe"),
+    (["method=pee"], r"group 'method' has no option 'pee'.*Type: .*method=pe"),
+    (["method=[ewc,lfw]"], r"no option 'lfw'.*Nearest: 'lwf'.*'method=\[ewc,lwf\]'"),
+    (["backbone=tiny_brt"], r"no option 'tiny_brt'.*Type: .*backbone=tiny_bert"),
+    (["task_order=reveiws"], r"no option 'reveiws'.*task_order=reviews"),
+    (["task=revews"], r"no option 'revews'.*task=reviews"),
+    (["hardware=cpus"], r"no option 'cpus'.*hardware=cpu"),
+    (["wandb=offlin"], r"no option 'offlin'.*wandb=offline"),
+    (["experiment=pe/table1"], r"no option 'pe/table1'.*experiment=pe/table_1"),
+    (["bakbone=tiny_bert"], r"Nearest: 'backbone'.*backbone=tiny_bert"),
+    # keys
+    (["method.pe.fracton=0.1"], r"no group or key 'method.pe.fracton'.*method.pe.fraction=0.1"),
+    (["method.ewc.lambda=1"], r"method.ewc has: decay, fisher_data, strength"),
+    (["method.piece.fraction=0.1"], r"Its methods are ewc, lwf, pe"),
+    (["sed=1"], r"Nearest: 'seed'.*seed=1"),
+    (["+sed=1"], r"Nearest: 'seed'.*seed=1"),
+    (["training.incremental.lr=1e-3"], r"training.incremental has: batch_size, epochs, learning_rate"),
+    # types and ranges
+    (["method.pe.fraction=abc"], r"method.pe.fraction must be a number, got 'abc'.*method.pe.fraction=0.005"),
+    (["method.pe.fraction=0"], r"method.pe.fraction must be greater than 0, got 0"),
+    (["method.pe.fraction=1.5"], r"less than or equal to 1, got 1.5"),
+    (["method.pe.keep=smalest"], r"method.pe.keep must be 'smallest' or 'largest', got 'smalest'"),
+    (["method.pe.include=query"], r"method.pe.include must be a list"),
+    (["seed=one"], r"seed must be a whole number, got 'one'.*seed=0"),
+    (["training.base.epochs=2.5"], r"training.base.epochs must be a whole number"),
+    (["evaluation.split=dev"], r"evaluation.split must be 'test' or 'validation'"),
+    (["hardware.deterministic=3"], r"hardware.deterministic must be true or false"),
+    (["training.base=3"], r"training.base must be a mapping"),
+    # what does not fit
+    (["method=[pe_select,ewc]"], r"pe selects what trains and must come last.*method=\[ewc,pe_select\]"),
+    (["method=[frozen,pe_select]"], r"only one method may select what trains"),
+    (["method.pe.fraction=1e-9"], r"selects not one.*Type: method.pe.fraction="),
+    (["method.pe.include=['*.qery.weight']"], r"'\*\.qery\.weight'.*query"),
+    (["hardware=gpu"], r"hardware.device=cuda, but torch sees no GPU.*hardware=cpu"),
+    (["backbone.checkpoint={tmp}/none"], r"no config.json in that folder"),
+    # data
+    (["task_order=fdu_mtl", "data_root={tmp}"], r"fdu_mtl/books.*data_root="),
+    (["task.reviews.source=files", "task.reviews.path={data}/good.csv", "task.reviews.label=star"], r"star.*stars"),
+    (
+        ["task.reviews.source=files", "task.reviews.path={data}/good.csv", "task.reviews.text=[tekst]"]
+        + ["task.reviews.label=stars"],
+        r"tekst.*text",
+    ),
+    (
+        ["task.reviews.source=files", "task.reviews.path={data}/odd.csv", "task.reviews.text=[text]"]
+        + ["task.reviews.label=stars"],
+        r"6 stars",
+    ),
+    (
+        ["task.reviews.source=files", "task.reviews.path={data}/empty.csv", "task.reviews.text=[text]"]
+        + ["task.reviews.label=stars"],
+        r"empty\.csv",
+    ),
+    (["task_order.tasks=[]"], r"no tasks"),
+    (["task_order.tasks=[{{name: kettlse}}]"], r"kettlse.*kettles"),
+    (["task_order.incremental.test=0"], r"no test examples"),
+    (["task_order.task=rewiews"], r"rewiews.*reviews"),
+    # the command line itself
+    (["pe"], r"cannot read 'pe'|no command 'pe'"),
+    (["method=[ewc,lwf"], r"cannot read"),
+    (["--config-dir", "{tmp}/nowhere"], r"nowhere: there is no such folder"),
+    (["-m", "method=pe,ewcc"], r"no option 'ewcc'.*Nearest: 'ewc'"),
+    (["-m", "seed=0,0"], r"the same run"),
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = "".join(f"a text number {i},{1 + i % 5} star{'s' if i % 5 else ''}\n" for i in range(400))
+    (folder / "good.csv").write_text("text,stars\n" + rows)
+    (folder / "odd.csv").write_text("text,stars\n" + rows + "a text,6 stars\n")
+    (folder / "empty.csv").write_text("text,stars\n")
+    return folder
+
+
+@pytest.mark.parametrize(("typed", "says"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_one_message_and_status_2(
+    typed: list[str], says: str, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    root = tmp_path / "outputs"
+    filled = [part.format(tmp=tmp_path, data=data) for part in typed]
+    own = {part.partition("=")[0] for part in filled}
+    base = [part for part in TINY if part.partition("=")[0] not in own]
+    if any(part.startswith("task_order=") for part in filled):
+        base = [part for part in base if not part.startswith("task_order")]
+    status = run_command([*filled, *base, f"root={root}"])
+    shown = capsys.readouterr()
+    assert status == 2
+    assert re.search(says, shown.err, re.DOTALL), shown.err
+    assert "Traceback" not in shown.err + shown.out
+    assert shown.err.count("cl_runner: ") == 1, "one message"
+    assert len(shown.err.strip().splitlines()) <= 3, shown.err
+    assert not root.exists(), "a wrong request leaves nothing behind"
+
+
+def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["repot", "outputs"]) == 2
+    assert "Nearest: 'report'" in capsys.readouterr().err
+
+
+def test_status_of_the_process(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cl_runner", "metod=pe"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("cl_runner: ") and done.stdout == ""

@@ -1,0 +1,236 @@
+"""Interrupted and resumed equals uninterrupted, bit for bit: weights, matrices, metrics, predictions, snapshots."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import TINY, run_command
+
+from cl_runner import checkpoint
+from cl_runner.compose import compose
+
+METHOD = "method=pe"
+EVERY_STEP = "checkpoint.every_seconds=0"
+
+
+class Death(BaseException):
+    """Stands for kill -9: no handler of the program sees it."""
+
+
+def command(root: Path, *more: str) -> list[str]:
+    return [METHOD, *TINY, EVERY_STEP, f"root={root}", *more]
+
+
+def folder_of(root: Path, *more: str) -> Path:
+    return compose(command(root, *more)).folder
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """All that must be equal; of metrics only the speed may differ."""
+    metrics = []
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        values.pop("tokens_per_second", None)
+        metrics.append(values)
+    files = [folder / "accuracy.csv", folder / "forgetting.csv"]
+    files += sorted((folder / "snapshots").iterdir()) + sorted((folder / "predictions").iterdir())
+    summary = json.loads((folder / "summary.json").read_text())
+    return {
+        "metrics": metrics,
+        "weights": summary["weights_sha256"],
+        "numbers": summary["metrics"],
+        **{path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("whole")
+    assert run_command(command(root)) == 0
+    return content(folder_of(root))
+
+
+def die_at_save(number: int, after_tensors: bool) -> Callable[..., None]:
+    """A `checkpoint.save` that dies at its `number`-th call: before anything, or between its two files."""
+    real, calls = checkpoint.save, iter(range(10**6))
+
+    def save(folder: Path, state: dict[str, Any]) -> None:
+        if next(calls) != number:
+            return real(folder, state)
+        if after_tensors:
+            stale = checkpoint.replace_file
+            checkpoint.replace_file = die  # type: ignore[assignment]
+            try:
+                real(folder, state)
+            finally:
+                checkpoint.replace_file = stale
+        raise Death
+
+    return save
+
+
+def die(*arguments: object) -> None:
+    raise Death
+
+
+# Saves of the tiny run: 0 start; 1 prepared; 2-13 steps of the base task; 14 its end; 15 prepared; 16-21 steps; ...
+@pytest.mark.parametrize("number", [0, 1, 2, 7, 13, 14, 15, 17, 22, 24])
+@pytest.mark.parametrize("after_tensors", [False, True], ids=["before", "inside"])
+def test_death_at_a_checkpoint(
+    number: int, after_tensors: bool, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", die_at_save(number, after_tensors))
+        with pytest.raises(Death):
+            run_command(command(tmp_path))
+    assert run_command(command(tmp_path)) == 0
+    assert content(folder_of(tmp_path)) == uninterrupted
+
+
+@pytest.mark.parametrize("place", ["write_snapshot", "write_accuracy", "zero_fractions", "derived"])
+def test_death_elsewhere(
+    place: str, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(f"cl_runner.run.{place}", die)
+        with pytest.raises(Death):
+            run_command(command(tmp_path))
+    assert run_command(command(tmp_path)) == 0
+    assert content(folder_of(tmp_path)) == uninterrupted
+
+
+def test_death_in_the_importance_pass(
+    uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cl_runner.learner import Learner
+
+    real = Learner.fisher
+
+    def partly(self: Learner, examples: Any) -> Any:
+        real(self, examples[:5])
+        raise Death
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "fisher", partly)
+        with pytest.raises(Death):
+            run_command(command(tmp_path))
+    assert run_command(command(tmp_path)) == 0
+    assert content(folder_of(tmp_path)) == uninterrupted
+
+
+def start(root: Path, *more: str) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-m", "cl_runner", *command(root, *more)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_kill_at_random_moments(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+    """kill -9 of the real process, again and again until it gets through."""
+    moments = random.Random(0)
+    kills = 0
+    while kills < 3:
+        process = start(tmp_path)
+        folder = folder_of(tmp_path)
+        while not (folder / "state").is_dir() and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0.0, 3.0))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+    assert kills > 0, "the run was too fast to be killed"
+    assert run_command(command(tmp_path)) == 0
+    assert content(folder_of(tmp_path)) == uninterrupted
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_75(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+    process = start(tmp_path)
+    folder = folder_of(tmp_path)
+    while not (folder / "metrics.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    shown, _ = process.communicate()
+    assert process.returncode == 75, shown
+    assert "The same command goes on: python -m cl_runner" in shown and "Traceback" not in shown
+    assert run_command(command(tmp_path)) == 0
+    assert content(folder_of(tmp_path)) == uninterrupted
+
+
+def test_finished_run_says_so_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(command(tmp_path)) == 0
+    folder = folder_of(tmp_path)
+    assert (folder / "COMPLETED").is_file() and not (folder / "state").exists()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    capsys.readouterr()
+    began = time.perf_counter()
+    assert run_command(command(tmp_path)) == 0
+    assert "This run is completed: union accuracy" in capsys.readouterr().out
+    assert time.perf_counter() - began < 2
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_changed_config_is_another_run(tmp_path: Path) -> None:
+    one, other = folder_of(tmp_path), folder_of(tmp_path, "method.pe.fraction=0.01")
+    assert one != other and one.parent == other.parent
+    assert folder_of(tmp_path, "seed=1") != one
+    # Where and how often a run writes, and whether W&B listens, is not what it computes.
+    assert folder_of(tmp_path, "checkpoint.every_seconds=9", "wandb=offline", "data_root=/elsewhere") == one
+
+
+def test_changed_data_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"a text number {i},{1 + i % 5} star{'s' if i % 5 else ''}\n" for i in range(300))
+    (tmp_path / "reviews.csv").write_text("text,stars\n" + rows)
+    local = ("task.reviews.source=files", f"task.reviews.path={tmp_path}/reviews.csv")
+    local += ("task.reviews.text=[text]", "task.reviews.label=stars", "training.max_steps=2")
+    assert run_command(command(tmp_path, *local)) == 0
+    (tmp_path / "reviews.csv").write_text("text,stars\n" + rows.replace("a text", "another text"))
+    capsys.readouterr()
+    assert run_command(command(tmp_path, *local)) == 2
+    said = capsys.readouterr().err
+    assert "the data of base, kettles, software changed since this run began" in said and "root=" in said
+
+
+def test_a_failed_run_keeps_its_reason_and_can_be_tried_again(
+    uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cl_runner.run.write_snapshot", fail)
+        assert run_command(command(tmp_path)) == 1
+    folder = folder_of(tmp_path)
+    assert "No space left on device" in capsys.readouterr().out
+    assert "Traceback" in (folder / "FAILED").read_text()
+    assert run_command(command(tmp_path)) == 0
+    assert not (folder / "FAILED").exists()
+    assert content(folder) == uninterrupted
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folder_of(tmp_path)
+    with checkpoint.locked(folder / "state"):
+        assert run_command(command(tmp_path)) == 2
+    assert "another process is running this very run" in capsys.readouterr().err
+
+
+def test_pack_keeps_types_and_values() -> None:
+    import torch
+
+    tree = {"a": torch.arange(3), 1: [True, None, 0.1, "x"], "b": {"c": torch.tensor(2.0)}}
+    tensors: dict[str, torch.Tensor] = {}
+    packed = json.loads(json.dumps(checkpoint.pack(tree, tensors)))
+    back = checkpoint.unpack(packed, tensors)
+    assert list(back) == ["a", 1, "b"] and back[1] == [True, None, 0.1, "x"]
+    assert torch.equal(back["a"], tree["a"]) and torch.equal(back["b"]["c"], tree["b"]["c"])

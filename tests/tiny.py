@@ -1,0 +1,75 @@
+"""Small runs for tests: the real configuration, shrunk in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cl_runner.compose import compose
+from cl_runner.config import Config
+from cl_runner.data.task import Task, build_tasks, label_union
+from cl_runner.families.classifier import Classifier
+from cl_runner.learner import Learner
+from cl_runner.methods.base import Chain
+from cl_runner.run import build_method
+from cl_runner.train import train_task
+
+#: The whole pipeline in about two seconds: three tasks of generated reviews on a random two-layer BERT.
+TINY = (
+    "backbone=tiny_bert",
+    "task_order.tasks=[{name: base, domains: [novels, films]}, {name: kettles}, {name: software}]",
+    "task_order.base.train=48",
+    "task_order.base.test=20",
+    "task_order.incremental.train=24",
+    "task_order.incremental.test=10",
+    "training.base.epochs=2",
+    "training.incremental.epochs=2",
+    "training.base.batch_size=8",
+    "training.incremental.batch_size=8",
+    "hardware.threads=1",
+    "wandb=disabled",
+    "snapshots.save=all",
+)
+
+
+def tiny_config(root: Path, *overrides: str) -> Config:
+    """The real configuration at a tiny size."""
+    return compose([*TINY, f"root={root}", *overrides]).config
+
+
+def tiny_learner(config: Config) -> tuple[Learner, Chain, list[Task]]:
+    """A fresh learner with its methods and tasks."""
+    torch.set_num_threads(1)
+    tasks = build_tasks(config.task_order, config.task)
+    family = Classifier(config.backbone, label_union(tasks))
+    model, _ = family.build(config.seed)
+    return Learner(model, family, tasks, config.seed, torch.device("cpu")), build_method(config.method), tasks
+
+
+def learn(learner: Learner, method: Chain, task: Task, config: Config) -> list[float]:
+    """One task as the run does it, without files; the losses of its steps."""
+    losses: list[float] = []
+    learner.fishers = {}
+    method.before_task(learner, task)
+    method.activate(learner, task)
+    stage = config.training.incremental if task.index else config.training.base
+    train_task(
+        learner, method, task, stage, config.training, None, lambda progress, numbers: losses.append(numbers["loss"])
+    )
+    method.after_task(learner, task)
+    learner.trained, learner.selected = {}, {}
+    return losses
+
+
+def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
+    """A copy of all weights."""
+    return learner.weights()
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """The command line inside this process."""
+    from cl_runner.__main__ import main
+
+    return main(list(arguments))
