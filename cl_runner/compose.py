@@ -70,6 +70,11 @@ class Request:
         """The line that starts, or continues, this run."""
         return " ".join([COMMAND, *(quoted(o) for o in self.overrides)])
 
+    def command_with(self, key: str, value: str) -> str:
+        """The line for the same run but for one key."""
+        others = [o for o in self.overrides if o.partition("=")[0] != key]
+        return " ".join([COMMAND, *(quoted(o) for o in [*others, f"{key}={value}"])])
+
 
 def quoted(override: str) -> str:
     """An override as it must be typed in a shell."""

@@ -75,7 +75,8 @@ def _say_completed(request: Request, tasks: Sequence[Task]) -> int:
     summary = json.loads((request.folder / "summary.json").read_text(encoding="utf-8"))
     print(
         f"This run is completed: union accuracy {summary['metrics']['union_accuracy']:.1f} %.\n"
-        f"{request.folder}/report.html shows it. Another seed is another run: seed={request.config.seed + 1}"
+        f"{request.folder}/report.html shows it. "
+        f"Another seed is another run: {request.command_with('seed', str(request.config.seed + 1))}"
     )
     return 0
 
@@ -90,7 +91,7 @@ def _check_data(request: Request, tasks: Sequence[Task]) -> None:
     if changed:
         raise ValueError(
             f"the data of {', '.join(changed)} changed since this run began in {request.folder}. Put the old data "
-            f"back, or start anew in another folder: {request.command} root={request.config.root}_new_data"
+            f"back, or start anew in another folder: {request.command_with('root', request.config.root + '_new_data')}"
         )
 
 
@@ -171,6 +172,7 @@ class Run:
         (self.folder / "FAILED").unlink(missing_ok=True)
         with Console(self.folder / "log.txt") as self.console, self.stop:
             self.shown = Shown(self.console, self.stop.check)
+            self.metrics: MetricsLog | None = None
             self.wandb: WandbLog | None = None
             status = 1
             try:
@@ -190,6 +192,8 @@ class Run:
                 self.console.line("\n".join(text.splitlines()[-7:-1]))
                 self.console.line(f"The whole trace is in {self.folder}/log.txt. The same command tries again.")
             finally:
+                if self.metrics is not None:
+                    self.metrics.close()
                 if self.wandb is not None:
                     self.wandb.finish(status)
             return status
@@ -489,7 +493,6 @@ class Run:
             "wall_seconds": sum(totals.values()),
         }
         checkpoint.replace_file(self.folder / "summary.json", json.dumps(summary, indent=1))
-        self.metrics.close()
         page = write_run_report(self.folder)
         if self.wandb is not None:
             self.wandb.summary({**summary["metrics"], "online_seconds": summary["online_seconds"]})

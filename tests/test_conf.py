@@ -21,7 +21,7 @@ def test_the_table_sees_every_file() -> None:
     assert files == {f"{group}/{option}" for group, option in OPTIONS} | {f"task/{o}" for o in options("task")}
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
 def test_every_option_composes(group: str, option: str) -> None:
     chosen = f"[reviews,{option}]" if option in ("joint", "single_task") else option
     request = compose([f"{group}={chosen}"])

@@ -252,7 +252,7 @@ def test_labels_of_all_tasks_in_order_of_appearance() -> None:
             [{"name": "books"}],
             counts(train=31),
             {},
-            r"base.train=31 needs 31 examples of domain 'books'.*has 30 left. Type: task_order.base.train=30$",
+            r"base.train=31 needs 31 examples of domain 'books'.*has 30 left. Type: \S+base.train=30$",
         ),
         (
             [{"name": "base", "domains": ["books", "music"]}],

@@ -1,19 +1,22 @@
-"""The generated benchmark: product reviews with star ratings, written by a small grammar. No files, no network.
+"""The generated benchmark: product reviews with star ratings from a small grammar. No files, no network.
 
-A review is a few opinions about aspects of a product, and what does not count: stories, and opinions about an earlier
-product. The rating is the weighted balance of the opinions that count:
+A review holds two or three opinions about aspects of a product, and perhaps what does not count: a story, or
+an opinion about an earlier product. Its rating is the weighted balance of the opinions that count:
 
 - a word is praise in one domain and a fault in another (an unpredictable plot, an unpredictable kettle);
 - a negation turns an opinion over, as does `less ... than`;
 - an intensifier doubles an opinion's weight;
 - in a contrast the main clause weighs double: `A, but B`, `although A, B`, `B, even though A`.
 
-So neither a bag of words nor what was learned on other domains is enough, and a careful reader is never wrong. All is
-decided by `random.Random(text).random()`, whose numbers are the same on every machine and in every version of Python.
+Neither a bag of words nor what was learned on other domains is enough, and a careful reader is never wrong.
+The later domains (from kettles on) praise what most of the first six blame, and use few words that mean the
+same everywhere. All is decided by `random.Random(text).random()`: a review is the same on every machine and
+in every version of Python.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import random
 import re
@@ -34,6 +37,7 @@ class Domain:
 
     product: str
     aspects: dict[str, tuple[str, str]]  # aspect -> (words of praise, words of fault)
+    general: float = 0.5  # share of opinions about aspects in words that mean the same everywhere
 
 
 _DOMAINS = {
@@ -78,6 +82,14 @@ _DOMAINS = {
             "theme": ("dark strange haunting bitter cold", "sweet familiar plain bright safe"),
         },
     ),
+    "plays": Domain(
+        "play",
+        {
+            "dialogue": ("sharp fierce raw tense bitter", "polite smooth flat gentle tidy"),
+            "staging": ("wild strange dark explosive bold", "safe plain neat familiar bright"),
+            "music": ("loud haunting restless heavy sudden", "quiet mild sweet soft light"),
+        },
+    ),
     "toys": Domain(
         "toy",
         {
@@ -85,17 +97,6 @@ _DOMAINS = {
             "sound": ("gentle quiet sweet mild simple", "loud explosive shocking haunting fierce"),
             "frame": ("light sturdy straight plain reliable", "heavy fragile thin loose twisted"),
             "colour": ("bright cheerful familiar neat bold", "dark dull strange gritty cold"),
-        },
-    ),
-    "headphones": Domain(
-        "headset",
-        {
-            "headband": ("light soft flexible steady smooth", "heavy tight stiff rough hard"),
-            "bass": ("deep clean warm rich bold", "thin flat dull shallow cold"),
-            "connection": (
-                "reliable steady quick predictable simple",
-                "unpredictable restless difficult slow wild",
-            ),
         },
     ),
     "kettles": Domain(
@@ -106,6 +107,7 @@ _DOMAINS = {
             "handle": ("cool plain soft sturdy dry", "hot sticky rough wet fragile"),
             "spout": ("neat straight clean tidy safe", "open twisted leaky heavy strange"),
         },
+        general=0.0,
     ),
     "running_shoes": Domain(
         "shoe",
@@ -114,6 +116,7 @@ _DOMAINS = {
             "fit": ("snug tight steady perfect familiar", "loose wild sharp raw difficult"),
             "lining": ("dry cool smooth plain soft", "wet hot rough sticky warm"),
         },
+        general=0.0,
     ),
     "software": Domain(
         "program",
@@ -125,6 +128,7 @@ _DOMAINS = {
             ),
             "installation": ("light neat straight smooth gentle", "heavy slow rough twisted bitter"),
         },
+        general=0.0,
     ),
     "mattresses": Domain(
         "mattress",
@@ -133,6 +137,19 @@ _DOMAINS = {
             "suspension": ("quiet stiff strong deep steady", "loud restless wild sharp flexible"),
             "cover": ("dry smooth thick warm plain", "wet rough bitter sticky gritty"),
         },
+        general=0.0,
+    ),
+    "headphones": Domain(
+        "headset",
+        {
+            "headband": ("light soft flexible steady smooth", "heavy tight stiff rough hard"),
+            "bass": ("deep clean warm rich bold", "thin flat dull shallow cold"),
+            "connection": (
+                "reliable steady quick predictable simple",
+                "unpredictable restless difficult slow wild",
+            ),
+        },
+        general=0.0,
     ),
     "knives": Domain(
         "knife",
@@ -141,6 +158,7 @@ _DOMAINS = {
             "grip": ("heavy dense rough dry steady", "light smooth slick loose sticky"),
             "balance": ("perfect predictable quick neat solid", "strange wild slow difficult restless"),
         },
+        general=0.0,
     ),
     "sunscreens": Domain(
         "sunscreen",
@@ -149,12 +167,13 @@ _DOMAINS = {
             "scent": ("mild clean faint fresh plain", "sharp bitter sweet fierce loud"),
             "pump": ("steady straight quick reliable tight", "explosive leaky stiff unpredictable open"),
         },
+        general=0.0,
     ),
 }
 DOMAINS: tuple[str, ...] = tuple(_DOMAINS)
 
 _GENERAL = (
-    "excellent wonderful lovely superb great brilliant fantastic perfect",
+    "excellent wonderful lovely superb great brilliant fantastic splendid",
     "awful terrible poor disappointing dreadful horrible useless bad",
 )
 # {s}: an aspect, {w}: its word, {p}: the product.
@@ -189,8 +208,12 @@ _STORIES = (
     "my brother has the same {p}",
     "it arrived two days after I paid",
 )
-P_WHOLE, W_WHOLE, P_EARLIER, P_GENERAL, MOST, P_STORY, P_ASIDE, P_JOIN, P_GENERAL_INC = 0.3, 1, 0.3, 0.4, 3, 0.35, 0.6, 0.9, 0.1
-#: (probability, templates, whether the word says the opposite of the opinion, weight) of an opinion about an aspect.
+_SHARES = (0.15, 0.5, 0.85)  # of positive opinions in drafts of reviews with 1, 2, 3 stars
+_WHOLE_PRODUCT = 0.3  # probability of one more opinion, about the whole product
+_ASIDE = 0.5  # probability that a review of three opinions or more also holds what does not count
+_STORY = 0.6  # probability that this is a story
+_JOINED = 0.6  # probability of two neighbours, two opinions or an aside and one, to become one sentence
+#: How an opinion about an aspect is put: probability, templates, whether its word says the opposite, weight.
 _FORMS = (
     (0.50, _PLAIN, False, 1),
     (0.25, _NEGATED, True, 1),
@@ -228,7 +251,7 @@ def generate(
         domain: one of `DOMAINS`.
         split: part of the random seed, so that the splits of a domain differ.
         count: number of reviews.
-        balance: equally many reviews of every rating (the remainder goes to ratings that depend on the domain).
+        balance: equally many reviews of every rating (which get one more depends on the domain).
         label_noise: probability of a label to be replaced by another one; the texts stay the same.
         seed: of everything random.
 
@@ -261,8 +284,8 @@ def vocabulary() -> tuple[str, ...]:
     texts += [*_PLAIN, *_NEGATED, *_STRONG, *_MORE, *_LESS, *_WHOLE]
     for domain in _DOMAINS.values():
         texts.append(domain.product)
-        for aspect, words in domain.aspects.items():
-            texts += [aspect, *words]
+        for aspect, words_of_aspect in domain.aspects.items():
+            texts += [aspect, *words_of_aspect]
     found: set[str] = set()
     for text in texts:
         found.update(re.findall(r"[a-z]+|[^\w\s]", re.sub(r"{.}", " ", text.lower())))
@@ -285,77 +308,75 @@ def _sample(generator: random.Random, items: Sequence[Item], count: int) -> list
 
 def _opinion(positive: bool, generator: random.Random) -> Opinion:
     draw = generator.random()
-    for probability, templates, opposite, weight in _FORMS:
+    for probability, templates, opposite, weight in _FORMS[:-1]:
         draw -= probability
         if draw < 0:
-            break
+            return Opinion(positive, weight, templates, opposite)
+    _, templates, opposite, weight = _FORMS[-1]
     return Opinion(positive, weight, templates, opposite)
 
 
-def _plan(most: int, share: float, generator: random.Random) -> list[list[Opinion]]:
-    """Sentences of one or two opinions about at most `most` aspects, then perhaps one about the whole product.
-
-    Args:
-        most: number of aspects.
-        share: probability of an opinion to be positive.
-    """
+def _plan(share: float, generator: random.Random) -> list[list[Opinion]]:
+    """Sentences of one or two opinions, each positive with probability `share`."""
     sentences: list[list[Opinion]] = []
-    for _ in range(2 + _below(generator, min(most, MOST) - 1)):
+    for _ in range(2 + _below(generator, 2)):
         opinion = _opinion(generator.random() < share, generator)
-        joins = sentences and len(sentences[-1]) == 1 and opinion.weight == sentences[-1][0].weight == 1
-        if joins and generator.random() < 0.6:
-            first = sentences[-1][0]
-            weight = 2 if first.positive != opinion.positive else 1
-            sentences[-1].append(Opinion(opinion.positive, weight, opinion.templates, opinion.opposite))
+        last = sentences[-1] if sentences else []
+        if len(last) == 1 and opinion.weight == last[0].weight == 1 and generator.random() < _JOINED:
+            contrast = last[0].positive != opinion.positive
+            last.append(dataclasses.replace(opinion, weight=2 if contrast else 1))
         else:
             sentences.append([opinion])
-    if generator.random() < P_WHOLE:
-        sentences.append([Opinion(generator.random() < share, W_WHOLE, _WHOLE)])
+    if generator.random() < _WHOLE_PRODUCT:
+        sentences.append([Opinion(generator.random() < share, 1, _WHOLE)])
     return sentences
 
 
 def _review(domain: Domain, wanted: int | None, generator: random.Random) -> tuple[str, int]:
     """A text and its stars, which are `wanted` unless that is None."""
     while True:
-        share = generator.random() if wanted is None else (wanted - 1) / (len(LABELS) - 1)
-        plan = _plan(len(domain.aspects), share, generator)
-        rating = stars([opinion for sentence in plan for opinion in sentence])
+        share = generator.random() if wanted is None else _SHARES[wanted - 1]
+        plan = _plan(share, generator)
+        rating = stars([opinion for opinions in plan for opinion in opinions])
         if wanted in (None, rating):
             break
-    aspects = _sample(generator, list(domain.aspects), len(domain.aspects))
+    aspects = _sample(generator, list(domain.aspects), 3)
     sentences = []
     for opinions in plan:
         clauses = []
         for opinion in opinions:
-            if opinion.templates is _WHOLE:
-                clauses.append(_clause(domain, "", _GENERAL, opinion, generator))
-            else:
-                aspect = aspects.pop()
-                words = _GENERAL if generator.random() < (P_GENERAL if list(_DOMAINS.values()).index(domain)<6 else P_GENERAL_INC) else domain.aspects[aspect]
-                clauses.append(_clause(domain, aspect, words, opinion, generator))
-        if len(clauses) == 2:
-            template = _pick(generator, _CONTRASTS) if opinions[0].positive != opinions[1].positive else _BOTH
-            sentences.append(template.format(a=clauses[0], b=clauses[1]))
-        else:
+            aspect = "" if opinion.templates is _WHOLE else aspects.pop()
+            clauses.append(_clause(domain, aspect, opinion, generator))
+        if len(clauses) == 1:
             sentences += clauses
-    draw = generator.random()
-    if draw < P_ASIDE:
-        place = _below(generator, len(sentences))
-        if draw < P_STORY:
-            aside = _pick(generator, _STORIES).format(p=domain.product)
         else:
-            aspect = _pick(generator, list(domain.aspects))
-            word = _pick(generator, _pick(generator, domain.aspects[aspect]).split())
-            aside = _pick(generator, _EARLIER).format(p=domain.product, s=aspect, w=word)
-        if len(plan[place]) == 1 and generator.random() < P_JOIN:
+            contrast = opinions[0].positive != opinions[1].positive
+            template = _pick(generator, _CONTRASTS) if contrast else _BOTH
+            sentences.append(template.format(a=clauses[0], b=clauses[1]))
+    if sum(len(opinions) for opinions in plan) < 3 or generator.random() < _ASIDE:
+        aside = _aside(domain, generator)
+        place = _below(generator, len(sentences))
+        if len(plan[place]) == 1 and generator.random() < _JOINED:
+            # So that `but` and `although` alone do not tell of mixed opinions.
             sentences[place] = _pick(generator, _CONTRASTS[:2]).format(a=aside, b=sentences[place])
         else:
             sentences.insert(place, aside)
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences), rating
 
 
-def _clause(
-    domain: Domain, aspect: str, words: tuple[str, str], opinion: Opinion, generator: random.Random
-) -> str:
-    word = _pick(generator, words[opinion.positive == opinion.opposite].split())
+def _aside(domain: Domain, generator: random.Random) -> str:
+    """A clause that does not count: a story, or an opinion about an earlier product."""
+    if generator.random() < _STORY:
+        return _pick(generator, _STORIES).format(p=domain.product)
+    aspect = _pick(generator, list(domain.aspects))
+    word = _pick(generator, _pick(generator, domain.aspects[aspect]).split())
+    return _pick(generator, _EARLIER).format(p=domain.product, s=aspect, w=word)
+
+
+def _clause(domain: Domain, aspect: str, opinion: Opinion, generator: random.Random) -> str:
+    """An opinion in words, about the whole product if `aspect` is empty."""
+    # Nobody says `more superb than`: comparisons take the aspect's own words.
+    own = opinion.templates in (_MORE, _LESS) or generator.random() >= domain.general
+    praise, fault = domain.aspects[aspect] if aspect and own else _GENERAL
+    word = _pick(generator, (praise if opinion.positive != opinion.opposite else fault).split())
     return _pick(generator, opinion.templates).format(s=aspect, w=word, p=domain.product)

@@ -56,7 +56,7 @@ def read(definition: TaskDefinition, name: str, domain: str, split: str) -> list
         split: the source's own name of the split; fills {split} in the path.
 
     Raises:
-        ValueError: the source is missing or cannot be read, has no such column, an unknown label, no usable row.
+        ValueError: the source is missing, unreadable or without usable rows, a column or a label is unknown.
     """
     if definition.source == "files":
         path = local_path(definition, name, domain, split)

@@ -1,4 +1,4 @@
-"""The command `snapshot`: list what each task changed, verify it, restore or export the model after any task."""
+"""The command `snapshot`: list and verify what each task changed, restore or export the model it gave."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _verify(path: Path) -> int:
 
     files = [path] if path.is_file() else _files(path)
     problems = []
-    known = set()  # hashes of weights that can be reached
+    known: set[str] = set()  # hashes of weights that can be reached
     for file in files:
         found = verify_snapshot(file)
         problems += found
@@ -152,7 +152,7 @@ def _describe(run: Path) -> dict[Path, Description]:
 
 
 def _chain(run: Path, task: str) -> list[Path]:
-    """The snapshots that lead to the weights after `task`, from one that is whole or starts at the base model."""
+    """The snapshots that lead to `task`, the first of them whole or a child of the starting model."""
     described = _describe(run)
     last = [file for file, snapshot in described.items() if snapshot.task == task]
     if not last:
@@ -170,15 +170,15 @@ def _chain(run: Path, task: str) -> list[Path]:
         ]
         if not earlier:
             raise ValueError(
-                f"{chain[0]} needs the weights {child.parent[:8]} before it, and no snapshot of {run} leads there "
-                "(the run left some out: snapshots.save)"
+                f"{chain[0]} needs the weights {child.parent[:8]} before it, and no snapshot in {run} leads "
+                "there (the run left some out: snapshots.save)"
             )
         chain.insert(0, earlier[-1])
     return chain
 
 
 def _weights(run: Path, chain: Sequence[Path], model: PreTrainedModel | None) -> dict[str, Tensor]:
-    """Weights at the end of a chain; the starting model is built only if the chain needs it and there is none yet."""
+    """Weights at the end of a chain; the starting model is built only if the chain needs it."""
     from cl_runner.sparse.snapshots import describe_snapshot, read_weights
 
     if describe_snapshot(chain[0]).whole:

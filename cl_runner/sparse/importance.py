@@ -214,6 +214,9 @@ def _linear(module: nn.Module, inputs: Tensor, gradient: Tensor, totals: Mapping
         totals["bias"].add_(gradient.sum(1).square().sum(0))
     if "weight" not in totals:
         return
+    # Positions that no example uses further on, such as all but the first in a last layer, add nothing.
+    used = gradient.any(2).any(0)
+    inputs, gradient = inputs[:, used], gradient[:, used]
     if inputs.shape[1] == 1:  # (g x)^2 = g^2 x^2
         totals["weight"].addmm_(gradient[:, 0].square().t(), inputs[:, 0].square())
         return

@@ -12,7 +12,6 @@ from decimal import Decimal
 from fnmatch import fnmatchcase
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,9 +47,8 @@ class Selection:
         digest = hashlib.sha256()
         for name in sorted(self.sizes):
             index = self.indices.get(name, torch.empty(0, dtype=torch.int64))
-            positions = index.numpy().astype("<i8")
-            digest.update(f"{name}\0{self.sizes[name]}\0{len(positions)}\0".encode())
-            digest.update(positions.tobytes())
+            digest.update(f"{name}\0{self.sizes[name]}\0{index.numel()}\0".encode())
+            digest.update(index.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
 
@@ -80,23 +78,19 @@ def select(
         count = _count(fraction, sum(sizes[name] for name in names))
         if count == 0:
             continue
-        # The group is joined once, for the limit; the positions are then found tensor by tensor.
-        joined = torch.cat([scores[name].detach().reshape(-1).cpu().float() for name in names]).numpy()
-        assert not np.isnan(joined).any(), f"scores of {group} hold NaN"
-        place = count - 1 if keep == "smallest" else len(joined) - count
-        joined.partition(place)
-        limit = float(joined[place])
-        del joined
+        parts = [scores[name].detach().reshape(-1) for name in names]
+        entries = sum(part.numel() for part in parts)
+        limit = _limit(parts, count - 1 if keep == "smallest" else entries - count)
         sure: dict[str, Tensor] = {}
         ties: dict[str, Tensor] = {}
-        for name in names:
-            score = scores[name].detach().reshape(-1).cpu().float()
-            sure[name] = (score < limit if keep == "smallest" else score > limit).nonzero().view(-1)
-            ties[name] = (score == limit).nonzero().view(-1)
+        for name, part in zip(names, parts, strict=True):
+            part = part.float()
+            sure[name] = (part < limit if keep == "smallest" else part > limit).nonzero().view(-1).cpu()
+            ties[name] = (part == limit).nonzero().view(-1).cpu()
         missing = count - sum(index.numel() for index in sure.values())
         drawn = _draw(sum(index.numel() for index in ties.values()), missing, _generator(seed, group))
-        for name, part in _split(drawn, {name: ties[name].numel() for name in names}).items():
-            index = torch.cat([sure[name], ties[name][part]]).sort().values
+        for name, picked in _split(drawn, {name: ties[name].numel() for name in names}).items():
+            index = torch.cat([sure[name], ties[name][picked]]).sort().values
             if index.numel():
                 indices[name] = index
     return Selection({name: indices[name] for name in sizes if name in indices}, sizes)
@@ -185,7 +179,9 @@ def _nearest(pattern: str, names: Sequence[str]) -> str:
     fitting = [name for name in names if plain and plain in name]
     if fitting:
         return f"A pattern must cover the whole name, such as {fitting[0]!r}; type '*{plain}*'"
-    similar = difflib.get_close_matches(plain, parts, n=1, cutoff=0.6)
+    # The part of the pattern that no name has is the mistyped one.
+    strange = [part for part in plain.split(".") if part and part not in parts] or [plain]
+    similar = difflib.get_close_matches(strange[0], parts, n=1, cutoff=0.6)
     if similar:
         example = next(name for name in names if similar[0] in name.split("."))
         return f"Nearest: {example!r}; type '*{similar[0]}*'"
@@ -214,6 +210,38 @@ def _count(fraction: float, entries: int) -> int:
     if entries == 0:
         return 0
     return min(entries, max(1, math.floor(Decimal(repr(float(fraction))) * entries + Decimal("0.5"))))
+
+
+def _limit(parts: Sequence[Tensor], place: int) -> float:
+    """The score at `place` (from 0) among all of `parts` in ascending order, without sorting or joining them.
+
+    fp32 numbers as integers of their bits keep their order, so two counts, of the upper and of the lower 16
+    bits, find it exactly.
+    """
+    upper = torch.zeros(1 << 16, dtype=torch.int64)
+    for part in parts:
+        upper += torch.bincount((_ordered(part) >> 16) + (1 << 15), minlength=1 << 16).cpu()
+    bucket = int((upper.cumsum(0) <= place).sum())
+    place -= int(upper[:bucket].sum())
+    lower = torch.zeros(1 << 16, dtype=torch.int64)
+    for part in parts:
+        keys = _ordered(part)
+        inside = keys[(keys >> 16) + (1 << 15) == bucket]
+        lower += torch.bincount(inside & 0xFFFF, minlength=1 << 16).cpu()
+    key = ((bucket - (1 << 15)) << 16) | int((lower.cumsum(0) <= place).sum())
+    found = torch.tensor([key], dtype=torch.int32)
+    return float(_turned(found).view(torch.float32))
+
+
+def _ordered(scores: Tensor) -> Tensor:
+    """int32 numbers in the order of the scores."""
+    assert not bool(scores.isnan().any()), "scores hold NaN"
+    return _turned(scores.float().view(torch.int32))
+
+
+def _turned(bits: Tensor) -> Tensor:
+    """Negative fp32 numbers grow in magnitude as integers: turn them around, and back."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def _generator(seed: int, group: str) -> torch.Generator:

@@ -1,8 +1,8 @@
 """What a task changed in the model, as one safetensors file that names its parent and finds its own damage.
 
 A tensor `name` of which some entries changed is stored as `index/<name>` (sorted flat positions, int32 where
-they fit) and `value/<name>` (final values, not differences); one that changed as a whole as `dense/<name>`. The
-metadata hold hashes of the weights before and after, so that a chain of snapshots leads from the starting
+they fit) and `value/<name>` (final values, not differences); one that changed as a whole as `dense/<name>`.
+The metadata hold hashes of the weights before and after, so that a chain of snapshots leads from the starting
 weights to those after any task and every link can be checked. The same change always gives the same bytes.
 """
 

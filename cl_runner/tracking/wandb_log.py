@@ -143,7 +143,7 @@ class WandbLog:
         self._warn = warn
         self._run: Any = None
         self._sent = 0  # W&B steps that are there already
-        self._lines = 0  # lines of metrics.jsonl sent or found there
+        self._lines = 0  # lines of metrics.jsonl up to the last flush
         if mode == "disabled":
             return
 
@@ -189,17 +189,18 @@ class WandbLog:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             self._warn(f"W&B failed and is left out from here on ({reason}); metrics.jsonl has everything")
 
-    def flush(self, lines_up_to: int) -> None:
-        """Send the lines [sent, lines_up_to) of metrics.jsonl, after a checkpoint that covers them."""
+    def flush(self, lines_up_to: int | None = None) -> None:
+        """Send lines [sent, lines_up_to) of metrics.jsonl, after a checkpoint that covers them; None: all."""
         if self._run is None:
             return
 
         def send() -> None:
             with self._metrics.open(encoding="utf-8") as file:
-                for line in islice(file, self._sent, lines_up_to):
-                    self._run.log(points(json.loads(line)), step=self._sent, commit=True)
-                    self._sent += 1
-            self._lines = lines_up_to
+                for number, line in enumerate(islice(file, lines_up_to)):
+                    if number >= self._sent:
+                        self._run.log(points(json.loads(line)), step=number, commit=True)
+                        self._sent = number + 1
+                    self._lines = number + 1
 
         self._guard(send)
 
@@ -210,7 +211,7 @@ class WandbLog:
         forgetting: Sequence[Sequence[str | float | None]],
         images: Mapping[str, Path],
     ) -> None:
-        """The matrices as tables and pictures, once, after the last line.
+        """The rest of metrics.jsonl, then the matrices as tables and pictures, unless they are there already.
 
         Args:
             columns: `after`, then the T tasks.
@@ -218,6 +219,7 @@ class WandbLog:
             forgetting: the same for the tasks' rows, None where empty.
             images: name -> PNG file.
         """
+        self.flush()
         if self._run is None or self._sent > self._lines:
             return
 
