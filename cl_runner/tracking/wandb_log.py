@@ -84,7 +84,8 @@ def next_step(folder: Path, run_id: str) -> int:
         folder: the run's folder, in which `wandb/` lies.
     """
     following = 0
-    for fragment in sorted(folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")):
+    # Not by the id at the end of the folder: W&B adds a suffix where two fragments begin in one second.
+    for fragment in sorted(folder.glob(f"wandb/*run-*/run-{run_id}.wandb")):
         last = _last_step(fragment)
         if last is None:
             shutil.rmtree(fragment.parent, ignore_errors=True)
