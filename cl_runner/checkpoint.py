@@ -42,7 +42,7 @@ def pack(tree: Any, tensors: dict[str, Tensor], path: str = "t") -> Any:
 
 def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
     """The counterpart of `pack`; tuples come back as lists."""
-    (kind, content), = tree.items()
+    ((kind, content),) = tree.items()
     if kind == "tensor":
         return tensors[content]
     if kind == "items":

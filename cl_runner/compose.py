@@ -286,11 +286,11 @@ def request(composed: DictConfig, overrides: Sequence[str], sweep: str | None = 
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
     assert isinstance(resolved, dict) and isinstance(identity, dict)
-    resolved = {str(k): v for k, v in resolved.items()}
-    config = check(resolved)
+    plain_values = {str(k): v for k, v in resolved.items()}
+    config = check(plain_values)
     return Request(
         config=config,
-        resolved=resolved,
+        resolved=plain_values,
         overrides=tuple(overrides),
         task_order=_choice("task_order", composed, ["tasks"]),
         backbone=_choice("backbone", composed, [config.backbone.name]),
@@ -329,8 +329,8 @@ def _remedy(key: str, overrides: Sequence[str], default: DictConfig) -> str:
     """The command with the wrong override at its default."""
     wrong = next((o for o in overrides if key and key.startswith(o.lstrip("+").partition("=")[0])), None)
     value = OmegaConf.select(default, key) if key else None
-    if OmegaConf.is_config(value):
-        return f" Type its parts: {COMMAND} ... {key}.{next(iter(value), 'KEY')}=VALUE"
+    if isinstance(value, DictConfig):
+        return f" Type its parts: {COMMAND} ... {key}.{next(map(str, value), 'KEY')}=VALUE"
     if wrong is None or value is None:
         return f" Type: {COMMAND} ... {key}=VALUE" if key else ""
     return f" Its default is {value}. Type: {_replaced(overrides, wrong, f'{key}={value}')}"

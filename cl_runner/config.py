@@ -58,7 +58,9 @@ class TaskDefinition(Schema):
     dataset: str | None  # hub: name
     configuration: str | None  # hub: configuration, may hold {domain}
     revision: str | None  # hub: commit or tag, required
-    splits: dict[Literal["train", "validation", "test"], str | None]  # our split -> the source's; one name twice = shared without overlap
+    splits: dict[
+        Literal["train", "validation", "test"], str | None
+    ]  # our split -> the source's; one name twice = shared without overlap
     text: list[str]  # columns, joined by a space
     label: str  # column
     max_rows: Count | None  # rows read at most per file or hub split; null = all

@@ -20,7 +20,11 @@ def evaluation_examples(task: Task, split: Literal["test", "validation"]) -> tup
 
 @torch.no_grad()
 def evaluate(
-    learner: Learner, method: Method, tasks: Sequence[Task], split: Literal["test", "validation"], batch_size: int
+    learner: Learner,
+    method: Method,
+    tasks: Sequence[Task],
+    split: Literal["test", "validation"],
+    batch_size: int,
 ) -> dict[str, list[Prediction]]:
     """Predictions for every example of every task, in the order of the examples.
 

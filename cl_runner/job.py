@@ -34,7 +34,7 @@ def job(config: DictConfig) -> int:
     hydra = HydraConfig.get()
     composed = OmegaConf.create(config)
     with open_dict(composed):
-        composed.hydra = OmegaConf.create(hydra)
+        composed.hydra = hydra
     sweep = str(hydra.sweep.dir).rpartition("/")[2]
     status = run_request(request(composed, list(hydra.overrides.task), sweep))
     if status == 75:

@@ -84,7 +84,7 @@ class Learner:
 
     # data
     def has_old_tasks(self, task: Task) -> bool:
-        """Whether there is anything to forget: not in the base task, nor when every task starts from pretrained weights."""
+        """Whether there is anything to forget: not in the base task, nor when tasks start from pretrained weights."""
         return task.index > 0 and not self.restart
 
     def old_examples(self, task: Task) -> list[Example]:

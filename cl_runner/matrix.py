@@ -79,9 +79,7 @@ def derived(rows: Floats, test_examples: Sequence[int] | None = None) -> dict[st
         numbers["union_accuracy"] = union_accuracy(last, test_examples)
         numbers["union_accuracy/after_first"] = union_accuracy(trained[0], test_examples)
     numbers["average_accuracy"] = float(last.mean())
-    numbers["average_incremental_accuracy"] = float(
-        np.mean([trained[t, : t + 1].mean() for t in range(count)])
-    )
+    numbers["average_incremental_accuracy"] = float(np.mean([trained[t, : t + 1].mean() for t in range(count)]))
     if count > 1:
         numbers["forgetting/chaudhry18"] = float(forgetting_matrix(rows)[-1, :-1].mean())
         numbers["forgetting/first_minus_last"] = float((diagonal - last)[:-1].mean())
@@ -132,9 +130,7 @@ def read_matrix(path: Path) -> tuple[list[str], Floats]:
     with path.open(newline="", encoding="utf-8") as file:
         lines = list(csv.reader(file))
     if not lines or lines[0][:1] != ["after"] or any(len(line) != len(lines[0]) for line in lines):
-        raise ValueError(
-            f"{path} is not a matrix: it needs a header `after,<task>,...` and rows of the same length"
-        )
+        raise ValueError(f"{path} is not a matrix: it needs a header `after,<task>,...` and rows of the same length")
     try:
         values = [[float(cell) if cell else np.nan for cell in line[1:]] for line in lines[1:]]
     except ValueError as error:

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,8 @@ class Run:
         if config.hardware.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(config.hardware.deterministic)
+        # By default the deterministic mode also fills every new tensor, which costs time and changes no result here.
+        torch.utils.deterministic.fill_uninitialized_memory = False
         self.family = FAMILIES[config.backbone.family](config.backbone, label_union(tasks))
         self.method = build_method(config.method)
         sizes = {name: p.numel() for name, p in self.family.skeleton().named_parameters()}
@@ -170,9 +173,8 @@ class Run:
     def guarded(self) -> int:
         """The story, with its ends: done, failed, interrupted. Call it holding the run's lock."""
         (self.folder / "FAILED").unlink(missing_ok=True)
-        with Console(self.folder / "log.txt") as self.console, self.stop:
+        with Console(self.folder / "log.txt") as self.console, self.stop, ExitStack() as self.closing:
             self.shown = Shown(self.console, self.stop.check)
-            self.metrics: MetricsLog | None = None
             self.wandb: WandbLog | None = None
             status = 1
             try:
@@ -192,8 +194,6 @@ class Run:
                 self.console.line("\n".join(text.splitlines()[-7:-1]))
                 self.console.line(f"The whole trace is in {self.folder}/log.txt. The same command tries again.")
             finally:
-                if self.metrics is not None:
-                    self.metrics.close()
                 if self.wandb is not None:
                     self.wandb.finish(status)
             return status
@@ -223,7 +223,7 @@ class Run:
         if not (self.folder / "data.json").is_file():
             OmegaConf.save(OmegaConf.create(request.resolved), self.folder / "config.yaml")
             checkpoint.replace_file(self.folder / "overrides.txt", "\n".join([*request.overrides, ""]))
-            environment = {**describe_environment([]), "command": request.command}
+            environment = describe_environment(request.command, self.device.type)
             checkpoint.replace_file(self.folder / "environment.json", json.dumps(environment, indent=1))
             data = {
                 "labels": list(label_union(self.tasks)),
@@ -280,6 +280,7 @@ class Run:
         """Open metrics.jsonl and W&B where the checkpoint left them, and announce the work for the time left."""
         request, config = self.request, self.config.wandb
         self.metrics = MetricsLog(self.folder / "metrics.jsonl", saved["lines"] if saved else 0)
+        self.closing.callback(self.metrics.close)
         self.wandb = WandbLog(
             mode=config.mode,
             project=config.project,
@@ -336,9 +337,7 @@ class Run:
 
         with self.clock.phase("train"):
             training = resumed["training"] if resumed else None
-            entries = train_task(
-                learner, method, task, self._stage(task), self.config.training, training, on_step
-            )
+            entries = train_task(learner, method, task, self._stage(task), self.config.training, training, on_step)
         self.shown.close()
         with self.clock.phase("snapshot"):
             self._keep_change(task, entries, before)
@@ -412,7 +411,15 @@ class Run:
         examples = {task.name: evaluation_examples(task, split) for task in self.tasks}
         row = {name: accuracy(examples[name], predictions) for name, predictions in found.items()}
         lines = [
-            json.dumps({"task": name, "index": i, "answer": e.answer, "prediction": p.text, "confidence": p.confidence})
+            json.dumps(
+                {
+                    "task": name,
+                    "index": i,
+                    "answer": e.answer,
+                    "prediction": p.text,
+                    "confidence": p.confidence,
+                }
+            )
             for name, predictions in found.items()
             for i, (e, p) in enumerate(zip(examples[name], predictions, strict=True))
         ]

@@ -40,7 +40,8 @@ def summarise(requests: Sequence[Request]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="jobs")
+    shared = set.intersection(*(set(request.overrides) for request in requests))
+    table = Table(title=requests[0].sweep, title_justify="left")
     for column in ("job", "status", "union accuracy", "folder"):
         table.add_column(column, overflow="fold")
     failed = 0
@@ -53,7 +54,8 @@ def summarise(requests: Sequence[Request]) -> int:
         if completed:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             score = f"{summary['metrics']['union_accuracy']:.1f}"
-        table.add_row(" ".join(request.overrides), status, score, str(folder))
+        varied = " ".join(o for o in request.overrides if o not in shared) or "(the only one)"
+        table.add_row(varied, status, score, str(folder))
     console = Console()
     console.print(table)
     if failed:

@@ -60,7 +60,7 @@ def build_optimizer(owned: dict[str, nn.Parameter], weight_decay: float) -> torc
         {"params": [p for name, p in owned.items() if decays(name)], "weight_decay": weight_decay},
         {"params": [p for name, p in owned.items() if not decays(name)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
 
 
 def train_task(

@@ -48,13 +48,15 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
 
 def test_every_file_says_what_it_is() -> None:
     for path in CONF.rglob("*.yaml"):
-        first = [line for line in path.read_text().splitlines() if "@package" not in line][0]
+        first = next(line for line in path.read_text().splitlines() if "@package" not in line)
         assert first.startswith("# "), f"{path}: the first line is shown by --help"
         assert ".yml" not in path.suffix
 
 
 def test_composing_is_quick_and_needs_no_torch() -> None:
-    code = "import sys; from cl_runner.compose import compose; compose(['method=pe']); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from cl_runner.compose import compose; compose(['method=pe']); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     began = time.perf_counter()
     shown = subprocess.run(

@@ -111,9 +111,7 @@ def test_a_wide_matrix_is_split_and_no_number_is_cut() -> None:
     assert "…" not in text
     assert max(len(line) for line in text.splitlines()) <= console_module.PLAIN_WIDTH
     assert text.count("100.0") == 30 * 31
-    headings = [
-        word for line in text.splitlines() if line.lstrip().startswith("after") for word in line.split()
-    ]
+    headings = [word for line in text.splitlines() if line.lstrip().startswith("after") for word in line.split()]
     assert [word for word in headings if word != "after"] == [*map(str, range(1, 31)), "union"]
 
 

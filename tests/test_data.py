@@ -102,14 +102,10 @@ def prompts(examples: tuple[Example, ...]) -> list[str]:
 # Reading ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "form", ["parquet", "csv", "tsv", "jsonl", "json", "csv.gz", "tsv.gz", "jsonl.gz", "json.gz"]
-)
+@pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "jsonl", "json", "csv.gz", "tsv.gz", "jsonl.gz", "json.gz"])
 def test_formats(tmp_path: Path, form: str) -> None:
     texts = ['He said "no", twice', "two\nlines", "Größe", " tab\there "]
-    write(
-        tmp_path / f"shop_test.{form}", [{"other": 1, "text": t, "label": i % 2} for i, t in enumerate(texts)]
-    )
+    write(tmp_path / f"shop_test.{form}", [{"other": 1, "text": t, "label": i % 2} for i, t in enumerate(texts)])
     made = {"own": definition(path=f"{tmp_path}/{{domain}}_{{split}}.{form}")}
     (task,) = build_tasks(order([{"name": "shop"}], counts(train=0)), made)
     assert prompts(task.test) == [text.strip() for text in texts]
@@ -154,9 +150,7 @@ def test_amazon_file_is_read_no_further_than_max_rows(tmp_path: Path) -> None:
     )
     (task,) = build_tasks(request.config.task_order, request.config.task)
     for split, size in ((task.train, 10), (task.validation, 4), (task.test, 6)):
-        assert Counter(e.answer for e in split) == {
-            f"{i} star{'s' if i > 1 else ''}": size for i in range(1, 6)
-        }
+        assert Counter(e.answer for e in split) == {f"{i} star{'s' if i > 1 else ''}": size for i in range(1, 6)}
     used = prompts(task.train) + prompts(task.validation) + prompts(task.test)
     assert sorted(used) == sorted(f"title {i} text {i}" for i in range(100))
     further = request.config.task["amazon_reviews"].model_copy(update={"max_rows": 101})
@@ -170,9 +164,7 @@ def test_amazon_file_is_read_no_further_than_max_rows(tmp_path: Path) -> None:
 def test_splits_of_one_source_do_not_overlap(folder: Path) -> None:
     (task,) = build_tasks(order([{"name": "books"}], counts(train=None, validation=10, test=5)), own(folder))
     assert (len(task.train), len(task.validation), len(task.test)) == (20, 10, 5)
-    assert sorted(prompts(task.train) + prompts(task.validation)) == sorted(
-        r["text"] for r in rows(30, "books ")
-    )
+    assert sorted(prompts(task.train) + prompts(task.validation)) == sorted(r["text"] for r in rows(30, "books "))
     assert all(prompt.startswith("books test ") for prompt in prompts(task.test))
 
 

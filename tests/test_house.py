@@ -47,8 +47,7 @@ def test_readme_has_a_line_for_every_file_and_no_line_for_another() -> None:
     tracked = [
         path
         for path in tracked_files()
-        if not path.startswith("outputs/published/")
-        and not (path.startswith("tests/") and not path.endswith(".py"))
+        if not path.startswith("outputs/published/") and not (path.startswith("tests/") and not path.endswith(".py"))
     ]
     readme = (TOP / "README.md").read_text(encoding="utf-8")
     section = re.search(r"^## Files\n(.*?)(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)

@@ -57,9 +57,7 @@ def plain_loss(model: nn.Module, batch: Batch) -> Tensor:
     return functional.cross_entropy(model(batch["x"]), batch["y"], reduction="sum")
 
 
-def reference(
-    model: nn.Module, batch: Batch, loss_sum: Callable[[nn.Module, Batch], Tensor]
-) -> dict[str, Tensor]:
+def reference(model: nn.Module, batch: Batch, loss_sum: Callable[[nn.Module, Batch], Tensor]) -> dict[str, Tensor]:
     """F_i = 1/N sum_j g_ij^2 in double precision, by nothing but autograd."""
     model = copy.deepcopy(model).double().eval().requires_grad_(True)
     parameters = dict(model.named_parameters())

@@ -48,7 +48,9 @@ def test_the_table_has_every_method() -> None:
 
 @every
 def test_learns_and_moves_only_what_it_may(row: Row, tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, f"method={row.choice}", "training.base.learning_rate=3e-3", "training.weight_decay=0.5")
+    config = tiny_config(
+        tmp_path, f"method={row.choice}", "training.base.learning_rate=3e-3", "training.weight_decay=0.5"
+    )
     learner, method, tasks = tiny_learner(config)
     losses = learn(learner, method, tasks[0], config)
     assert sum(losses[-6:]) < sum(losses[:6]), "the base task is not learned"
@@ -145,7 +147,8 @@ def test_ewc_gradient_is_the_gradient_of_its_penalty_and_selected_entries_only(t
     selected = learner.selected
     variables = {n: v.detach().double().requires_grad_() for n, v in learner.trained.items()}
     penalty = sum(
-        3.5 * (ewc.fisher[n].double().view(-1)[selected[n]] * (v - ewc.anchor[n].double().view(-1)[selected[n]]) ** 2).sum()
+        3.5
+        * (ewc.fisher[n].double().view(-1)[selected[n]] * (v - ewc.anchor[n].double().view(-1)[selected[n]]) ** 2).sum()
         for n, v in variables.items()
     )
     penalty.backward()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tiny import TINY, run_command
 
+FILES = ("task.reviews.source=files",)
+
 #: (what is typed, what the message must say); {tmp} is an empty folder, {data} holds the files made below.
 MISTAKES = [
     # groups and options
@@ -49,20 +51,20 @@ MISTAKES = [
     (["backbone.checkpoint={tmp}/none"], r"no config.json in that folder"),
     # data
     (["task_order=fdu_mtl", "data_root={tmp}"], r"fdu_mtl/books.*data_root="),
-    (["task.reviews.source=files", "task.reviews.path={data}/good.csv", "task.reviews.label=star"], r"star.*stars"),
     (
-        ["task.reviews.source=files", "task.reviews.path={data}/good.csv", "task.reviews.text=[tekst]"]
-        + ["task.reviews.label=stars"],
+        ["task.reviews.source=files", "task.reviews.path={data}/good.csv", "task.reviews.label=star"],
+        r"star.*stars",
+    ),
+    (
+        [*FILES, "task.reviews.path={data}/good.csv", "task.reviews.text=[tekst]", "task.reviews.label=stars"],
         r"tekst.*text",
     ),
     (
-        ["task.reviews.source=files", "task.reviews.path={data}/odd.csv", "task.reviews.text=[text]"]
-        + ["task.reviews.label=stars"],
+        [*FILES, "task.reviews.path={data}/odd.csv", "task.reviews.text=[text]", "task.reviews.label=stars"],
         r"6 stars",
     ),
     (
-        ["task.reviews.source=files", "task.reviews.path={data}/empty.csv", "task.reviews.text=[text]"]
-        + ["task.reviews.label=stars"],
+        [*FILES, "task.reviews.path={data}/empty.csv", "task.reviews.text=[text]", "task.reviews.label=stars"],
         r"empty\.csv",
     ),
     (["task_order.tasks=[]"], r"no tasks"),
@@ -89,7 +91,9 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("typed", "says"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("typed", "says"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_one_message_and_status_2(
     typed: list[str], says: str, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,8 +122,6 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_status_of_the_process() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "cl_runner", "metod=pe"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", "cl_runner", "metod=pe"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("cl_runner: ") and done.stdout == ""

@@ -94,10 +94,25 @@ def die(*arguments: object, **options: object) -> None:
 # Saves of the tiny run: 0 start; 1 prepared; 2-13 steps of the base task; 14 its end; 15 prepared; 16-21 steps; ...
 @pytest.mark.parametrize(
     ("number", "after_tensors"),
-    [(0, True), (1, False), (1, True), (7, True), (13, True), (14, False), (15, True), (17, True), (22, True), (24, True)],
+    [
+        (0, True),
+        (1, False),
+        (1, True),
+        (7, True),
+        (13, True),
+        (14, False),
+        (15, True),
+        (17, True),
+        (22, True),
+        (24, True),
+    ],
 )
 def test_death_at_a_checkpoint(
-    number: int, after_tensors: bool, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int,
+    after_tensors: bool,
+    uninterrupted: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "save", die_at_save(number, after_tensors))
@@ -212,7 +227,10 @@ def test_changed_data_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_a_failed_run_keeps_its_reason_and_can_be_tried_again(
-    uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    uninterrupted: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise OSError("No space left on device")

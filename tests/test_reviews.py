@@ -99,9 +99,7 @@ def test_a_bag_of_words_is_not() -> None:
 
 def test_praise_in_one_domain_is_a_fault_in_another() -> None:
     polarity = {
-        domain: tuple(
-            {word for words in kind.aspects.values() for word in words[side].split()} for side in (0, 1)
-        )
+        domain: tuple({word for words in kind.aspects.values() for word in words[side].split()} for side in (0, 1))
         for domain, kind in reviews._DOMAINS.items()
     }
     assert "unpredictable" in polarity["novels"][0] and "unpredictable" in polarity["kettles"][1]
@@ -138,10 +136,7 @@ def test_label_noise_replaces_labels_and_nothing_else() -> None:
     assert [e.prompt for e in clean] == [e.prompt for e in noisy]
     replaced = sum(a.answer != b.answer for a, b in zip(clean, noisy, strict=True))
     assert 160 < replaced < 240  # 200 expected, standard deviation 12.6
-    assert all(
-        a.answer != b.answer
-        for a, b in zip(clean, generate("games", "train", 1000, True, 1.0, 0), strict=True)
-    )
+    assert all(a.answer != b.answer for a, b in zip(clean, generate("games", "train", 1000, True, 1.0, 0), strict=True))
 
 
 def test_vocabulary_holds_every_word() -> None:
@@ -157,16 +152,12 @@ def test_vocabulary_holds_every_word() -> None:
 
 
 def test_length() -> None:
-    lengths = sorted(
-        len(e.prompt.split()) for domain in DOMAINS for e in generate(domain, "test", 200, True, 0.0, 0)
-    )
+    lengths = sorted(len(e.prompt.split()) for domain in DOMAINS for e in generate(domain, "test", 200, True, 0.0, 0))
     assert lengths[0] >= 6 and 18 < sum(lengths) / len(lengths) < 26 and lengths[-1] < 60
 
 
 def test_unknown_domain() -> None:
-    with pytest.raises(
-        ValueError, match="no generated reviews of 'novel'; there are: novels, .* Nearest: 'novels'"
-    ):
+    with pytest.raises(ValueError, match="no generated reviews of 'novel'; there are: novels, .* Nearest: 'novels'"):
         generate("novel", "train", 1, True, 0.0, 0)
 
 
@@ -174,8 +165,6 @@ def test_not_a_byte_changes() -> None:
     """Locked: results published for the default benchmark hold for these reviews only."""
     digest = hashlib.sha256()
     for domain in DOMAINS:
-        for example in generate(domain, "train", 50, True, 0.1, 7) + generate(
-            domain, "test", 50, False, 0.0, 7
-        ):
+        for example in generate(domain, "train", 50, True, 0.1, 7) + generate(domain, "test", 50, False, 0.0, 7):
             digest.update(f"{example.domain}\t{example.answer}\t{example.prompt}\n".encode())
     assert digest.hexdigest() == "05f174da360d4ff1a797b594a4d3afb864135115446ce4b03909a7c4a0267de1"

@@ -114,9 +114,7 @@ def test_random_selection() -> None:
     assert hits.min() >= 2 and hits.max() <= 45
     assert abs(float(hits[:1000].mean()) - 20) < 1
     assert random_selection(sizes, groups, 1.0, 0).count == 1503
-    assert (
-        random_selection(sizes, groups, 0.1, 0).digest() != random_selection(sizes, groups, 0.1, 1).digest()
-    )
+    assert random_selection(sizes, groups, 0.1, 0).digest() != random_selection(sizes, groups, 0.1, 1).digest()
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5, float("nan")])

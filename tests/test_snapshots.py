@@ -78,9 +78,7 @@ def learn(
     )
 
 
-def make_run(
-    run: Path, weights: dict[str, Tensor], first: dict[str, list[int] | None]
-) -> list[dict[str, Tensor]]:
+def make_run(run: Path, weights: dict[str, Tensor], first: dict[str, list[int] | None]) -> list[dict[str, Tensor]]:
     """Three tasks: `first`, a sparse change, no change at all. The weights before and after each."""
     (run / "snapshots").mkdir(parents=True)
     base = weights_hash(weights)

@@ -22,9 +22,7 @@ def folder(tmp_path: Path) -> Path:
         {"kind": "train", "task": "books", "task_index": 0, "step": 10 * (i + 1), "epoch": 0.5, "loss": i / 4}
         for i in range(7)
     ]
-    lines.append(
-        {"kind": "evaluation", "after": "books", "step": 70, "accuracy": {"books": 81.25, "dvd": 64.0}}
-    )
+    lines.append({"kind": "evaluation", "after": "books", "step": 70, "accuracy": {"books": 81.25, "dvd": 64.0}})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path
 

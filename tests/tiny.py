@@ -56,7 +56,13 @@ def learn(learner: Learner, method: Chain, task: Task, config: Config) -> list[f
     method.activate(learner, task)
     stage = config.training.incremental if task.index else config.training.base
     train_task(
-        learner, method, task, stage, config.training, None, lambda progress, numbers: losses.append(numbers["loss"])
+        learner,
+        method,
+        task,
+        stage,
+        config.training,
+        None,
+        lambda progress, numbers: losses.append(numbers["loss"]),
     )
     method.after_task(learner, task)
     learner.trained, learner.selected = {}, {}

@@ -242,9 +242,7 @@ def stars(opinions: Sequence[Opinion]) -> int:
     return 3 if balance > 0 else 1
 
 
-def generate(
-    domain: str, split: str, count: int, balance: bool, label_noise: float, seed: int
-) -> list[Example]:
+def generate(domain: str, split: str, count: int, balance: bool, label_noise: float, seed: int) -> list[Example]:
     """`count` reviews of a domain, the first of them whatever the count.
 
     Args:
@@ -261,9 +259,7 @@ def generate(
     if domain not in _DOMAINS:
         close = difflib.get_close_matches(domain, DOMAINS, n=1)
         near = f" Nearest: {close[0]!r}." if close else ""
-        raise ValueError(
-            f"there are no generated reviews of {domain!r}; there are: {', '.join(DOMAINS)}.{near}"
-        )
+        raise ValueError(f"there are no generated reviews of {domain!r}; there are: {', '.join(DOMAINS)}.{near}")
     words = random.Random(f"{seed}/{domain}/{split}")
     noise = random.Random(f"{seed}/{domain}/{split}/noise")
     first = DOMAINS.index(domain)

@@ -40,9 +40,7 @@ def local_path(definition: TaskDefinition, name: str, domain: str, split: str) -
         ValueError: the definition has no path.
     """
     if definition.path is None:
-        raise ValueError(
-            f"task.{name} reads files but has no path. Type: task.{name}.path=FOLDER/{{domain}}.csv"
-        )
+        raise ValueError(f"task.{name} reads files but has no path. Type: task.{name}.path=FOLDER/{{domain}}.csv")
     return Path(definition.path.replace("{domain}", domain).replace("{split}", split))
 
 
@@ -89,9 +87,7 @@ def _rows(records: Iterable[Record], definition: TaskDefinition, name: str, wher
         raise ValueError(f"{where} holds no rows")
     _check_columns(columns, definition, name, where)
     if not rows:
-        raise ValueError(
-            f"none of the {number} rows of {where} can be used: no text, or a label that is dropped"
-        )
+        raise ValueError(f"none of the {number} rows of {where} can be used: no text, or a label that is dropped")
     return rows
 
 
@@ -114,8 +110,7 @@ def _check_columns(columns: Iterable[str], definition: TaskDefinition, name: str
     for column, remedy in [*wanted, (definition.label, f"task.{name}.label=COLUMN")]:
         if column not in known:
             raise ValueError(
-                f"{where} has no column {column!r}; it has: {', '.join(known)}.{_nearest(column, known)} "
-                f"Type: {remedy}"
+                f"{where} has no column {column!r}; it has: {', '.join(known)}.{_nearest(column, known)} Type: {remedy}"
             )
 
 
@@ -132,9 +127,7 @@ def _file_records(path: Path, definition: TaskDefinition) -> Iterator[Record]:
     """The first `max_rows` records of a file, of which more than the wanted columns may be present."""
     form = path.name.removesuffix(".gz").rpartition(".")[2]
     if form not in READERS or path.name.endswith(".parquet.gz"):
-        raise ValueError(
-            f"{path}: the format is told by the ending, one of .parquet .csv .tsv .jsonl .json (and .gz)"
-        )
+        raise ValueError(f"{path}: the format is told by the ending, one of .parquet .csv .tsv .jsonl .json (and .gz)")
     if not path.is_file():
         raise ValueError(_missing(path))
     try:
@@ -186,13 +179,9 @@ def _json_lines(path: Path) -> Iterator[Record]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"line {number} of {path} is not JSON, one object a line ({error})"
-                ) from None
+                raise ValueError(f"line {number} of {path} is not JSON, one object a line ({error})") from None
             if not isinstance(record, dict):
-                raise ValueError(
-                    f"line {number} of {path} is not a JSON object; one object a line is expected"
-                )
+                raise ValueError(f"line {number} of {path} is not a JSON object; one object a line is expected")
             yield record
 
 
@@ -210,9 +199,7 @@ READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
 def _hub_records(definition: TaskDefinition, name: str, domain: str, split: str) -> tuple[str, list[Record]]:
     """How the data set is called in messages, and its first `max_rows` records."""
     if definition.dataset is None:
-        raise ValueError(
-            f"task.{name} reads the hub but names no data set. Type: task.{name}.dataset=OWNER/NAME"
-        )
+        raise ValueError(f"task.{name} reads the hub but names no data set. Type: task.{name}.dataset=OWNER/NAME")
     if definition.revision is None:
         raise ValueError(
             f"task.{name} must name the revision of {definition.dataset}, so that a run can be repeated. "

@@ -163,11 +163,7 @@ def _build(plan: _Plan) -> Task:
         raise ValueError(f"task.{plan.name} has no labels. Add under task.{plan.name}.labels: 'VALUE': NAME")
     examples: dict[Split, list[Example]] = {split: [] for split in DRAWN}
     for position in range(len(plan.domains)):
-        drawn = (
-            _written(plan, position)
-            if plan.definition.source == "generated"
-            else _drawn(plan, position, labels)
-        )
+        drawn = _written(plan, position) if plan.definition.source == "generated" else _drawn(plan, position, labels)
         for split, new in drawn.items():
             examples[split] += new
     return Task(
@@ -191,8 +187,7 @@ def _written(plan: _Plan, position: int) -> dict[Split, list[Example]]:
     names = {raw: name for raw, name in definition.labels.items() if name is not None}
     if tuple(names) != reviews.LABELS or len(names) < len(definition.labels):
         raise ValueError(
-            f"task.{plan.name}.labels must name every rating of the generated reviews: "
-            f"{', '.join(reviews.LABELS)}"
+            f"task.{plan.name}.labels must name every rating of the generated reviews: {', '.join(reviews.LABELS)}"
         )
     drawn: dict[Split, list[Example]] = {}
     for split in DRAWN:
@@ -200,9 +195,7 @@ def _written(plan: _Plan, position: int) -> dict[Split, list[Example]]:
         if share is None:
             raise ValueError(f"generated reviews have no end. Say how many: {plan.key(split)}=100")
         noise = definition.label_noise if split == "train" else 0.0
-        written = reviews.generate(
-            plan.domains[position], split, share, definition.balance, noise, plan.data_seed
-        )
+        written = reviews.generate(plan.domains[position], split, share, definition.balance, noise, plan.data_seed)
         drawn[split] = [dataclasses.replace(example, answer=names[example.answer]) for example in written]
     return drawn
 
@@ -215,9 +208,7 @@ def _drawn(plan: _Plan, position: int, labels: Sequence[str]) -> dict[Split, lis
     for split, origin in origins.items():
         local = plan.definition.source == "files"
         # Without {split} in its path a file is shared by all splits, whatever they are called.
-        places[split] = (
-            str(sources.local_path(plan.definition, plan.name, domain, origin)) if local else origin
-        )
+        places[split] = str(sources.local_path(plan.definition, plan.name, domain, origin)) if local else origin
     rows: dict[str, list[sources.Row]] = {}
     taken: dict[str, set[int]] = {}
     drawn: dict[Split, list[Example]] = {}
@@ -229,9 +220,7 @@ def _drawn(plan: _Plan, position: int, labels: Sequence[str]) -> dict[Split, lis
         if place not in rows:
             rows[place] = sources.read(plan.definition, plan.name, domain, origins[split])
             taken[place] = set()
-        sharing = [
-            other for other in places if places[other] == place and other != split and other not in drawn
-        ]
+        sharing = [other for other in places if places[other] == place and other != split and other not in drawn]
         if share is None and sharing:
             raise ValueError(
                 f"{split} and {sharing[0]} of task {plan.task.name!r} share {place}, so that not all of it "

@@ -1,1 +1,1 @@
-"""Families of models: each turns any batch into a loss, logits and targets, so that no method knows the architecture."""
+"""Families of models: each turns any batch into loss, logits and targets, so that no method knows the architecture."""

@@ -1,4 +1,4 @@
-"""What every family of models offers: after `forward`, no method knows whether it is a classifier or a language model."""
+"""What every family of models offers: after `forward` no method knows if it is a classifier or a language model."""
 
 from __future__ import annotations
 

@@ -51,8 +51,12 @@ class Classifier(Family):
         if self.backbone.architecture is None:
             configuration = AutoConfig.from_pretrained(self.source, revision=self._revision, **named)
         else:
-            sizes = {**self.backbone.architecture, "vocab_size": len(self.tokenizer), "pad_token_id": 0}
-            configuration = AutoConfig.for_model(**sizes, **named)
+            sizes = dict(self.backbone.architecture)
+            model_type = str(sizes.pop("model_type"))
+            vocabulary_size = len(self.tokenizer)
+            configuration = AutoConfig.for_model(
+                model_type, **sizes, vocab_size=vocabulary_size, pad_token_id=0, **named
+            )
         if self.backbone.dropout is not None:
             values = configuration.to_dict()
             for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -126,9 +130,7 @@ class Classifier(Family):
     def predict(self, output: Output) -> list[Prediction]:
         """The most probable label and its probability."""
         confidence, index = output.logits.softmax(-1).max(-1)
-        return [
-            Prediction(self.labels[i], c) for i, c in zip(index.tolist(), confidence.tolist(), strict=True)
-        ]
+        return [Prediction(self.labels[i], c) for i, c in zip(index.tolist(), confidence.tolist(), strict=True)]
 
 
 def locate(backbone: Backbone) -> str:
@@ -157,7 +159,8 @@ def locate(backbone: Backbone) -> str:
         if found != backbone.weights_sha256:
             raise ValueError(
                 f"the package {backbone.package} carries other weights than {backbone.checkpoint}: {weights} has "
-                f"SHA-256 {found}, expected {backbone.weights_sha256}. Reinstall it, or use the hub: backbone.package=null"
+                f"SHA-256 {found}, expected {backbone.weights_sha256}. "
+                "Reinstall it, or use the hub: backbone.package=null"
             )
     return str(folder)
 

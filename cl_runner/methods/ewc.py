@@ -1,8 +1,8 @@
-"""Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796) in the form of PE (2022.naacl-industry.35)."""
+"""Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796) as in PE (2022.naacl-industry.35)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
@@ -45,9 +45,7 @@ class EWC(Method):
     def after_task(self, learner: Learner, task: Task) -> None:
         if self.fisher_data == "last_task":
             new = learner.fisher(task.train)
-            self.fisher = {
-                name: f + self.decay * self.fisher[name] if self.fisher else f for name, f in new.items()
-            }
+            self.fisher = {name: f + self.decay * self.fisher[name] if self.fisher else f for name, f in new.items()}
 
     def grads(self, learner: Learner) -> None:
         if not self.anchor:

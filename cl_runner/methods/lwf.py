@@ -1,4 +1,4 @@
-"""Learning without forgetting (Li & Hoiem 2016, arXiv:1606.09282) in the form of PE (2022.naacl-industry.35)."""
+"""Learning without forgetting (Li & Hoiem 2016, arXiv:1606.09282) as in PE (2022.naacl-industry.35)."""
 
 from __future__ import annotations
 

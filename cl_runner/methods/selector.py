@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Selector(Method):
-    """Offline: score the weights, select a share of each layer. Online: only the selected entries exist for the optimizer.
+    """Offline: score the weights, select a share of each layer. Online: the optimizer knows the selected entries only.
 
     Positions are selected anew for every task after the base task, which trains all weights.
     """

@@ -63,9 +63,7 @@ def section(title: str, note: str, *parts: str) -> str:
     )
 
 
-def table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], text: bool = False, long: int | None = None
-) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], text: bool = False, long: int | None = None) -> str:
     """A table; the first column is left-aligned, all of them if `text`; column `long` may wrap."""
 
     def cells(row: Sequence[str]) -> str:

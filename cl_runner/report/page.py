@@ -215,17 +215,11 @@ def _costs(run: Run) -> list[str]:
             folded("peak memory by phase", memory) if peak else "",
         ),
     ]
-    zeros = {
-        str(task["name"]): task["zero_fisher_fraction"]
-        for task in run.details
-        if task["zero_fisher_fraction"]
-    }
+    zeros = {str(task["name"]): task["zero_fisher_fraction"] for task in run.details if task["zero_fisher_fraction"]}
     if zeros:
         layers = list(next(iter(zeros.values())))
         rows = [[layer, *(f"{100 * share[layer]:.2f}" for share in zeros.values())] for layer in layers]
-        sections[0] += folded(
-            "share of exact zeros in each layer's Fisher, %, by task", table(["", *zeros], rows)
-        )
+        sections[0] += folded("share of exact zeros in each layer's Fisher, %, by task", table(["", *zeros], rows))
     return sections
 
 
@@ -261,9 +255,7 @@ def _settings(run: Run) -> list[str]:
     config = (run.folder / "config.yaml").read_text(encoding="utf-8")
     environment = json.dumps(run.environment, indent=2, ensure_ascii=False)
     return [
-        section(
-            "Again", "The command that repeats, or goes on with, this run.", f"<pre>{escape(command)}</pre>"
-        )
+        section("Again", "The command that repeats, or goes on with, this run.", f"<pre>{escape(command)}</pre>")
         if command
         else "",
         section(

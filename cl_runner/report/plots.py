@@ -127,9 +127,7 @@ def accuracy_heat_map(tasks: Sequence[str], rows: Floats, path: Path) -> None:
             face = (*colours(scale(rows[row, column]))[:3], 0.12)
             square = Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=face, hatch="////", linewidth=0)
             axes.add_patch(square)
-            axes.texts[row * len(tasks) + column].set(
-                zorder=4, bbox={"fc": "white", "ec": "none", "pad": 1.2}
-            )
+            axes.texts[row * len(tasks) + column].set(zorder=4, bbox={"fc": "white", "ec": "none", "pad": 1.2})
         axes.set_xlim(-0.5, len(tasks) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         _name_axes(axes, ["start", *(f"after {_short(task)}" for task in tasks[: len(rows) - 1])], tasks)
@@ -276,13 +274,9 @@ def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
     with rc_context(STYLE):
         figure, axes = _figure(7.6, 0.34 * len(details) + 1.3)
         floor = min([size for size in stored if size] or [model]) / 8
-        axes.barh(
-            range(len(details)), [max(size, floor) - floor for size in stored], left=floor, color=COLOURS[0]
-        )
+        axes.barh(range(len(details)), [max(size, floor) - floor for size in stored], left=floor, color=COLOURS[0])
         axes.axvline(model, color=COLOURS[1], linestyle="--", linewidth=1.2)
-        axes.set_title(
-            f"dashed: the whole model, {bytes_text(model)}", color=COLOURS[1], fontsize=9, loc="right"
-        )
+        axes.set_title(f"dashed: the whole model, {bytes_text(model)}", color=COLOURS[1], fontsize=9, loc="right")
         for place, size in enumerate(stored):
             text = f" {bytes_text(size)} · {100 * size / model:.2g} %" if size else " nothing stored"
             inside = size > model / 30
@@ -355,9 +349,7 @@ def loss_curve(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
             loss = np.array([line["loss"] for line in part], dtype=float)
             colour = COLOURS[index % 2]
             window = max(1, len(loss) // 15)
-            axes.plot(
-                steps, loss, color=colour, alpha=0.3, linewidth=0.8, marker="." if len(loss) == 1 else None
-            )
+            axes.plot(steps, loss, color=colour, alpha=0.3, linewidth=0.8, marker="." if len(loss) == 1 else None)
             if window > 1:
                 smooth = np.convolve(loss, np.full(window, 1 / window), mode="valid")
                 axes.plot(steps[window - 1 :], smooth, color=colour, linewidth=1.5)
@@ -396,9 +388,7 @@ def final_points(values: Mapping[str, Sequence[float]], metric: str, unit: str, 
         for place, numbers in enumerate(values.values()):
             seeds = np.array(numbers)
             spread = seeds.std(ddof=1) if len(seeds) > 1 else 0.0
-            axes.errorbar(
-                seeds.mean(), place, xerr=spread, color=COLOURS[0], marker="|", markersize=14, capsize=3
-            )
+            axes.errorbar(seeds.mean(), place, xerr=spread, color=COLOURS[0], marker="|", markersize=14, capsize=3)
             axes.plot(seeds, np.full(len(seeds), place), "o", color=COLOURS[1], markersize=4, alpha=0.7)
             axes.annotate(
                 f"{seeds.mean():.2f}" + (f" ± {spread:.2f}" if len(seeds) > 1 else ""),
@@ -409,8 +399,6 @@ def final_points(values: Mapping[str, Sequence[float]], metric: str, unit: str, 
             )
         axes.set_yticks(range(len(values)), [_short(label, 60) for label in values])
         axes.set_ylim(len(values) - 0.5, -0.5)
-        axes.set_xlabel(
-            f"{metric}, {unit} · dot: a seed, whisker: ± one sample deviation" if unit else metric
-        )
+        axes.set_xlabel(f"{metric}, {unit} · dot: a seed, whisker: ± one sample deviation" if unit else metric)
         axes.margins(x=0.08)
         _save(figure, path)

@@ -50,9 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     }
     for name, purpose in purposes.items():
         command = commands.add_parser(name, help=purpose, description=purpose)
-        command.add_argument(
-            "run", type=Path, help="a run's folder" + (" or a file" if name == "verify" else "")
-        )
+        command.add_argument("run", type=Path, help="a run's folder" + (" or a file" if name == "verify" else ""))
         if name in ("restore", "export"):
             command.add_argument("--after", required=True, metavar="TASK", help="name of the task, see list")
             kind = "FILE.safetensors" if name == "restore" else "FOLDER"
@@ -129,9 +127,7 @@ def _export(run: Path, task: str, output: Path) -> int:
             parameter.copy_(weights[name])
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    print(
-        f"{output}: the model after {task} with its tokenizer; load it with from_pretrained({str(output)!r})"
-    )
+    print(f"{output}: the model after {task} with its tokenizer; load it with from_pretrained({str(output)!r})")
     return 0
 
 

@@ -127,9 +127,7 @@ def write_snapshot(
             assert list(values.shape) == list(sizes[name]), f"{name}: {values.shape}, expected {sizes[name]}"
             tensors[f"dense/{name}"] = values.detach().cpu()
         else:
-            assert values.shape == positions.shape, (
-                f"{name}: {values.shape} values, {positions.shape} positions"
-            )
+            assert values.shape == positions.shape, f"{name}: {values.shape} values, {positions.shape} positions"
             assert bool((positions.diff() > 0).all()), f"{name}: positions are not sorted"
             fits = math.prod(sizes[name]) < 2**31
             tensors[f"index/{name}"] = positions.cpu().to(torch.int32 if fits else torch.int64)
@@ -278,9 +276,7 @@ def read_weights(paths: Sequence[Path], base: Mapping[str, Tensor] | None = None
         weights = {name: change.values for name, change in read_snapshot(paths[0]).changes.items()}
         reached, rest = first.weights, paths[1:]
     elif base is None:
-        raise ValueError(
-            f"{paths[0]} stores a part of the model only; its parent's weights are needed as well"
-        )
+        raise ValueError(f"{paths[0]} stores a part of the model only; its parent's weights are needed as well")
     else:
         weights = {name: tensor.detach().cpu().clone() for name, tensor in base.items()}
         reached, rest = weights_hash(weights), paths

@@ -60,7 +60,10 @@ class Clock:
 
     def state_dict(self) -> dict[str, dict[str, dict[str, float]]]:
         """For resume: a run's seconds are the sum over its sessions."""
-        return {"tasks": {str(i): dict(s) for i, s in self.tasks.items()}, "peak_memory": {"": dict(self.peak_memory)}}
+        return {
+            "tasks": {str(i): dict(s) for i, s in self.tasks.items()},
+            "peak_memory": {"": dict(self.peak_memory)},
+        }
 
     def load_state_dict(self, state: dict[str, dict[str, dict[str, float]]]) -> None:
         """The counterpart of `state_dict`; what this session measured so far is added."""

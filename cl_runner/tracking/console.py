@@ -105,9 +105,7 @@ class Console:
         terminal: bars (True) or plain lines (False); None asks `file`.
     """
 
-    def __init__(
-        self, log: Path | None = None, file: TextIO | None = None, terminal: bool | None = None
-    ) -> None:
+    def __init__(self, log: Path | None = None, file: TextIO | None = None, terminal: bool | None = None) -> None:
         file = file or sys.stdout
         rich = RichConsole(file=file, highlight=False, force_terminal=terminal)
         self.terminal = file.isatty() and not rich.is_dumb_terminal if terminal is None else terminal
@@ -223,9 +221,7 @@ class Console:
         if not phase.nested:
             self._plain(f"{self._where(phase)} {phase.count}".rstrip())
         if self._bars:
-            bar = self._bars.add_task(
-                f"  {name}", total=total, completed=done, count=phase.count, left="", shown=""
-            )
+            bar = self._bars.add_task(f"  {name}", total=total, completed=done, count=phase.count, left="", shown="")
             self._phase_bars.append(bar)
         try:
             yield phase
@@ -248,9 +244,7 @@ class Console:
             self._rich.print(Text(text))
         self._plain(text)
 
-    def row(
-        self, after: str, accuracies: Mapping[str, float], extra: Mapping[str, float] | None = None
-    ) -> None:
+    def row(self, after: str, accuracies: Mapping[str, float], extra: Mapping[str, float] | None = None) -> None:
         """The accuracies in percent, by task, after the task `after` (or `start`).
 
         Args:
@@ -343,9 +337,7 @@ class Console:
     def _advanced(self, phase: Phase) -> None:
         if self._bars:
             bar = self._phase_bars[self._phases.index(phase)]
-            self._bars.update(
-                bar, completed=phase.done, count=phase.count, left=phase.left, shown=_values(phase.shown)
-            )
+            self._bars.update(bar, completed=phase.done, count=phase.count, left=phase.left, shown=_values(phase.shown))
             if not phase.nested:
                 self._update_order(phase)
         if time.monotonic() - self._last_plain >= PLAIN_SECONDS:

@@ -88,11 +88,11 @@ def _device(device: str) -> str:
     return torch.cuda.get_device_name(device)
 
 
-def describe_environment(command: list[str], device: str = "cpu") -> dict[str, Any]:
+def describe_environment(command: str, device: str = "cpu") -> dict[str, Any]:
     """The content of a run's environment.json.
 
     Args:
-        command: what was typed.
+        command: the line that starts the run.
         device: the torch device that computes, such as "cpu" or "cuda:0".
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -137,9 +137,7 @@ class WandbLog:
         warn: Callable[[str], None],
     ) -> None:
         if mode not in get_args(Mode):
-            raise ValueError(
-                f"wandb.mode must be {', '.join(get_args(Mode))}, got {mode!r}. Type: wandb=offline"
-            )
+            raise ValueError(f"wandb.mode must be {', '.join(get_args(Mode))}, got {mode!r}. Type: wandb=offline")
         self._metrics = folder / "metrics.jsonl"
         self._warn = warn
         self._run: Any = None
@@ -229,9 +227,7 @@ class WandbLog:
 
             content: dict[str, Any] = {
                 "matrix/accuracy": wandb.Table(columns=list(columns), data=[list(row) for row in accuracy]),
-                "matrix/forgetting": wandb.Table(
-                    columns=list(columns), data=[list(row) for row in forgetting]
-                ),
+                "matrix/forgetting": wandb.Table(columns=list(columns), data=[list(row) for row in forgetting]),
             }
             content |= {f"plots/{name}": wandb.Image(str(path)) for name, path in images.items()}
             self._run.log(content, step=self._sent, commit=True)

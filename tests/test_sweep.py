@@ -1,0 +1,71 @@
+"""Multirun: all jobs are checked first, each resumes or is skipped, a failing one does not stop the others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import TINY, run_command
+
+from cl_runner.compose import jobs_of, sweep_id
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of a tiny run's time; tested elsewhere."""
+    monkeypatch.setattr("cl_runner.report.page.write_run_report", lambda folder: folder / "report.html")
+
+
+def sweep(root: Path, *more: str) -> list[str]:
+    short = [o for o in TINY if "epochs" not in o and not o.startswith("method")]
+    return ["-m", "seed=0,1", *more, *short, "training.max_steps=2", f"root={root}"]
+
+
+def test_runs_resumes_and_skips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = sweep(tmp_path, "method=pe", "method.pe.fraction=0.005,0.1")
+    assert run_command(arguments) == 0
+    folders = sorted(path.parent for path in tmp_path.rglob("COMPLETED"))
+    assert len(folders) == 4
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    assert len({s["weights_sha256"] for s in summaries}) == 4
+    (name,) = {s["run"]["sweep"] for s in summaries}
+    assert name == sweep_id(arguments[1:])
+    capsys.readouterr()
+    (folders[0] / "COMPLETED").unlink()
+    assert run_command(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "4 jobs, 3 of them completed before" in shown
+    assert shown.count("This run is completed") == 3
+
+
+def test_a_failing_job_does_not_stop_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cl_runner.methods.ewc import EWC
+
+    def fail(self: EWC, learner: object, task: object) -> None:
+        raise RuntimeError("out of memory, say")
+
+    monkeypatch.setattr(EWC, "before_task", fail)
+    assert run_command(sweep(tmp_path, "method=ewc,seq_ft")) == 1
+    shown = capsys.readouterr().out
+    assert len(list(tmp_path.rglob("COMPLETED"))) == 2 and len(list(tmp_path.rglob("FAILED"))) == 2
+    first_reason, last_score = shown.index("out of memory, say"), shown.rindex("accuracy after")
+    assert first_reason < last_score, "the reason is on the screen before the next job"
+    assert "2 of 4 jobs did not complete" in shown
+
+
+def test_a_mistake_in_one_job_starts_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(sweep(tmp_path, "method=pe", "method.pe.fraction=0.1,2")) == 2
+    assert "method.pe.fraction must be less than or equal to 1, got 2" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_jobs_of_lists_and_ranges() -> None:
+    assert jobs_of(["method=pe,[ewc,lwf]", "seed=range(2)"]) == [
+        ["method=pe", "seed=0"],
+        ["method=pe", "seed=1"],
+        ["method=[ewc,lwf]", "seed=0"],
+        ["method=[ewc,lwf]", "seed=1"],
+    ]
