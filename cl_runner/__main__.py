@@ -114,6 +114,9 @@ def _request(given: argparse.Namespace, typed: list[str]) -> int:
         request = compose.compose(overrides, folders)
         if passed_on:
             return _hydra(typed, "")
+        if request.config.hardware.slurm is not None:
+            line = request.command.replace(compose.COMMAND, f"{compose.COMMAND} -m", 1)
+            raise ValueError(f"hardware=slurm submits the runs of a multirun, and this is none. Type: {line}")
     except ValueError as error:
         return fail(error)
     from cl_runner.job import run_request

@@ -317,6 +317,8 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = (), sweep: str |
             _check_keys(overrides, default, folders)
             composed = _compose(overrides, folders)
         except HydraException as error:
+            if "launcher/submitit" in str(error):
+                raise ValueError("jobs on SLURM need the extra `slurm`. Type: pip install 'cl-runner[slurm]'") from None
             lines = [line for line in str(error).splitlines() if "+" not in line]
             raise ValueError(" ".join(lines[:2]) or str(error)) from None
         try:

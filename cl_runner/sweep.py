@@ -49,7 +49,9 @@ def summarise(requests: Sequence[Request]) -> int:
         folder = request.folder
         completed = (folder / "COMPLETED").is_file()
         failed += not completed
-        status = "completed" if completed else "failed" if (folder / "FAILED").is_file() else "not finished"
+        status = "completed" if completed else "not finished"
+        if (folder / "FAILED").is_file():
+            status = "failed: " + (folder / "FAILED").read_text(encoding="utf-8").splitlines()[-1]
         score = ""
         if completed:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))

@@ -77,6 +77,7 @@ MISTAKES = [
     (["--config-dir", "{tmp}/nowhere"], r"nowhere: there is no such folder"),
     (["-m", "method=pe,ewcc"], r"no option 'ewcc'.*Nearest: 'ewc'"),
     (["-m", "seed=0,0"], r"the same run"),
+    (["hardware=slurm"], r"submits the runs of a multirun.*Type: python -m cl_runner -m "),
 ]
 
 

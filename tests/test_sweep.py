@@ -53,7 +53,7 @@ def test_a_failing_job_does_not_stop_the_others(
     assert len(list(tmp_path.rglob("COMPLETED"))) == 2 and len(list(tmp_path.rglob("FAILED"))) == 2
     first_reason, last_score = shown.index("out of memory, say"), shown.rindex("accuracy after")
     assert first_reason < last_score, "the reason is on the screen before the next job"
-    assert "2 of 4 jobs did not complete" in shown
+    assert "2 of 4 jobs did not complete" in shown and "failed:" in shown
 
 
 def test_a_mistake_in_one_job_starts_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,10 +116,10 @@ def read_run(folder: Path) -> Run:
     if (folder / "accuracy.csv").exists():
         tasks, rows = read_matrix(folder / "accuracy.csv")
     status: Status = "unfinished"
-    if (folder / "COMPLETED").exists():
-        status = "completed"
-    elif (folder / "FAILED").exists():
+    if (folder / "FAILED").exists():
         status = "failed"
+    elif summary.get("status") == "completed":
+        status = "completed"
     overrides = folder / "overrides.txt"
     parts = folder.resolve().parts
     named = summary.get("run") or {}

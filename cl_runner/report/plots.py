@@ -65,6 +65,10 @@ def _short(name: str, length: int = 26) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
+def _signed(value: float) -> str:
+    return f"{value:.1f}".replace("-", "−")
+
+
 def _ink(colour: tuple[float, float, float, float]) -> str:
     """Black or white, whichever reads better on a colour."""
     red, green, blue, _ = colour
@@ -115,23 +119,22 @@ def accuracy_heat_map(tasks: Sequence[str], rows: Floats, path: Path) -> None:
     from matplotlib import colormaps
 
     colours = colormaps["viridis"]
-    low, high = float(np.floor(rows.min())), float(np.ceil(rows.max()))
-    scale = Normalize(low, max(high, low + 1))
+    trained = np.arange(len(rows))[:, None] > np.arange(len(tasks))
+    # The scale serves the tasks that were trained; `start` would take half of it.
+    spread = rows[trained] if trained.any() else rows
+    scale = Normalize(float(np.floor(spread.min())), max(float(np.ceil(spread.max())), spread.min() + 1), clip=True)
     width, height, size = _sizes(len(rows), len(tasks))
-    with rc_context({**STYLE, "hatch.color": "#b9b9b9", "hatch.linewidth": 0.5}):
+    with rc_context(STYLE):
         figure, axes = _figure(width, height)
-        trained = np.arange(len(rows))[:, None] > np.arange(len(tasks))
         texts = [[f"{value:.1f}" for value in row] for row in rows]
         _cells(axes, np.where(trained, rows, np.nan), colours, scale, texts, size)
         for row, column in np.argwhere(~trained):
-            face = (*colours(scale(rows[row, column]))[:3], 0.12)
-            square = Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=face, hatch="////", linewidth=0)
-            axes.add_patch(square)
-            axes.texts[row * len(tasks) + column].set(zorder=4, bbox={"fc": "white", "ec": "none", "pad": 1.2})
+            face = (*colours(scale(rows[row, column]))[:3], 0.14)
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=face, linewidth=0))
         axes.set_xlim(-0.5, len(tasks) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         _name_axes(axes, ["start", *(f"after {_short(task)}" for task in tasks[: len(rows) - 1])], tasks)
-        axes.set_xlabel("test set · accuracy in % · hatched: task not yet trained")
+        axes.set_xlabel("test set · accuracy in % · pale: task not yet trained")
         _colour_bar(figure, axes, colours, scale, "accuracy, %")
         _save(figure, path)
 
@@ -140,14 +143,14 @@ def forgetting_heat_map(tasks: Sequence[str], forgetting: Floats, path: Path) ->
     """Forgetting F[t,u] in percentage points (`cl_runner.matrix.forgetting_matrix`), [t, T] with t > 1."""
     from matplotlib import colormaps
 
-    shown = forgetting[1:, :-1]
+    shown = forgetting[1:, : len(forgetting) - 1]
     limit = max(float(np.nanmax(np.abs(shown))), 1.0)
     width, height, size = _sizes(*shown.shape)
     with rc_context(STYLE):
         figure, axes = _figure(width, height)
-        texts = [[f"{value:.1f}" if np.isfinite(value) else "" for value in row] for row in shown]
+        texts = [[_signed(value) if np.isfinite(value) else "" for value in row] for row in shown]
         _cells(axes, shown, colormaps["RdBu_r"], Normalize(-limit, limit), texts, size)
-        _name_axes(axes, [f"after {_short(task)}" for task in tasks[1 : len(forgetting)]], tasks[:-1])
+        _name_axes(axes, [f"after {_short(task)}" for task in tasks[1 : len(forgetting)]], tasks[: len(forgetting) - 1])
         axes.set_xlabel("test set · forgetting/chaudhry18 in percentage points · blue: improved")
         _colour_bar(figure, axes, colormaps["RdBu_r"], Normalize(-limit, limit), "points lost")
         _save(figure, path)
@@ -156,9 +159,12 @@ def forgetting_heat_map(tasks: Sequence[str], forgetting: Floats, path: Path) ->
 def _colour_bar(figure: Figure, axes: Axes, colours: Colormap, scale: Normalize, label: str) -> None:
     from matplotlib.cm import ScalarMappable
 
-    bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, fraction=0.05, pad=0.02, aspect=25)
+    # Beside the cells in their own height, however far the names above them reach to the right.
+    place = axes.inset_axes((1.0 + 0.15 / figure.get_figwidth(), 0.0, 0.18 / figure.get_figwidth(), 1.0))
+    bar = figure.colorbar(ScalarMappable(scale, colours), cax=place)
     bar.set_label(label)
-    bar.outline.set_visible(False)  # type: ignore[operator]  # a Spine, typed as its base class
+    place.spines[:].set_visible(False)
+    place.grid(False)
 
 
 def first_task_lines(
@@ -225,8 +231,9 @@ def fisher_map(after: str, layers: Sequence[Mapping[str, Any]], path: Path) -> N
         row, column = rows.index(str(cell["layer"])), columns.index(cell["module"])
         if cell["log10_mean"] is not None:
             values[row, column] = cell["log10_mean"]
-        mean = "all 0" if cell["log10_mean"] is None else f"{cell['log10_mean']:.1f}"
-        texts[row][column] = f"{mean}\n{100 * cell['zero_fraction']:.1f} % 0"
+        mean = "all zero" if cell["log10_mean"] is None else _signed(cell["log10_mean"])
+        partly = 0 < cell["zero_fraction"] and cell["log10_mean"] is not None
+        texts[row][column] = mean + (f"\n{_share(100 * cell['zero_fraction'])} zero" if partly else "")
     colours = colormaps["YlGnBu"]
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
@@ -236,9 +243,13 @@ def fisher_map(after: str, layers: Sequence[Mapping[str, Any]], path: Path) -> N
         axes.set_facecolor("#f3f3f3")
         _cells(axes, values, colours, scale, texts, 7)
         _name_axes(axes, [_layer_name(row) for row in rows], [name.replace("_", " ") for name in columns])
-        axes.set_xlabel(f"log10 of the mean Fisher before {_short(after)} · share of exact zeros below")
+        axes.set_xlabel(f"log10 of the mean Fisher before {_short(after)} · below it the share of exact zeros, if any")
         _colour_bar(figure, axes, colours, scale, "log10 mean Fisher")
         _save(figure, path)
+
+
+def _share(percent: float) -> str:
+    return f"{percent:.1f} %" if percent >= 0.05 else "< 0.1 %"
 
 
 def _layer_order(names: Sequence[str]) -> list[str]:
@@ -278,7 +289,7 @@ def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.axvline(model, color=COLOURS[1], linestyle="--", linewidth=1.2)
         axes.set_title(f"dashed: the whole model, {bytes_text(model)}", color=COLOURS[1], fontsize=9, loc="right")
         for place, size in enumerate(stored):
-            text = f" {bytes_text(size)} · {100 * size / model:.2g} %" if size else " nothing stored"
+            text = f" {bytes_text(size)} · {100 * size / model:.3g} %" if size else " nothing stored"
             inside = size > model / 30
             axes.text(
                 size if inside else max(size, floor),
@@ -290,9 +301,12 @@ def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
                 color="white" if inside else "black",
             )
         axes.set_yticks(range(len(details)), [_short(str(task["name"])) for task in details])
-        axes.invert_yaxis()
+        axes.set_ylim(len(details) - 0.4, -0.6)
         axes.set_xscale("log")
         axes.set_xlim(floor, model * 2)
+        # Whole powers of 1024 would leave a single tick; powers of ten carry their own unit instead.
+        axes.xaxis.set_major_formatter(lambda size, _: bytes_text(size))
+        axes.xaxis.set_minor_formatter(lambda size, _: "")
         axes.set_xlabel("bytes stored for the task (log scale)")
         axes.grid(False, axis="y")
         _save(figure, path)
@@ -322,7 +336,7 @@ def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
         for place, total in enumerate(start):
             axes.text(total, place, f" {total:.1f} s", va="center", fontsize=8)
         axes.set_yticks(range(len(details)), [_short(str(task["name"])) for task in details])
-        axes.invert_yaxis()
+        axes.set_ylim(len(details) - 0.4, -0.6)
         axes.set_xlim(0, 1.12 * max(float(start.max()), 1e-3))
         axes.set_xlabel("seconds")
         axes.grid(False, axis="y")
