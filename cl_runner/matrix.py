@@ -31,7 +31,7 @@ FORMULAS: dict[str, str] = {
     "forgetting/first_minus_last": "mean_{u<T} (A[u,u] - A[T,u]): right after training minus at the end",
     "bwt/gem": "mean_{u<T} (A[T,u] - A[u,u]): backward transfer (Lopez-Paz & Ranzato 2017)",
     "forward_transfer/gem": "mean_{u>1} (A[u-1,u] - A[0,u]), A[0,u] = row `start` (Lopez-Paz & Ranzato 2017)",
-    "plasticity/diagonal": "mean_t A[t,t]: each task right after it was trained (learning accuracy, Riemer et al. 2019)",
+    "plasticity/diagonal": "mean_t A[t,t]: each task right after training (learning accuracy, Riemer et al. 2019)",
     "first_task/after_first": "A[1,1]: the first task right after it was trained",
     "first_task/last": "A[T,1]: the first task after the last one",
 }

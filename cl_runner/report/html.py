@@ -18,7 +18,7 @@ body { margin: 0; background: var(--back); color: var(--ink); font: 15px/1.5 sys
 main { max-width: 1120px; margin: 0 auto; padding: 24px 20px 64px; }
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 2px; overflow-wrap: anywhere; }
 h2 { font-size: 19px; margin: 40px 0 8px; padding-top: 12px; border-top: 1px solid var(--line); }
-p, figcaption, .soft { color: var(--soft); max-width: 80ch; margin: 4px 0 10px; }
+p, figcaption, .soft { color: var(--soft); max-width: 90ch; margin: 4px 0 10px; }
 code, pre { font: 13px/1.45 ui-monospace, monospace; overflow-wrap: anywhere; }
 pre { background: var(--card); padding: 12px; border-radius: 8px; overflow-x: auto; white-space: pre-wrap; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 10px; margin: 18px 0; }
@@ -34,9 +34,10 @@ figure .wide { background: #ffffff; border-radius: 10px; padding: 8px; border: 1
 figure img { display: block; max-width: 100%; height: auto; }
 @media (max-width: 700px) { figure img { max-width: none; width: max(100%, 620px); } main { padding: 16px 12px 48px; } }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; white-space: nowrap; }
+th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
+  white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child, .text td, .text th { text-align: left; }
+.left { text-align: left; }
 td.long { white-space: normal; min-width: 260px; }
 details { margin: 8px 0; } summary { cursor: pointer; color: var(--soft); }
 """
@@ -63,19 +64,15 @@ def section(title: str, note: str, *parts: str) -> str:
     )
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], text: bool = False, long: int | None = None) -> str:
-    """A table; the first column is left-aligned, all of them if `text`; column `long` may wrap."""
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, long: int | None = None) -> str:
+    """A table; the first `left` columns are aligned left, column `long` may wrap."""
 
-    def cells(row: Sequence[str]) -> str:
-        return "".join(
-            f'<td class="long">{escape(cell)}</td>' if place == long else f"<td>{escape(cell)}</td>"
-            for place, cell in enumerate(row)
-        )
+    def cells(row: Sequence[str], tag: str) -> str:
+        kinds = [("long " if place == long else "") + ("left" if place < left else "") for place in range(len(row))]
+        return "".join(f'<{tag} class="{kind}">{escape(c)}</{tag}>' for kind, c in zip(kinds, row, strict=True))
 
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join(f"<tr>{cells(row)}</tr>" for row in rows)
-    kind = ' class="text"' if text else ""
-    return f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{cells(header, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def picture(path: Path, description: str) -> str:

@@ -246,7 +246,7 @@ def _numbers(run: Run) -> str:
     return section(
         "Derived numbers",
         f"A[t,u] is the accuracy on task u after task t, T the number of tasks.{note}",
-        table(["name", "value", "formula"], rows, text=True, long=2),
+        table(["name", "value", "formula"], rows, left=3, long=2),
     )
 
 

@@ -232,7 +232,7 @@ def fisher_map(after: str, layers: Sequence[Mapping[str, Any]], path: Path) -> N
         if cell["log10_mean"] is not None:
             values[row, column] = cell["log10_mean"]
         mean = "all zero" if cell["log10_mean"] is None else _signed(cell["log10_mean"])
-        partly = 0 < cell["zero_fraction"] and cell["log10_mean"] is not None
+        partly = cell["zero_fraction"] > 0 and cell["log10_mean"] is not None
         texts[row][column] = mean + (f"\n{_share(100 * cell['zero_fraction'])} zero" if partly else "")
     colours = colormaps["YlGnBu"]
     finite = values[np.isfinite(values)]
@@ -302,9 +302,8 @@ def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
             )
         axes.set_yticks(range(len(details)), [_short(str(task["name"])) for task in details])
         axes.set_ylim(len(details) - 0.4, -0.6)
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=4)
         axes.set_xlim(floor, model * 2)
-        # Whole powers of 1024 would leave a single tick; powers of ten carry their own unit instead.
         axes.xaxis.set_major_formatter(lambda size, _: bytes_text(size))
         axes.xaxis.set_minor_formatter(lambda size, _: "")
         axes.set_xlabel("bytes stored for the task (log scale)")

