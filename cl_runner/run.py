@@ -7,47 +7,45 @@ with the same bits as if nothing had happened.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
-import math
-import os
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from omegaconf import OmegaConf
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cl_runner import checkpoint
-from cl_runner.compose import Request, check
-from cl_runner.config import Config, Stage
-from cl_runner.data.task import Task, fingerprint, label_union, source_files
+from cl_runner.build import FAMILIES, build_method, prepare_hardware
+from cl_runner.compose import Request
+from cl_runner.config import Stage
+from cl_runner.data.task import Task, label_union
 from cl_runner.evaluate import accuracy, evaluate, evaluation_examples
-from cl_runner.families.classifier import Classifier
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.learner import Learner
-from cl_runner.matrix import derived, forgetting_matrix, union_accuracy, write_accuracy, write_forgetting
-from cl_runner.methods import METHODS
-from cl_runner.methods.base import Chain, Method
+from cl_runner.matrix import START, union_accuracy
+from cl_runner.record import (
+    check_data,
+    tables,
+    write_fisher,
+    write_matrices,
+    write_predictions,
+    write_request,
+    write_summary,
+)
 from cl_runner.sparse.snapshots import Change, read_weights, weights_hash, write_snapshot
-from cl_runner.sparse.summary import fisher_map, zero_fractions
-from cl_runner.tracking.clock import OFFLINE, ONLINE, Clock
+from cl_runner.sparse.summary import zero_fractions
+from cl_runner.tracking.clock import Clock
 from cl_runner.tracking.console import Console, duration
-from cl_runner.tracking.environment import describe_environment
 from cl_runner.tracking.metrics import MetricsLog
 from cl_runner.tracking.progress import Shown
 from cl_runner.tracking.wandb_log import WandbLog
 from cl_runner.train import Progress, number_of_steps, train_task
-
-FAMILIES = {"classifier": Classifier}
 
 
 def execute(request: Request, tasks: Sequence[Task]) -> int:
@@ -64,7 +62,7 @@ def execute(request: Request, tasks: Sequence[Task]) -> int:
         with checkpoint.locked(request.folder / "state"):
             if (request.folder / "COMPLETED").is_file():  # another process has finished it just now
                 return _say_completed(request, tasks)
-            _check_data(request, tasks)
+            check_data(request, tasks)
             return run.guarded()
     except ValueError as error:
         print(f"cl_runner: {error}", file=sys.stderr)
@@ -72,7 +70,7 @@ def execute(request: Request, tasks: Sequence[Task]) -> int:
 
 
 def _say_completed(request: Request, tasks: Sequence[Task]) -> int:
-    _check_data(request, tasks)
+    check_data(request, tasks)
     summary = json.loads((request.folder / "summary.json").read_text(encoding="utf-8"))
     print(
         f"This run is completed: union accuracy {summary['metrics']['union_accuracy']:.1f} %.\n"
@@ -80,51 +78,6 @@ def _say_completed(request: Request, tasks: Sequence[Task]) -> int:
         f"Another seed is another run: {request.command_with('seed', str(request.config.seed + 1))}"
     )
     return 0
-
-
-def _check_data(request: Request, tasks: Sequence[Task]) -> None:
-    """The data of a run that was begun are still the same."""
-    path = request.folder / "data.json"
-    if not path.is_file():
-        return
-    known = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
-    changed = [task.name for task in tasks if known.get(task.name) != fingerprint(task)]
-    if changed:
-        raise ValueError(
-            f"the data of {', '.join(changed)} changed since this run began in {request.folder}. Put the old data "
-            f"back, or start anew in another folder: {request.command_with('root', request.config.root + '_new_data')}"
-        )
-
-
-def rebuild(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The untrained starting model of a run and its tokenizer, from the run's own configuration."""
-    resolved = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    assert isinstance(resolved, dict)
-    config = check({str(key): value for key, value in resolved.items()})
-    labels = json.loads((folder / "data.json").read_text(encoding="utf-8"))["labels"]
-    transformers.utils.logging.disable_progress_bar()
-    return FAMILIES[config.backbone.family](config.backbone, labels).build(config.seed)
-
-
-def build_method(options: dict[str, dict[str, Any]]) -> Chain:
-    """The chain of methods that the configuration's node `method` describes."""
-    methods: dict[str, Method] = {}
-    for name, values in options.items():
-        module, _, class_name = METHODS[name].partition(":")
-        methods[name] = getattr(importlib.import_module(f"cl_runner.methods.{module}"), class_name)(**values)
-    return Chain(methods)
-
-
-def choose_device(config: Config) -> torch.device:
-    """The device of conf/hardware.
-
-    Raises:
-        ValueError: a GPU is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if config.hardware.device == "cuda" and not available:
-        raise ValueError("hardware.device=cuda, but torch sees no GPU here. Type: hardware=cpu (or hardware=auto)")
-    return torch.device("cuda" if available and config.hardware.device != "cpu" else "cpu")
 
 
 class Run:
@@ -150,14 +103,7 @@ class Run:
             for i, task in enumerate(tasks)
         ]
         self.own_tasks = list(tasks)
-        self.device = choose_device(config)
-        if config.hardware.threads is not None:
-            torch.set_num_threads(config.hardware.threads)
-        if config.hardware.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(config.hardware.deterministic)
-        # By default the deterministic mode also fills every new tensor, which costs time and changes no result here.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        self.device = prepare_hardware(config.hardware)
         self.family = FAMILIES[config.backbone.family](config.backbone, label_union(tasks))
         self.method = build_method(config.method)
         sizes = {name: p.numel() for name, p in self.family.skeleton().named_parameters()}
@@ -200,37 +146,26 @@ class Run:
 
     def story(self) -> None:
         """Build, learn task after task, report."""
-        began = time.perf_counter()
         with self.clock.phase("load"):
             self._describe()
             saved = checkpoint.load(self.folder / "state", str(self.device))
             self._build(saved)
             self._track(saved)
         if not self.rows:
-            self._evaluate("start")
+            self._evaluate(START)
             self._save("begin", 0)
         first = saved["task"] if saved else 0
         for task in self.tasks[first:]:
             resumed = saved if saved and saved["task"] == task.index and saved["stage"] != "begin" else None
             self._learn(task, resumed)
-        self._finish(began)
+        self._finish()
 
     # the parts of the story, in order
 
     def _describe(self) -> None:
-        """Write what this run is, once."""
+        """Say and write what this run is."""
         request = self.request
-        if not (self.folder / "data.json").is_file():
-            OmegaConf.save(OmegaConf.create(request.resolved), self.folder / "config.yaml")
-            checkpoint.replace_file(self.folder / "overrides.txt", "\n".join([*request.overrides, ""]))
-            environment = describe_environment(request.command, self.device.type)
-            checkpoint.replace_file(self.folder / "environment.json", json.dumps(environment, indent=1))
-            data = {
-                "labels": list(label_union(self.tasks)),
-                "fingerprints": {task.name: fingerprint(task) for task in self.own_tasks},
-                "files": [str(path) for path in source_files(self.config.task_order, self.config.task)],
-            }
-            checkpoint.replace_file(self.folder / "data.json", json.dumps(data, indent=1))
+        write_request(request, self.own_tasks, self.device.type)
         self.console.header(
             "cl_runner",
             [
@@ -352,8 +287,7 @@ class Run:
         if self.learner.fishers:
             scores = next(iter(self.learner.fishers.values()))
             detail["zero_fisher_fraction"] = zero_fractions(scores)
-            content = {"after": task.name, "layers": fisher_map(scores)}
-            checkpoint.replace_file(self.folder / "fisher.json", json.dumps(content, indent=1))
+            write_fisher(self.folder, task.name, scores)
             zero = sum(int((s == 0).sum()) for s in scores.values()) / sum(s.numel() for s in scores.values())
             self.console.line(f"{task.name}: {100 * zero:.1f} % of the weights have a Fisher of exactly 0")
         self.learner.fishers = {}
@@ -410,27 +344,10 @@ class Run:
         self.shown.close()
         examples = {task.name: evaluation_examples(task, split) for task in self.tasks}
         row = {name: accuracy(examples[name], predictions) for name, predictions in found.items()}
-        lines = [
-            json.dumps(
-                {
-                    "task": name,
-                    "index": i,
-                    "answer": e.answer,
-                    "prediction": p.text,
-                    "confidence": p.confidence,
-                }
-            )
-            for name, predictions in found.items()
-            for i, (e, p) in enumerate(zip(examples[name], predictions, strict=True))
-        ]
-        (self.folder / "predictions").mkdir(exist_ok=True)
-        path = self.folder / "predictions" / f"{len(self.rows):02d}_{after}.jsonl"
-        checkpoint.replace_file(path, "\n".join([*lines, ""]))
+        write_predictions(self.folder, len(self.rows), after, examples, found)
         self.rows = [*self.rows, list(row.values())]
         self.metrics.write(kind="evaluation", after=after, step=self.step, accuracy=row)
-        names = [task.name for task in self.tasks]
-        write_accuracy(self.folder / "accuracy.csv", names, np.array(self.rows))
-        write_forgetting(self.folder / "forgetting.csv", names, np.array(self.rows))
+        write_matrices(self.folder, [task.name for task in self.tasks], self.rows)
         self.console.row(after, row)
 
     def _save(self, stage: str, task: int, progress: Progress | None = None) -> None:
@@ -465,61 +382,26 @@ class Run:
                 self.wandb.flush(lines)
         self.stop.check()
 
-    def _finish(self, began: float) -> None:
+    def _finish(self) -> None:
         """Derived numbers, pictures, W&B, and the mark that the run is done."""
         from cl_runner.report.page import write_run_report  # matplotlib: only when there is something to draw
 
         names = [task.name for task in self.tasks]
         sizes = {task.name: len(evaluation_examples(task, self.config.evaluation.split)) for task in self.tasks}
-        totals = self.clock.totals()
-        for task, detail in zip(self.tasks, self.details, strict=True):
-            seconds = self.clock.tasks.get(task.index, {})
-            detail["phases"] = seconds
-            detail["offline_seconds"] = sum(seconds.get(phase, 0.0) for phase in OFFLINE)
-            detail["online_seconds"] = sum(seconds.get(phase, 0.0) for phase in ONLINE)
-        request = self.request
-        summary = {
-            "status": "completed",
-            "tasks": names,
-            "test_examples": sizes,
-            "metrics": derived(np.array(self.rows), list(sizes.values())),
-            "phases": totals,
-            "offline_seconds": sum(d["offline_seconds"] for d in self.details),
-            "online_seconds": sum(d["online_seconds"] for d in self.details),
-            "tasks_detail": self.details,
-            "peak_memory_mib": self.clock.peak_memory,
-            "weights_sha256": self.weights,
-            "run": {
-                "task_order": request.task_order,
-                "backbone": request.backbone,
-                "method": request.method,
-                "seed": self.config.seed,
-                "hash": request.hash,
-                "sweep": request.sweep,
-            },
-            "wall_seconds": sum(totals.values()),
-        }
-        checkpoint.replace_file(self.folder / "summary.json", json.dumps(summary, indent=1))
+        summary = write_summary(self.request, sizes, self.rows, self.details, self.clock, self.weights)
         page = write_run_report(self.folder)
         if self.wandb is not None:
             self.wandb.summary({**summary["metrics"], "online_seconds": summary["online_seconds"]})
-            self.wandb.tables(
-                ["after", *names],
-                [[after, *row] for after, row in zip(["start", *names], self.rows, strict=True)],
-                [
-                    [after, *(None if math.isnan(cell) else cell for cell in row)]
-                    for after, row in zip(names, forgetting_matrix(np.array(self.rows)).tolist(), strict=True)
-                ],
-                {path.stem: path for path in sorted((self.folder / "plots").glob("*.png"))},
-            )
+            images = {path.stem: path for path in sorted((self.folder / "plots").glob("*.png"))}
+            self.wandb.tables(["after", *names], *tables(names, self.rows), images)
         self.console.matrix(
             names,
-            [(after, row) for after, row in zip(["start", *names], self.rows, strict=True)],
+            [(after, row) for after, row in zip([START, *names], self.rows, strict=True)],
             {"union": [union_accuracy(np.array(row), list(sizes.values())) for row in self.rows]},
         )
         for name, value in summary["metrics"].items():
             self.console.line(f"{name} {value:.2f}")
-        online = [d["online_seconds"] for d in self.details[1:]]
+        online = [d["online_seconds"] for d in summary["tasks_detail"][1:]]
         self.console.line(
             f"offline {duration(summary['offline_seconds'])}, online {duration(summary['online_seconds'])}"
             + (f" (each later task at most {duration(max(online))})" if online else "")

@@ -122,7 +122,7 @@ def test_death_at_a_checkpoint(
     assert content(folder_of(tmp_path)) == uninterrupted
 
 
-@pytest.mark.parametrize("place", ["write_snapshot", "write_accuracy", "zero_fractions", "derived"])
+@pytest.mark.parametrize("place", ["write_snapshot", "write_matrices", "zero_fractions", "write_summary"])
 def test_death_elsewhere(
     place: str, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""A whole run as its user sees it: every file and the numbers in it, joint and single-task orders, snapshots, export."""
+"""A whole run as its user sees it: every file and its numbers, joint and single-task orders, snapshots, export."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny import TINY, run_command, tiny_config, tiny_learner
 
+from cl_runner.build import rebuild
 from cl_runner.compose import compose
 from cl_runner.evaluate import accuracy, evaluate
-from cl_runner.run import rebuild
 from cl_runner.sparse.snapshots import read_weights, weights_hash
 
 
@@ -239,3 +239,48 @@ def test_a_package_with_other_weights_is_refused(tmp_path: Path) -> None:
         locate(backbone.model_copy(update={"weights_sha256": "0" * 64}))
     without = backbone.model_copy(update={"package": None})
     assert locate(without) == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_wandb_of_a_resumed_run_has_every_point_once(tmp_path: Path, no_pictures: None) -> None:
+    """The offline fragments of a resumed run, read back, together hold each line of metrics.jsonl once."""
+    pytest.importorskip("wandb")
+    from cl_runner import checkpoint
+
+    real = checkpoint.save
+    calls = iter(range(100))
+
+    def save_then_fail(folder: Path, state: dict[str, Any]) -> None:
+        real(folder, state)
+        if next(calls) == 6:
+            raise OSError("disk full, say")
+
+    more = ("method=pe", "wandb=offline", "checkpoint.every_seconds=0")
+    arguments = [*(o for o in TINY if o != "wandb=disabled"), *more, f"root={tmp_path}"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint, "save", save_then_fail)
+        assert run_command(arguments) == 1
+    assert run_command(arguments) == 0
+    folder = compose(arguments).folder
+    fragments = sorted(folder.glob("wandb/offline-run-*"))
+    assert len(fragments) == 2 and len({path.name.rpartition("-")[2] for path in fragments}) == 1
+    found = [record for path in fragments for record in records(next(path.glob("*.wandb")))]
+    steps = [step for record in found if (step := step_of(record)) is not None]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert steps == list(range(len(lines) + 1)), "one point a line, and one for the matrices"
+    exits = [record.exit.exit_code for record in found if record.WhichOneof("record_type") == "exit"]
+    assert exits == [1, 0]
+
+
+def records(path: Path) -> list[Any]:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    from cl_runner.tracking.wandb_log import _records
+
+    return [Record.FromString(data) for data, _ in _records(path.read_bytes())]
+
+
+def step_of(record: Any) -> int | None:
+    if record.WhichOneof("record_type") != "history":
+        return None
+    values = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+    return int(values["_step"])

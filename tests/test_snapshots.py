@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-import cl_runner.run
+import cl_runner.build
 from cl_runner.sparse.command import main
 from cl_runner.sparse.snapshots import (
     Change,
@@ -268,7 +268,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[dic
         )
         return AutoModelForSequenceClassification.from_config(config), tokenizer
 
-    monkeypatch.setattr(cl_runner.run, "rebuild", rebuild)
+    monkeypatch.setattr(cl_runner.build, "rebuild", rebuild)
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     model, _ = rebuild(tmp_path)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}

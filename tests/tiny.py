@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
+from cl_runner.build import build_method
 from cl_runner.compose import compose
 from cl_runner.config import Config
 from cl_runner.data.task import Task, build_tasks, label_union
 from cl_runner.families.classifier import Classifier
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Chain
-from cl_runner.run import build_method
 from cl_runner.train import train_task
 
 #: The whole pipeline in about two seconds: three tasks of generated reviews on a random two-layer BERT.

@@ -154,9 +154,9 @@ def _print(table: Table) -> None:
 
     console = Console(highlight=False)
     heads = [name.replace("/", "/\n") for name in table.header]
-    # Two blanks between columns and one at either end.
+    # Three blanks between columns.
     widths = [
-        max(len(line) for cell in column for line in cell.split("\n")) + 2
+        max(len(line) for cell in column for line in cell.split("\n")) + 3
         for column in zip(heads, *table.rows, strict=True)
     ]
     blocks = _blocks(widths, table.left, console.width - 2 if console.is_terminal else sum(widths))

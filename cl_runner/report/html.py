@@ -21,7 +21,7 @@ h2 { font-size: 19px; margin: 40px 0 8px; padding-top: 12px; border-top: 1px sol
 p, figcaption, .soft { color: var(--soft); max-width: 90ch; margin: 4px 0 10px; }
 code, pre { font: 13px/1.45 ui-monospace, monospace; overflow-wrap: anywhere; }
 pre { background: var(--card); padding: 12px; border-radius: 8px; overflow-x: auto; white-space: pre-wrap; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 10px; margin: 18px 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(185px, 1fr)); gap: 10px; margin: 18px 0; }
 .tile { background: var(--card); border-radius: 10px; padding: 12px 14px; }
 .tile b { display: block; font-size: 22px; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .tile span { display: block; color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
@@ -32,7 +32,8 @@ pre { background: var(--card); padding: 12px; border-radius: 8px; overflow-x: au
 figure { margin: 10px 0; }
 figure .wide { background: #ffffff; border-radius: 10px; padding: 8px; border: 1px solid var(--line); }
 figure img { display: block; max-width: 100%; height: auto; }
-@media (max-width: 700px) { figure img { max-width: none; width: max(100%, 620px); } main { padding: 16px 12px 48px; } }
+@media (max-width: 700px) { figure img { max-width: none; width: max(100%, 620px); } main { padding: 16px 12px 48px; }
+  .tiles { grid-template-columns: 1fr 1fr; } .tile b { font-size: 18px; } }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }

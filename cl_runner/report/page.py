@@ -82,7 +82,7 @@ def _tiles(run: Run) -> str:
             tiles.append((value_text(name, run.metrics[name]), name, note))
     tiles += [(cost_text(name, value), name, "") for name, value in costs(run).items()]
     shown = (
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span><span>{escape(note)}</span></div>'
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name).replace("/", "/<wbr>")}</span><span>{escape(note)}</span></div>'
         for value, name, note in tiles
     )
     return f'<div class="tiles">{"".join(shown)}</div>' if tiles else ""

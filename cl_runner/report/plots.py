@@ -182,6 +182,7 @@ def first_task_lines(
     """
     with rc_context(STYLE):
         figure, axes = _figure(max(6.4, 0.45 * len(tasks) + 3.2), 4.2)
+        shade = 0.15 if len(curves) < 5 else 0.07
         for number, (label, runs) in enumerate(curves.items()):
             steps, mean = np.arange(runs.shape[1]), runs.mean(axis=0)
             colour = COLOURS[number % len(COLOURS)]
@@ -198,7 +199,7 @@ def first_task_lines(
             )
             if len(runs) > 1:
                 spread = runs.std(axis=0, ddof=1)
-                axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+                axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=shade, linewidth=0)
             if interval is not None:
                 axes.fill_between(steps, *interval.T, color=colour, alpha=0.15, linewidth=0)
         axes.set_xticks(range(len(tasks)), [_short(task) for task in tasks])

@@ -297,7 +297,9 @@ def paper_tables(groups: Sequence[Group], metric: str = "union_accuracy") -> lis
 
 
 def label_of(group: Group, groups: Sequence[Group]) -> str:
-    """What tells a group apart from the others, for a legend; method first."""
+    """What tells a group apart from the others, for a legend: the method, and more only where that is not enough."""
+    if len({group.axes["method"] for group in groups}) == len(groups):
+        return str(group.axes["method"])
     apart = [key for key in group.axes if key != "method" and len({repr(g.axes[key]) for g in groups}) > 1]
     parts = [f"{key.rpartition('.')[2]} {axis_text(group.axes[key])}" for key in apart if group.axes[key] is not None]
     return ", ".join([str(group.axes["method"]), *parts])

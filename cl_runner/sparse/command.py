@@ -188,6 +188,6 @@ def _rebuild(run: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The untrained starting model of a run and its tokenizer."""
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} has no config.yaml, so its starting model cannot be built")
-    from cl_runner.run import rebuild
+    from cl_runner.build import rebuild
 
     return rebuild(run)

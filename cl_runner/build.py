@@ -1,0 +1,60 @@
+"""From the configuration to the parts of a run: model family, methods, device."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from omegaconf import OmegaConf
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cl_runner.compose import check
+from cl_runner.config import Hardware
+from cl_runner.families.classifier import Classifier
+from cl_runner.methods import METHODS
+from cl_runner.methods.base import Chain, Method
+
+FAMILIES = {"classifier": Classifier}
+
+
+def rebuild(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The untrained starting model of a run and its tokenizer, from the run's own configuration."""
+    resolved = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    assert isinstance(resolved, dict)
+    config = check({str(key): value for key, value in resolved.items()})
+    labels = json.loads((folder / "data.json").read_text(encoding="utf-8"))["labels"]
+    transformers.utils.logging.disable_progress_bar()
+    return FAMILIES[config.backbone.family](config.backbone, labels).build(config.seed)
+
+
+def build_method(options: dict[str, dict[str, Any]]) -> Chain:
+    """The chain of methods that the configuration's node `method` describes."""
+    methods: dict[str, Method] = {}
+    for name, values in options.items():
+        module, _, class_name = METHODS[name].partition(":")
+        methods[name] = getattr(importlib.import_module(f"cl_runner.methods.{module}"), class_name)(**values)
+    return Chain(methods)
+
+
+def prepare_hardware(hardware: Hardware) -> torch.device:
+    """Set threads and determinism of this process, and return the device to compute on.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+    if hardware.threads is not None:
+        torch.set_num_threads(hardware.threads)
+    if hardware.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(hardware.deterministic)
+    # By default the deterministic mode also fills every new tensor, which costs time and changes no result here.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set up at run time
+    available = torch.cuda.is_available()
+    if hardware.device == "cuda" and not available:
+        raise ValueError("hardware.device=cuda, but torch sees no GPU here. Type: hardware=cpu (or hardware=auto)")
+    return torch.device("cuda" if available and hardware.device != "cpu" else "cpu")

@@ -1,0 +1,143 @@
+"""The files of a run's folder, but for those that have a module of their own: each function writes one of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from cl_runner.checkpoint import replace_file
+from cl_runner.compose import Request
+from cl_runner.data.task import Example, Task, fingerprint, label_union, source_files
+from cl_runner.families.base import Prediction
+from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting
+from cl_runner.sparse.summary import fisher_map
+from cl_runner.tracking.clock import OFFLINE, ONLINE, Clock
+from cl_runner.tracking.environment import describe_environment
+
+
+def write_request(request: Request, tasks: Sequence[Task], device: str) -> None:
+    """config.yaml, overrides.txt, environment.json and data.json, once: what was asked, where, on which data."""
+    folder, config = request.folder, request.config
+    if (folder / "data.json").is_file():
+        return
+    OmegaConf.save(OmegaConf.create(request.resolved), folder / "config.yaml")
+    replace_file(folder / "overrides.txt", "\n".join([*request.overrides, ""]))
+    replace_file(folder / "environment.json", json.dumps(describe_environment(request.command, device), indent=1))
+    data = {
+        "labels": list(label_union(tasks)),
+        "fingerprints": {task.name: fingerprint(task) for task in tasks},
+        "files": [str(path) for path in source_files(config.task_order, config.task)],
+    }
+    replace_file(folder / "data.json", json.dumps(data, indent=1))
+
+
+def check_data(request: Request, tasks: Sequence[Task]) -> None:
+    """The data of a run that was begun are still the same.
+
+    Raises:
+        ValueError: they changed; the text says which and what to type.
+    """
+    path = request.folder / "data.json"
+    if not path.is_file():
+        return
+    known = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
+    changed = [task.name for task in tasks if known.get(task.name) != fingerprint(task)]
+    if changed:
+        raise ValueError(
+            f"the data of {', '.join(changed)} changed since this run began in {request.folder}. Put the old data "
+            f"back, or start anew in another folder: {request.command_with('root', request.config.root + '_new_data')}"
+        )
+
+
+def write_fisher(folder: Path, after: str, scores: Mapping[str, Tensor]) -> None:
+    """fisher.json: the importance that the latest task began with, by layer and module (PE figure 4)."""
+    replace_file(folder / "fisher.json", json.dumps({"after": after, "layers": fisher_map(scores)}, indent=1))
+
+
+def write_predictions(
+    folder: Path,
+    number: int,
+    after: str,
+    examples: Mapping[str, Sequence[Example]],
+    predictions: Mapping[str, Sequence[Prediction]],
+) -> None:
+    """predictions/<number>_<after>.jsonl: every answer of every task."""
+    lines = [
+        json.dumps({"task": name, "index": i, "answer": e.answer, "prediction": p.text, "confidence": p.confidence})
+        for name, found in predictions.items()
+        for i, (e, p) in enumerate(zip(examples[name], found, strict=True))
+    ]
+    (folder / "predictions").mkdir(exist_ok=True)
+    replace_file(folder / "predictions" / f"{number:02d}_{after}.jsonl", "\n".join([*lines, ""]))
+
+
+def write_matrices(folder: Path, names: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
+    """accuracy.csv and forgetting.csv."""
+    write_accuracy(folder / "accuracy.csv", names, np.array(rows))
+    write_forgetting(folder / "forgetting.csv", names, np.array(rows))
+
+
+def tables(names: Sequence[str], rows: Sequence[Sequence[float]]) -> tuple[list[list[Any]], list[list[Any]]]:
+    """The rows (after, T numbers) of both matrices, None where a cell is empty."""
+    accuracy = [[after, *row] for after, row in zip([START, *names], rows, strict=True)]
+    forgetting = [
+        [after, *(None if math.isnan(cell) else cell for cell in row)]
+        for after, row in zip(names, forgetting_matrix(np.array(rows)).tolist(), strict=True)
+    ]
+    return accuracy, forgetting
+
+
+def write_summary(
+    request: Request,
+    test_examples: Mapping[str, int],
+    rows: Sequence[Sequence[float]],
+    details: Sequence[Mapping[str, Any]],
+    clock: Clock,
+    weights: str,
+) -> dict[str, Any]:
+    """summary.json: every derived number by its formula, seconds, memory and storage by phase and task.
+
+    Args:
+        details: what the run noted of each task.
+        weights: hash of the final weights.
+
+    Returns:
+        The file's content.
+    """
+    totals = clock.totals()
+    tasks = []
+    for index, detail in enumerate(details):
+        seconds = clock.tasks.get(index, {})
+        offline = sum(seconds.get(phase, 0.0) for phase in OFFLINE)
+        online = sum(seconds.get(phase, 0.0) for phase in ONLINE)
+        tasks.append({**detail, "phases": seconds, "offline_seconds": offline, "online_seconds": online})
+    summary: dict[str, Any] = {
+        "status": "completed",
+        "tasks": list(test_examples),
+        "test_examples": dict(test_examples),
+        "metrics": derived(np.array(rows), list(test_examples.values())),
+        "phases": totals,
+        "offline_seconds": sum(task["offline_seconds"] for task in tasks),
+        "online_seconds": sum(task["online_seconds"] for task in tasks),
+        "tasks_detail": tasks,
+        "peak_memory_mib": clock.peak_memory,
+        "weights_sha256": weights,
+        "run": {
+            "task_order": request.task_order,
+            "backbone": request.backbone,
+            "method": request.method,
+            "seed": request.config.seed,
+            "hash": request.hash,
+            "sweep": request.sweep,
+        },
+        "wall_seconds": sum(totals.values()),
+    }
+    replace_file(request.folder / "summary.json", json.dumps(summary, indent=1))
+    return summary

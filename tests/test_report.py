@@ -1,0 +1,449 @@
+"""Pages and tables from run folders that are made up here, small and with numbers one can check by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import zlib
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from cl_runner.matrix import derived, write_accuracy, write_forgetting
+from cl_runner.report import command
+from cl_runner.report.costs import bytes_text, costs
+from cl_runner.report.folder import find_runs, read_run
+from cl_runner.report.page import write_run_report
+from cl_runner.report.publish import published
+from cl_runner.report.tables import (
+    as_csv,
+    as_markdown,
+    cell_of,
+    group_runs,
+    label_of,
+    long_table,
+    paper_tables,
+    table_shape,
+    varying_keys,
+)
+
+PARAMETERS = 1000
+SIZES = [20, 10, 10]
+NODES: dict[str, dict[str, Any]] = {
+    "seq_ft": {"seq_ft": {}},
+    "ewc": {"ewc": {"strength": 0.35}},
+    "pe": {"ewc": {"strength": 0.35}, "pe": {"fraction": 0.005}},
+}
+
+
+def make_run(
+    root: Path,
+    method: str = "pe",
+    seed: int = 0,
+    *,
+    order: str = "fdu_mtl",
+    last: float = 70.0,
+    fraction: float = 0.005,
+    joint: bool = False,
+    epochs: int = 3,
+    tasks: Sequence[str] = ("base", "b", "c"),
+    done: int | None = None,
+    marker: str = "COMPLETED",
+) -> Path:
+    """A run folder whose last row is `last` everywhere; `done` tasks of an unfinished one."""
+    count = len(tasks)
+    rows = np.full((count + 1, count), 50.0)
+    rows[1:] = 80.0
+    rows[-1] = last
+    node = {name: dict(values) for name, values in NODES[method].items()}
+    if "pe" in node:
+        node["pe"]["fraction"] = fraction
+    config = {
+        "seed": seed,
+        "root": str(root),
+        "data_root": "/somewhere/data",
+        "backbone": {"name": "minilm", "max_length": 64},
+        "task": {"reviews": {"source": "files", "path": "/somewhere/data/{domain}.csv"}},
+        "task_order": {"tasks": [{"name": task} for task in tasks], "joint": joint, "restart": False},
+        "training": {"incremental": {"epochs": epochs}},
+        "method": node,
+        "hardware": {"device": "cpu", "slurm": None},
+        "wandb": {"mode": "disabled"},
+        "checkpoint": {"every_seconds": 60.0},
+        "snapshots": {"save": "all"},
+    }
+    name = order + ("+joint" if joint else "")
+    digest = f"{zlib.crc32(repr((method, fraction, joint, epochs)).encode()):08x}"
+    folder = root / name / "minilm" / method / f"seed{seed}-{digest}"
+    (folder / "predictions").mkdir(parents=True)
+    OmegaConf.save(config, folder / "config.yaml")
+    (folder / "overrides.txt").write_text(f"method={method}\nseed={seed}\ndata_root=/somewhere/data\n")
+    environment: dict[str, Any] = {
+        "command": "python -m cl_runner method=<pe>",
+        "python": "3.12.1",
+        "packages": {"torch": "2.9"},
+    }
+    environment |= {"git": None, "hardware": {"cpu": "a cpu", "cores": 2, "memory_gib": 8.0, "device": "cpu"}}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    finished = count if done is None else done
+    write_accuracy(folder / "accuracy.csv", tasks, rows[: finished + 1])
+    write_forgetting(folder / "forgetting.csv", tasks, rows[: finished + 1])
+    for row in range(finished + 1):
+        lines = []
+        for task, size, accuracy in zip(tasks, SIZES, rows[row], strict=False):
+            for index in range(size):
+                prediction = "good" if index < size * accuracy / 100 else "bad"
+                line = {"task": task, "index": index, "answer": "good", "prediction": prediction, "confidence": 0.5}
+                lines.append(json.dumps(line))
+        (folder / "predictions" / f"{row:02d}_{['start', *tasks][row]}.jsonl").write_text("\n".join(lines) + "\n")
+    steps = [
+        {"kind": "train", "task": task, "task_index": index, "step": 10 * index + step, "loss": 0.5 + 0.01 * step}
+        for index, task in enumerate(tasks[:finished])
+        for step in range(1, 11)
+    ]
+    text = "".join(json.dumps(step) + "\n" for step in steps)
+    (folder / "metrics.jsonl").write_text(text + ("" if done is None else '{"kind": "tr'))
+    if method == "pe":
+        (folder / "fisher.json").write_text(json.dumps({"after": tasks[-1], "layers": fisher_cells()}))
+    if done is None:
+        summary = {
+            "status": "completed",
+            "tasks": list(tasks),
+            "test_examples": dict(zip(tasks, SIZES, strict=False)),
+            "metrics": derived(rows, SIZES[:count]),
+            "tasks_detail": [detail(task, index, method == "pe") for index, task in enumerate(tasks)],
+            "peak_memory_mib": {"train": 512.0},
+            "run": {"task_order": name, "backbone": "minilm", "method": method, "seed": seed, "hash": digest},
+            "wall_seconds": 9.0,
+        }
+        (folder / "summary.json").write_text(json.dumps(summary))
+    if marker:
+        (folder / marker).write_text("" if marker == "COMPLETED" else "ValueError: loss <b>nan</b>\n")
+    return folder
+
+
+def detail(name: str, index: int, sparse: bool) -> dict[str, Any]:
+    """Costs of one task: 5 of 1000 values trained and 40 bytes stored by a sparse method after the first task."""
+    few = sparse and index > 0
+    return {
+        "name": name,
+        "phases": {"importance": 1.0, "selection": 1.0, "prepare": 0.5, "train": 1.5 + index, "evaluate": 1.0},
+        "online_seconds": 2.0 + index,
+        "offline_seconds": 2.0,
+        "trainable": 5 if few else PARAMETERS,
+        "changed": 5 if few else PARAMETERS,
+        "stored": 5 if few else PARAMETERS,
+        "stored_bytes": 40 if few else 4 * PARAMETERS,
+        "model_parameters": PARAMETERS,
+        "model_bytes": 4 * PARAMETERS,
+        "stored_share_percent": 1.0 if few else 100.0,
+        "zero_fisher_fraction": {"encoder.layer.0": 0.25} if few else None,
+        "train_examples": 30,
+        "steps": 10,
+    }
+
+
+def fisher_cells() -> list[dict[str, Any]]:
+    def cell(layer: str, module: str, log10: float | None, zero: float) -> dict[str, Any]:
+        mean = 0.0 if log10 is None else 10.0**log10
+        values = {"mean": mean, "log10_mean": log10, "zero_fraction": zero, "parameters": 100}
+        return {"layer": layer, "module": module, **values}
+
+    return [
+        cell("classifier", "classifier", -4.0, 0.0),
+        cell("bert.encoder.layer.10", "query", -8.0, 0.0),
+        cell("bert.encoder.layer.2", "query", None, 1.0),
+        cell("bert.embeddings", "embeddings", -11.0, 0.5),
+    ]
+
+
+class Links(HTMLParser):
+    """Everything a page would fetch, and its tags in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+
+
+def assert_self_contained(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = Links()
+    links.feed(text)
+    assert all(link.startswith("data:image/png;base64,") for link in links.fetched)
+    assert not {"script", "link", "iframe"} & set(links.tags)
+    assert "url(" not in text and "@import" not in text
+
+
+def test_a_finished_run_has_every_section_and_picture(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    page = write_run_report(folder)
+    assert page == folder / "report.html"
+    assert_self_contained(page)
+    text = page.read_text(encoding="utf-8")
+    pictures = {"accuracy", "forgetting", "first_task", "fisher", "storage", "phases", "loss"}
+    assert {path.stem for path in (folder / "plots").glob("*.png")} == pictures
+    assert text.count("data:image/png") == len(pictures)
+    for expected in ("union_accuracy", "70.00 %", "forgetting/chaudhry18", "+10.00 points", "0.5 %", "40 B"):
+        assert expected in text
+    assert "python -m cl_runner method=&lt;pe&gt;" in text
+    # 28 of 40 right: the interval is around 70 %.
+    low, high = map(float, re.search(r"95 % interval ([\d.]+) to ([\d.]+) \(40 test items", text).groups())  # type: ignore[union-attr]
+    assert 50 < low < 65 and 75 < high < 90
+    again = write_run_report(folder).read_text(encoding="utf-8")
+    assert again == text, "the same run folder gives the same page"
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_an_unfinished_run_shows_what_is_there(tmp_path: Path, done: int) -> None:
+    folder = make_run(tmp_path, done=done, marker="")
+    text = write_run_report(folder).read_text(encoding="utf-8")
+    assert f"not finished: {done} of 3 tasks" in text
+    assert (folder / "plots" / "accuracy.png").exists()
+    assert (folder / "plots" / "forgetting.png").exists() == (done > 1)
+    assert (folder / "plots" / "loss.png").exists() == (done > 0)
+    run = read_run(folder)
+    assert run.status == "unfinished" and run.done == done
+    assert run.metrics.get("union_accuracy") == (80.0 if done else None)
+    assert ("forgetting/chaudhry18" in run.metrics) == (done > 1)
+
+
+def test_a_run_before_its_first_evaluation_has_a_page(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, done=0, marker="")
+    for name in ("accuracy.csv", "metrics.jsonl", "fisher.json", "environment.json", "overrides.txt"):
+        (folder / name).unlink()
+    assert "0 of 3 tasks" in write_run_report(folder).read_text(encoding="utf-8")
+
+
+def test_a_failed_run_says_why_and_escapes_it(tmp_path: Path) -> None:
+    text = write_run_report(make_run(tmp_path, "ewc", done=0, marker="FAILED")).read_text(encoding="utf-8")
+    assert "failed after 0 of 3 tasks" in text
+    assert "loss &lt;b&gt;nan&lt;/b&gt;" in text
+
+
+def test_one_task_has_no_forgetting(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "seq_ft", tasks=["base"])
+    text = write_run_report(folder).read_text(encoding="utf-8")
+    assert "forgetting" not in text and "bwt" not in text and "later_tasks" not in text
+    assert costs(read_run(folder)) == {}
+
+
+def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no run folder: it has no config\.yaml"):
+        write_run_report(tmp_path)
+
+
+def test_costs_are_means_over_later_tasks(tmp_path: Path) -> None:
+    assert costs(read_run(make_run(tmp_path))) == {
+        "trainable_share/later_tasks": 0.5,
+        "stored_bytes/later_tasks": 40,
+        "online_seconds/later_tasks": 3.5,  # (3 + 4) / 2
+        "offline_seconds/later_tasks": 2.0,
+    }
+
+
+def test_bytes_are_read_in_their_largest_unit() -> None:
+    assert [bytes_text(size) for size in (0, 1023, 1024, 1.25 * 2**20, 3 * 2**30)] == [
+        "0 B",
+        "1023 B",
+        "1 KiB",
+        "1.25 MiB",
+        "3 GiB",
+    ]
+
+
+def test_find_runs_searches_below_counts_each_once_and_notes_the_rest(tmp_path: Path) -> None:
+    done = make_run(tmp_path, seed=0)
+    make_run(tmp_path, seed=1, done=1, marker="FAILED")
+    make_run(tmp_path, seed=2, done=1, marker="")
+    runs, notes = find_runs([tmp_path, done])
+    assert [run.folder for run in runs] == [done]
+    assert [note.rpartition(": ")[2] for note in notes] == ["failed", "unfinished"]
+    with pytest.raises(ValueError, match="there is no folder"):
+        find_runs([tmp_path / "nowhere"])
+
+
+def test_two_seeds_are_one_group_with_the_sample_deviation(tmp_path: Path) -> None:
+    make_run(tmp_path, seed=0, last=70.0)
+    make_run(tmp_path, seed=1, last=74.0)
+    (group,) = group_runs(find_runs([tmp_path])[0])
+    assert group.seeds == [0, 1]
+    cell = cell_of(group.values("union_accuracy"))
+    assert cell is not None
+    assert (cell.mean, cell.count) == (72.0, 2)
+    assert cell.spread == pytest.approx(8**0.5)  # sqrt((2^2 + 2^2) / (2 - 1)) = 2.83
+    table = long_table([group])
+    row = dict(zip(table.header, table.rows[0], strict=True))
+    assert row["method"] == "pe" and row["n"] == "2"
+    assert row["union_accuracy"] == "72.00 ± 2.83"
+    assert row["forgetting/chaudhry18"] == "8.00 ± 2.83"
+    assert row["stored_bytes/later_tasks"] == "40 B"
+    (line,) = csv.DictReader(as_csv([group]).splitlines())
+    assert float(line["union_accuracy std"]) == cell.spread and line["seeds"] == "0 1"
+
+
+def test_one_seed_has_no_spread() -> None:
+    cell = cell_of([70.0])
+    assert cell is not None and cell.spread is None
+    assert cell_of([]) is None
+
+
+def test_a_key_is_a_column_only_where_names_do_not_tell(tmp_path: Path) -> None:
+    make_run(tmp_path, "pe")
+    make_run(tmp_path, "ewc")
+    runs = find_runs([tmp_path])[0]
+    assert varying_keys(runs) == []  # method.pe.fraction is there or not, which the method's name says
+    make_run(tmp_path, "pe", fraction=0.01)
+    make_run(tmp_path, "ewc", epochs=5)
+    runs = find_runs([tmp_path])[0]
+    assert varying_keys(runs) == ["training.incremental.epochs", "method.pe.fraction"]
+    groups = group_runs(runs)
+    assert len(groups) == 4
+    labels = {label_of(group, groups) for group in groups}
+    assert labels == {"pe, epochs 3, fraction 0.005", "pe, epochs 3, fraction 0.01", "ewc, epochs 3", "ewc, epochs 5"}
+
+
+def test_a_copied_run_does_not_count_twice(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a")
+    shutil.copytree(folder, tmp_path / "b" / folder.name)
+    with pytest.raises(ValueError, match="the same run"):
+        group_runs(find_runs([tmp_path])[0])
+
+
+def test_table_1_has_orders_down_methods_across_and_the_bound_as_a_column(tmp_path: Path) -> None:
+    for order, base in (("amazon_1", 50.0), ("amazon_2", 60.0)):
+        make_run(tmp_path, "pe", order=order, last=base, seed=0)
+        make_run(tmp_path, "pe", order=order, last=base + 2, seed=1)
+        make_run(tmp_path, "ewc", order=order, last=base - 4)
+        make_run(tmp_path, "seq_ft", order=order, last=base + 10, joint=True, epochs=1)
+    (table,) = paper_tables(group_runs(find_runs([tmp_path])[0]))
+    assert table.title.startswith("PE table 1")
+    cells = {row[0]: dict(zip(table.header[1:], row[1:], strict=True)) for row in table.rows}
+    assert cells == {
+        "amazon_1": {"ewc": "46.00", "pe": "51.00 ± 1.41", "joint": "60.00"},
+        "amazon_2": {"ewc": "56.00", "pe": "61.00 ± 1.41", "joint": "70.00"},
+        "mean": {"ewc": "51.00", "pe": "56.00", "joint": "65.00"},
+    }
+    assert any("training.incremental.epochs" in note and "1 for joint" in note for note in table.notes)
+
+
+def test_table_2_sorts_the_fractions_as_numbers(tmp_path: Path) -> None:
+    for fraction in (0.1, 0.005, 0.05):
+        make_run(tmp_path, fraction=fraction, last=60 - 100 * fraction)
+    (table,) = paper_tables(group_runs(find_runs([tmp_path])[0]))
+    assert table.header == ["task_order", "0.005", "0.05", "0.1"]
+    assert table.rows == [["fdu_mtl", "59.50", "55.00", "50.00"]]
+    assert "| fdu_mtl | 59.50 | 55.00 | 50.00 |" in as_markdown(table)
+
+
+def test_a_hole_in_a_column_leaves_its_mean_out(tmp_path: Path) -> None:
+    make_run(tmp_path, "pe", order="x", last=50)
+    make_run(tmp_path, "pe", order="y", last=60)
+    make_run(tmp_path, "ewc", order="y", last=40)
+    table = table_shape(group_runs(find_runs([tmp_path])[0]), "task_order", "method", "average_accuracy")
+    assert table.rows == [["x", "50.00", "-"], ["y", "60.00", "40.00"], ["mean", "55.00", "-"]]
+
+
+def test_a_cell_never_mixes_settings(tmp_path: Path) -> None:
+    make_run(tmp_path, fraction=0.1)
+    make_run(tmp_path, fraction=0.2)
+    groups = group_runs(find_runs([tmp_path])[0])
+    with pytest.raises(ValueError, match=r"differ in method\.pe\.fraction\. Type --columns method\.pe\.fraction"):
+        table_shape(groups, "task_order", "method", "union_accuracy")
+
+
+def test_command_rewrites_the_page_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(tmp_path, "ewc", tasks=["base", "c"])
+    assert command.main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert str(folder / "report.html") in out.replace("\n", "")
+    assert "after c" in out and "forgetting/chaudhry18 +10.00 points" in out
+
+
+def test_command_joins_many_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path, "pe", 0, last=70)
+    make_run(tmp_path, "pe", 1, last=74)
+    make_run(tmp_path, "ewc", 0)
+    make_run(tmp_path, "ewc", 1, done=1, marker="FAILED")
+    assert command.main([str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "72.00 ± 2.83" in captured.out
+    assert "failed" in captured.err
+    assert_self_contained(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "72.00 ± 2.83" in text and "left out" in text
+    assert text.count("data:image/png") == 2
+    assert "72.00 ± 2.83" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert (tmp_path / "report.csv").read_text(encoding="utf-8").startswith("task_order,backbone,method,n,seeds,")
+
+
+def test_command_prints_and_writes_the_format_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for fraction in (0.005, 0.1):
+        make_run(tmp_path / "runs", fraction=fraction, last=100 * fraction)
+    shape = [str(tmp_path / "runs"), "--columns", "method.pe.fraction", "--metric", "average_accuracy"]
+    assert command.main([*shape, "--format", "csv"]) == 0
+    assert capsys.readouterr().out == "task_order,0.005,0.1\nfdu_mtl,0.50,10.00\n"
+    output = tmp_path / "table.md"
+    assert command.main([*shape, "--format", "markdown", "--output", str(output)]) == 0
+    assert "| fdu_mtl | 0.50 | 10.00 |" in output.read_text(encoding="utf-8")
+    assert command.main([*shape, "--output", str(tmp_path / "table.html")]) == 0
+    assert_self_contained(tmp_path / "table.html")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["RUNS", "--columns", "metod"], "no run has the key 'metod'. Nearest: method."),
+        (["RUNS", "--metric", "union_acuracy"], "Nearest: union_accuracy."),
+        (["RUNS", "--format", "pdf"], "invalid choice: 'pdf'"),
+        (["RUNS", "--publish", "name"], "--publish and --command belong together"),
+        (["RUNS", "--output", "x.txt"], "needs --format csv, markdown or html"),
+        (["RUNS/nowhere"], "there is no folder"),
+        (["RUNS/empty"], "no completed run in"),
+        ([], "RUN_OR_FOLDER"),
+    ],
+)
+def test_command_answers_a_mistake_with_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    make_run(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert command.main([text.replace("RUNS", str(tmp_path)) for text in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cl_runner: ") and message in error
+    assert "Traceback" not in error and error.count("\n") == 1
+
+
+def test_published_results_hold_everything_but_paths_of_the_machine(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs", seed=0, last=70)
+    make_run(tmp_path / "runs", seed=1, last=74)
+    runs = find_runs([tmp_path / "runs"])[0]
+    line = "python -m cl_runner -m method=pe seed=0,1 data_root=/somewhere/data"
+    paths = published(runs, tmp_path / "published" / "small", line)
+    results = json.loads(paths[0].read_text(encoding="utf-8"))
+    assert results["command"] == "python -m cl_runner -m method=pe seed=0,1 data_root=DATA"
+    assert results["seeds"] == [0, 1]
+    assert len(results["environments"]) == len(results["data"]) == 1
+    assert results["environments"][0]["hardware"]["cores"] == 2
+    assert results["data"][0]["test_examples"] == {"base": 20, "b": 10, "c": 10}
+    assert results["runs"][1]["accuracy"][-1] == [74, 74, 74]
+    assert results["runs"][1]["overrides"] == ["method=pe", "seed=1"]
+    markdown = paths[1].read_text(encoding="utf-8")
+    assert "72.00 ± 2.83" in markdown and "base 30/20" in markdown and "torch 2.9" in markdown
+    assert not [path for path in paths if "/somewhere" in path.read_text(encoding="utf-8")]
+
+
+def test_terminal_blocks_repeat_the_names_and_lose_no_column() -> None:
+    assert command._blocks([10, 5, 20, 20, 20], left=1, room=40) == [[0, 1, 2], [0, 3], [0, 4]]
+    assert command._blocks([10, 90], left=1, room=40) == [[0, 1]]
