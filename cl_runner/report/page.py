@@ -81,10 +81,11 @@ def _tiles(run: Run) -> str:
             note = _interval_text(run) if name == "union_accuracy" else ""
             tiles.append((value_text(name, run.metrics[name]), name, note))
     tiles += [(cost_text(name, value), name, "") for name, value in costs(run).items()]
-    shown = (
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name).replace("/", "/<wbr>")}</span><span>{escape(note)}</span></div>'
-        for value, name, note in tiles
-    )
+    shown = []
+    for value, name, note in tiles:
+        breakable = escape(name).replace("/", "/<wbr>")
+        lines = f"<b>{escape(value)}</b><span>{breakable}</span><span>{escape(note)}</span>"
+        shown.append(f'<div class="tile">{lines}</div>')
     return f'<div class="tiles">{"".join(shown)}</div>' if tiles else ""
 
 

@@ -24,8 +24,9 @@ def published(runs: Sequence[Run], folder: Path, command: str) -> list[Path]:
     Returns:
         The two paths.
     """
-    hidden = {str(run.config["data_root"]): "DATA" for run in runs}
-    hidden |= {str(Path(path).resolve()): name for path, name in hidden.items()}
+    roots = {str(run.config["data_root"]) for run in runs}
+    # A relative root, such as the default `data`, tells nothing about a machine.
+    hidden = {root: "DATA" for root in roots if Path(root).is_absolute()}
     environments: list[dict[str, Any]] = []
     data: list[dict[str, Any]] = []
     entries = []

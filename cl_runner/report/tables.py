@@ -69,7 +69,7 @@ def _identity(run: Run) -> dict[str, Any]:
     keys = {key: value for key, value in _flat(run.config) if key.split(".")[0] not in ignored}
     root = str(run.config["data_root"])
     return {
-        key: value.replace(root, "${data_root}") if isinstance(value, str) else value
+        key: value.replace(f"{root}/", "${data_root}/") if isinstance(value, str) and value.startswith(root) else value
         for key, value in keys.items()
         if not key.startswith("hardware.slurm")
     }
@@ -95,7 +95,8 @@ def varying_keys(runs: Sequence[Run]) -> list[str]:
 
 def axis_text(value: Any) -> str:
     """A configuration value in a table's margin."""
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    text = "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else text[:39] + "…"
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Group:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Runs by everything but the seed, in order of first appearance.
+    """Runs by everything but the seed: names in order of first appearance, numbers that vary in ascending order.
 
     Raises:
         ValueError: one run is there twice (a copied folder), so that its seed would count double.
@@ -131,7 +132,16 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         if twin:
             raise ValueError(f"{twin.folder} and {run.folder} are the same run; name only one of them")
         group.runs.append(run)
-    return list(groups.values())
+    names = list(dict.fromkeys(tuple(group.axes[key] for key in NAMES) for group in groups.values()))
+
+    def place(group: Group) -> tuple[int, list[tuple[bool, float, str]]]:
+        values = [group.axes[key] for key in keys]
+        numbers = [
+            (not isinstance(v, int | float), float(v) if isinstance(v, int | float) else 0.0, str(v)) for v in values
+        ]
+        return names.index(tuple(group.axes[key] for key in NAMES)), numbers
+
+    return sorted(groups.values(), key=place)
 
 
 @dataclass(frozen=True)
