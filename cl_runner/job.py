@@ -2,28 +2,61 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cl_runner.compose import Request, request
+from cl_runner.data.task import Task, build_tasks, fingerprint
+from cl_runner.distributed import require_single_process
 
 
 def run_request(asked: Request) -> int:
     """Run one request and return its exit status; messages go to the terminal."""
-    from cl_runner.data.task import build_tasks
-    from cl_runner.distributed import require_single_process
-
     try:
         require_single_process()
         tasks = build_tasks(asked.config.task_order, asked.config.task)
+        check_data(asked, tasks)
     except ValueError as error:
         print(f"cl_runner: {error}", file=sys.stderr)
         return 2
-    from cl_runner.run import execute
+    if (asked.folder / "COMPLETED").is_file():
+        return say_completed(asked)
+    from cl_runner.run import execute  # torch and transformers take seconds to import
 
     return execute(asked, tasks)
+
+
+def check_data(request: Request, tasks: Sequence[Task]) -> None:
+    """The data of a run that was begun are still the same.
+
+    Raises:
+        ValueError: they changed; the text says which and what to type.
+    """
+    path = request.folder / "data.json"
+    if not path.is_file():
+        return
+    known = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
+    changed = [task.name for task in tasks if known.get(task.name) != fingerprint(task)]
+    if changed:
+        raise ValueError(
+            f"the data of {', '.join(changed)} changed since this run began in {request.folder}. Put the old data "
+            f"back, or start anew in another folder: {request.command_with('root', request.config.root + '_new_data')}"
+        )
+
+
+def say_completed(request: Request) -> int:
+    """A finished run says so, and what to type for another one."""
+    summary = json.loads((request.folder / "summary.json").read_text(encoding="utf-8"))
+    print(
+        f"This run is completed: union accuracy {summary['metrics']['union_accuracy']:.1f} %.\n"
+        f"{request.folder}/report.html shows it. "
+        f"Another seed is another run: {request.command_with('seed', str(request.config.seed + 1))}"
+    )
+    return 0
 
 
 def job(config: DictConfig) -> int:

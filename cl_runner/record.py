@@ -38,24 +38,6 @@ def write_request(request: Request, tasks: Sequence[Task], device: str) -> None:
     replace_file(folder / "data.json", json.dumps(data, indent=1))
 
 
-def check_data(request: Request, tasks: Sequence[Task]) -> None:
-    """The data of a run that was begun are still the same.
-
-    Raises:
-        ValueError: they changed; the text says which and what to type.
-    """
-    path = request.folder / "data.json"
-    if not path.is_file():
-        return
-    known = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
-    changed = [task.name for task in tasks if known.get(task.name) != fingerprint(task)]
-    if changed:
-        raise ValueError(
-            f"the data of {', '.join(changed)} changed since this run began in {request.folder}. Put the old data "
-            f"back, or start anew in another folder: {request.command_with('root', request.config.root + '_new_data')}"
-        )
-
-
 def write_fisher(folder: Path, after: str, scores: Mapping[str, Tensor]) -> None:
     """fisher.json: the importance that the latest task began with, by layer and module (PE figure 4)."""
     replace_file(folder / "fisher.json", json.dumps({"after": after, "layers": fisher_map(scores)}, indent=1))

