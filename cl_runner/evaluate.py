@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from cl_runner.data.task import Example, Task
+from cl_runner.data.example import Example
+from cl_runner.data.task import Task
 from cl_runner.families.base import Batch, Prediction
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from cl_runner.data.task import Example, Task
+from cl_runner.data.example import Example
+from cl_runner.data.task import Task
 from cl_runner.families.base import Batch, Family, Output
 from cl_runner.sparse.importance import exact_fisher
 from cl_runner.tracking.clock import Clock

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from cl_runner.checkpoint import replace_file
 from cl_runner.compose import Request
-from cl_runner.data.task import Example, Task, fingerprint, label_union, source_files
+from cl_runner.data.example import Example
+from cl_runner.data.task import Task, fingerprint, label_union, source_files
 from cl_runner.families.base import Prediction
 from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting
 from cl_runner.sparse.summary import fisher_map

@@ -26,7 +26,6 @@ from cl_runner.config import Stage
 from cl_runner.data.task import Task, label_union
 from cl_runner.evaluate import accuracy, evaluate, evaluation_examples
 from cl_runner.interrupt import Interrupted, Stop
-from cl_runner.job import say_completed
 from cl_runner.learner import Learner
 from cl_runner.matrix import START, union_accuracy
 from cl_runner.record import (
@@ -57,8 +56,9 @@ def execute(request: Request, tasks: Sequence[Task]) -> int:
     try:
         run = Run(request, tasks)
         with checkpoint.locked(request.folder / "state"):
-            if (request.folder / "COMPLETED").is_file():  # another process has finished it just now
-                return say_completed(request)
+            if (request.folder / "COMPLETED").is_file():
+                print(f"Another process has just completed this run: {request.folder}")
+                return 0
             return run.guarded()
     except ValueError as error:
         print(f"cl_runner: {error}", file=sys.stderr)

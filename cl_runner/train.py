@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from cl_runner.config import Stage, Training
-from cl_runner.data.task import Example, Task
+from cl_runner.data.example import Example
+from cl_runner.data.task import Task
 from cl_runner.learner import Learner, derive_seed
 from cl_runner.methods.base import Method
 

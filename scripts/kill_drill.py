@@ -20,11 +20,12 @@ from pathlib import Path
 
 #: A real encoder at a size that takes well under a minute.
 SMALL = (
+    "task_order.tasks=[{name: base, domains: [novels, films]}, {name: kettles}, {name: software}]",
     "task_order.base.train=96",
-    "task_order.base.test=60",
+    "task_order.base.test=20",
     "task_order.incremental.train=32",
-    "task_order.incremental.test=20",
-    "training.base.epochs=2",
+    "task_order.incremental.test=10",
+    "training.base.epochs=1",
     "training.incremental.epochs=3",
     "checkpoint.every_seconds=1",
     "wandb=disabled",

@@ -18,7 +18,8 @@ import pytest
 
 from cl_runner.compose import compose
 from cl_runner.config import TaskDefinition, TaskOrder
-from cl_runner.data.task import Example, Task, build_tasks, fingerprint, label_union, source_files
+from cl_runner.data.example import Example
+from cl_runner.data.task import Task, build_tasks, fingerprint, label_union, source_files
 
 CONF = Path(__file__).parents[1] / "conf"
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cl_runner.data.task import Example
+from cl_runner.data.example import Example
 
 LABELS = ("1 star", "2 stars", "3 stars")
 

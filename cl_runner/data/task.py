@@ -13,20 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from cl_runner.config import OrderedTask, TaskDefinition, TaskOrder
-from cl_runner.data import sources
+from cl_runner.data import reviews, sources
+from cl_runner.data.example import Example
 
 Split = Literal["train", "validation", "test"]
 #: The order in which splits that share one source are drawn from it.
 DRAWN: tuple[Split, ...] = ("test", "validation", "train")
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A text and what a model should answer."""
-
-    prompt: str  # the input text
-    answer: str  # the label's name
-    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +173,6 @@ def _build(plan: _Plan) -> Task:
 
 def _written(plan: _Plan, position: int) -> dict[Split, list[Example]]:
     """The examples of one domain from the grammar of the generated benchmark."""
-    from cl_runner.data import reviews  # not at the top: it makes the `Example` of this module
-
     definition = plan.definition
     names = {raw: name for raw, name in definition.labels.items() if name is not None}
     if tuple(names) != reviews.LABELS or len(names) < len(definition.labels):

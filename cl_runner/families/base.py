@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cl_runner.data.task import Example
+from cl_runner.data.example import Example
 
 Batch = dict[str, Tensor]
 

@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from cl_runner.config import Backbone
+from cl_runner.data.example import Example
 from cl_runner.data.reviews import vocabulary
-from cl_runner.data.task import Example
 from cl_runner.families.base import Batch, Family, Output, Prediction
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")

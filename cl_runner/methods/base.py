@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from cl_runner.data.task import Example, Task
+from cl_runner.data.example import Example
+from cl_runner.data.task import Task
 from cl_runner.families.base import Batch, Output, Prediction
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ class EWC(Method):
     fisher_data: Literal["old_tasks", "last_task"]
     decay: Share
 
-    state: ClassVar[tuple[str, ...]] = ("fisher", "anchor")
+    state: ClassVar[tuple[str, ...]] = ("fisher",)
 
     def __post_init__(self) -> None:
         self.fisher: dict[str, Tensor] = {}
@@ -36,11 +36,12 @@ class EWC(Method):
         return self.fisher_data == "old_tasks"
 
     def before_task(self, learner: Learner, task: Task) -> None:
-        if not learner.has_old_tasks(task):
-            return
-        if self.fisher_data == "old_tasks":  # PE eq. 1: all old data at the latest weights
-            self.fisher = dict(learner.fisher(learner.old_examples(task)))
-        self.anchor = learner.weights()  # theta_old
+        if learner.has_old_tasks(task) and self.fisher_data == "old_tasks":
+            self.fisher = dict(learner.fisher(learner.old_examples(task)))  # PE eq. 1: all old data, latest weights
+
+    def activate(self, learner: Learner, task: Task) -> None:
+        # A resumed task activates at the weights it began with, so they need not be saved.
+        self.anchor = learner.weights() if learner.has_old_tasks(task) else {}  # theta_old
 
     def after_task(self, learner: Learner, task: Task) -> None:
         if self.fisher_data == "last_task":

@@ -232,7 +232,8 @@ def _losses(run: Run) -> list[str]:
     return [
         section(
             "Training loss",
-            "As logged (pale) and its running mean, task by task; it includes the methods' terms.",
+            "The task's own loss as logged (pale) and its running mean; "
+            "what methods add (ewc, lwf in metrics.jsonl) is not in it.",
             picture(run.folder / "plots" / "loss.png", "training loss over all steps"),
         )
     ]
