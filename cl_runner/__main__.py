@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import cl_runner
 
@@ -32,9 +35,16 @@ Groups and their options:
 A list chains methods or merges task orders: 'method=[ewc,lwf,pe_select]' 'task_order=[reviews,joint]'."""
 
 
-def flags() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are one message, like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}. See: python -m cl_runner --help")
+
+
+def flags() -> Parser:
     """Hydra's flags that this program passes on, and its own."""
-    parser = argparse.ArgumentParser(prog="python -m cl_runner", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="python -m cl_runner", add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--version", action="store_true")
@@ -76,23 +86,38 @@ def fail(message: object) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    # While a run is under way it handles both signals itself, and saves first.
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _main(typed)
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on with what was begun.", file=sys.stderr)
+        return 75
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _main(typed: list[str]) -> int:
     if typed and typed[0] in COMMANDS:
         return int(importlib.import_module(COMMANDS[typed[0]][0]).main(typed[1:]))
-    parser = flags()
     try:
-        given = parser.parse_intermixed_args(typed)
-    except SystemExit as stop:
-        return int(stop.code or 0)
+        given = flags().parse_intermixed_args(typed)
+    except ValueError as error:
+        return fail(error)
     if given.version:
         print(f"cl_runner {cl_runner.__version__}")
         return 0
     if given.help:
         print(help_text())
         return 0
-    return _request(given, typed)
+    return _request(given)
 
 
-def _request(given: argparse.Namespace, typed: list[str]) -> int:
+def _request(given: argparse.Namespace) -> int:
     from cl_runner import compose
 
     overrides, folders = given.overrides, given.config_dir
@@ -106,14 +131,16 @@ def _request(given: argparse.Namespace, typed: list[str]) -> int:
         if missing:
             raise ValueError(f"--config-dir {missing[0]}: there is no such folder")
         if given.shell_completion or given.hydra_help:
-            return _hydra(typed, "")
+            return _hydra(given)
+        if given.multirun and passed_on:
+            raise ValueError("--cfg and --info show one configuration: leave -m and the lists of values out")
         if given.multirun:
             from cl_runner.sweep import run_sweep
 
-            return run_sweep(overrides, folders, lambda sweep: _hydra(typed, sweep))
+            return run_sweep(overrides, folders, lambda sweep: _hydra(given, sweep))
         request = compose.compose(overrides, folders)
         if passed_on:
-            return _hydra(typed, "")
+            return _hydra(given)
         if request.config.hardware.slurm is not None:
             line = request.command.replace(compose.COMMAND, f"{compose.COMMAND} -m", 1)
             raise ValueError(f"hardware=slurm submits the runs of a multirun, and this is none. Type: {line}")
@@ -124,15 +151,20 @@ def _request(given: argparse.Namespace, typed: list[str]) -> int:
     return run_request(request)
 
 
-def _hydra(typed: list[str], sweep: str) -> int:
+def _hydra(given: argparse.Namespace, sweep: str = "") -> int:
     """Hand over to Hydra: multirun with its launchers, --cfg, --info, completion."""
     import hydra
 
-    from cl_runner.compose import CONF, version_base
+    from cl_runner.compose import CONF, search_path, version_base
     from cl_runner.job import job
 
+    passed = ["-m"] * given.multirun + ["--resolve"] * given.resolve
+    passed += ["--hydra-help"] * given.hydra_help + ["--shell-completion"] * given.shell_completion
+    for name in ("cfg", "info", "package"):
+        if getattr(given, name) is not None:
+            passed += [f"--{name}", getattr(given, name)]
     where = [f"hydra.sweep.dir=${{root}}/sweeps/{sweep}"] if sweep else []
-    sys.argv = ["cl_runner", *typed, *where]
+    sys.argv = ["cl_runner", *passed, *given.overrides, *search_path(given.config_dir), *where]
     hydra.main(config_path=str(CONF), config_name="config", **version_base())(job)()
     return 0
 

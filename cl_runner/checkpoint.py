@@ -10,6 +10,7 @@ model. Inside a task only what the optimizer owns has changed, and that is saved
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -82,19 +83,35 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     save_file({key: tensor.cpu() for key, tensor in tensors.items()}, folder / name)
     with (folder / name).open("rb") as file:
         os.fsync(file.fileno())
-    replace_file(folder / MANIFEST, json.dumps({"tensors": name, "tree": tree}))
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    replace_file(folder / MANIFEST, json.dumps({"tensors": name, "sha256": digest, "tree": tree}))
     for old in folder.glob("tensors-*.safetensors"):
         if old.name != name:
             old.unlink()
 
 
 def load(folder: Path, device: str) -> dict[str, Any] | None:
-    """The latest state with its tensors on `device`, or None if none was saved."""
+    """The latest state with its tensors on `device`, or None if none was saved.
+
+    Raises:
+        ValueError: a file of the state is missing or damaged.
+    """
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return None
-    content = json.loads(manifest.read_text(encoding="utf-8"))
-    state = unpack(content["tree"], load_file(folder / content["tensors"], device=device))
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        path = folder / content["tensors"]
+        with path.open("rb") as file:
+            sound = hashlib.file_digest(file, "sha256").hexdigest() == content["sha256"]
+    except (OSError, ValueError, KeyError):
+        path, sound = manifest, False
+    if not sound:
+        raise ValueError(
+            f"the saved state of this run is damaged: {path}. It cannot go on; to start anew, "
+            f"delete the run's folder: rm -r {folder.parent}"
+        )
+    state = unpack(content["tree"], load_file(path, device=device))
     assert isinstance(state, dict)
     return state
 
@@ -111,11 +128,14 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process is running the same run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}. Choose another place: root=DIR") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another process is running this very run: {folder}. Wait for it, or stop it") from None
         yield
-    (folder / "lock").unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -52,6 +54,7 @@ class Request:
     method: str
     hash: str
     sweep: str | None = None
+    folders: tuple[Path, ...] = ()  # the user's own configuration files
 
     @property
     def folder(self) -> Path:
@@ -68,17 +71,24 @@ class Request:
     @property
     def command(self) -> str:
         """The line that starts, or continues, this run."""
-        return " ".join([COMMAND, *(quoted(o) for o in self.overrides)])
+        return command_line(self.overrides, self.folders)
 
     def command_with(self, key: str, value: str) -> str:
         """The line for the same run but for one key."""
         others = [o for o in self.overrides if o.partition("=")[0] != key]
-        return " ".join([COMMAND, *(quoted(o) for o in [*others, f"{key}={value}"])])
+        return command_line([*others, f"{key}={value}"], self.folders)
 
 
 def quoted(override: str) -> str:
     """An override as it must be typed in a shell."""
-    return override if re.fullmatch(r"[\w./=:@%+,~-]+", override) else f"'{override}'"
+    return override if re.fullmatch(r"[\w./=:@%+,~-]+", override) else shlex.quote(override)
+
+
+def command_line(overrides: Iterable[str], folders: Sequence[Path] = (), multirun: bool = False) -> str:
+    """The line that a user types for these overrides."""
+    flags = ["-m"] if multirun else []
+    flags += [f"--config-dir {shlex.quote(str(folder))}" for folder in folders]
+    return " ".join([COMMAND, *flags, *(quoted(o) for o in overrides)])
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
@@ -104,10 +114,15 @@ def _hydra() -> Iterator[None]:
         yield
 
 
+def search_path(folders: Sequence[Path]) -> list[str]:
+    """The override that adds user folders to Hydra's search path."""
+    paths = ",".join(json.dumps(f"file://{folder.resolve()}") for folder in folders)
+    return [f"hydra.searchpath=[{paths}]"] if folders else []
+
+
 def _compose(overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
-    """Compose inside `_hydra`, with user folders added to Hydra's search path."""
-    extra = [f"hydra.searchpath=[{','.join('file://' + str(f.resolve()) for f in folders)}]"] if folders else []
-    return hydra.compose("config", overrides=[*overrides, *extra], return_hydra_config=True)
+    """Compose inside `_hydra`."""
+    return hydra.compose("config", overrides=[*overrides, *search_path(folders)], return_hydra_config=True)
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -136,8 +151,8 @@ def jobs_of(overrides: Sequence[str]) -> list[list[str]]:
     return [list(job) for batch in batches for job in batch]
 
 
-def _replaced(overrides: Sequence[str], wrong: str, right: str) -> str:
-    return " ".join([COMMAND, *(quoted(right if o == wrong else o) for o in overrides)])
+def _replaced(overrides: Sequence[str], wrong: str, right: str, folders: Sequence[Path]) -> str:
+    return command_line([right if o == wrong else o for o in overrides], folders)
 
 
 def _check_groups(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
@@ -148,8 +163,16 @@ def _check_groups(overrides: Sequence[str], folders: Sequence[Path]) -> list[str
         if key.startswith("hydra") or key not in GROUPS:
             continue
         value = override.value()
-        names = value if isinstance(value, list) else [value]
+        names: list[Any] = [str(name) for name in value] if isinstance(value, list) else [value]
         known = options(key, folders)
+        if value in ([], None) and key != "experiment":
+            raise ValueError(f"{text}: choose at least one option of group {key!r}: {', '.join(known)}")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            right = text.replace("[" + ",".join(names) + "]", "[" + ",".join(dict.fromkeys(names)) + "]")
+            raise ValueError(f"{text} lists {twice!r} twice. Type: {_replaced(overrides, text, right, folders)}")
+        if key == "task_order":
+            _check_order_of_orders(names, text, overrides, folders)
         for name in names:
             if name is None and key == "experiment":
                 continue
@@ -158,10 +181,22 @@ def _check_groups(overrides: Sequence[str], folders: Sequence[Path]) -> list[str
                 said = f"group {key!r} has no option {name!r}; it has: {', '.join(known)}."
                 if close:
                     right = text.replace(str(name), close)
-                    said += f"\nNearest: {close!r}. Type: {_replaced(overrides, text, right)}"
+                    said += f"\nNearest: {close!r}. Type: {_replaced(overrides, text, right, folders)}"
                 raise ValueError(said)
         chosen.append(text)
     return chosen
+
+
+def _check_order_of_orders(names: list[Any], text: str, overrides: Sequence[str], folders: Sequence[Path]) -> None:
+    """`joint` and `single_task` change an order, so they come after it: a later file wins."""
+    changes = [name for name in names if name in ("joint", "single_task")]
+    orders = [name for name in names if name not in changes]
+    if changes and (not orders or names != [*orders, *changes]):
+        right = f"task_order=[{','.join([*(orders or ['reviews']), *changes])}]"
+        raise ValueError(
+            f"{text}: {changes[0]} changes a task order and is named after it. "
+            f"Type: {_replaced(overrides, text, right, folders)}"
+        )
 
 
 def _flatten(node: Any, prefix: str = "") -> Iterator[str]:
@@ -196,7 +231,7 @@ def _check_keys(overrides: Sequence[str], composed: DictConfig, folders: Sequenc
             right = f"{close}={override.get_value_element_as_str()}"
             if close in GROUPS and str(override.value()) not in options(close, folders):
                 right = f"{close}={nearest(str(override.value()), options(close, folders)) or options(close)[0]}"
-            said += f"\nNearest: {close!r}. Type: {_replaced(overrides, text, right)}"
+            said += f"\nNearest: {close!r}. Type: {_replaced(overrides, text, right, folders)}"
         else:
             said += f"\nSee them all: {COMMAND} --cfg job"
         raise ValueError(said)
@@ -211,6 +246,8 @@ _KIND = {
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "none_required": "null",
+    "string_pattern_mismatch": "made of letters, digits, `.`, `_` and `-` only",
+    "string_too_short": "some text",
 }
 
 
@@ -233,7 +270,7 @@ def _explain(error: ValidationError, known: Any, prefix: str = "") -> SchemaErro
         return SchemaError(f"{said} See them all: {COMMAND} --cfg job", "")
     if kind == "missing":
         return SchemaError(f"{where} has no value.", where)
-    limit = _KIND.get(kind) or first["msg"].removeprefix("Input should be ")
+    limit = _KIND.get(kind) or first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return SchemaError(f"{where} must be {limit}, got {value!r}.", where)
 
 
@@ -266,7 +303,9 @@ def _choice(group: str, composed: DictConfig, nodes: Iterable[str]) -> str:
     return str(chosen).replace("/", "-") if chosen else "+".join(nodes)
 
 
-def request(composed: DictConfig, overrides: Sequence[str], sweep: str | None = None) -> Request:
+def request(
+    composed: DictConfig, overrides: Sequence[str], sweep: str | None = None, folders: Sequence[Path] = ()
+) -> Request:
     """A composed configuration (with its hydra node) as a checked run request.
 
     Raises:
@@ -284,7 +323,7 @@ def request(composed: DictConfig, overrides: Sequence[str], sweep: str | None = 
         key = error.full_key
         raise ValueError(f"{key} has no value. Type: {COMMAND} ... {key}=VALUE") from None
     except OmegaConfBaseException as error:
-        raise ValueError(str(error).splitlines()[0]) from None
+        raise ValueError(f"{str(error).splitlines()[0]}. See the whole: {COMMAND} --cfg job") from None
     assert isinstance(resolved, dict) and isinstance(identity, dict)
     plain_values = {str(k): v for k, v in resolved.items()}
     config = check(plain_values)
@@ -297,6 +336,7 @@ def request(composed: DictConfig, overrides: Sequence[str], sweep: str | None = 
         method=_choice("method", composed, config.method),
         hash=config_hash({str(k): v for k, v in identity.items()}),
         sweep=sweep,
+        folders=tuple(folders),
     )
 
 
@@ -321,21 +361,27 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = (), sweep: str |
                 raise ValueError("jobs on SLURM need the extra `slurm`. Type: pip install 'cl-runner[slurm]'") from None
             lines = [line for line in str(error).splitlines() if "+" not in line]
             raise ValueError(" ".join(lines[:2]) or str(error)) from None
+        except yaml.YAMLError as error:
+            raise ValueError(f"a configuration file is not valid YAML: {' '.join(str(error).split())}") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"a configuration file is not UTF-8 text: {error}") from None
         try:
-            return request(composed, overrides, sweep)
+            return request(composed, overrides, sweep, folders)
         except SchemaError as error:
-            raise ValueError(f"{error}{_remedy(error.key, overrides, default)}") from None
+            raise ValueError(f"{error}{_remedy(error.key, overrides, default, folders)}") from None
 
 
-def _remedy(key: str, overrides: Sequence[str], default: DictConfig) -> str:
+def _remedy(key: str, overrides: Sequence[str], default: DictConfig, folders: Sequence[Path]) -> str:
     """The command with the wrong override at its default."""
     wrong = next((o for o in overrides if key and key.startswith(o.lstrip("+").partition("=")[0])), None)
     value = OmegaConf.select(default, key) if key else None
+    if wrong is not None and wrong.partition("=")[0] != key and re.search(r"\.\d", key):
+        return f" It stands in: {quoted(wrong)}"
     if isinstance(value, DictConfig):
         return f" Type its parts: {COMMAND} ... {key}.{next(map(str, value), 'KEY')}=VALUE"
     if wrong is None or value is None:
         return f" Type: {COMMAND} ... {key}=VALUE" if key else ""
-    return f" Its default is {value}. Type: {_replaced(overrides, wrong, f'{key}={value}')}"
+    return f" Its default is {value}. Type: {_replaced(overrides, wrong, f'{key}={value}', folders)}"
 
 
 def sweep_id(overrides: Sequence[str]) -> str:

@@ -15,16 +15,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from cl_runner.methods import METHODS
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _not_start(name: str) -> str:
+    if name == "start":
+        raise ValueError("another name: `start` is the row before the first task")
+    return name
+
+
+Name = Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_not_start)]  # becomes part of file names
 
 
 class Schema(BaseModel):
@@ -43,8 +52,8 @@ class Backbone(Schema):
     package: str | None  # an installed package that carries the same checkpoint in its folder `model`
     weights_sha256: str | None  # of model.safetensors, checked once before it is loaded
     architecture: dict[str, Any] | None  # transformers configuration of a random model: model_type and sizes
-    max_length: Count  # tokens; longer texts are cut
-    dropout: Share | None  # of hidden states and attention; null = the checkpoint's own
+    max_length: Annotated[int, Field(ge=3)]  # tokens, two of which are special; longer texts are cut
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None  # of hidden states and attention; null = the checkpoint's own
     attention: Literal["eager", "sdpa"]
 
 
@@ -78,7 +87,7 @@ class Counts(Schema):
 class OrderedTask(Schema):
     """One step of a task order."""
 
-    name: str
+    name: Name
     domains: list[str] = Field(default_factory=list)  # empty: the domain of the same name
     task: str | None = None  # a definition other than the order's
 
@@ -168,7 +177,7 @@ class Config(Schema):
     """A whole run."""
 
     seed: Whole
-    root: str
+    root: Annotated[str, Field(min_length=1)]
     data_root: str
     backbone: Backbone
     task: dict[str, TaskDefinition]
@@ -218,6 +227,8 @@ def method_spec(name: str) -> MethodSpec:
 
 def check_chain(names: list[str], family: str) -> None:
     """The methods fit each other and the backbone's family, or a ValueError names the corrected override."""
+    if not names:
+        raise ValueError("no method is chosen. Type: method=seq_ft for plain fine-tuning")
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise ValueError(f"no method is registered for the node method.{unknown[0]}; known: {', '.join(METHODS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +25,7 @@ def run_request(asked: Request) -> int:
         print(f"cl_runner: {error}", file=sys.stderr)
         return 2
     if (asked.folder / "COMPLETED").is_file():
+        shutil.rmtree(asked.folder / "state", ignore_errors=True)  # left if a run died right after its last word
         return say_completed(asked)
     from cl_runner.run import execute  # torch and transformers take seconds to import
 
@@ -39,7 +41,10 @@ def check_data(request: Request, tasks: Sequence[Task]) -> None:
     path = request.folder / "data.json"
     if not path.is_file():
         return
-    known = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
+    except (ValueError, KeyError):
+        raise ValueError(f"{path} is damaged. To start anew, delete the run's folder: rm -r {path.parent}") from None
     changed = [task.name for task in tasks if known.get(task.name) != fingerprint(task)]
     if changed:
         raise ValueError(
@@ -51,6 +56,9 @@ def check_data(request: Request, tasks: Sequence[Task]) -> None:
 def say_completed(request: Request) -> int:
     """A finished run says so, and what to type for another one."""
     summary = json.loads((request.folder / "summary.json").read_text(encoding="utf-8"))
+    kept = OmegaConf.load(request.folder / "config.yaml").snapshots.save
+    if kept != request.config.snapshots.save:
+        print(f"It ran with snapshots.save={kept}; to run it with another value, delete its folder.")
     print(
         f"This run is completed: union accuracy {summary['metrics']['union_accuracy']:.1f} %.\n"
         f"{request.folder}/report.html shows it. "

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from cl_runner.config import TaskOrder
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Batch, Family, Output
@@ -44,7 +45,7 @@ class Learner:
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        restart: bool = False,
+        order: TaskOrder | None = None,
         clock: Clock | None = None,
         progress: Progress | None = None,
     ):
@@ -53,7 +54,8 @@ class Learner:
         self.tasks = tasks
         self.seed = seed
         self.device = device
-        self.restart = restart
+        self.restart = order is not None and order.restart
+        self.joint = order is not None and order.joint
         self.clock = clock or Clock()
         self.progress: Progress = progress or (lambda phase, done, total: None)
         self.trained: dict[str, nn.Parameter] = {}
@@ -90,6 +92,8 @@ class Learner:
 
     def old_examples(self, task: Task) -> list[Example]:
         """All training data of the tasks before `task` (PE eq. 1: D)."""
+        if self.joint:  # the task before holds all of them
+            return list(self.tasks[task.index - 1].train)
         return [example for old in self.tasks[: task.index] for example in old.train]
 
     def seed_of(self, *parts: object) -> int:

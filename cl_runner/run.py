@@ -59,7 +59,8 @@ def execute(request: Request, tasks: Sequence[Task]) -> int:
             if (request.folder / "COMPLETED").is_file():
                 print(f"Another process has just completed this run: {request.folder}")
                 return 0
-            return run.guarded()
+            saved = checkpoint.load(request.folder / "state", str(run.device))
+            return run.guarded(saved)
     except ValueError as error:
         print(f"cl_runner: {error}", file=sys.stderr)
         return 2
@@ -101,7 +102,7 @@ class Run:
         self.chain: list[str] = []  # snapshots, in the run's folder, that lead from the starting model to here
         self.step = 0
 
-    def guarded(self) -> int:
+    def guarded(self, saved: dict[str, Any] | None) -> int:
         """The story, with its ends: done, failed, interrupted. Call it holding the run's lock."""
         (self.folder / "FAILED").unlink(missing_ok=True)
         with Console(self.folder / "log.txt") as self.console, self.stop, ExitStack() as self.closing:
@@ -109,7 +110,7 @@ class Run:
             self.wandb: WandbLog | None = None
             status = 1
             try:
-                self.story()
+                self.story(saved)
                 status = 0
             except (Interrupted, KeyboardInterrupt):
                 status = 75
@@ -129,11 +130,10 @@ class Run:
                     self.wandb.finish(status)
             return status
 
-    def story(self) -> None:
+    def story(self, saved: dict[str, Any] | None) -> None:
         """Build, learn task after task, report."""
         with self.clock.phase("load"):
             self._describe()
-            saved = checkpoint.load(self.folder / "state", str(self.device))
             self._build(saved)
             self._track(saved)
         if not self.rows:
@@ -172,7 +172,7 @@ class Run:
             self.config.seed,
             self.device,
             self.config.hardware.precision,
-            self.config.task_order.restart,
+            self.config.task_order,
             self.clock,
             self.shown,
         )

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cl_runner.compose import Request, compose, jobs_of, sweep_id
+from cl_runner.compose import Request, command_line, compose, jobs_of, sweep_id
 
 
 def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callable[[str], int]) -> int:
@@ -21,6 +21,8 @@ def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callabl
     """
     sweep = sweep_id(overrides)
     requests = [compose(job, folders, sweep) for job in jobs_of(overrides)]
+    if not requests:
+        raise ValueError("this multirun has no jobs: a range or list is empty")
     folders_of_jobs = [request.folder for request in requests]
     for i, folder in enumerate(folders_of_jobs):
         if folder in folders_of_jobs[:i]:
@@ -31,6 +33,7 @@ def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callabl
         launch(sweep)
     except SystemExit as stop:
         if stop.code == 75:
+            print(f"The same line goes on with this multirun: {command_line(overrides, folders, multirun=True)}")
             return 75
     return summarise(requests)
 
@@ -49,7 +52,8 @@ def summarise(requests: Sequence[Request]) -> int:
         folder = request.folder
         completed = (folder / "COMPLETED").is_file()
         failed += not completed
-        status = "completed" if completed else "not finished"
+        begun = (folder / "state").is_dir()
+        status = "completed" if completed else "not finished" if begun else "not begun: the reason stands above"
         if (folder / "FAILED").is_file():
             status = "failed: " + (folder / "FAILED").read_text(encoding="utf-8").splitlines()[-1]
         score = ""

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import learn, tiny_config, tiny_learner, weights_of
+from tiny import TINY, learn, tiny_config, tiny_learner, weights_of
 
-from cl_runner.compose import options
+from cl_runner.compose import compose, options
 from cl_runner.config import method_spec
 from cl_runner.methods import METHODS
 from cl_runner.methods.base import Chain, Method
@@ -168,6 +168,19 @@ def test_online_ewc_adds_up_the_fisher_of_each_task(tmp_path: Path) -> None:
     learner.fishers = {}
     second = learner.fisher(tasks[1].train)
     assert all(torch.allclose(ewc.fisher[n], second[n] + 0.5 * first[n]) for n in second)
+
+
+def test_old_data_of_a_joint_order_count_once(tmp_path: Path) -> None:
+    from cl_runner.run import Run
+
+    request = compose([*TINY, f"root={tmp_path}", "task_order=[reviews,joint]", "method=ewc"])
+    from cl_runner.data.task import build_tasks
+
+    run = Run(request, build_tasks(request.config.task_order, request.config.task))
+    assert [len(task.train) for task in run.tasks] == [48, 72, 96]
+    learner, _, _ = tiny_learner(request.config)
+    learner.tasks, learner.joint = run.tasks, True
+    assert len(learner.old_examples(run.tasks[2])) == 72
 
 
 def test_lwf_term_by_hand(tmp_path: Path) -> None:

@@ -42,6 +42,18 @@ MISTAKES = [
     (["evaluation.split=dev"], r"evaluation.split must be 'test' or 'validation'"),
     (["hardware.deterministic=3"], r"hardware.deterministic must be true or false"),
     (["training.base=3"], r"training.base must be a mapping"),
+    (["seed=99999999999999999999"], r"seed must be less than"),
+    (["training.base.learning_rate=inf"], r"must be a finite number.*learning_rate=0.0001"),
+    (["backbone.max_length=1"], r"backbone.max_length must be greater than or equal to 3"),
+    (["task_order.tasks=[{{name: a/b, domains: [novels]}}]"], r"made of letters, digits.*It stands in: 'task_order"),
+    (["task_order.tasks=[{{name: start, domains: [novels]}}]"], r"`start` is the row before the first task"),
+    (["backbone.architecture.hidden_size=abc"], r"backbone.architecture makes no model.*hidden_size"),
+    (["backbone.architecture.model_type=brt"], r"backbone.architecture makes no model"),
+    # lists of options
+    (["method=[]"], r"choose at least one option of group 'method'"),
+    (["method=[pe,pe]"], r"lists 'pe' twice.*'method=\[pe\]'"),
+    (["task_order=joint"], r"'task_order=\[reviews,joint\]'"),
+    (["task_order=[joint,reviews]"], r"named after it.*'task_order=\[reviews,joint\]'"),
     # what does not fit
     (["method=[pe_select,ewc]"], r"pe selects what trains and must come last.*method=\[ewc,pe_select\]"),
     (["method=[frozen,pe_select]"], r"only one method may select what trains"),
@@ -76,6 +88,10 @@ MISTAKES = [
     (["pe"], r"cannot read 'pe'|no command 'pe'"),
     (["method=[ewc,lwf"], r"cannot read"),
     (["--config-dir", "{tmp}/nowhere"], r"nowhere: there is no such folder"),
+    (["--sed", "1"], r"unrecognized arguments: --sed"),
+    (["--cfg", "jobs"], r"invalid choice: 'jobs'"),
+    (["-m", "--cfg", "job"], r"leave -m and the lists of values out"),
+    (["-m", "seed=range(0,0)"], r"no jobs"),
     (["-m", "method=pe,ewcc"], r"no option 'ewcc'.*Nearest: 'ewc'"),
     (["-m", "seed=0,0"], r"the same run"),
     (["hardware=slurm"], r"submits the runs of a multirun.*Type: python -m cl_runner -m "),
@@ -146,3 +162,31 @@ def test_checkpoint_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     backbone = compose(["backbone=bert_base", "backbone.checkpoint=nobody/has-this-model"]).config.backbone
     with pytest.raises(ValueError, match=r"(?s)cannot load nobody/has-this-model.*backbone.checkpoint=DIR"):
         Classifier(backbone, ["a", "b"])
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert run_command([*TINY, f"root={tmp_path}/file"]) == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
+def test_commands_in_messages_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Quotes inside an override and folders with blanks survive the shell, and --config-dir is not lost."""
+    import shlex
+
+    folder = tmp_path / "my conf (1), x"
+    (folder / "method").mkdir(parents=True)
+    (folder / "method" / "mine.yaml").write_text("# mine\ndefaults: [pe, _self_]\n")
+    pattern = "method.pe.include=['*.query.weight']"
+    assert run_command(["--config-dir", str(folder), "method=mine", pattern, "sed=1"]) == 2
+    line = capsys.readouterr().err.strip().rpartition("Type: ")[2]
+    typed = shlex.split(line)
+    assert typed == ["python", "-m", "cl_runner", "--config-dir", str(folder), "method=mine", pattern, "seed=1"]
+
+
+def test_broken_yaml_in_a_users_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# mine\npe: {fraction: [0.1\n")
+    assert run_command(["--config-dir", str(tmp_path), "method=mine"]) == 2
+    shown = capsys.readouterr().err
+    assert "not valid YAML" in shown and "mine.yaml" in shown

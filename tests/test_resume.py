@@ -262,3 +262,31 @@ def test_pack_keeps_types_and_values() -> None:
     back = checkpoint.unpack(packed, tensors)
     assert list(back) == ["a", 1, "b"] and back[1] == [True, None, 0.1, "x"]
     assert torch.equal(back["a"], tree["a"]) and torch.equal(back["b"]["c"], tree["b"]["c"])
+
+
+def test_a_damaged_state_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", die_at_save(5, after_tensors=False))
+        with pytest.raises(Death):
+            run_command(command(tmp_path))
+    (path,) = (folder_of(tmp_path) / "state").glob("tensors-*")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert run_command(command(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert f"the saved state of this run is damaged: {path}" in said and "rm -r" in said
+
+
+def test_signals_before_the_run_begins() -> None:
+    """While torch is still being imported."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cl_runner", *TINY], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    time.sleep(1.0)
+    process.send_signal(signal.SIGTERM)
+    shown, _ = process.communicate()
+    assert process.returncode == 75, shown
+    assert "The same command goes on" in shown and "Traceback" not in shown

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional
@@ -56,9 +57,13 @@ class Classifier(Family):
             sizes = dict(self.backbone.architecture)
             model_type = str(sizes.pop("model_type"))
             vocabulary_size = len(self.tokenizer)
-            configuration = AutoConfig.for_model(
-                model_type, **sizes, vocab_size=vocabulary_size, pad_token_id=0, **named
-            )
+            try:
+                configuration = AutoConfig.for_model(
+                    model_type, **sizes, vocab_size=vocabulary_size, pad_token_id=0, **named
+                )
+            except (ValueError, StrictDataclassError) as error:
+                reason = " ".join(str(error).split())[:150]
+                raise ValueError(f"backbone.architecture makes no model: {reason}. See: backbone=tiny_bert") from None
         if self.backbone.dropout is not None:
             values = configuration.to_dict()
             for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
