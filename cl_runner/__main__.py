@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 import cl_runner
+from cl_runner.arguments import Parser
 
 #: command -> (module with main(arguments) -> exit status, what it does)
 COMMANDS = {
@@ -33,13 +33,6 @@ Groups and their options:
 {groups}
 
 A list chains methods or merges task orders: 'method=[ewc,lwf,pe_select]' 'task_order=[reviews,joint]'."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are one message, like every other mistake."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}. See: python -m cl_runner --help")
 
 
 def flags() -> Parser:

@@ -268,6 +268,13 @@ def test_labels_of_all_tasks_in_order_of_appearance() -> None:
             {"splits": {"train": "train", "validation": None, "test": "test"}},
             r"no validation split, but task_order.base.validation asks for 5 of it",
         ),
+        (
+            [{"name": "books"}],
+            counts(),
+            {"label_noise": 0.1},
+            r"label_noise=0.1: .* generated benchmark only.*source=files. Type: task.own.label_noise=0$",
+        ),
+        ([{"name": "books"}], counts(), {"path": "~nobody_by_this_name/x.csv"}, r"path=~nobody_by.*home"),
         ([{"name": "books"}], counts(), {"path": None}, r"has no path. Type: task.own.path="),
         ([{"name": "books"}], counts(), {"path": "x.xlsx"}, r"the format is told by the ending"),
     ],
@@ -296,12 +303,48 @@ def test_mistake_in_a_later_task_names_its_key(folder: Path) -> None:
         ("a.jsonl.gz", b"plain", "a.jsonl.gz cannot be read .*[Nn]ot a gzip"),
         ("a.parquet", b"plain", "a.parquet is not a readable parquet file"),
         ("a.csv", b"text;label\nx;1\n", "no column 'text'; it has: text;label"),
+        (
+            "a.csv",
+            b"txt,label\nx,1\n\nx,y,1\n",
+            r"row 2 of .*a.csv has more cells than the header \(3, the header has 2: txt, label\)",
+        ),
+        ("a.tsv", b"text\tlabel\nx\n", r"row 1 of .*a.tsv has fewer cells than the header \(1, the"),
+        ("a.csv", b"", "a.csv holds no rows"),
     ],
 )
 def test_broken_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         build_tasks(order([{"name": "a"}], counts(train=0)), {"own": definition(path=str(tmp_path / name))})
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_damaged_archive_is_never_taken_for_wrong_labels(tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"a.{form}.gz"
+    write(path, rows(60))
+    sound = path.read_bytes()
+    made, steps = {"own": definition(path=str(path))}, order([{"name": "a"}], counts(train=0))
+    for place in range(0, len(sound), 3):
+        changed = bytearray(sound)
+        changed[place] ^= 0x10
+        for content in (bytes(changed), sound[:place]):
+            path.write_bytes(content)
+            try:
+                build_tasks(steps, made)
+            except ValueError as error:
+                assert str(error).startswith(f"{path} "), (place, error)
+                assert "cannot be read" in str(error) or not content, (place, error)
+    path.write_bytes(sound)
+    with pytest.raises(ValueError, match="row 1 of .* has the label '1'"):
+        build_tasks(steps, {"own": definition(path=str(path), labels={"0": "bad"})})
+
+
+def test_home_folder_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    made = {"own": definition(path="~/{domain}/{split}.jsonl")}
+    steps = order([{"name": "books"}], counts(train=0))
+    assert source_files(steps, made) == [folder / "books" / "test.jsonl"]
+    assert len(build_tasks(steps, made)[0].test) == 12
 
 
 # Hub --------------------------------------------------------------------------------------------------------
@@ -345,6 +388,8 @@ def test_hub_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
         build_tasks(steps, hub())
     with pytest.raises(ValueError, match="must name the revision of owner/news.*task.own.revision=COMMIT"):
         build_tasks(steps, hub(revision=None))
+    with pytest.raises(ValueError, match="has source=hub. Type: task.own.label_noise=0"):
+        build_tasks(steps, hub(label_noise=0.5))
     with pytest.raises(ValueError, match="names no data set. Type: task.own.dataset=OWNER/NAME"):
         build_tasks(steps, hub(dataset=None))
 
@@ -415,13 +460,6 @@ def test_every_order_composes(path: Path) -> None:
     assert config.task_order.task in config.task
     assert config.task_order.joint == (path.stem == "joint")
     assert config.task_order.restart == (path.stem == "single_task")
-
-
-@pytest.mark.parametrize("path", sorted((CONF / "task").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_definition_composes(path: Path) -> None:
-    revision = ["task.ag_news.revision=c0ffee"] if path.stem == "ag_news" else []
-    config = compose(["task_order=reviews", f"task=[reviews,{path.stem}]", *revision]).config
-    assert path.stem in config.task
 
 
 def test_data_root_is_named_when_it_is_missing(tmp_path: Path) -> None:

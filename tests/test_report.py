@@ -84,6 +84,7 @@ def make_run(
     folder = root / name / "minilm" / method / f"seed{seed}-{digest}"
     (folder / "predictions").mkdir(parents=True)
     OmegaConf.save(config, folder / "config.yaml")
+    (folder / "data.json").write_text('{"labels": ["bad", "good"], "fingerprints": {}, "files": []}')
     (folder / "overrides.txt").write_text(f"method={method}\nseed={seed}\ndata_root=/somewhere/data\n")
     environment: dict[str, Any] = {
         "command": "python -m cl_runner method=<pe>",
@@ -272,6 +273,67 @@ def test_find_runs_searches_below_counts_each_once_and_notes_the_rest(tmp_path: 
     assert [note.rpartition(": ")[2] for note in notes] == ["failed", "unfinished"]
     with pytest.raises(ValueError, match="there is no folder"):
         find_runs([tmp_path / "nowhere"])
+
+
+def test_configurations_that_are_no_runs_are_passed_over(tmp_path: Path) -> None:
+    run = make_run(tmp_path, order="o")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").write_text("a: 1\n")
+    for place in ("wandb/run-1/files", "state", "snapshots/x"):
+        shutil.copytree(run, tmp_path / "kept" / place)
+    runs, notes = find_runs([tmp_path])
+    assert ([found.folder for found in runs], notes) == ([run], [])
+    # A run is looked for below the folder only: where that lies does not matter.
+    assert len(find_runs([tmp_path / "kept" / "wandb"])[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", "a: 1\n"),
+        ("config.yaml", "- a\n"),
+        ("config.yaml", "just text\n"),
+        ("config.yaml", "seed: [0\n"),
+        ("config.yaml", "seed: \xff\n"),
+        ("summary.json", '{"status": "completed", "tas'),
+        ("summary.json", "[]"),
+        ("environment.json", ""),
+        ("accuracy.csv", "after,\xff\n"),
+    ],
+)
+def test_a_damaged_run_is_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    sound, broken = make_run(tmp_path, seed=0), make_run(tmp_path, seed=1)
+    (broken / name).write_text(content, encoding="latin-1")
+    runs, notes = find_runs([tmp_path])
+    assert [run.folder for run in runs] == [sound]
+    assert len(notes) == 1 and str(broken / name) in notes[0] and "\n" not in notes[0]
+    for flags in ([], ["--metric", "bwt/gem"]):
+        assert command.main([str(broken), *flags]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"cl_runner: {broken / name} ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", ["csv", "markdown", "html"])
+def test_what_cannot_be_written_is_one_message_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    run = make_run(tmp_path / "runs")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("kept")
+    long = "x" * 252  # a name that can be, but not with .tmp added
+    for place, reason in (
+        ("folder", "it is a folder"),
+        ("file/x", f"{tmp_path}/file is not a folder"),
+        (long, "File name too long"),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        assert command.main([str(run), "--format", form, "--output", str(tmp_path / place)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"cl_runner: cannot write {tmp_path / place}: ") and reason in error
+        assert error.count("\n") == 1
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_two_seeds_are_one_group_with_the_sample_deviation(tmp_path: Path) -> None:

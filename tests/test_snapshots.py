@@ -325,15 +325,26 @@ def test_export(run: tuple[Path, list[dict[str, Tensor]]], capsys: pytest.Captur
         (["list", "RUN/none"], "there is no folder"),
         (["list", "RUN/snapshots"], "holds no snapshots"),
         (["restore", "RUN", "--after", "dvd"], "--output"),
-        (["lisst", "RUN"], "lisst"),
+        (["lisst", "RUN"], "Nearest: 'list'. Type: python -m cl_runner snapshot list"),
+        ([], "required: list|verify|restore|export. See: python -m cl_runner snapshot --help"),
+        (["--lisst"], "--help"),
+        (["list"], "required: run"),
+        (["export", "RUN", "--after", "dvd", "--output", "RUN/config.yaml"], "it is not a folder"),
+        (["export", "RUN", "--after", "dvd", "--output", "RUN/config.yaml/x"], "config.yaml is not a folder"),
+        (["restore", "RUN", "--after", "dvd", "--output", "RUN/config.yaml/x.safetensors"], "is not a folder"),
+        (["restore", "RUN", "--after", "dvd", "--output", "RUN/folder.safetensors"], "it is a folder"),
+        (["export", "RUN", "--after", "dvd", "--output", f"RUN/{'x' * 300}"], "File name too long"),
     ],
 )
 def test_wrong_requests(
     run: tuple[Path, object], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
+    (run[0] / "folder.safetensors").mkdir()
+    before = sorted(run[0].rglob("*"))
     assert main([argument.replace("RUN", str(run[0])) for argument in arguments]) == 2
     shown = capsys.readouterr()
-    assert message in shown.err and "Traceback" not in shown.err
+    assert shown.err.startswith("cl_runner: ") and message in shown.err and "usage" not in shown.err
+    assert not shown.out and sorted(run[0].rglob("*")) == before
 
 
 def test_left_out_snapshots(run: tuple[Path, object], capsys: pytest.CaptureFixture[str]) -> None:

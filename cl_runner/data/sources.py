@@ -14,6 +14,7 @@ import json
 import math
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +38,15 @@ def local_path(definition: TaskDefinition, name: str, domain: str, split: str) -
     """The file that holds `domain` and the source's own `split` by the definition task.<name>.
 
     Raises:
-        ValueError: the definition has no path.
+        ValueError: the definition has no path, or begins with the home folder (~) of an unknown user.
     """
     if definition.path is None:
         raise ValueError(f"task.{name} reads files but has no path. Type: task.{name}.path=FOLDER/{{domain}}.csv")
-    return Path(definition.path.replace("{domain}", domain).replace("{split}", split))
+    try:
+        path = str(Path(definition.path).expanduser())
+    except RuntimeError as error:
+        raise ValueError(f"task.{name}.path={definition.path}: {error}") from None
+    return Path(path.replace("{domain}", domain).replace("{split}", split))
 
 
 def read(definition: TaskDefinition, name: str, domain: str, split: str) -> list[Row]:
@@ -58,7 +63,11 @@ def read(definition: TaskDefinition, name: str, domain: str, split: str) -> list
     """
     if definition.source == "files":
         path = local_path(definition, name, domain, split)
-        return _rows(_file_records(path, definition), definition, name, str(path))
+        try:
+            return _rows(_file_records(path, definition), definition, name, str(path))
+        except ValueError:
+            _check_archive(path)
+            raise
     where, records = _hub_records(definition, name, domain, split)
     return _rows(records, definition, name, where)
 
@@ -132,7 +141,23 @@ def _file_records(path: Path, definition: TaskDefinition) -> Iterator[Record]:
         raise ValueError(_missing(path))
     try:
         yield from itertools.islice(READERS[form](path), definition.max_rows)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from None
+
+
+def _check_archive(path: Path) -> None:
+    """Called when a file holds a mistake: a damaged .gz may give wrong text long before its checksum tells.
+
+    Raises:
+        ValueError: the file is a damaged .gz.
+    """
+    if path.suffix != ".gz" or not path.is_file():
+        return
+    try:
+        with gzip.open(path) as file:
+            while file.read(1 << 20):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error})") from None
 
 
@@ -168,7 +193,16 @@ def _separated(path: Path, delimiter: str) -> Iterator[Record]:
     # Reviews are longer than the module's default limit of 131,072 characters more often than one thinks.
     csv.field_size_limit(sys.maxsize)
     with _open(path) as file:
-        yield from csv.DictReader(file, delimiter=delimiter)
+        lines = (line for line in csv.reader(file, delimiter=delimiter) if line)
+        header = next(lines, [])
+        for number, line in enumerate(lines, start=1):
+            if len(line) != len(header):
+                kind = "more" if len(line) > len(header) else "fewer"
+                raise ValueError(
+                    f"row {number} of {path} has {kind} cells than the header "
+                    f"({len(line)}, the header has {len(header)}: {', '.join(header)})"
+                )
+            yield dict(zip(header, line, strict=True))
 
 
 def _json_lines(path: Path) -> Iterator[Record]:

@@ -119,6 +119,12 @@ def _plans(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[_Pl
                 f"loaded: {', '.join(definitions) or 'none'}.{f' Nearest: {close[0]!r}.' if close else ''} "
                 f"Type: task=[{','.join([*definitions, name])}]"
             )
+        noise = definitions[name].label_noise
+        if noise > 0 and definitions[name].source != "generated":
+            raise ValueError(
+                f"task.{name}.label_noise={noise:g}: label noise is for the generated benchmark only, and task.{name} "
+                f"has source={definitions[name].source}. Type: task.{name}.label_noise=0"
+            )
         counts = order.incremental if index else order.base
         wanted: dict[Split, int | None] = {
             "train": counts.train,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
 
+from cl_runner.arguments import Parser, unwritable
 from cl_runner.report.folder import Run, find_runs, is_run, read_run
 from cl_runner.report.tables import (
     Table,
@@ -24,15 +26,8 @@ from cl_runner.report.tables import (
 PUBLISHED = Path("outputs/published")
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are one message, like every other mistake."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}. See: python -m cl_runner report --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m cl_runner report",
         description="One run: its report.html again. Several runs, or a folder: tables over seeds, with report.html, "
         "report.csv and report.md.",
@@ -79,11 +74,33 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Make one message of a file that cannot be written, and leave no half of it behind.
+
+    Raises:
+        ValueError: `path` cannot be written.
+    """
+    if os.path.isdir(path):
+        raise ValueError(f"cannot write {path}: it is a folder, not a file")
+    temporary = path.with_name(path.name + ".tmp")  # what `write` begins with
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()  # known before any picture is drawn beside it
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
 def _single(run: Run) -> None:
     """The page of one run, and its matrix on the terminal."""
     from cl_runner.report.page import value_text, write_run_report
 
-    path = write_run_report(run.folder)
+    with _writing(run.folder / "report.html"):
+        path = write_run_report(run.folder)
     names = ["start", *(f"after {task}" for task in run.tasks)]
     rows = [[name, *(f"{value:.2f}" for value in row)] for name, row in zip(names, run.rows, strict=False)]
     notes = [f"{name} {value_text(name, value)}" for name, value in run.metrics.items()]
@@ -114,20 +131,27 @@ def _joined(asked: argparse.Namespace) -> None:
     if asked.publish:
         from cl_runner.report.publish import published
 
-        for path in published(runs, PUBLISHED / asked.publish, asked.command):
+        folder = PUBLISHED / asked.publish
+        with _writing(folder / "results.json"), _writing(folder / "results.md"):
+            paths = published(runs, folder, asked.command)
+        for path in paths:
             print(path)
         return
     from cl_runner.report.html import write
 
     if asked.output and asked.format in ("csv", "markdown"):
-        print(write(asked.output, csv if asked.format == "csv" else markdown))
+        with _writing(asked.output):
+            write(asked.output, csv if asked.format == "csv" else markdown)
+        print(asked.output)
         return
     from cl_runner.report.joined import write_joined_report
 
     if asked.output:
         if asked.format == "terminal" and asked.output.suffix != ".html":
             raise ValueError(f"--output {asked.output} needs --format csv, markdown or html")
-        print(write_joined_report(groups, tables, notes, asked.output))
+        with _writing(asked.output):
+            write_joined_report(groups, tables, notes, asked.output)
+        print(asked.output)
         return
     folder = asked.folders[0]
     if asked.format == "csv":
@@ -138,9 +162,11 @@ def _joined(asked: argparse.Namespace) -> None:
         for table in tables:
             _print(table)
     if not is_run(folder):
-        page = write_joined_report(groups, tables, notes, folder / "report.html")
-        write(folder / "report.csv", csv)
-        write(folder / "report.md", markdown)
+        with _writing(folder / "report.html"):
+            page = write_joined_report(groups, tables, notes, folder / "report.html")
+        for name, text in (("report.csv", csv), ("report.md", markdown)):
+            with _writing(folder / name):
+                write(folder / name, text)
         # What is piped into a file stays the table alone.
         print(page, file=sys.stderr if asked.format in ("csv", "markdown") else sys.stdout)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Sequence
@@ -11,11 +12,16 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cl_runner.matrix import Floats, after, derived, read_matrix
 
 Status = Literal["completed", "failed", "unfinished"]
+
+#: Folders that hold no runs of their own: W&B's keep a config.yaml too, a checkpoint and snapshots lie in their run.
+SKIPPED = {"wandb", "state", "snapshots"}
 
 
 @dataclass(frozen=True)
@@ -85,36 +91,77 @@ class Run:
         return found
 
 
+def _damaged(path: Path, error: Exception) -> ValueError:
+    """What to say of a file of a run that cannot be used, in one line."""
+    return ValueError(f"{path} cannot be read ({' '.join(str(error).split())})")
+
+
 def _json(path: Path) -> dict[str, Any]:
-    return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} cannot be read (a JSON object is expected)")
+    return found
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    # A killed run may have left half of its last line.
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A killed run may have left half of its last line.
+        return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _matrix(path: Path) -> tuple[list[str], Floats]:
+    try:
+        return read_matrix(path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _damaged(path, error) from None
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """A resolved configuration, with what reports take from it."""
+    try:
+        config = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise _damaged(path, error) from None
+    try:
+        order = config["task_order"]
+        needed = [config["backbone"]["name"], config["data_root"], order["joint"], order["restart"]]
+        needed += [task["name"] for task in order["tasks"]]
+        usable = None not in needed and isinstance(config["seed"], int) and isinstance(config["method"], dict)
+    except (KeyError, TypeError):
+        usable = False
+    if not usable:
+        raise ValueError(f"{path} is not the configuration of a run, or was changed")
+    return config
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: it has the resolved configuration."""
-    return (folder / "config.yaml").is_file()
+    """Whether a folder is a run's: it has the resolved configuration, and the data's fingerprints beside it."""
+    return (folder / "config.yaml").is_file() and (folder / "data.json").is_file()
 
 
 def read_run(folder: Path) -> Run:
     """A run folder, whatever is there of it.
 
     Raises:
-        ValueError: there is no config.yaml.
+        ValueError: there is no config.yaml with a data.json, or a file is damaged; the text names it.
     """
     if not is_run(folder):
-        raise ValueError(f"{folder} is no run folder: it has no config.yaml")
-    config = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+        raise ValueError(f"{folder} is no run folder: it has no config.yaml with a data.json beside it")
+    config = _config(folder / "config.yaml")
     summary = _json(folder / "summary.json")
     tasks, rows = [task["name"] for task in config["task_order"]["tasks"]], np.empty((0, 0))
     if (folder / "accuracy.csv").exists():
-        tasks, rows = read_matrix(folder / "accuracy.csv")
+        tasks, rows = _matrix(folder / "accuracy.csv")
     status: Status = "unfinished"
     if (folder / "FAILED").exists():
         status = "failed"
@@ -145,14 +192,31 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """All completed runs in or below the given folders, each once, and a note for every one left out.
 
     Raises:
-        ValueError: a folder does not exist.
+        ValueError: a folder does not exist, or the only one is a run with a damaged file.
     """
     paths: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
-        found = [folder] if is_run(folder) else [path.parent for path in sorted(folder.rglob("config.yaml"))]
-        paths.update({path.resolve(): path for path in found if "state" not in path.parts[-2:]})
-    runs = [read_run(path) for path in paths.values()]
-    notes = [f"left out {run.folder}: {run.status}" for run in runs if run.status != "completed"]
-    return [run for run in runs if run.status == "completed"], notes
+        found = [folder] if is_run(folder) else _below(folder)
+        paths.update({path.resolve(): path for path in found})
+    runs, notes = [], []
+    for path in paths.values():
+        try:
+            run = read_run(path)
+        except ValueError as error:
+            if list(folders) == [path]:
+                raise
+            notes.append(f"left out {path}: {error}")
+            continue
+        if run.status == "completed":
+            runs.append(run)
+        else:
+            notes.append(f"left out {path}: {run.status}")
+    return runs, notes
+
+
+def _below(folder: Path) -> list[Path]:
+    """The run folders below a folder, sorted."""
+    found = [path.parent for path in sorted(folder.rglob("config.yaml"))]
+    return [path for path in found if not SKIPPED & set(path.relative_to(folder).parts) and is_run(path)]

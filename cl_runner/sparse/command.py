@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cl_runner.arguments import Parser, unwritable
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from cl_runner.sparse.snapshots import Description
+
+
+PURPOSES = {
+    "list": "what each task of a run stored",
+    "verify": "check every byte of a run's snapshots and that they form a chain, or of one file",
+    "restore": "write all weights after a task to one safetensors file",
+    "export": "write the model after a task to a folder that transformers' from_pretrained loads",
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,10 +35,9 @@ def main(arguments: Sequence[str]) -> int:
         0 done; 1 `verify` found damage; 2 the request is wrong, or a damaged file was to be used.
     """
     try:
+        if arguments and arguments[0] not in PURPOSES and not arguments[0].startswith("-"):
+            raise ValueError(_unknown(arguments[0]))
         asked = _parser().parse_args(arguments)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    try:
         if asked.command == "list":
             return _list(asked.run)
         if asked.command == "verify":
@@ -40,15 +51,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cl_runner snapshot", description=__doc__)
+    parser = Parser(prog="python -m cl_runner snapshot", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="list|verify|restore|export")
-    purposes = {
-        "list": "what each task of a run stored",
-        "verify": "check every byte of a run's snapshots and that they form a chain, or of one file",
-        "restore": "write all weights after a task to one safetensors file",
-        "export": "write the model after a task to a folder that transformers' from_pretrained loads",
-    }
-    for name, purpose in purposes.items():
+    for name, purpose in PURPOSES.items():
         command = commands.add_parser(name, help=purpose, description=purpose)
         command.add_argument("run", type=Path, help="a run's folder" + (" or a file" if name == "verify" else ""))
         if name in ("restore", "export"):
@@ -56,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
             kind = "FILE.safetensors" if name == "restore" else "FOLDER"
             command.add_argument("--output", required=True, type=Path, metavar=kind)
     return parser
+
+
+def _unknown(command: str) -> str:
+    """What to say of a command that does not exist."""
+    close = difflib.get_close_matches(command, PURPOSES, n=1)
+    nearest = f" Nearest: {close[0]!r}. Type: python -m cl_runner snapshot {close[0]}" if close else ""
+    return f"snapshot has no command {command!r}; it has {', '.join(PURPOSES)}.{nearest}"
 
 
 def _list(run: Path) -> int:
@@ -101,14 +113,20 @@ def _verify(path: Path) -> int:
 
 def _restore(run: Path, task: str, output: Path) -> int:
     """All weights after a task, in one file."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     if output.suffix != ".safetensors":
         raise ValueError(f"--output {output} must be a file name that ends in .safetensors")
+    if os.path.isdir(output):
+        raise ValueError(f"cannot write {output}: it is a folder")
     chain = _chain(run, task)
     weights = _weights(run, chain, None)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, output, metadata={"format": "pt", "after": task})
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        save_file(weights, output, metadata={"format": "pt", "after": task})
+    except (OSError, SafetensorError) as error:
+        raise unwritable(output, error) from None
     print(f"{output}: {len(weights)} tensors after {task}, restored from {len(chain)} snapshots")
     return 0
 
@@ -116,17 +134,25 @@ def _restore(run: Path, task: str, output: Path) -> int:
 def _export(run: Path, task: str, output: Path) -> int:
     """A folder for from_pretrained, with the tokenizer."""
     import torch
+    from safetensors import SafetensorError
 
-    if output.is_dir() and any(output.iterdir()):
+    if os.path.isdir(output) and any(output.iterdir()):
         raise ValueError(f"--output {output} is not empty; choose a new folder")
+    if os.path.exists(output) and not os.path.isdir(output):
+        raise ValueError(f"cannot write {output}: it is not a folder; choose a new one")
     chain = _chain(run, task)
     model, tokenizer = _rebuild(run)
     weights = _weights(run, chain, model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(output, ignore_errors=True)  # new or empty before, see above
+        raise unwritable(output, error) from None
     print(f"{output}: the model after {task} with its tokenizer; load it with from_pretrained({str(output)!r})")
     return 0
 
