@@ -162,17 +162,18 @@ def test_kill_at_random_moments(uninterrupted: dict[str, Any], tmp_path: Path) -
     """kill -9 of the real process, again and again until it gets through."""
     moments = random.Random(0)
     kills = 0
-    while kills < 3:
-        process = start(tmp_path)
-        folder = folder_of(tmp_path)
-        while not (folder / "state").is_dir() and process.poll() is None:
-            time.sleep(0.02)
-        time.sleep(moments.uniform(0.0, 3.0))
-        if process.poll() is not None:
-            break
-        process.kill()
-        process.communicate()
-        kills += 1
+    over = False
+    while kills < 3 and not over:
+        with start(tmp_path) as process:  # closes the pipe whether the run is killed or has come to its end
+            folder = folder_of(tmp_path)
+            while not (folder / "state").is_dir() and process.poll() is None:
+                time.sleep(0.02)
+            time.sleep(moments.uniform(0.0, 3.0))
+            over = process.poll() is not None
+            if not over:
+                process.kill()
+                kills += 1
+            process.communicate()
     assert kills > 0, "the run was too fast to be killed"
     assert run_command(command(tmp_path)) == 0
     assert content(folder_of(tmp_path)) == uninterrupted
