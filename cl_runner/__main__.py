@@ -18,8 +18,12 @@ from cl_runner.arguments import Parser
 
 #: command -> (module with main(arguments) -> exit status, what it does)
 COMMANDS = {
+    "plan": ("cl_runner.planning.command", "memory, disk and time that a run would take, without running it"),
     "report": ("cl_runner.report.command", "tables, pictures and an HTML page of one run or of many"),
-    "snapshot": ("cl_runner.sparse.command", "list, verify, restore or export what each task changed"),
+    "snapshot": (
+        "cl_runner.sparse.command",
+        "list, size, verify, diff, overlap, compose, revert, restore or export what each task changed",
+    ),
 }
 
 HELP = """\

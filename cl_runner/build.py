@@ -38,6 +38,7 @@ def build_method(options: dict[str, dict[str, Any]]) -> Chain:
     for name, values in options.items():
         module, _, class_name = METHODS[name].partition(":")
         methods[name] = getattr(importlib.import_module(f"cl_runner.methods.{module}"), class_name)(**values)
+        methods[name].node = name
     return Chain(methods)
 
 

@@ -51,10 +51,13 @@ class Backbone(Schema):
     revision: str | None  # hub commit or tag; null = the newest
     package: str | None  # an installed package that carries the same checkpoint in its folder `model`
     weights_sha256: str | None  # of model.safetensors, checked once before it is loaded
-    architecture: dict[str, Any] | None  # transformers configuration of a random model: model_type and sizes
+    architecture: (
+        dict[str, Any] | None
+    )  # model_type and sizes: of the random model if checkpoint is null, else for `plan`
     max_length: Annotated[int, Field(ge=3)]  # tokens, two of which are special; longer texts are cut
     dropout: Annotated[float, Field(ge=0, lt=1)] | None  # of hidden states and attention; null = the checkpoint's own
     attention: Literal["eager", "sdpa"]
+    dtype: Literal["float32", "bfloat16"]  # of the weights in memory; selected ones train in fp32 either way
 
 
 class TaskDefinition(Schema):
@@ -110,6 +113,7 @@ class Stage(Schema):
     epochs: Whole
     batch_size: Count  # examples of one optimizer step
     learning_rate: Positive  # a method may bring its own (method.pe.learning_rate)
+    micro_batch: Count | None  # examples of one forward and backward pass; null = the whole batch
 
 
 class Training(Schema):
@@ -148,7 +152,20 @@ class Hardware(Schema):
     precision: Literal["fp32", "bf16"]  # of the forward and backward pass (autocast); weights stay fp32
     threads: Count | None  # CPU threads; null = as torch decides
     deterministic: bool  # refuse operations whose result may differ between two runs
+    gradient_checkpointing: bool  # recompute activations in backward: less memory, a third more time
     slurm: Slurm | None = None
+
+
+class Importance(Schema):
+    """The offline pass over data that gives every weight its gradient and its Fisher."""
+
+    micro_batch: Count  # examples whose mean gradient is squared: 1 = the exact per-example Fisher
+    batch_size: Count  # examples of one pass if micro_batch is 1; changes memory and time only
+    max_examples: Count | None  # a seeded sample; null = all
+    labels: Literal["data", "model"]  # of the data (empirical Fisher), or drawn from the model's answers
+    accumulate: Literal["device", "cpu"]  # where the fp32 sums lie
+    passes: Count  # layers are measured in so many groups, one pass over the data each
+    cache_gb: NonNegative  # results are kept under <root>/cache up to this size, 10^9 bytes; 0 = not at all
 
 
 class Checkpoint(Schema):
@@ -183,6 +200,7 @@ class Config(Schema):
     task: dict[str, TaskDefinition]
     task_order: TaskOrder
     training: Training
+    importance: Importance
     evaluation: Evaluation
     method: dict[str, dict[str, Any]]
     hardware: Hardware
@@ -246,7 +264,7 @@ def check_chain(names: list[str], family: str) -> None:
 
 def option_of(name: str) -> str:
     """The option of group `method` that holds the node `name` alone."""
-    return {"pe": "pe_select"}.get(name, name)
+    return {"pe": "pe_select", "piece": "piece_s"}.get(name, name)
 
 
 #: Keys that say where and how often a run writes, not what it computes: they are no part of its identity.
@@ -256,6 +274,7 @@ NOT_IDENTITY = ("root", "data_root", "wandb", "checkpoint", "snapshots")
 def config_hash(resolved: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that identify what a resolved configuration computes."""
     identity = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY}
-    hardware = {key: value for key, value in identity["hardware"].items() if key != "slurm"}
-    text = json.dumps({**identity, "hardware": hardware}, sort_keys=True, separators=(",", ":"))
+    identity["hardware"] = {key: value for key, value in identity["hardware"].items() if key != "slurm"}
+    identity["importance"] = {key: value for key, value in identity["importance"].items() if key != "cache_gb"}
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]

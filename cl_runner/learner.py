@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from cl_runner.config import Importance as ImportanceOptions
 from cl_runner.config import TaskOrder
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Batch, Family, Output
-from cl_runner.sparse.importance import exact_fisher
+from cl_runner.sparse import importance_cache
+from cl_runner.sparse.bits import weights_hash
+from cl_runner.sparse.importance import Batch as ImportanceBatch
+from cl_runner.sparse.importance import Importance, cap, draw_labels, measure
 from cl_runner.tracking.clock import Clock
-
-#: Examples of one forward and backward pass of the offline phase; the result does not depend on it.
-IMPORTANCE_BATCH = 16
 
 #: Called with a phase's name, the number of items done and the number of items in all; may raise to interrupt.
 Progress = Callable[[str, int, int], None]
+
+
+#: PE eq. 1: every example, its own label, the exact Fisher.
+EXACT = ImportanceOptions(
+    micro_batch=1, batch_size=16, max_examples=None, labels="data", accumulate="device", passes=1, cache_gb=0
+)
 
 
 def derive_seed(*parts: object) -> int:
@@ -32,8 +41,10 @@ class Learner:
     """The model being trained and the operations a method may ask of it.
 
     Attributes:
+        selected: flat positions by tensor name, if only some entries of the weights train; set by the method that
+            selects them.
+        selectable: entries of every tensor that they were selected from, by name.
         trained: what the optimizer holds now, by the name of the tensor it belongs to; set by the training loop.
-        selected: flat positions by tensor name where `trained` holds compact values instead of the whole tensor.
         terms: what methods logged in the current step.
     """
 
@@ -48,6 +59,9 @@ class Learner:
         order: TaskOrder | None = None,
         clock: Clock | None = None,
         progress: Progress | None = None,
+        importance: ImportanceOptions | None = None,
+        cache: Path | None = None,
+        warn: Callable[[str], None] = print,
     ):
         self.model = model.to(device)
         self.family = family
@@ -60,9 +74,13 @@ class Learner:
         self.progress: Progress = progress or (lambda phase, done, total: None)
         self.trained: dict[str, nn.Parameter] = {}
         self.selected: dict[str, Tensor] = {}
+        self.selectable: dict[str, int] = {}
         self.terms: dict[str, float] = {}
-        self.fishers: dict[int, dict[str, Tensor]] = {}  # of the current task, by the data they were computed on
-        self._half = precision == "bf16"
+        self.measured: dict[str, Importance] = {}  # of the current task, by everything it depends on
+        self._precision = precision
+        self._importance = importance
+        self._cache = cache
+        self._warn = warn
 
     # weights
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -116,7 +134,7 @@ class Learner:
     # passes
     def forward(self, batch: Batch) -> Output:
         """One forward pass at the current weights, in the run's precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             return self.family.forward(self.model, batch)
 
     @torch.no_grad()
@@ -131,21 +149,107 @@ class Learner:
         return torch.stack([row for row in rows if row is not None])
 
     def fisher(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """The exact diagonal Fisher of every parameter at the current weights, fp32 (PE eq. 1).
+        """The diagonal Fisher of every parameter at the current weights, fp32, mean over the data (PE eq. 1)."""
+        return self.importance(examples).mean_fisher()
 
-        Computed once per task and data, however many methods of a chain ask for it. Offline time.
+    def importance(
+        self, examples: Sequence[Example], gradient: bool = False, dtype: torch.dtype = torch.float32
+    ) -> Importance:
+        """Sums of gradients and of squared gradients of every parameter at the current weights. Offline time.
+
+        Computed once per task and data, however many methods of a chain ask for it, and kept on disk for other runs
+        that come to the same weights and data.
+
+        Args:
+            gradient: whether the sum of gradients is needed as well.
+            dtype: of the sums.
         """
-        key = hash(tuple(examples))
-        if key not in self.fishers:
-            with self.clock.phase("importance"):
-                self.fishers[key] = exact_fisher(
-                    self.model,
-                    self.sorted_batches(examples, IMPORTANCE_BATCH),
-                    self.family.loss_sum,
-                    list(self.parameters()),
-                    on_batch=lambda done: self.progress("importance", done, len(examples)),
-                )
-        return self.fishers[key]
+        options = self._importance or EXACT
+        with self.clock.phase("importance"):
+            chosen = cap(examples, options.max_examples, self.seed_of("importance", "examples"))
+            weights = weights_hash(self.parameters())
+            # What was computed with the sum of gradients serves without it as well.
+            keys = {
+                wanted: self._importance_key(chosen, wanted, dtype, options, weights) for wanted in {gradient, True}
+            }
+            for key in keys.values():
+                if key in self.measured:
+                    return self.measured[key]
+            for key in keys.values():
+                kept = importance_cache.load(self._cache, key) if self._cache else None
+                if kept is not None:
+                    self.measured[key] = kept.to(self.device) if options.accumulate == "device" else kept
+                    return self.measured[key]
+            found = self._measure(chosen, gradient, dtype, options)
+            self.measured[keys[gradient]] = found
+            if self._cache:
+                limit = int(options.cache_gb * 1e9)
+                importance_cache.store(self._cache, keys[gradient], found, limit, self._warn)
+        return found
+
+    def _measure(
+        self, examples: Sequence[Example], gradient: bool, dtype: torch.dtype, options: ImportanceOptions
+    ) -> Importance:
+        exact = options.micro_batch == 1 and dtype == torch.float32
+        size = options.batch_size if options.micro_batch == 1 else options.micro_batch
+
+        def batches() -> Iterator[Batch]:
+            if exact:
+                yield from self.sorted_batches(examples, size)
+            else:  # which examples share a unit matters: the data's own order
+                for start in range(0, len(examples), size):
+                    yield self.collate(examples, range(start, min(start + size, len(examples))))
+
+        def loss(model: nn.Module, batch: ImportanceBatch) -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+                if options.micro_batch == 1:
+                    return self.family.loss_sum(model, dict(batch))
+                return self.family.forward(model, dict(batch)).loss
+
+        def draw(batch: ImportanceBatch, generator: torch.Generator) -> ImportanceBatch:
+            output = self.forward(dict(batch))
+            return self.family.relabel(dict(batch), draw_labels(output.logits, generator))
+
+        return measure(
+            self.model,
+            batches,
+            loss,
+            list(self.parameters()),
+            micro_batch=options.micro_batch,
+            gradient=gradient,
+            dtype=dtype,
+            accumulate=options.accumulate,
+            passes=options.passes,
+            draw=draw if options.labels == "model" else None,
+            seed=self.seed_of("importance", "labels"),
+            on_batch=lambda done: self.progress("importance", done, options.passes * len(examples)),
+        )
+
+    def _importance_key(
+        self,
+        examples: Sequence[Example],
+        gradient: bool,
+        dtype: torch.dtype,
+        options: ImportanceOptions,
+        weights: str,
+    ) -> str:
+        """Everything the bits of the result depend on: weights, data, how they enter the model, options, machine."""
+        kind = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
+        texts = hashlib.sha256(json.dumps([(e.prompt, e.answer) for e in examples]).encode()).hexdigest()
+        return importance_cache.key(
+            weights=weights,
+            data={"examples": texts, "family": self.family.identity(), "batch_size": options.batch_size},
+            names=list(self.parameters()),
+            micro_batch=options.micro_batch,
+            gradient=gradient,
+            labels=options.labels,
+            seed=self.seed if options.labels == "model" else None,
+            max_examples=options.max_examples,
+            dtype=dtype,
+            precision=self._precision,
+            # Another kind of device, or number of threads, may differ in the last bits; sums in main memory as well.
+            device=f"{kind}/{torch.get_num_threads()} threads/{options.accumulate}",
+        )
 
     # logging
     def log(self, name: str, value: float) -> None:

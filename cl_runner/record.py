@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from cl_runner.checkpoint import replace_file
 from cl_runner.compose import Request
@@ -18,7 +17,6 @@ from cl_runner.data.example import Example
 from cl_runner.data.task import Task, fingerprint, label_union, source_files
 from cl_runner.families.base import Prediction
 from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting
-from cl_runner.sparse.summary import fisher_map
 from cl_runner.tracking.clock import OFFLINE, ONLINE, Clock
 from cl_runner.tracking.environment import describe_environment
 
@@ -39,9 +37,17 @@ def write_request(request: Request, tasks: Sequence[Task], device: str) -> None:
     replace_file(folder / "data.json", json.dumps(data, indent=1))
 
 
-def write_fisher(folder: Path, after: str, scores: Mapping[str, Tensor]) -> None:
+def write_fisher(folder: Path, after: str, layers: Sequence[Mapping[str, Any]]) -> None:
     """fisher.json: the importance that the latest task began with, by layer and module (PE figure 4)."""
-    replace_file(folder / "fisher.json", json.dumps({"after": after, "layers": fisher_map(scores)}, indent=1))
+    replace_file(folder / "fisher.json", json.dumps({"after": after, "layers": layers}, indent=1))
+
+
+def write_masks(folder: Path, entry: Mapping[str, Any]) -> None:
+    """masks.json: one entry per task with a selection (PIECE figures 3 and 5), each written anew."""
+    path = folder / "masks.json"
+    known = json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.is_file() else []
+    tasks = [other for other in known if other["task"] != entry["task"]] + [entry]
+    replace_file(path, json.dumps({"tasks": tasks}, indent=1))
 
 
 def write_predictions(

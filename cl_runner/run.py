@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,17 @@ from cl_runner.matrix import START, union_accuracy
 from cl_runner.record import (
     tables,
     write_fisher,
+    write_masks,
     write_matrices,
     write_predictions,
     write_request,
     write_summary,
 )
-from cl_runner.sparse.snapshots import Change, read_weights, weights_hash, write_snapshot
-from cl_runner.sparse.summary import zero_fractions
+from cl_runner.sparse.atlas import describe_masks
+from cl_runner.sparse.bits import weights_hash
+from cl_runner.sparse.certificate import certify, rest_digests
+from cl_runner.sparse.snapshots import Change, read_snapshot, read_weights, write_snapshot
+from cl_runner.sparse.summary import fisher_map, zero_fractions
 from cl_runner.tracking.clock import Clock
 from cl_runner.tracking.console import Console, duration
 from cl_runner.tracking.metrics import MetricsLog
@@ -92,8 +97,7 @@ class Run:
         self.device = prepare_hardware(config.hardware)
         self.family = FAMILIES[config.backbone.family](config.backbone, label_union(tasks))
         self.method = build_method(config.method)
-        sizes = {name: p.numel() for name, p in self.family.skeleton().named_parameters()}
-        self.method.check(sizes)
+        self.method.check(self.family.skeleton())
         self.clock = Clock()
         self.stop = Stop()
         # What a checkpoint holds; the initial values are those of a fresh run.
@@ -175,6 +179,9 @@ class Run:
             self.config.task_order,
             self.clock,
             self.shown,
+            self.config.importance,
+            Path(self.config.root) / "cache" / "importance" if self.config.importance.cache_gb else None,
+            self.console.line,
         )
         self.base_hash = self.weights = weights_hash(self.learner.parameters())
         self.kept = {n: p.detach().clone() for n, p in built.named_parameters()} if self.learner.restart else {}
@@ -237,14 +244,15 @@ class Run:
             self._load(self.kept)
             self.chain, self.weights = [], self.base_hash
         if resumed is None:
-            learner.fishers = {}
+            learner.measured = {}
             with self.clock.phase("prepare"):
                 method.before_task(learner, task)
             self.shown.close()
             self._describe_importance(task)
             self._save("prepared", task.index)
         method.activate(learner, task)
-        before = {n: p.detach().clone() for n, p in learner.params().items()}
+        before = {n: learner.part(n, p.detach()).clone() for n, p in learner.params().items()}
+        rest = rest_digests(learner.parameters(), learner.selected) if learner.selected else {}
         self._saved_at = time.monotonic()
 
         def on_step(progress: Progress, numbers: dict[str, float]) -> None:
@@ -260,34 +268,45 @@ class Run:
             entries = train_task(learner, method, task, self._stage(task), self.config.training, training, on_step)
         self.shown.close()
         with self.clock.phase("snapshot"):
-            self._keep_change(task, entries, before)
+            self._keep_change(task, entries, before, rest)
         method.after_task(learner, task)
-        learner.trained, learner.selected = {}, {}
+        learner.trained, learner.selected, learner.selectable = {}, {}, {}
         self._evaluate(task.name)
         self._save("begin", task.index + 1)
 
     def _describe_importance(self, task: Task) -> None:
         """fisher.json for the report, and the share of zeros by layer."""
         detail: dict[str, Any] = {"name": task.name, "zero_fisher_fraction": None}
-        if self.learner.fishers:
-            scores = next(iter(self.learner.fishers.values()))
-            detail["zero_fisher_fraction"] = zero_fractions(scores)
-            write_fisher(self.folder, task.name, scores)
-            zero = sum(int((s == 0).sum()) for s in scores.values()) / sum(s.numel() for s in scores.values())
+        if self.learner.measured:
+            found = next(iter(self.learner.measured.values()))
+            layers = fisher_map(found.fisher, found.units)
+            detail["zero_fisher_fraction"] = zero_fractions(found.fisher)
+            write_fisher(self.folder, task.name, layers)
+            entries = sum(row["parameters"] for row in layers)
+            zero = sum(row["zero_fraction"] * row["parameters"] for row in layers) / entries
             self.console.line(f"{task.name}: {100 * zero:.1f} % of the weights have a Fisher of exactly 0")
-        self.learner.fishers = {}
+        self.learner.measured = {}
         self.details = [*self.details[: task.index], detail]
 
-    def _keep_change(self, task: Task, entries: int, before: dict[str, Tensor]) -> None:
-        """The task's snapshot, and the numbers of PE table 3."""
+    def _keep_change(self, task: Task, entries: int, before: dict[str, Tensor], rest: dict[str, str]) -> None:
+        """The task's snapshot, the proof that it changed nothing else, and the numbers of PE table 3.
+
+        Args:
+            before: what may train, as it was before the task.
+            rest: digests of all tensors without the selected entries, before the task; empty if whole tensors train.
+        """
         now = self.learner.parameters()
         selected = self.learner.selected
         changes = {
-            name: Change(now[name].detach().view(-1)[selected[name]], selected[name])
-            if name in selected
-            else Change(now[name].detach(), None)
+            name: Change(self.learner.part(name, now[name].detach()), selected.get(name), before[name])
             for name in self.learner.trained
         }
+        changed = sum(int((changes[name].values != before[name]).sum()) for name in changes)
+        parameters = sum(p.numel() for p in now.values())
+        if rest:
+            untouched = rest_digests(now, selected)
+            self.details[task.index]["certificate"] = certify(rest, untouched, selected, parameters, changed)
+            self._describe_masks(task)
         keep = self.config.snapshots.save
         whole = any(change.index is None for change in changes.values())
         kept = keep == "all" or (keep == "sparse" and not (whole and task.index))
@@ -297,7 +316,7 @@ class Run:
         stored = write_snapshot(
             path,
             changes,
-            sizes={name: list(p.shape) for name, p in now.items()},
+            model=now,
             task=task.name,
             index=task.index,
             base=self.base_hash,
@@ -311,15 +330,25 @@ class Run:
         model_bytes = sum(p.numel() * p.element_size() for p in now.values())
         self.details[task.index].update(
             trainable=entries,
-            changed=sum(int((now[name] != old).sum()) for name, old in before.items()),
+            changed=changed,
             stored=sum(change.values.numel() for change in changes.values()),
             stored_bytes=stored,
-            model_parameters=sum(p.numel() for p in now.values()),
+            model_parameters=parameters,
             model_bytes=model_bytes,
             stored_share_percent=100 * stored / model_bytes,
             train_examples=len(task.train),
             steps=number_of_steps(len(task.train), self._stage(task), self.config.training.max_steps) if entries else 0,
         )
+
+    def _describe_masks(self, task: Task) -> None:
+        """masks.json for the report: where the selected entries lie, and what they share with earlier tasks'."""
+        earlier = {}
+        for name in self.chain:
+            snapshot = read_snapshot(self.folder / name)
+            sparse = {n: change.index for n, change in snapshot.changes.items() if change.index is not None}
+            if sparse:
+                earlier[snapshot.header.task] = sparse
+        write_masks(self.folder, describe_masks(task.name, self.learner.selected, self.learner.selectable, earlier))
 
     def _evaluate(self, after: str) -> None:
         """A row of the matrix, with the predictions it was counted from."""

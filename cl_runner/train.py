@@ -16,6 +16,7 @@ from cl_runner.config import Stage, Training
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner, derive_seed
+from cl_runner.masters import Masters
 from cl_runner.methods.base import Method
 
 
@@ -86,8 +87,8 @@ def train_task(
         FloatingPointError: the loss or the gradient is not finite.
     """
     examples: Sequence[Example] = method.data(task, task.train)
-    learner.selected = {}
-    learner.trained = method.owned(learner, learner.params())
+    masters = Masters(method.owned(learner, learner.params()))
+    learner.trained = masters.parameters
     if not learner.trained:
         return 0
     optimizer = build_optimizer(learner.trained, training.weight_decay)
@@ -95,6 +96,7 @@ def train_task(
     progress = Progress(0, steps, learner.trained, optimizer)
     if resume is not None:
         _restore(progress, resume)
+        masters.write_through()
         method.after_step(learner)  # compact values go through to the model's tensors
     peak = method.peak_learning_rate(task, stage.learning_rate)
     per_epoch = math.ceil(len(examples) / stage.batch_size)
@@ -109,13 +111,22 @@ def train_task(
         positions = order[within * stage.batch_size : (within + 1) * stage.batch_size]
         # Every step has its own seed, so that dropout after a resume is the same without saving random states.
         torch.manual_seed(derive_seed(learner.seed, "step", task.index, step))
-        learner.terms = {}
-        batch = method.prepare(learner, learner.collate(examples, positions))
-        output = learner.forward(batch)
-        (output.loss + method.loss(learner, batch, output)).backward()
+        loss, tokens = 0.0, 0
+        terms: dict[str, float] = {}
+        size = stage.micro_batch or len(positions)
+        for start in range(0, len(positions), size):
+            part = positions[start : start + size]
+            share = len(part) / len(positions)  # of the batch's mean: losses are means over examples
+            learner.terms = {}
+            batch = method.prepare(learner, learner.collate(examples, part))
+            output = learner.forward(batch)
+            ((output.loss + method.loss(learner, batch, output)) * share).backward()
+            loss += share * float(output.loss.detach())
+            terms = {name: terms.get(name, 0.0) + share * value for name, value in learner.terms.items()}
+            tokens += int(batch["attention_mask"].sum())
+        learner.terms = terms
         method.grads(learner)
         norm = nn.utils.clip_grad_norm_(parameters, training.clip if training.clip is not None else math.inf)
-        loss = float(output.loss.detach())
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
             what = "loss" if not math.isfinite(loss) else "gradient norm"
             raise FloatingPointError(
@@ -127,9 +138,9 @@ def train_task(
             group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        masters.write_through()
         method.after_step(learner)
         progress.step = step + 1
-        tokens = int(batch["attention_mask"].sum())
         on_step(
             progress,
             {
@@ -141,6 +152,7 @@ def train_task(
                 "tokens_per_second": tokens / (time.perf_counter() - started),
             },
         )
+    masters.release()
     return sum(p.numel() for p in parameters)
 
 

@@ -18,9 +18,11 @@ from omegaconf import OmegaConf
 
 from cl_runner.matrix import derived, write_accuracy, write_forgetting
 from cl_runner.report import command
+from cl_runner.report.atlas import random_jaccard, read_atlas
 from cl_runner.report.costs import bytes_text, costs
+from cl_runner.report.drawing import layer_names, layer_order
 from cl_runner.report.folder import find_runs, read_run
-from cl_runner.report.page import write_run_report
+from cl_runner.report.page import certificate_text, write_run_report
 from cl_runner.report.publish import published
 from cl_runner.report.tables import (
     as_csv,
@@ -165,6 +167,32 @@ def fisher_cells() -> list[dict[str, Any]]:
     ]
 
 
+def mask(task: str, counts: Sequence[int], **overlap: tuple[float, dict[str, float]]) -> dict[str, Any]:
+    """An entry of masks.json: entries selected of 100 each of two blocks and a head, and overlaps with others."""
+    places = [("h.0", "query"), ("h.1", "query"), ("h.1", "layer_norm"), ("score", "classifier")]
+    return {
+        "task": task,
+        "cells": [
+            {"layer": layer, "module": module, "selected": count, "parameters": 100}
+            for (layer, module), count in zip(places, counts, strict=True)
+        ],
+        "overlap": {other: {"all": every, "layers": layers} for other, (every, layers) in overlap.items()},
+    }
+
+
+MASKS = [
+    mask("b", [10, 0, 10, 0]),
+    mask("c", [10, 5, 5, 0], b=(0.25, {"h.0": 0.5, "h.1": 0.0})),
+]
+PLAN = {
+    "phases": {"load": {"bytes": 100 * 2**20, "seconds": None}, "train": {"bytes": 256 * 2**20, "seconds": 4.0}},
+    "disk_bytes": 2000,
+    "trainable": [1000, 5, 10],
+    "basis": "a past <run>",
+}
+CERTIFICATE = {"selected": 20, "changed": 18, "untouched": 12380, "untouched_sha256": "ab" * 32, "holds": True}
+
+
 class Links(HTMLParser):
     """Everything a page would fetch, and its tags in order."""
 
@@ -199,11 +227,102 @@ def test_a_finished_run_has_every_section_and_picture(tmp_path: Path) -> None:
     for expected in ("union_accuracy", "70.00 %", "forgetting/chaudhry18", "+10.00 points", "0.5 %", "40 B"):
         assert expected in text
     assert "python -m cl_runner method=&lt;pe&gt;" in text
+    for title in ("Where the trained weights lie", "selections share", "Certificates", "Predicted and measured"):
+        assert title not in text, "a run without masks.json, certificates and plan.json"
     # 28 of 40 right: the interval is around 70 %.
     low, high = map(float, re.search(r"95 % interval ([\d.]+) to ([\d.]+) \(40 test items", text).groups())  # type: ignore[union-attr]
     assert 50 < low < 65 and 75 < high < 90
     again = write_run_report(folder).read_text(encoding="utf-8")
     assert again == text, "the same run folder gives the same page"
+
+
+def test_masks_certificates_and_the_plan_have_their_sections(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    (folder / "masks.json").write_text(json.dumps({"tasks": MASKS}))
+    (folder / "plan.json").write_text(json.dumps(PLAN))
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["phases"] = {"load": 0.5, "train": 5.0}
+    for detail_of_task in summary["tasks_detail"][1:]:
+        detail_of_task["certificate"] = CERTIFICATE
+    (folder / "summary.json").write_text(json.dumps(summary))
+    shutil.rmtree(folder / "predictions")
+    (folder / "snapshots").mkdir()
+    (folder / "snapshots" / "00_base.safetensors").write_bytes(bytes(1000))
+    page = write_run_report(folder)
+    assert_self_contained(page)
+    text = page.read_text(encoding="utf-8")
+    drawn = {path.stem for path in (folder / "plots").glob("[mo]*.png")}
+    assert drawn == {"masks", "masks_tasks", "masks_shares", "overlap", "overlap_layers"}
+    assert text.count("data:image/png") == len(list((folder / "plots").glob("*.png")))
+    # Both select 20 of 400, f = 0.05: f / (2 - f) = 0.02564.
+    assert "Its mean is 0.25;" in text and "f / (2 - f) = 0.026." in text
+    assert text.count("18 of 20 selected weights changed; 12,380 others bitwise unchanged, SHA-256 abababab") == 2
+    rows = [re.findall(r">([^<>]+)</td>", line) for line in re.findall("<tr>.*?</tr>", text)]
+    assert ["b", "20", "400", "5"] in rows
+    assert ["load", "100", "-", "-", "-", "0.5", "-"] in rows
+    assert ["train", "256", "512", "2.00", "4.0", "5.0", "1.25"] in rows
+    assert ["snapshots and predictions on disk", "1.95 KiB", "1000 B", "0.50"] in rows
+    assert ["trained weights, base", "1,000", "1,000", "1.00"] in rows
+    assert ["trained weights, c", "10", "5", "0.50"] in rows
+    assert "a past &lt;run&gt;" in text
+
+
+def test_one_task_with_a_selection_and_a_plan_without_a_summary(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, done=2, marker="")
+    (folder / "masks.json").write_text(json.dumps({"tasks": [mask("b", [0, 100, 3, 1])]}))
+    (folder / "plan.json").write_text(json.dumps(PLAN | {"trainable": 7}))
+    text = write_run_report(folder).read_text(encoding="utf-8")
+    assert {path.stem for path in (folder / "plots").glob("[mo]*.png")} == {"masks", "masks_shares"}
+    rows = [re.findall(r">([^<>]+)</td>", line) for line in re.findall("<tr>.*?</tr>", text)]
+    assert ["train", "256", "-", "-", "4.0", "-", "-"] in rows
+    assert ["trained weights, largest task", "7", "-", "-"] in rows
+
+
+def test_many_tasks_have_no_picture_each(tmp_path: Path) -> None:
+    names = [f"task{number}" for number in range(9)]
+    masks = []
+    for number, name in enumerate(names):
+        pairs = {other: (0.0, {"h.0": 0.0}) for other in names[:number]}
+        masks.append(mask(name, [1, 0, 0, 0], **pairs))
+    folder = make_run(tmp_path, tasks=["base", "b", "c"])
+    (folder / "masks.json").write_text(json.dumps({"tasks": masks}))
+    text = write_run_report(folder).read_text(encoding="utf-8")
+    assert not (folder / "plots" / "masks_tasks.png").exists()
+    assert "mean over 9 tasks" in text and "Its mean is 0;" in text
+
+
+def test_masks_become_arrays_in_the_order_shown() -> None:
+    atlas = read_atlas(MASKS)
+    assert (atlas.layers, atlas.modules) == (["h.0", "h.1", "score"], ["query", "layer_norm", "classifier"])
+    assert atlas.selected[1].tolist() == [[10, 0, 0], [5, 5, 0], [0, 0, 0]]
+    np.testing.assert_array_equal(atlas.share[0], [[10, np.nan, np.nan], [0, 10, np.nan], [np.nan, np.nan, 0]])
+    assert atlas.pairs == [(1, 0)]
+    np.testing.assert_array_equal(atlas.overlap, [[np.nan, np.nan], [0.25, np.nan]])
+    np.testing.assert_array_equal(atlas.overlap_by_layer[1, 0], [0.5, 0.0, np.nan])
+
+
+def test_random_masks_overlap_as_drawn_ones_do() -> None:
+    assert random_jaccard(0.1, 0.1) == pytest.approx(0.1 / 1.9)
+    draw = np.random.default_rng(0)
+    a, b = draw.random(200_000) < 0.3, draw.random(200_000) < 0.1
+    assert random_jaccard(0.3, 0.1) == pytest.approx((a & b).sum() / (a | b).sum(), rel=0.03)
+
+
+def test_a_broken_certificate_says_so() -> None:
+    assert "did NOT" in certificate_text(CERTIFICATE | {"holds": False})
+
+
+def test_layers_keep_their_stacks_apart() -> None:
+    layers = ["decoder.final_layer_norm", "encoder.block.0", "encoder.block.10", "encoder.block.2", "decoder.block.0"]
+    ordered = layer_order([*layers, "encoder.final_layer_norm", "shared", "decoder.block.0"])
+    assert layer_names(ordered) == [
+        *("shared", "encoder 0", "encoder 2", "encoder 10", "decoder 0"),
+        *("decoder.final_layer_norm", "encoder.final_layer_norm"),
+    ]
+    bert = ["bert.encoder.layer.1", "bert.embeddings", "classifier", "bert.pooler", "bert.encoder.layer.0"]
+    assert layer_names(layer_order(bert)) == ["embeddings", "block 0", "block 1", "pooler", "classifier"]
+    llama = ["model.embed_tokens", "model.layers.0", "model.norm", "lm_head"]
+    assert layer_names(layer_order(llama)) == ["embed_tokens", "block 0", "norm", "lm_head"]
 
 
 @pytest.mark.parametrize("done", [0, 2])
@@ -313,6 +432,18 @@ def test_a_damaged_run_is_named_and_left_out(
         assert command.main([str(broken), *flags]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"cl_runner: {broken / name} ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "content"), [("masks.json", '{"tasks": ['), ("plan.json", "[1]")])
+def test_a_damaged_file_of_the_page_alone_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    folder = make_run(tmp_path, tasks=["base"])
+    (folder / name).write_text(content)
+    assert len(find_runs([tmp_path])[0]) == 1, "tables need neither"
+    assert command.main([str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"cl_runner: {folder / name} cannot be read") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("form", ["csv", "markdown", "html"])

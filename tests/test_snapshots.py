@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -20,15 +21,17 @@ from transformers import (
 )
 
 import cl_runner.build
+from cl_runner.sparse.bits import INTEGERS, bits_of, combine, gaps_of, positions_of, tensor_digests, weights_hash
 from cl_runner.sparse.command import main
 from cl_runner.sparse.snapshots import (
     Change,
+    Snapshot,
     apply_snapshot,
     describe_snapshot,
     read_snapshot,
     read_weights,
+    save_snapshot,
     verify_snapshot,
-    weights_hash,
     write_snapshot,
 )
 
@@ -59,16 +62,18 @@ def learn(
     for name, where in positions.items():
         new = torch.randn(weights[name].shape, generator=generator).to(weights[name])
         if where is None:
+            old = weights[name].clone()
             weights[name].copy_(new)
-            changes[name] = Change(weights[name], None)
+            changes[name] = Change(weights[name], None, old)
         else:
             at = torch.tensor(where)
+            old = weights[name].view(-1)[at]
             weights[name].view(-1)[at] = new.view(-1)[at]
-            changes[name] = Change(weights[name].view(-1)[at], at)
+            changes[name] = Change(weights[name].view(-1)[at], at, old)
     return write_snapshot(
         path,
         changes,
-        sizes={name: list(weight.shape) for name, weight in weights.items()},
+        model=weights,
         task=task,
         index=index,
         base=base,
@@ -123,18 +128,26 @@ def test_format(tmp_path: Path) -> None:
     size = learn(path, weights, "books", 0, start, PART)
     assert size == path.stat().st_size
     tensors = load_file(path)
-    sparse = {f"{kind}/{name}" for kind in ("index", "value") for name in ("encoder.weight", "head.weight")}
-    assert set(tensors) == {*sparse, "dense/scale"}
-    assert tensors["index/encoder.weight"].dtype == torch.int32
-    assert tensors["index/encoder.weight"].tolist() == [1, 29]
-    assert torch.equal(tensors["value/encoder.weight"], weights["encoder.weight"].view(-1)[[1, 29]])
-    assert tensors["value/head.weight"].dtype == torch.bfloat16
+    sparse = {f"{kind}/{name}" for kind in ("gap", "change") for name in ("encoder.weight", "head.weight")}
+    assert set(tensors) == {*sparse, "change/scale"}
+    assert tensors["gap/encoder.weight"].dtype == torch.uint16
+    assert tensors["gap/encoder.weight"].long().tolist() == [1, 28]
+    before, at = starting_weights(), torch.tensor([1, 29])
+    old, new = (side["encoder.weight"].view(-1)[at].view(torch.int32) for side in (before, weights))
+    assert tensors["change/encoder.weight"].dtype == torch.int32
+    assert torch.equal(tensors["change/encoder.weight"], old ^ new)
+    assert tensors["change/head.weight"].dtype == torch.int16
+    assert tensors["change/scale"].shape == ()
+    assert torch.equal(
+        (before["scale"].view(torch.int32) ^ tensors["change/scale"]), weights["scale"].view(torch.int32)
+    )
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     assert (metadata["task"], metadata["index"], metadata["base"]) == ("books", "0", start)
     assert metadata["weights"] == weights_hash(weights)
     assert json.loads(metadata["method"]) == METHOD
-    assert json.loads(metadata["shapes"]) == {"encoder.weight": [6, 5], "head.weight": [4], "scale": []}
+    model = {"encoder.weight": ["F32", 6, 5], "head.weight": ["BF16", 4], "scale": ["F32"]}
+    assert json.loads(metadata["model"]) == model
     assert not (tmp_path / "00_books.safetensors.tmp").exists()
 
 
@@ -157,15 +170,90 @@ def test_the_same_change_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_wide_positions_need_int64(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("positions", "gaps"),
+    [
+        ([0, 65534], [0, 65534]),
+        ([65535], [65535, 0]),  # 65535 goes on without an entry
+        ([3, 65538, 65539], [3, 65535, 0, 1]),
+        ([196610, 196611], [65535, 65535, 65535, 5, 1]),
+    ],
+)
+def test_wide_gaps(positions: list[int], gaps: list[int]) -> None:
+    found = gaps_of(torch.tensor(positions), 200_000)
+    assert found.dtype == torch.uint16 and found.long().tolist() == gaps
+    assert positions_of(found).tolist() == positions
+
+
+def test_positions_beyond_int32(tmp_path: Path) -> None:
     positions = torch.tensor([5, 2**31 + 7])
     path = tmp_path / "x.safetensors"
+    model = {"w": torch.empty(2, 2**31, device="meta")}
     names = {"base": "b", "parent": "p", "weights": "w"}
-    changes = {"w": Change(torch.ones(2), positions)}
-    write_snapshot(path, changes, sizes={"w": [2, 2**31]}, task="t", index=0, method={}, **names)
-    assert load_file(path)["index/w"].dtype == torch.int64
+    changes = {"w": Change(torch.ones(2), positions, torch.zeros(2))}
+    write_snapshot(path, changes, model=model, task="t", index=0, method={}, **names)
     found = read_snapshot(path).changes["w"].index
     assert found is not None and torch.equal(found, positions)
+
+
+#: Bits that arithmetic would not keep: NaN with payloads, -0.0, the smallest subnormal, infinity.
+STRANGE = {
+    torch.float32: [0x7FC12345, -0x80000000, 1, 0x7F800000, 0x7F800001, 0x3F800000],
+    torch.bfloat16: [0x7FC1, -0x8000, 1, 0x7F80, 0x7F81, 0x3F80],
+    torch.float16: [0x7E01, -0x8000, 1, 0x7C00, 0x7C01, 0x3C00],
+    torch.float64: [0x7FF8000000012345, -(2**63), 1, 0x7FF0000000000000, 0x7FF0000000000001, 0x3FF0000000000000],
+}
+
+
+@pytest.mark.parametrize("dtype", STRANGE, ids=str)
+@pytest.mark.parametrize("whole", [False, True])
+def test_forward_and_back_keep_every_bit(tmp_path: Path, dtype: torch.dtype, whole: bool) -> None:
+    integers = INTEGERS[dtype.itemsize]
+    strange = torch.tensor(STRANGE[dtype], dtype=integers).view(dtype)
+    before = {"w": torch.randn(90_000).to(dtype).view(300, 300), "other": torch.ones(3, dtype=dtype)}
+    at = torch.tensor([0, 1, 2, 70_000, 70_001, 89_999])
+    after = {name: weight.clone() for name, weight in before.items()}
+    after["w"].view(integers).view(-1)[at] = strange.view(integers)
+    before["w"].view(integers).view(-1)[at] = strange.flip(0).view(integers)
+    change = (
+        Change(after["w"], None, before["w"])
+        if whole
+        else Change(after["w"].view(-1)[at], at, before["w"].view(-1)[at])
+    )
+    hashes = {"base": "b", "parent": weights_hash(before), "weights": weights_hash(after)}
+    path = tmp_path / "x.safetensors"
+    write_snapshot(path, {"w": change}, model=before, task="t", index=0, method={}, **hashes)
+    weights = {name: weight.clone() for name, weight in before.items()}
+    snapshot = read_snapshot(path)
+    apply_snapshot(weights, snapshot)
+    assert torch.equal(bits_of(weights["w"]), bits_of(after["w"])) and weights_hash(weights) == hashes["weights"]
+    apply_snapshot(weights, snapshot)
+    assert torch.equal(bits_of(weights["w"]), bits_of(before["w"])) and weights_hash(weights) == hashes["parent"]
+    assert weights_hash(read_weights([path], before)) == hashes["weights"]
+
+
+def test_six_bytes_a_value_in_fp32_and_four_in_bf16(tmp_path: Path) -> None:
+    for dtype, per_value in ((torch.float32, 6), (torch.bfloat16, 4)):
+        model = {"w": torch.zeros(100, 100, dtype=dtype)}
+        at = torch.arange(0, 10_000, 100)
+        changes = {"w": Change(torch.ones(100, dtype=dtype), at, torch.zeros(100, dtype=dtype))}
+        path = tmp_path / "x.safetensors"
+        names = {"base": "b", "parent": "p", "weights": "w"}
+        size = write_snapshot(path, changes, model=model, task="t", index=0, method={}, **names)
+        found = describe_snapshot(path)
+        assert (found.stored, found.position_bytes, found.value_bytes) == (100, 200, 100 * (per_value - 2))
+        assert found.header_bytes == size - 100 * per_value
+        assert found.model_bytes == 10_000 * dtype.itemsize
+
+
+def test_a_file_of_the_format_before_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "00_books.safetensors"
+    monkeypatch.setattr("cl_runner.sparse.snapshots.FORMAT", "cl_runner.snapshot/1")
+    learn(path, starting_weights(), "books", 0, "base", PART)
+    monkeypatch.undo()
+    assert verify_snapshot(path) == [
+        f"{path}: format 'cl_runner.snapshot/1'; this version reads 'cl_runner.snapshot/2'"
+    ]
 
 
 def test_flipped_bits_and_truncation_are_found(tmp_path: Path) -> None:
@@ -210,19 +298,12 @@ def test_broken_chains(tmp_path: Path) -> None:
         read_weights([files[0], files[2]], history[0])
     with pytest.raises(ValueError, match=r"no such file"):
         read_weights([tmp_path / "none.safetensors"], history[0])
+    other = {**history[0], "scale": history[0]["scale"].half()}
+    with pytest.raises(ValueError, match=r"different models: scale is F32 \[\] and F16 \[\]"):
+        read_weights(files, other)
     # A snapshot that promises other weights than its values give.
     snapshot = read_snapshot(files[1])
-    write_snapshot(
-        files[1],
-        snapshot.changes,
-        sizes=snapshot.description.shapes,
-        task="dvd",
-        index=1,
-        base="b",
-        parent=snapshot.description.parent,
-        weights="0" * 64,
-        method={},
-    )
+    save_snapshot(files[1], Snapshot(dataclasses.replace(snapshot.header, weights="0" * 64), snapshot.changes))
     with pytest.raises(ValueError, match=r"01_dvd.*the restored weights are"):
         read_weights(files[:2], history[0])
 
@@ -233,6 +314,8 @@ def test_apply_in_place(tmp_path: Path) -> None:
     weights = {**history[0], "encoder.weight": parameter}
     apply_snapshot(weights, read_snapshot(snapshots(tmp_path)[0]))
     assert torch.equal(parameter, history[1]["encoder.weight"])
+    apply_snapshot(weights, read_snapshot(snapshots(tmp_path)[0]))
+    assert torch.equal(parameter, history[0]["encoder.weight"])
 
 
 def test_weights_hash() -> None:
@@ -243,6 +326,12 @@ def test_weights_hash() -> None:
     assert weights_hash({**weights, "encoder.weight": weights["encoder.weight"].view(5, 6)}) != start
     weights["head.weight"].view(torch.int16)[0] ^= 1
     assert weights_hash(weights) != start
+    # Digests of single tensors can be kept and combined.
+    digests = tensor_digests(weights)
+    digests["scale"] = tensor_digests({"scale": weights["scale"] * 2})["scale"]
+    assert combine(digests) == weights_hash({**weights, "scale": weights["scale"] * 2})
+    swapped = {"a": weights["scale"], "b": weights["scale"] * 2}
+    assert weights_hash(swapped) != weights_hash({"a": swapped["b"], "b": swapped["a"]})
 
 
 # the command
@@ -326,7 +415,7 @@ def test_export(run: tuple[Path, list[dict[str, Tensor]]], capsys: pytest.Captur
         (["list", "RUN/snapshots"], "holds no snapshots"),
         (["restore", "RUN", "--after", "dvd"], "--output"),
         (["lisst", "RUN"], "Nearest: 'list'. Type: python -m cl_runner snapshot list"),
-        ([], "required: list|verify|restore|export. See: python -m cl_runner snapshot --help"),
+        ([], "|compose|revert|restore|export. See: python -m cl_runner snapshot --help"),
         (["--lisst"], "--help"),
         (["list"], "required: run"),
         (["export", "RUN", "--after", "dvd", "--output", "RUN/config.yaml"], "it is not a folder"),

@@ -51,7 +51,7 @@ def tiny_learner(config: Config) -> tuple[Learner, Chain, list[Task]]:
 def learn(learner: Learner, method: Chain, task: Task, config: Config) -> list[float]:
     """One task as the run does it, without files; the losses of its steps."""
     losses: list[float] = []
-    learner.fishers = {}
+    learner.measured = {}
     method.before_task(learner, task)
     method.activate(learner, task)
     stage = config.training.incremental if task.index else config.training.base
@@ -65,7 +65,7 @@ def learn(learner: Learner, method: Chain, task: Task, config: Config) -> list[f
         lambda progress, numbers: losses.append(numbers["loss"]),
     )
     method.after_task(learner, task)
-    learner.trained, learner.selected = {}, {}
+    learner.trained, learner.selected, learner.selectable = {}, {}, {}
     return losses
 
 

@@ -59,5 +59,13 @@ class Family(ABC):
         """Sum over the batch's examples of -log p(answer | text): the Fisher's loss (PE eq. 1)."""
 
     @abstractmethod
+    def relabel(self, batch: Batch, targets: Tensor) -> Batch:
+        """The batch with other targets, as many and in the order of `Output.targets`."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """JSON of what turns examples into batches and losses: tells results of two configurations apart."""
+
+    @abstractmethod
     def predict(self, output: Output) -> list[Prediction]:
         """The answers of a forward pass, one per example; greedy."""

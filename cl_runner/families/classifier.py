@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import importlib.util
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,11 +51,11 @@ class Classifier(Family):
             "id2label": dict(enumerate(self.labels)),
             "label2id": {label: i for i, label in enumerate(self.labels)},
         }
-        if self.backbone.architecture is None:
+        if self.backbone.checkpoint is not None:
             with _readable(self.backbone):
                 configuration = AutoConfig.from_pretrained(self.source, revision=self._revision, **named)
         else:
-            sizes = dict(self.backbone.architecture)
+            sizes = dict(self.backbone.architecture or {})
             model_type = str(sizes.pop("model_type"))
             vocabulary_size = len(self.tokenizer)
             try:
@@ -70,6 +71,8 @@ class Classifier(Family):
                 if key not in values:
                     raise ValueError(f"backbone.dropout: {self.backbone.name} has no {key}; use backbone.dropout=null")
                 setattr(configuration, key, self.backbone.dropout)
+        if configuration.pad_token_id is None:
+            configuration.pad_token_id = self.tokenizer.pad_token_id
         positions = configuration.to_dict().get("max_position_embeddings", self.backbone.max_length)
         limit = min(positions, self.tokenizer.model_max_length)
         if self.backbone.max_length > limit:
@@ -84,13 +87,14 @@ class Classifier(Family):
         return self.backbone.revision or "main"
 
     def build(self, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The checkpoint's encoder and a new head drawn from `seed`, in fp32."""
+        """The checkpoint's encoder and a new head drawn from `seed`."""
         torch.manual_seed(seed)
         # transformers writes into the configuration it is given.
         configuration = copy.deepcopy(self._configuration)
-        if self.backbone.architecture is not None:
+        dtype = getattr(torch, self.backbone.dtype)
+        if self.backbone.checkpoint is None:
             model = AutoModelForSequenceClassification.from_config(
-                configuration, attn_implementation=self.backbone.attention
+                configuration, attn_implementation=self.backbone.attention, dtype=dtype
             )
         else:
             with _readable(self.backbone):
@@ -98,7 +102,7 @@ class Classifier(Family):
                     self.source,
                     revision=self._revision,
                     config=configuration,
-                    dtype=torch.float32,
+                    dtype=dtype,
                     attn_implementation=self.backbone.attention,
                     use_safetensors=True,
                 )
@@ -107,7 +111,11 @@ class Classifier(Family):
     def skeleton(self) -> PreTrainedModel:
         """The architecture on the meta device."""
         with torch.device("meta"):
-            return AutoModelForSequenceClassification.from_config(copy.deepcopy(self._configuration))
+            return AutoModelForSequenceClassification.from_config(
+                copy.deepcopy(self._configuration),
+                attn_implementation=self.backbone.attention,
+                dtype=getattr(torch, self.backbone.dtype),
+            )
 
     def _encode(self, examples: Sequence[Example]) -> None:
         missing = list(dict.fromkeys(e.prompt for e in examples if e.prompt not in self._tokens))
@@ -141,6 +149,14 @@ class Classifier(Family):
         """Sum of -log p(label | text)."""
         output = self.forward(model, batch)
         return functional.cross_entropy(output.logits, output.targets, reduction="sum")
+
+    def relabel(self, batch: Batch, targets: Tensor) -> Batch:
+        """Other labels [B]."""
+        return {**batch, "labels": targets}
+
+    def identity(self) -> str:
+        """Backbone and labels."""
+        return json.dumps({"backbone": self.backbone.model_dump(), "labels": self.labels}, sort_keys=True)
 
     def predict(self, output: Output) -> list[Prediction]:
         """The most probable label and its probability."""
@@ -195,9 +211,14 @@ def _readable(backbone: Backbone) -> Iterator[None]:
 
 def load_tokenizer(backbone: Backbone, source: str) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer, or for a random model the word list of the generated reviews."""
-    if backbone.architecture is None:
+    if backbone.checkpoint is not None:
         with _readable(backbone):
-            return AutoTokenizer.from_pretrained(source, revision=backbone.revision or "main")
+            loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                source, revision=backbone.revision or "main"
+            )
+        if loaded.pad_token is None:  # as language models have it; padding is masked out
+            loaded.pad_token = loaded.eos_token
+        return loaded
     # Characters make every text expressible; whole words keep the generated reviews short.
     characters = sorted({c for word in vocabulary() for c in word} | set("abcdefghijklmnopqrstuvwxyz0123456789"))
     pieces = dict.fromkeys([*SPECIAL_TOKENS, *characters, *("##" + c for c in characters), *vocabulary()])

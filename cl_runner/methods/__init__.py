@@ -7,4 +7,5 @@ METHODS = {
     "ewc": "ewc:EWC",
     "lwf": "lwf:LwF",
     "pe": "selector:Selector",
+    "piece": "selector:Selector",
 }

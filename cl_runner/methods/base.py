@@ -1,7 +1,9 @@
 """A continual-learning method as eleven small hooks, and a chain of methods, which is a method again.
 
 The order around a task: `before_task` (fresh tasks only; what it finds out is named in `state`) -> `activate` (pure in
-task and state, redone on resume) -> training steps -> `after_task`.
+task and state, redone on resume) -> training steps -> `after_task`. Of a chain, the method that selects what trains
+comes first: the others then hold their memory for the selected weights only, and after the task they see a model
+whose layers are its own again.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class Method:
     state: ClassVar[tuple[str, ...]] = ()  # attributes saved for resume: tensors, numbers, dicts and lists of them
     families: ClassVar[tuple[str, ...]] = ("classifier",)  # checked before a model is loaded
     last: ClassVar[bool] = False  # selects what trains: must end a chain
+    node: str  # where its options stand in the configuration: method.<node>
 
     def __init_subclass__(cls) -> None:
         hidden = set(cls.__annotations__) & {name for name in vars(Method) if not name.startswith("_")} - {
@@ -44,8 +47,8 @@ class Method:
         """Once, before anything is trained: add adapters, prompts, heads for all tasks."""
         return model
 
-    def check(self, sizes: Mapping[str, int]) -> None:
-        """Raise ValueError if the options do not fit parameters of these names and numbers of entries."""
+    def check(self, skeleton: nn.Module) -> None:
+        """Raise ValueError if the options do not fit this architecture, given without weights."""
 
     def activate(self, learner: Learner, task: Task) -> None:
         """Set which parameters run and train in this task. Pure in task and state: redone on resume."""
@@ -112,22 +115,23 @@ class Chain(Method):
         for name in names[:-1]:
             assert not methods[name].last, f"{name} must come last, got {names}"
         self.methods = dict(methods)
+        self._selecting_first = sorted(self.methods.values(), key=lambda method: not method.last)
 
     def build(self, model: nn.Module, tasks: Sequence[Task]) -> nn.Module:
         for method in self.methods.values():
             model = method.build(model, tasks)
         return model
 
-    def check(self, sizes: Mapping[str, int]) -> None:
+    def check(self, skeleton: nn.Module) -> None:
         for method in self.methods.values():
-            method.check(sizes)
+            method.check(skeleton)
 
     def activate(self, learner: Learner, task: Task) -> None:
-        for method in self.methods.values():
+        for method in self._selecting_first:
             method.activate(learner, task)
 
     def before_task(self, learner: Learner, task: Task) -> None:
-        for method in self.methods.values():
+        for method in self._selecting_first:
             method.before_task(learner, task)
 
     def reviews_old_data(self) -> bool:
@@ -139,7 +143,7 @@ class Chain(Method):
         return examples
 
     def after_task(self, learner: Learner, task: Task) -> None:
-        for method in self.methods.values():
+        for method in self._selecting_first:
             method.after_task(learner, task)
 
     def owned(self, learner: Learner, params: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:

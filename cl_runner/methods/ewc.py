@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from cl_runner.config import NonNegative, Share
@@ -29,19 +30,23 @@ class EWC(Method):
     state: ClassVar[tuple[str, ...]] = ("fisher",)
 
     def __post_init__(self) -> None:
-        self.fisher: dict[str, Tensor] = {}
-        self.anchor: dict[str, Tensor] = {}
+        self.fisher: dict[str, Tensor] = {}  # of what trains, or of all weights if it is added up
+        self.anchor: dict[str, Tensor] = {}  # of what trains
 
     def reviews_old_data(self) -> bool:
         return self.fisher_data == "old_tasks"
 
     def before_task(self, learner: Learner, task: Task) -> None:
         if learner.has_old_tasks(task) and self.fisher_data == "old_tasks":
-            self.fisher = dict(learner.fisher(learner.old_examples(task)))  # PE eq. 1: all old data, latest weights
+            fisher = learner.fisher(learner.old_examples(task))  # PE eq. 1: all old data, latest weights
+            self.fisher = {name: learner.part(name, fisher[name]) for name in learner.selected or fisher}
 
     def activate(self, learner: Learner, task: Task) -> None:
         # A resumed task activates at the weights it began with, so they need not be saved.
-        self.anchor = learner.weights() if learner.has_old_tasks(task) else {}  # theta_old
+        weights = learner.parameters() if learner.has_old_tasks(task) else {}
+        # theta_old, of the weights that train
+        names = [name for name, weight in weights.items() if weight.requires_grad]
+        self.anchor = {name: learner.part(name, weights[name].detach()).to(torch.float32, copy=True) for name in names}
 
     def after_task(self, learner: Learner, task: Task) -> None:
         if self.fisher_data == "last_task":
@@ -53,8 +58,10 @@ class EWC(Method):
             return
         penalty = 0.0
         for name, values in learner.trained.items():
-            fisher = learner.part(name, self.fisher[name])
-            moved = values.detach() - learner.part(name, self.anchor[name])
+            fisher = self.fisher[name]
+            if fisher.shape != values.shape:
+                fisher = learner.part(name, fisher)
+            moved = values.detach() - self.anchor[name]
             pull = fisher * moved
             gradient = 2 * self.strength * pull  # d/dtheta of eq. 4
             values.grad = gradient if values.grad is None else values.grad.add_(gradient)

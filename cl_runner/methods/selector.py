@@ -1,21 +1,22 @@
-"""Selection of the weights that learn a task: PE (2022.naacl-industry.35, section 3.1) and its controls.
+"""Selection of the weights that learn a task: PE (2022.naacl-industry.35, 3.1), PIECE (arXiv:2511.15375), controls.
 
-Which paper it is stands in the YAML: scores, the data they are computed on, smallest or largest, and the share.
+Which paper it is stands in the YAML: scores, the data they are computed on, smallest or largest, scope and share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
-from cl_runner.config import Fraction, Positive
+from cl_runner.config import Fraction, NonNegative, Positive
 from cl_runner.data.task import Task
 from cl_runner.methods.base import Method
 from cl_runner.sparse.layers import CompactValues
-from cl_runner.sparse.selection import layer_groups, match, random_selection, select
+from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_PASS, scores
+from cl_runner.sparse.selection import group_sizes, layer_groups, match, module_types, random_selection, select
 
 if TYPE_CHECKING:
     from cl_runner.learner import Learner
@@ -23,19 +24,32 @@ if TYPE_CHECKING:
 
 @dataclass
 class Selector(Method):
-    """Offline: score the weights, select a share of each layer. Online: the optimizer knows the selected entries only.
+    """Offline: score the weights, select a share of them. Online: the optimizer knows the selected entries only.
 
-    Positions are selected anew for every task after the base task, which trains all weights.
+    Positions are selected anew for every task.
     """
 
-    score: Literal["fisher", "random"]
+    score: Literal[
+        "fisher",
+        "second_order",
+        "gradient_over_fisher",
+        "gradient_over_shifted_fisher",
+        "gradient_over_shifted_root",
+        "abs_grad",
+        "magnitude",
+        "random",
+    ]
+    damping: NonNegative
     score_data: Literal["old_tasks", "new_task"]
     keep: Literal["smallest", "largest"]
     scope: Literal["layer", "tensor", "global"]
     fraction: Fraction
     include: list[str]
     exclude: list[str]
+    exclude_modules: list[str]
+    first_task: Literal["whole", "selected"]
     learning_rate: Positive | None
+    compat: list[Literal["missing_mask", "bf16_accumulation", "count_excluded"]]
 
     state: ClassVar[tuple[str, ...]] = ("indices",)
     last: ClassVar[bool] = True
@@ -44,47 +58,66 @@ class Selector(Method):
         self.indices: dict[str, Tensor] = {}  # flat positions of the selected entries by tensor name
         self.values: CompactValues | None = None
 
-    def check(self, sizes: Mapping[str, int]) -> None:
-        names = match(list(sizes), self.include, self.exclude)
-        entries = sum(sizes[name] for name in names)
+    def check(self, skeleton: nn.Module) -> None:
+        sizes = self._candidates(skeleton)
+        entries = sum(sizes.values())
         if self.fraction * entries < 1:
             raise ValueError(
-                f"method.pe.fraction={self.fraction:g} of {entries} weights selects not one; "
-                f"the least is {1 / entries:.1g}. Type: method.pe.fraction={1 / entries:.1g}"
+                f"method.{self.node}.fraction={self.fraction:g} of {entries} weights selects not one; "
+                f"the least is {1 / entries:.1g}. Type: method.{self.node}.fraction={1 / entries:.1g}"
+            )
+        if self.first_task == "selected" and self.score_data == "old_tasks" and self.score in NEEDS_PASS:
+            raise ValueError(
+                f"method.{self.node}.first_task=selected: before the first task there are no old tasks to compute "
+                f"scores on. Type: method.{self.node}.score_data=new_task (or method.{self.node}.first_task=whole)"
             )
 
     def reviews_old_data(self) -> bool:
-        return self.score == "fisher" and self.score_data == "old_tasks"
+        return self.score in NEEDS_PASS and self.score_data == "old_tasks"
 
     def before_task(self, learner: Learner, task: Task) -> None:
-        if not learner.has_old_tasks(task):
-            return
+        if learner.has_old_tasks(task) or self.first_task == "selected":
+            self.indices = self._select(learner, task)
+            learner.selected = self.indices
+
+    def _candidates(self, model: nn.Module) -> dict[str, int]:
+        """Entries of every tensor that may be selected from."""
+        sizes = {name: p.numel() for name, p in model.named_parameters()}
+        names = match(list(sizes), self.include, self.exclude, self.exclude_modules, module_types(model))
+        return {name: sizes[name] for name in names}
+
+    def _select(self, learner: Learner, task: Task) -> dict[str, Tensor]:
         weights = learner.parameters()
-        names = match(list(weights), self.include, self.exclude)
-        groups = layer_groups(names, self.scope)
-        if self.score == "fisher":
+        everything = {name: p.numel() for name, p in weights.items()}
+        sizes = self._candidates(learner.model)
+        groups = layer_groups(list(everything), self.scope)
+        counted = group_sizes(everything, groups) if "count_excluded" in self.compat else None
+        measured = None
+        if self.score in NEEDS_PASS:
             data = learner.old_examples(task) if self.score_data == "old_tasks" else task.train
-            scores = learner.fisher(data)  # PE eq. 1
+            kind = torch.bfloat16 if "bf16_accumulation" in self.compat else torch.float32
+            measured = learner.importance(data, gradient=self.score in NEEDS_GRADIENT, dtype=kind)
         seed = learner.seed_of("selection", task.index)  # PE-rand draws anew for each task
         with learner.clock.phase("selection"):
-            if self.score == "fisher":
-                chosen = {name: scores[name] for name in names}
-                selection = select(chosen, groups, self.fraction, self.keep, seed)
+            if self.score == "random":
+                selection = random_selection(sizes, groups, self.fraction, seed, counted)
             else:
-                sizes = {name: weights[name].shape for name in names}
-                selection = random_selection(sizes, groups, self.fraction, seed)
-        self.indices = selection.indices
+                computed = scores(self.score, measured, weights, damping=self.damping)
+                selection = select(computed, sizes, groups, self.fraction, self.keep, seed, counted=counted)
+        if "missing_mask" not in self.compat:
+            return selection.indices
+        # As released with PIECE: a tensor without a mask file trained as a whole.
+        return {name: selection.indices.get(name, torch.arange(size)) for name, size in sizes.items()}
 
     def activate(self, learner: Learner, task: Task) -> None:
         learner.train_all(not self.indices)
+        learner.selected = self.indices
         if self.indices:
-            self.values = CompactValues(learner.parameters(), self.indices)
+            learner.selectable = self._candidates(learner.model)
+            self.values = CompactValues(learner.model, self.indices)
 
     def owned(self, learner: Learner, params: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-        if self.values is None:
-            return params
-        learner.selected = self.indices
-        return self.values.parameters
+        return params if self.values is None else self.values.parameters
 
     def peak_learning_rate(self, task: Task, rate: float) -> float:
         return self.learning_rate if self.indices and self.learning_rate is not None else rate

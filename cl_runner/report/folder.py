@@ -80,6 +80,16 @@ class Run:
         return _json_lines(self.folder / "metrics.jsonl")
 
     @cached_property
+    def masks(self) -> list[dict[str, Any]]:
+        """Per task with a selection: task, cells and overlap (masks.json); empty where there is none."""
+        return cast(list[dict[str, Any]], _json(self.folder / "masks.json").get("tasks", []))
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """What was predicted before the run (plan.json), or empty."""
+        return _json(self.folder / "plan.json")
+
+    @cached_property
     def answers(self) -> dict[int, dict[str, np.ndarray]]:
         """Which answers were right: row of the matrix -> task -> bool [n]."""
         found: dict[int, dict[str, np.ndarray]] = {}

@@ -32,7 +32,7 @@ pre { background: var(--card); padding: 12px; border-radius: 8px; overflow-x: au
 figure { margin: 10px 0; }
 figure .wide { background: #ffffff; border-radius: 10px; padding: 8px; border: 1px solid var(--line); }
 figure img { display: block; max-width: 100%; height: auto; }
-@media (max-width: 700px) { figure img { max-width: none; width: max(100%, 620px); } main { padding: 16px 12px 48px; }
+@media (max-width: 700px) { figure img { max-width: 860px; } main { padding: 16px 12px 48px; }
   .tiles { grid-template-columns: 1fr 1fr; } .tile b { font-size: 18px; } }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;

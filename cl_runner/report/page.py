@@ -12,6 +12,7 @@ import numpy as np
 
 from cl_runner.matrix import FORMULAS, bootstrap_interval, forgetting_matrix
 from cl_runner.report import plots
+from cl_runner.report.atlas import atlas_sections
 from cl_runner.report.costs import COSTS, bytes_text, cost_text, costs
 from cl_runner.report.folder import Run, read_run
 from cl_runner.report.html import document, folded, picture, section, table, write
@@ -43,8 +44,9 @@ def write_run_report(folder: Path) -> Path:
         ValueError: `folder` holds no config.yaml.
     """
     run = read_run(folder)
-    body = [_heading(run), _banner(run), _tiles(run), *_matrices(run), *_importance(run), *_costs(run)]
-    body += [*_losses(run), _numbers(run), *_settings(run)]
+    body = [_heading(run), _banner(run), _tiles(run), *_matrices(run), *_importance(run)]
+    body += [*atlas_sections(run.masks, folder / "plots"), *_costs(run), _planned(run), *_losses(run)]
+    body += [_numbers(run), *_settings(run)]
     return write(folder / "report.html", document(f"{run.method} on {run.task_order}, seed {run.seed}", body))
 
 
@@ -216,12 +218,66 @@ def _costs(run: Run) -> list[str]:
             folded("peak memory by phase", memory) if peak else "",
         ),
     ]
+    proofs = [(str(task["name"]), task["certificate"]) for task in run.details if task.get("certificate")]
+    if proofs:
+        shown = [[name, certificate_text(proof)] for name, proof in proofs]
+        sections[0] += "<p>Certificates: every weight outside a selection, hashed before and after training.</p>"
+        sections[0] += table(["task", "what training changed"], shown, left=2, long=1)
     zeros = {str(task["name"]): task["zero_fisher_fraction"] for task in run.details if task["zero_fisher_fraction"]}
     if zeros:
         layers = list(next(iter(zeros.values())))
         rows = [[layer, *(f"{100 * share[layer]:.2f}" for share in zeros.values())] for layer in layers]
         sections[0] += folded("share of exact zeros in each layer's Fisher, %, by task", table(["", *zeros], rows))
     return sections
+
+
+def certificate_text(proof: Mapping[str, Any]) -> str:
+    """What a task's certificate in summary.json says: all bits outside the selection were compared."""
+    others = "others bitwise unchanged" if proof["holds"] else "others were to stay bitwise, but did NOT"
+    return (
+        f"{proof['changed']:,} of {proof['selected']:,} selected weights changed; "
+        f"{proof['untouched']:,} {others}, SHA-256 {proof['untouched_sha256'][:16]}…"
+    )
+
+
+def _planned(run: Run) -> str:
+    """What plan.json predicted beside what was measured; of an unfinished run only the prediction."""
+    if not run.plan:
+        return ""
+    seconds, peak = run.summary.get("phases", {}), run.summary.get("peak_memory_mib") or {}
+    phases = []
+    for phase, predicted in run.plan["phases"].items():
+        memory = predicted["bytes"] / 2**20, peak.get(phase)
+        phases.append([phase, *_compared(*memory, "{:,.0f}"), *_compared(predicted["seconds"], seconds.get(phase))])
+    head = ["phase", "peak memory predicted, MiB", "measured", "measured / predicted"]
+    head += ["time predicted, s", "measured", "measured / predicted"]
+    files = [path for part in ("snapshots", "predictions") for path in (run.folder / part).glob("*")]
+    kept = sum(path.stat().st_size for path in files) if run.summary else None
+    others = [["snapshots and predictions on disk", *_compared(run.plan["disk_bytes"], kept, "bytes")]]
+    trainable = run.plan["trainable"]
+    measured = [(str(task["name"]), task["trainable"]) for task in run.details]
+    if isinstance(trainable, list):
+        names = run.tasks or [name for name, _ in measured]
+        for name, count in zip(names, trainable, strict=False):
+            others.append([f"trained weights, {name}", *_compared(count, dict(measured).get(name), "{:,.0f}")])
+    else:
+        largest = max((count for _, count in measured), default=None)
+        others.append(["trained weights, largest task", *_compared(trainable, largest, "{:,.0f}")])
+    return section(
+        "Predicted and measured",
+        f"What was expected before any weight was loaded, beside what it came to. Basis: {run.plan['basis']}",
+        table(head, phases),
+        table(["", "predicted", "measured", "measured / predicted"], others),
+    )
+
+
+def _compared(predicted: float | None, measured: float | None, form: str = "{:,.1f}") -> list[str]:
+    """Predicted, measured and their ratio as text; "-" for what is not known."""
+    texts = [
+        "-" if value is None else bytes_text(value) if form == "bytes" else form.format(value)
+        for value in (predicted, measured)
+    ]
+    return [*texts, f"{measured / predicted:.2f}" if predicted and measured is not None else "-"]
 
 
 def _losses(run: Run) -> list[str]:

@@ -2,112 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Colormap, Normalize
-from matplotlib.figure import Figure
+from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
 from cl_runner.matrix import Floats
 from cl_runner.report.costs import bytes_text
-
-MODULES = (
-    "embeddings",
-    "query",
-    "key",
-    "value",
-    "attention_output",
-    "ffn_input",
-    "ffn_output",
-    "layer_norm",
-    "pooler",
-    "classifier",
-    "other",
+from cl_runner.report.drawing import (
+    COLOURS,
+    MARKERS,
+    MODULES,
+    STYLE,
+    colour_bar,
+    draw_cells,
+    heat_map_size,
+    layer_names,
+    layer_order,
+    name_axes,
+    new_figure,
+    save,
+    short,
+    signed,
 )
-#: Okabe & Ito's colours, distinguishable with colour-blind eyes; markers tell a second round apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A8A00")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    # Task names may hold $ and must not become formulas.
-    "text.parse_math": False,
-}
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure in inches, outside pyplot, so that nothing stays open."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
-
-
-def _short(name: str, length: int = 26) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def _signed(value: float) -> str:
-    return f"{value:.1f}".replace("-", "−")
-
-
-def _ink(colour: tuple[float, float, float, float]) -> str:
-    """Black or white, whichever reads better on a colour."""
-    red, green, blue, _ = colour
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "white"
-
-
-def _cells(
-    axes: Axes,
-    values: Floats,
-    colours: Colormap,
-    scale: Normalize,
-    texts: Sequence[Sequence[str]],
-    size: float,
-) -> None:
-    """Coloured cells with their numbers; NaN stays blank."""
-    axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=scale, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        ink = _ink(colours(scale(value))) if np.isfinite(value) else "#666666"
-        axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=size, color=ink)
-
-
-def _name_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
-    axes.set_xticks(range(len(columns)), [_short(name) for name in columns])
-    axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
-    turned = max(map(len, columns)) > 9
-    axes.tick_params(axis="x", rotation=35 if turned else 0, length=0, top=True, labeltop=True)
-    axes.tick_params(axis="x", bottom=False, labelbottom=False)
-    axes.tick_params(axis="y", length=0)
-    if turned:
-        for label in axes.get_xticklabels():
-            label.set(ha="left", rotation_mode="anchor")
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-
-
-def _sizes(rows: int, columns: int) -> tuple[float, float, float]:
-    """Width and height of a heat map in inches, and the font size of its numbers."""
-    cell = 0.72 if columns <= 8 else 0.56
-    return cell * columns + 2.9, 0.36 * rows + 1.9, 8.5 if columns <= 8 else 7.5
 
 
 def accuracy_heat_map(tasks: Sequence[str], rows: Floats, path: Path) -> None:
@@ -123,20 +44,20 @@ def accuracy_heat_map(tasks: Sequence[str], rows: Floats, path: Path) -> None:
     # The scale serves the tasks that were trained; `start` would take half of it.
     spread = rows[trained] if trained.any() else rows
     scale = Normalize(float(np.floor(spread.min())), max(float(np.ceil(spread.max())), spread.min() + 1), clip=True)
-    width, height, size = _sizes(len(rows), len(tasks))
+    width, height, size = heat_map_size(len(rows), len(tasks))
     with rc_context(STYLE):
-        figure, axes = _figure(width, height)
+        figure, axes = new_figure(width, height)
         texts = [[f"{value:.1f}" for value in row] for row in rows]
-        _cells(axes, np.where(trained, rows, np.nan), colours, scale, texts, size)
+        draw_cells(axes, np.where(trained, rows, np.nan), colours, scale, texts, size)
         for row, column in np.argwhere(~trained):
             face = (*colours(scale(rows[row, column]))[:3], 0.14)
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=face, linewidth=0))
         axes.set_xlim(-0.5, len(tasks) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        _name_axes(axes, ["start", *(f"after {_short(task)}" for task in tasks[: len(rows) - 1])], tasks)
+        name_axes(axes, ["start", *(f"after {short(task)}" for task in tasks[: len(rows) - 1])], tasks)
         axes.set_xlabel("test set · accuracy in % · pale: task not yet trained")
-        _colour_bar(figure, axes, colours, scale, "accuracy, %")
-        _save(figure, path)
+        colour_bar(figure, axes, colours, scale, "accuracy, %")
+        save(figure, path)
 
 
 def forgetting_heat_map(tasks: Sequence[str], forgetting: Floats, path: Path) -> None:
@@ -145,26 +66,15 @@ def forgetting_heat_map(tasks: Sequence[str], forgetting: Floats, path: Path) ->
 
     shown = forgetting[1:, : len(forgetting) - 1]
     limit = max(float(np.nanmax(np.abs(shown))), 1.0)
-    width, height, size = _sizes(*shown.shape)
+    width, height, size = heat_map_size(*shown.shape)
     with rc_context(STYLE):
-        figure, axes = _figure(width, height)
-        texts = [[_signed(value) if np.isfinite(value) else "" for value in row] for row in shown]
-        _cells(axes, shown, colormaps["RdBu_r"], Normalize(-limit, limit), texts, size)
-        _name_axes(axes, [f"after {_short(task)}" for task in tasks[1 : len(forgetting)]], tasks[: len(forgetting) - 1])
+        figure, axes = new_figure(width, height)
+        texts = [[signed(value) if np.isfinite(value) else "" for value in row] for row in shown]
+        draw_cells(axes, shown, colormaps["RdBu_r"], Normalize(-limit, limit), texts, size)
+        name_axes(axes, [f"after {short(task)}" for task in tasks[1 : len(forgetting)]], tasks[: len(forgetting) - 1])
         axes.set_xlabel("test set · forgetting/chaudhry18 in percentage points · blue: improved")
-        _colour_bar(figure, axes, colormaps["RdBu_r"], Normalize(-limit, limit), "points lost")
-        _save(figure, path)
-
-
-def _colour_bar(figure: Figure, axes: Axes, colours: Colormap, scale: Normalize, label: str) -> None:
-    from matplotlib.cm import ScalarMappable
-
-    # Beside the cells in their own height, however far the names above them reach to the right.
-    place = axes.inset_axes((1.0 + 0.15 / figure.get_figwidth(), 0.0, 0.18 / figure.get_figwidth(), 1.0))
-    bar = figure.colorbar(ScalarMappable(scale, colours), cax=place)
-    bar.set_label(label)
-    place.spines[:].set_visible(False)
-    place.grid(False)
+        colour_bar(figure, axes, colormaps["RdBu_r"], Normalize(-limit, limit), "points lost")
+        save(figure, path)
 
 
 def first_task_lines(
@@ -181,7 +91,7 @@ def first_task_lines(
         interval: [t, 2] bounds in percent around the only line of a single run.
     """
     with rc_context(STYLE):
-        figure, axes = _figure(max(6.4, 0.45 * len(tasks) + 3.2), 4.2)
+        figure, axes = new_figure(max(6.4, 0.45 * len(tasks) + 3.2), 4.2)
         shade = 0.15 if len(curves) < 5 else 0.07
         for number, (label, runs) in enumerate(curves.items()):
             steps, mean = np.arange(runs.shape[1]), runs.mean(axis=0)
@@ -202,17 +112,17 @@ def first_task_lines(
                 axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=shade, linewidth=0)
             if interval is not None:
                 axes.fill_between(steps, *interval.T, color=colour, alpha=0.15, linewidth=0)
-        axes.set_xticks(range(len(tasks)), [_short(task) for task in tasks])
+        axes.set_xticks(range(len(tasks)), [short(task) for task in tasks])
         if len(tasks) > 6 or max(map(len, tasks)) > 10:
             axes.tick_params(axis="x", rotation=40)
             for tick in axes.get_xticklabels():
                 tick.set(ha="right", rotation_mode="anchor")
         axes.set_xlabel("after task")
-        axes.set_ylabel(f"accuracy on {_short(tasks[0])}, %")
+        axes.set_ylabel(f"accuracy on {short(tasks[0])}, %")
         axes.margins(x=0.03)
         if len(curves) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
-        _save(figure, path)
+        save(figure, path)
 
 
 def fisher_map(after: str, layers: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -224,7 +134,7 @@ def fisher_map(after: str, layers: Sequence[Mapping[str, Any]], path: Path) -> N
     """
     from matplotlib import colormaps
 
-    rows = _layer_order([str(cell["layer"]) for cell in layers])
+    rows = layer_order([str(cell["layer"]) for cell in layers])
     columns = [name for name in MODULES if any(cell["module"] == name for cell in layers)]
     values = np.full((len(rows), len(columns)), np.nan)
     texts = [["" for _ in columns] for _ in rows]
@@ -232,7 +142,7 @@ def fisher_map(after: str, layers: Sequence[Mapping[str, Any]], path: Path) -> N
         row, column = rows.index(str(cell["layer"])), columns.index(cell["module"])
         if cell["log10_mean"] is not None:
             values[row, column] = cell["log10_mean"]
-        mean = "all zero" if cell["log10_mean"] is None else _signed(cell["log10_mean"])
+        mean = "all zero" if cell["log10_mean"] is None else signed(cell["log10_mean"])
         partly = cell["zero_fraction"] > 0 and cell["log10_mean"] is not None
         texts[row][column] = mean + (f"\n{_share(100 * cell['zero_fraction'])} zero" if partly else "")
     colours = colormaps["YlGnBu"]
@@ -240,39 +150,17 @@ def fisher_map(after: str, layers: Sequence[Mapping[str, Any]], path: Path) -> N
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     scale = Normalize(low, max(high, low + 0.5))
     with rc_context(STYLE):
-        figure, axes = _figure(0.85 * len(columns) + 2.6, 0.44 * len(rows) + 1.7)
+        figure, axes = new_figure(0.85 * len(columns) + 2.6, 0.44 * len(rows) + 1.7)
         axes.set_facecolor("#f3f3f3")
-        _cells(axes, values, colours, scale, texts, 7)
-        _name_axes(axes, [_layer_name(row) for row in rows], [name.replace("_", " ") for name in columns])
-        axes.set_xlabel(f"log10 of the mean Fisher before {_short(after)} · below it the share of exact zeros, if any")
-        _colour_bar(figure, axes, colours, scale, "log10 mean Fisher")
-        _save(figure, path)
+        draw_cells(axes, values, colours, scale, texts, 7)
+        name_axes(axes, layer_names(rows), [name.replace("_", " ") for name in columns])
+        axes.set_xlabel(f"log10 of the mean Fisher before {short(after)}\nbelow it the share of exact zeros, if any")
+        colour_bar(figure, axes, colours, scale, "log10 mean Fisher")
+        save(figure, path)
 
 
 def _share(percent: float) -> str:
     return f"{percent:.1f} %" if percent >= 0.05 else "< 0.1 %"
-
-
-def _layer_order(names: Sequence[str]) -> list[str]:
-    """Embeddings, then the blocks by number, then pooler and classifier, then the rest."""
-    unique = list(dict.fromkeys(names))
-
-    def key(name: str) -> tuple[int, int, int]:
-        number = re.search(r"\.(\d+)$", name)
-        if "embedding" in name:
-            place = 0
-        elif number:
-            place = 1
-        else:
-            place = 2 if "pooler" in name else 3
-        return place, int(number[1]) if number else 0, unique.index(name)
-
-    return sorted(unique, key=key)
-
-
-def _layer_name(name: str) -> str:
-    number = re.search(r"\.(\d+)$", name)
-    return f"block {number[1]}" if number else _short(name.rpartition(".")[2])
 
 
 def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -284,7 +172,7 @@ def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
     stored = [int(task["stored_bytes"]) for task in details]
     model = int(details[0]["model_bytes"])
     with rc_context(STYLE):
-        figure, axes = _figure(7.6, 0.34 * len(details) + 1.3)
+        figure, axes = new_figure(7.6, 0.34 * len(details) + 1.3)
         floor = min([size for size in stored if size] or [model]) / 8
         axes.barh(range(len(details)), [max(size, floor) - floor for size in stored], left=floor, color=COLOURS[0])
         axes.axvline(model, color=COLOURS[1], linestyle="--", linewidth=1.2)
@@ -301,7 +189,7 @@ def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
                 fontsize=8,
                 color="white" if inside else "black",
             )
-        axes.set_yticks(range(len(details)), [_short(str(task["name"])) for task in details])
+        axes.set_yticks(range(len(details)), [short(str(task["name"])) for task in details])
         axes.set_ylim(len(details) - 0.4, -0.6)
         axes.set_xscale("log", base=4)
         axes.set_xlim(floor, model * 2)
@@ -309,7 +197,7 @@ def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.xaxis.set_minor_formatter(lambda size, _: "")
         axes.set_xlabel("bytes stored for the task (log scale)")
         axes.grid(False, axis="y")
-        _save(figure, path)
+        save(figure, path)
 
 
 def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -325,7 +213,7 @@ def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
         "saving and reporting": ("load", "snapshot", "checkpoint", "report"),
     }
     with rc_context(STYLE):
-        figure, axes = _figure(7.6, 0.34 * len(details) + 1.7)
+        figure, axes = new_figure(7.6, 0.34 * len(details) + 1.7)
         start = np.zeros(len(details))
         for colour, (label, phases) in zip(
             (COLOURS[5], COLOURS[0], COLOURS[2], "#b0b0b0"), groups.items(), strict=True
@@ -335,13 +223,13 @@ def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
             start += seconds
         for place, total in enumerate(start):
             axes.text(total, place, f" {total:.1f} s", va="center", fontsize=8)
-        axes.set_yticks(range(len(details)), [_short(str(task["name"])) for task in details])
+        axes.set_yticks(range(len(details)), [short(str(task["name"])) for task in details])
         axes.set_ylim(len(details) - 0.4, -0.6)
         axes.set_xlim(0, 1.12 * max(float(start.max()), 1e-3))
         axes.set_xlabel("seconds")
         axes.grid(False, axis="y")
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8)
-        _save(figure, path)
+        save(figure, path)
 
 
 def loss_curve(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -351,7 +239,7 @@ def loss_curve(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         lines: the training lines of metrics.jsonl: task, task_index, step, loss.
     """
     with rc_context(STYLE):
-        figure, axes = _figure(9.0, 3.6)
+        figure, axes = new_figure(9.0, 3.6)
         indices = sorted({int(line["task_index"]) for line in lines})
         crowded = len(indices) > 6
         losses = np.array([line["loss"] for line in lines], dtype=float)
@@ -371,7 +259,7 @@ def loss_curve(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
                 axes.plot(steps, loss, color=colour, linewidth=1.2)
             axes.axvline(steps[0], color="#bbbbbb", linewidth=0.7)
             axes.annotate(
-                _short(str(part[0]["task"]), 22),
+                short(str(part[0]["task"]), 22),
                 (float(steps[0]), 1.0),
                 xycoords=("data", "axes fraction"),
                 xytext=(2, 3),
@@ -387,7 +275,7 @@ def loss_curve(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.set_ylabel("training loss")
         axes.grid(False, axis="x")
         axes.margins(x=0.01)
-        _save(figure, path)
+        save(figure, path)
 
 
 def final_points(values: Mapping[str, Sequence[float]], metric: str, unit: str, path: Path) -> None:
@@ -398,7 +286,7 @@ def final_points(values: Mapping[str, Sequence[float]], metric: str, unit: str, 
         unit: of the metric, for the axis.
     """
     with rc_context(STYLE):
-        figure, axes = _figure(7.6, 0.36 * len(values) + 1.1)
+        figure, axes = new_figure(7.6, 0.36 * len(values) + 1.1)
         for place, numbers in enumerate(values.values()):
             seeds = np.array(numbers)
             spread = seeds.std(ddof=1) if len(seeds) > 1 else 0.0
@@ -411,8 +299,8 @@ def final_points(values: Mapping[str, Sequence[float]], metric: str, unit: str, 
                 va="center",
                 fontsize=8,
             )
-        axes.set_yticks(range(len(values)), [_short(label, 60) for label in values])
+        axes.set_yticks(range(len(values)), [short(label, 60) for label in values])
         axes.set_ylim(len(values) - 0.5, -0.5)
         axes.set_xlabel(f"{metric}, {unit} · dot: a seed, whisker: ± one sample deviation" if unit else metric)
         axes.margins(x=0.08)
-        _save(figure, path)
+        save(figure, path)

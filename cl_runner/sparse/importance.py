@@ -1,93 +1,264 @@
-"""Importance of every weight: the exact diagonal Fisher, from one forward and backward pass per batch.
+"""Importance of every weight: G, the sum of gradients over the data, and F, the sum of their squares.
 
-Shapes: B examples, L positions, D features in, E features out, V rows of an embedding.
-
-A batch's gradient is a sum over its examples, and the sum of squares is not the square of the sum. So hooks
-take each layer's input and the gradient of its output, and form the weight's gradient per example from them.
-The weights themselves need no gradient in that pass.
+A unit is what one gradient is taken of: a single example, which gives the exact diagonal Fisher (PE,
+2022.naacl-industry.35, eq. 1), or a micro-batch, as in the released code of PIECE (arXiv:2511.15375).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import math
+import random
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from cl_runner.sparse.per_example import Loss, PerExample
 
 Batch = Mapping[str, Tensor]
-LossSum = Callable[[nn.Module, dict[str, Tensor]], Tensor]
+Batches = Callable[[], Iterable[Batch]]
+#: Called with a batch and a generator on the CPU: the batch with other labels.
+Draw = Callable[[Batch, torch.Generator], Batch]
+Item = TypeVar("Item")
 
 
-def exact_fisher(
+@dataclass(frozen=True)
+class Importance:
+    """Sums over units b of their gradients g_b, by parameter, in the parameters' shapes.
+
+    Attributes:
+        gradient: G_i = sum_b g_b,i, if it was asked for.
+        fisher: F_i = sum_b g_b,i^2.
+        units: number of units, B.
+        examples: number of examples in them.
+    """
+
+    gradient: dict[str, Tensor] | None
+    fisher: dict[str, Tensor]
+    units: int
+    examples: int
+
+    def to(self, device: torch.device) -> Importance:
+        """The same sums on a device."""
+        gradient = None if self.gradient is None else {name: g.to(device) for name, g in self.gradient.items()}
+        return Importance(gradient, {name: f.to(device) for name, f in self.fisher.items()}, self.units, self.examples)
+
+    def mean_fisher(self) -> dict[str, Tensor]:
+        """F / B, new tensors: with single examples as units the Fisher of PE eq. 1."""
+        return {name: total / self.units for name, total in self.fisher.items()}
+
+
+def measure(
     model: nn.Module,
-    batches: Iterable[Batch],
-    loss_sum: LossSum,
+    batches: Batches,
+    loss: Loss,
     names: Collection[str],
+    *,
+    micro_batch: int = 1,
+    gradient: bool = False,
+    dtype: torch.dtype = torch.float32,
+    accumulate: Literal["device", "cpu"] = "device",
+    passes: int = 1,
+    draw: Draw | None = None,
+    seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
-) -> dict[str, Tensor]:
-    """The exact diagonal empirical Fisher at the current weights (PE, 2022.naacl-industry.35, eq. 1).
+) -> Importance:
+    """G and F at the current weights, without dropout.
 
-    F_i = 1/N sum_j (d log p(y_j|x_j) / d theta_i)^2 over N examples, without dropout. nn.Linear,
-    nn.LayerNorm and nn.Embedding go through one pass per batch. What has no rule of its own (another kind of
-    layer, a layer called twice, tied weights, weights used outside their layer) goes through one pass per
-    example, with the same result. Two examples of the first batch are computed both ways to find out which
-    weights that concerns.
+    Single examples need one pass per batch where `per_example` has a rule for the layer. Anything else (another kind
+    of layer, weights used outside their layer, T5's table of relative positions) needs one pass per example: forward
+    and backward as far as those weights, so that even one small tensor may cost most of what the rules save. One
+    example of the first batch is computed both ways to find out which weights that concerns.
 
     Args:
-        batches: tensors by name, each with the examples along its first dimension.
-        loss_sum: the sum over a batch's examples of -log p(y|x).
+        batches: gives the batches anew at every call; tensors by name, each with the examples along its first
+            dimension, all in fixed order.
+        loss: the sum over the given examples if `micro_batch` is 1, else their mean.
         names: the parameters to measure.
-        on_batch: called after each batch with the number of examples done; may raise to interrupt.
-
-    Returns:
-        fp32 tensors of the parameters' shapes, by name, on their devices.
+        micro_batch: examples per unit. Batches are cut into units; only the last may leave a smaller one.
+        gradient: whether to sum G too.
+        dtype: of the sums. bfloat16 rounds gradients, squares and sums like the released PIECE; it takes one pass per
+            unit.
+        accumulate: the sums live on the parameters' devices, or in main memory, with at most one tensor's on the
+            device.
+        passes: over all batches, each for another part of the parameters, whose sums then move to main memory. The
+            result is bitwise the same for any number.
+        draw: replaces the labels, such as by `draw_labels`, with the same draws in every pass.
+        seed: of those draws.
+        on_batch: called after each batch with the number of examples done in all passes; may raise to interrupt.
 
     Raises:
-        ValueError: there are no examples, a name is no parameter, or a Fisher value is not finite.
+        ValueError: there are no examples, a name is no parameter, or a loss or sum is not finite.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     unknown = [name for name in names if name not in parameters]
     if unknown:
         raise ValueError(f"the model has no parameter {unknown[0]!r}")
-    totals = {name: torch.zeros_like(parameters[name], dtype=torch.float32) for name in names}
+    assert micro_batch >= 1 and passes >= 1, f"{micro_batch=}, {passes=}"
+    assert len({parameters[name] for name in names}) == len(names), "two names for one tensor"
+    found: dict[str, _Total] = {}
+    counts: set[tuple[int, int]] = set()
     done = 0
+
+    def drawn() -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(seed)
+        for batch in batches():
+            if draw is not None:
+                with torch.no_grad():
+                    batch = draw(batch, generator)
+            yield batch
+
+    def count(examples: int) -> None:
+        nonlocal done
+        done += examples
+        if on_batch is not None:
+            on_batch(done)
+
     with _measuring(model), torch.enable_grad():
-        fast: _PerExample | None = None
-        for given in batches:
-            batch = dict(given)
-            size = _size(batch)
-            if fast is None and size > 1:
-                fast = _agreeing(model, {key: tensor[:2] for key, tensor in batch.items()}, loss_sum, totals)
-            # A single example needs no rules: its gradient is the batch's.
-            left = set(totals) if fast is None or size == 1 else fast.add(batch, totals)
-            if left:
-                _add_one_by_one(model, batch, loss_sum, {name: totals[name] for name in sorted(left)})
-            done += size
-            if on_batch is not None:
-                on_batch(done)
-    if done == 0:
+        for group in _groups(model, names, passes):
+            totals = {name: _Total(parameters[name], gradient, dtype, accumulate == "cpu") for name in group}
+            counts.add(_pass(model, drawn(), loss, totals, micro_batch, count))
+            for name, total in totals.items():
+                total.check(name)
+                if passes > 1:
+                    total.to_host()
+            found |= totals
+    assert len(counts) == 1, f"the batches differ from pass to pass: {sorted(counts)} units and examples"
+    units, examples = counts.pop()
+    if examples == 0:
         raise ValueError("importance needs at least one example, got none")
-    for name, total in totals.items():
-        total.div_(done)
-        if not bool(torch.isfinite(total).all()):
-            raise ValueError(f"the Fisher of {name} is not finite: weights or loss have overflowed")
-    return totals
+    sums = {name: found[name].gradient for name in names}
+    return Importance(
+        {name: total for name, total in sums.items() if total is not None} if gradient else None,
+        {name: found[name].fisher for name in names},
+        units,
+        examples,
+    )
 
 
-def _size(batch: Mapping[str, Tensor]) -> int:
-    """Number of examples."""
-    return next(iter(batch.values())).shape[0]
+def exact_fisher(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    loss_sum: Loss,
+    names: Collection[str],
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """The exact diagonal empirical Fisher of PE eq. 1, fp32: `measure` of single examples in one pass."""
+    return measure(model, lambda: batches, loss_sum, names, on_batch=on_batch).mean_fisher()
+
+
+def cap(examples: Sequence[Item], max_examples: int | None, seed: int) -> list[Item]:
+    """At most `max_examples` of the examples, each equally likely, in their order; None: all."""
+    if max_examples is None or max_examples >= len(examples):
+        return list(examples)
+    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), max_examples))]
+
+
+def draw_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Labels [N] from the model's own distribution (the true Fisher's), logits [N, V]: one number drawn for each row.
+
+    So the draws depend on the order of the rows, not on how they are cut into batches.
+    """
+    cumulative = logits.detach().double().softmax(-1).cumsum(-1)
+    points = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64).to(logits.device)
+    labels = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True).squeeze(1)
+    return labels.clamp_max(logits.shape[1] - 1)
+
+
+class _Total:
+    """The sums of one parameter.
+
+    Args:
+        host: keep them in main memory, and hand out temporary ones on the parameter's device.
+    """
+
+    def __init__(self, parameter: Tensor, gradient: bool, dtype: torch.dtype, host: bool):
+        self._shape = parameter.shape
+        self._device = parameter.device
+        self._host = host
+        home = torch.device("cpu") if host else parameter.device
+        self.fisher = torch.zeros(self._shape, dtype=dtype, device=home)
+        self.gradient = torch.zeros_like(self.fisher) if gradient else None
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """F and G on the parameter's device, to add to in place."""
+        if not self._host:
+            yield self.fisher, self.gradient
+            return
+        fisher = torch.zeros(self._shape, device=self._device)
+        gradient = None if self.gradient is None else torch.zeros_like(fisher)
+        yield fisher, gradient
+        self.fisher.add_(_brought(fisher, self.fisher.device))
+        if self.gradient is not None and gradient is not None:
+            self.gradient.add_(_brought(gradient, self.gradient.device))
+
+    def add(self, gradient: Tensor) -> None:
+        """One unit's gradient, in any precision."""
+        gradient = _brought(gradient, self.fisher.device)
+        if self.gradient is not None:
+            self.gradient.add_(gradient)
+        if self.fisher.dtype == torch.float32:
+            self.fisher.addcmul_(gradient, gradient)  # multiplied in fp32, even a bf16 gradient
+        else:
+            self.fisher.add_(gradient.to(self.fisher.dtype).square())
+
+    def difference(self, gradient: Tensor, times: int) -> float:
+        """Largest |F - times * gradient^2|; F is used up."""
+        gradient = _brought(gradient, self.fisher.device).float()
+        return _largest(self.fisher.addcmul_(gradient, gradient, value=-times))
+
+    def clear(self) -> None:
+        """Back to zero."""
+        self.fisher.zero_()
+        if self.gradient is not None:
+            self.gradient.zero_()
+
+    def check(self, name: str) -> None:
+        """Refuse NaN and infinity."""
+        for total, what in ((self.fisher, "squared gradients"), (self.gradient, "gradients")):
+            if total is not None and not math.isfinite(_largest(total)):
+                raise ValueError(
+                    f"the sum of {what} of {name} is not finite: weights or loss have overflowed. "
+                    "Lower the learning rate of the tasks before, or use precision fp32"
+                )
+
+    def to_host(self) -> None:
+        """Move the sums to main memory."""
+        self.fisher = _brought(self.fisher, torch.device("cpu"))
+        if self.gradient is not None:
+            self.gradient = _brought(self.gradient, torch.device("cpu"))
+
+
+def _brought(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, complete on return."""
+    if tensor.device == device:
+        return tensor
+    # Page-locked memory is several times faster to copy to; torch reuses it. The copy blocks on purpose: whoever
+    # reads it on the CPU reads all of it.
+    return torch.empty_like(tensor, device=device, pin_memory=tensor.is_cuda).copy_(tensor)
+
+
+def _largest(values: Tensor) -> float:
+    """Largest magnitude; NaN if there is one."""
+    if not values.numel():
+        return 0.0
+    low, high = values.aminmax()
+    return float(torch.maximum(high, -low))
 
 
 @contextmanager
 def _measuring(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no parameter requires a gradient; afterwards everything is as before."""
+    """Evaluation mode, no parameter requires a gradient or has one; afterwards everything is as before."""
     modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
     model.eval()
     model.requires_grad_(False)
+    model.zero_grad()
     try:
         yield
     finally:
@@ -95,171 +266,128 @@ def _measuring(model: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
+            parameter.grad = gradients[parameter]
 
 
-def _add_one_by_one(
-    model: nn.Module, batch: Mapping[str, Tensor], loss_sum: LossSum, totals: Mapping[str, Tensor]
-) -> None:
-    """Add every example's squared gradient to `totals`: one pass per example, right for any model."""
+def _groups(model: nn.Module, names: Collection[str], count: int) -> list[list[str]]:
+    """`count` or fewer groups of neighbouring parameters, about equal in size; a module's own stay together."""
+    blocks: dict[str, list[str]] = {}
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        if name in names:
+            blocks.setdefault(name.rpartition(".")[0], []).append(name)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    wanted = [parameters[name] for name in totals]
-    for parameter in wanted:
-        parameter.requires_grad_(True)
+    sizes = {block: sum(parameters[name].numel() for name in held) for block, held in blocks.items()}
+    total = sum(sizes.values())
+    groups: dict[int, list[str]] = {}
+    before = 0
+    for block, held in blocks.items():
+        middle = before + sizes[block] / 2  # a block goes where its middle lies
+        groups.setdefault(min(int(count * middle / max(total, 1)), count - 1), []).extend(held)
+        before += sizes[block]
+    return list(groups.values())
+
+
+def _pass(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    loss: Loss,
+    totals: Mapping[str, _Total],
+    micro_batch: int,
+    count: Callable[[int], None],
+) -> tuple[int, int]:
+    """Add all batches to `totals`; the numbers of units and examples."""
+    units = examples = 0
+    fast: PerExample | None = None
+    exact = micro_batch == 1 and all(total.fisher.dtype == torch.float32 for total in totals.values())
+
+    def checked(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        value = loss(model, batch)
+        if not bool(torch.isfinite(value)):
+            raise ValueError(
+                f"the loss is {value.item():g} among examples {examples + 1} to {examples + size} of the importance "
+                "pass: the weights have overflowed, or an example is broken"
+            )
+        return value
+
+    for given in batches:
+        batch = dict(given)
+        size = next(iter(batch.values())).shape[0]
+        if examples % micro_batch:
+            raise ValueError(
+                f"importance in micro-batches of {micro_batch} needs batches of a multiple of that, got {examples} "
+                "examples in all but the last"
+            )
+        left = set(totals)
+        if exact and size > 1:  # a single example needs no rules: its gradient is the batch's
+            if fast is None:
+                fast = _agreeing(model, {key: tensor[:1] for key, tensor in batch.items()}, checked, totals)
+            left = fast.add(batch, totals)
+        if left:
+            _each_unit(model, batch, checked, left, micro_batch, lambda name, g: totals[name].add(g))
+        units += -(-size // micro_batch)
+        examples += size
+        count(size)
+    return units, examples
+
+
+def _each_unit(
+    model: nn.Module,
+    batch: Batch,
+    loss: Loss,
+    names: Collection[str],
+    micro_batch: int,
+    take: Callable[[str, Tensor], None],
+) -> None:
+    """Hand every unit's gradient to `take` and free it, tensor by tensor: one pass per unit, right for any model."""
+    wanted = {name: parameter for name, parameter in model.named_parameters(remove_duplicate=False) if name in names}
+
+    def taking(name: str) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            gradient, parameter.grad = parameter.grad, None
+            take(name, gradient)
+
+        return hook
+
+    handles = []
     try:
-        for i in range(_size(batch)):
-            loss = loss_sum(model, {key: tensor[i : i + 1] for key, tensor in batch.items()})
-            gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
-            for total, gradient in zip(totals.values(), gradients, strict=True):
-                if gradient is not None:
-                    gradient = gradient.float()
-                    total.addcmul_(gradient, gradient)
+        for name, parameter in wanted.items():
+            parameter.requires_grad_(True)
+            handles.append(parameter.register_post_accumulate_grad_hook(taking(name)))
+        for start in range(0, next(iter(batch.values())).shape[0], micro_batch):
+            value = loss(model, {key: tensor[start : start + micro_batch] for key, tensor in batch.items()})
+            if value.requires_grad:
+                value.backward()
     finally:
-        for parameter in wanted:
+        for handle in handles:
+            handle.remove()
+        for parameter in wanted.values():
             parameter.requires_grad_(False)
 
 
-def _agreeing(
-    model: nn.Module, probe: Mapping[str, Tensor], loss_sum: LossSum, totals: Mapping[str, Tensor]
-) -> _PerExample:
-    """The one-pass measurement of those parameters for which it agrees with single examples on `probe`."""
-    slow = {name: torch.zeros_like(total) for name, total in totals.items()}
-    _add_one_by_one(model, probe, loss_sum, slow)
-    quick = {name: torch.zeros_like(total) for name, total in totals.items()}
-    fast = _PerExample(model, loss_sum, totals)
-    left = fast.add(probe, quick)
-    largest = max((float(score.max()) for score in slow.values() if score.numel()), default=0.0)
-    for name in set(totals) - left:
-        difference = float((quick[name] - slow[name]).abs().max()) if slow[name].numel() else 0.0
-        # A wrong rule is wrong by about the value itself. Gradients that are zero but for rounding (the key's
-        # bias cancels in the softmax) may differ by all of it.
-        if not difference <= 1e-2 * float(slow[name].max()) + 1e-10 * largest:
-            left.add(name)
-    return _PerExample(model, loss_sum, set(totals) - left)
+def _agreeing(model: nn.Module, example: Batch, loss: Loss, totals: Mapping[str, _Total]) -> PerExample:
+    """The one-pass measurement of those parameters for which it agrees with plain backward on one example.
 
-
-class _PerExample:
-    """One forward and backward pass that adds squared per-example gradients for the layers it has a rule for.
-
-    Args:
-        names: parameters to measure; those that no rule covers are left to the caller.
+    It is given the example twice: where rows are not examples, squares of sums come out four times as large, not two.
     """
+    fast = PerExample(model, loss, totals)
+    left = fast.add({key: torch.cat([tensor, tensor]) for key, tensor in example.items()}, totals)
+    largest = dict.fromkeys(totals, 0.0)
+    differences: dict[str, float] = {}
 
-    def __init__(self, model: nn.Module, loss_sum: LossSum, names: Collection[str]):
-        self._model = model
-        self._loss_sum = loss_sum
-        owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
-        for module in model.modules():
-            for role, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-                owners.setdefault(parameter, []).append((module, role))
-        self._roles: dict[nn.Module, dict[str, str]] = {}  # module -> weight | bias -> parameter's name
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            (module, role), *others = owners[parameter]
-            if name in names and not others and type(module) in _RULES:
-                self._roles.setdefault(module, {})[role] = name
+    def compare(name: str, gradient: Tensor) -> None:
+        largest[name] = 2 * _largest(gradient.float()) ** 2
+        differences[name] = totals[name].difference(gradient, 2)
 
-    def add(self, batch: Mapping[str, Tensor], totals: Mapping[str, Tensor]) -> set[str]:
-        """Add the squared gradients of every example to `totals`; return the names that were left out."""
-        size = _size(batch)
-        calls: dict[nn.Module, int] = {}
-        unfit: set[nn.Module] = set()
-        handles = []
-
-        def before(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            # Positions are often looked up once for all examples, [1, L]; each needs a gradient of its own.
-            if len(arguments) == 1 and arguments[0].shape[:1] == (1,) and size > 1:
-                return (arguments[0].expand(size, *arguments[0].shape[1:]),)
-            return None
-
-        def after(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            calls[module] = calls.get(module, 0) + 1
-            if len(arguments) != 1 or arguments[0].dim() < 2 or arguments[0].shape[0] != size:
-                unfit.add(module)
-                return None
-            inputs, version = arguments[0].detach(), arguments[0]._version
-            start = not output.requires_grad  # no layer before needs a gradient: the graph begins here
-            watched = output.detach().requires_grad_() if start else output
-
-            def on_gradient(gradient: Tensor) -> None:
-                if inputs._version != version:  # overwritten since the forward pass
-                    unfit.add(module)
-                if module in unfit:
-                    return
-                roles = {role: totals[name] for role, name in self._roles[module].items()}
-                _RULES[type(module)](module, inputs, gradient.detach(), roles)
-
-            watched.register_hook(on_gradient)
-            return watched.clone() if start else None  # a copy, as the model may go on in place
-
-        try:
-            for module in self._roles:
-                if type(module) is nn.Embedding:
-                    handles.append(module.register_forward_pre_hook(before))
-                handles.append(module.register_forward_hook(after))
-            loss = self._loss_sum(self._model, dict(batch)) if self._roles else None
-            unfit.update(module for module, count in calls.items() if count > 1)
-            if loss is not None and loss.requires_grad:
-                loss.backward()
-        finally:
-            for handle in handles:
-                handle.remove()
-        fit = [roles.values() for module, roles in self._roles.items() if module not in unfit]
-        return set(totals).difference(*fit)
-
-
-def _linear(module: nn.Module, inputs: Tensor, gradient: Tensor, totals: Mapping[str, Tensor]) -> None:
-    """inputs [B, ..., D], gradient [B, ..., E]; weight [E, D]: g^T x per example."""
-    inputs = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]).float()
-    gradient = gradient.reshape(gradient.shape[0], -1, gradient.shape[-1]).float()
-    if "bias" in totals:
-        totals["bias"].add_(gradient.sum(1).square().sum(0))
-    if "weight" not in totals:
-        return
-    # Positions that no example uses further on, such as all but the first in a last layer, add nothing.
-    used = gradient.any(2).any(0)
-    inputs, gradient = inputs[:, used], gradient[:, used]
-    if inputs.shape[1] == 1:  # (g x)^2 = g^2 x^2
-        totals["weight"].addmm_(gradient[:, 0].square().t(), inputs[:, 0].square())
-        return
-    one = torch.empty_like(totals["weight"])
-    for x, g in zip(inputs, gradient, strict=True):
-        # One example at a time: its product stays in the cache until it is squared and added.
-        torch.mm(g.t(), x, out=one)
-        totals["weight"].addcmul_(one, one)
-
-
-def _layer_norm(module: nn.Module, inputs: Tensor, gradient: Tensor, totals: Mapping[str, Tensor]) -> None:
-    """inputs, gradient [B, ..., *normalized_shape]: g * normalised input and g, summed over positions."""
-    assert isinstance(module, nn.LayerNorm)
-    shape = module.normalized_shape
-    gradient = gradient.float()
-    if "bias" in totals:
-        totals["bias"].add_(_sum_positions(gradient, shape).square().sum(0))
-    if "weight" in totals:
-        normalised = functional.layer_norm(inputs.float(), shape, eps=module.eps)
-        totals["weight"].add_(_sum_positions(gradient * normalised, shape).square().sum(0))
-
-
-def _sum_positions(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """[B, ..., *shape] -> [B, *shape]."""
-    return values.reshape(values.shape[0], -1, *shape).sum(1)
-
-
-def _embedding(module: nn.Module, inputs: Tensor, gradient: Tensor, totals: Mapping[str, Tensor]) -> None:
-    """inputs [B, ...] rows, gradient [B, ..., D]; weight [V, D]: repeated rows add up before squaring."""
-    assert isinstance(module, nn.Embedding)
-    examples = torch.arange(inputs.shape[0], device=inputs.device).view(-1, *[1] * (inputs.dim() - 1))
-    pairs = (examples * module.num_embeddings + inputs).reshape(-1)  # (example, row) as one number
-    found, position = torch.unique(pairs, return_inverse=True)
-    summed = torch.zeros(len(found), module.embedding_dim, device=gradient.device)
-    summed.index_add_(0, position, gradient.reshape(-1, module.embedding_dim).float())
-    rows = found % module.num_embeddings
-    if module.padding_idx is not None:
-        summed[rows == module.padding_idx] = 0.0
-    totals["weight"].index_add_(0, rows, summed.square())
-
-
-_RULES: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], None]] = {
-    nn.Linear: _linear,
-    nn.LayerNorm: _layer_norm,
-    nn.Embedding: _embedding,
-}
+    compared = set(totals) - left
+    _each_unit(model, example, loss, compared, 1, compare)
+    # A wrong rule is wrong by about the value itself; bf16 activations differ by some percent with the batch size.
+    # Gradients that are zero but for rounding (the key's bias cancels in the softmax) may differ by all of it.
+    relative, absolute = (1e-1, 1e-4) if fast.coarse else (1e-2, 1e-10)
+    for name in compared:
+        difference = differences.get(name, _largest(totals[name].fisher))  # unused: no gradient, 0
+        if not difference <= relative * largest[name] + absolute * max(largest.values()):
+            left.add(name)
+    for total in totals.values():
+        total.clear()
+    return PerExample(model, loss, set(totals) - left)

@@ -6,16 +6,22 @@ import difflib
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from typing import Literal
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Scope = Literal["layer", "tensor", "global"]
+Keep = Literal["smallest", "largest"]
+Ties = Literal["random", "order"]
+
+# Entries looked at together: few enough for the cache. Large random draws depend on it.
+_CHUNK = 1 << 20
 
 _LAYER = re.compile(r"^(?:.*?\.)?(?:layers?|h|blocks?)\.\d+(?=\.)")
 
@@ -54,78 +60,98 @@ class Selection:
 
 def select(
     scores: Mapping[str, Tensor],
+    sizes: Mapping[str, int],
     groups: Mapping[str, str],
     fraction: float,
-    keep: Literal["smallest", "largest"],
+    keep: Keep,
     seed: int,
+    ties: Ties | None = None,
+    counted: Mapping[str, int] | None = None,
 ) -> Selection:
-    """The share `fraction` of every group's entries with the smallest or largest scores (PE, section 3.1).
+    """The share `fraction` of every group's entries with the smallest or largest scores (PE, section 3.1; PIECE).
 
-    Exactly round-half-up(fraction * entries) of each group, at least 1. Equal scores at the limit are drawn
-    at random, from `seed` and the group's name only: a model has many weights with a Fisher of exactly 0.
+    Exactly round-half-up(fraction * entries) of each group, at least 1: the same set as `torch.topk` finds in the
+    group's tensors joined, without joining them. `scores` may compute a tensor when it is asked for: each is asked
+    for three times and let go before the next, and beside it and the result some 10 MB are needed.
 
     Args:
-        scores: tensors by name, any shape, no NaN.
+        scores: tensors by name, any shape, on any device, no NaN; compared in fp32, where 0 and -0 are equal.
+            Only those named in `sizes` are looked at. One that is not contiguous is copied.
+        sizes: number of entries by name of the tensors to select from.
         groups: group by tensor name.
+        ties: which of several equal scores at the limit: "order" takes the first by tensor name and position,
+            "random" draws them from `seed` and the group's name. Both find the same on every device. The default
+            is "random" for the smallest, as a model has many weights with a Fisher of exactly 0, and "order" for
+            the largest.
+        counted: by group, the number of entries to take the share of, where others beside those of `sizes`
+            count (`group_sizes` of all tensors). The share is then max(1, int(fraction * counted)), as the code
+            released with PIECE has it; never more than there are.
 
     Raises:
-        ValueError: the fraction is not in (0, 1], or selects less than one entry of all.
+        ValueError: the fraction is not in (0, 1], or selects less than one entry of all; a score is NaN.
     """
-    sizes = {name: score.numel() for name, score in scores.items()}
-    _check_fraction(fraction, sizes)
+    counts = _counts(fraction, sizes, groups, counted)
+    if ties is None:
+        ties = "random" if keep == "smallest" else "order"
     indices: dict[str, Tensor] = {}
     for group, names in _members(sizes, groups).items():
-        count = _count(fraction, sum(sizes[name] for name in names))
-        if count == 0:
+        if counts[group] == 0:
             continue
-        parts = [scores[name].detach().reshape(-1) for name in names]
-        entries = sum(part.numel() for part in parts)
-        limit = _limit(parts, count - 1 if keep == "smallest" else entries - count)
-        sure: dict[str, Tensor] = {}
-        ties: dict[str, Tensor] = {}
-        for name, part in zip(names, parts, strict=True):
-            part = part.float()
-            sure[name] = (part < limit if keep == "smallest" else part > limit).nonzero().view(-1).cpu()
-            ties[name] = (part == limit).nonzero().view(-1).cpu()
-        missing = count - sum(index.numel() for index in sure.values())
-        drawn = _draw(sum(index.numel() for index in ties.values()), missing, _generator(seed, group))
-        for name, picked in _split(drawn, {name: ties[name].numel() for name in names}).items():
-            index = torch.cat([sure[name], ties[name][picked]]).sort().values
+        limit, beyond, tied = _limit(scores, sizes, names, keep, counts[group])
+        missing = counts[group] - beyond
+        ranks = torch.arange(missing) if ties == "order" else _draw(tied, missing, _generator(seed, group))
+        seen = 0
+        for name in names:
+            index, equal = _collect(scores[name], keep, limit, ranks, seen)
+            seen += equal
             if index.numel():
                 indices[name] = index
-    return Selection({name: indices[name] for name in sizes if name in indices}, sizes)
+        assert seen == tied, "the scores have changed between two looks"
+    return Selection({name: indices[name] for name in sizes if name in indices}, dict(sizes))
 
 
 def random_selection(
-    sizes: Mapping[str, torch.Size], groups: Mapping[str, str], fraction: float, seed: int
+    sizes: Mapping[str, int],
+    groups: Mapping[str, str],
+    fraction: float,
+    seed: int,
+    counted: Mapping[str, int] | None = None,
 ) -> Selection:
     """As many entries of every group as `select`, drawn uniformly without replacement (PE-rand).
 
     Args:
-        sizes: shape by tensor name.
+        sizes: number of entries by tensor name.
+        groups, counted: as for `select`.
 
     Raises:
         ValueError: as `select`.
     """
-    entries = {name: shape.numel() for name, shape in sizes.items()}
-    _check_fraction(fraction, entries)
+    counts = _counts(fraction, sizes, groups, counted)
     indices: dict[str, Tensor] = {}
-    for group, names in _members(entries, groups).items():
-        parts = {name: entries[name] for name in names}
-        total = sum(parts.values())
-        drawn = _draw(total, _count(fraction, total), _generator(seed, group))
+    for group, names in _members(sizes, groups).items():
+        parts = {name: sizes[name] for name in names}
+        drawn = _draw(sum(parts.values()), counts[group], _generator(seed, group))
         indices.update({name: part for name, part in _split(drawn, parts).items() if part.numel()})
-    return Selection({name: indices[name] for name in entries if name in indices}, entries)
+    return Selection({name: indices[name] for name in sizes if name in indices}, dict(sizes))
+
+
+def group_sizes(sizes: Mapping[str, int], groups: Mapping[str, str]) -> dict[str, int]:
+    """Number of entries by group, in the order of `sizes`."""
+    entries: dict[str, int] = {}
+    for name, size in sizes.items():
+        entries[groups[name]] = entries.get(groups[name], 0) + size
+    return entries
 
 
 def zero_fraction(scores: Mapping[str, Tensor], groups: Mapping[str, str]) -> dict[str, float]:
-    """Share of entries whose score is exactly 0, by group, in the order of `scores`."""
+    """Share of entries whose score is exactly 0, by group, in the order of `scores`, each asked for once."""
     zeros: dict[str, int] = {}
     entries: dict[str, int] = {}
-    for name, score in scores.items():
+    for name in scores:
         group = groups[name]
-        zeros[group] = zeros.get(group, 0) + score.numel() - int(torch.count_nonzero(score))
-        entries[group] = entries.get(group, 0) + score.numel()
+        size, empty = _zeros(scores[name])
+        zeros[group] = zeros.get(group, 0) + empty
+        entries[group] = entries.get(group, 0) + size
     return {group: zeros[group] / entries[group] for group in entries if entries[group]}
 
 
@@ -150,26 +176,68 @@ def layer_groups(names: Sequence[str], scope: Scope) -> dict[str, str]:
     return groups
 
 
-def match(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
-    """The names that fit a pattern of `include` (all, if it is empty) and none of `exclude`, in their order.
+def match(
+    names: Sequence[str],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    exclude_modules: Sequence[str] = (),
+    types: Mapping[str, Set[str]] | None = None,
+) -> list[str]:
+    """The names that fit a pattern of `include` (all, if it is empty) and nothing that is excluded, in their order.
 
-    Patterns are those of file names: * ? [abc].
+    Args:
+        exclude: patterns of names. Patterns are those of file names: * ? [abc].
+        exclude_modules: types of the modules that own a tensor, such as "Embedding".
+        types: `module_types` of the model; needed for `exclude_modules` only.
 
     Raises:
-        ValueError: a pattern fits no name, or no name is left.
+        ValueError: a pattern fits no name, a module type owns none, or no name is left.
     """
     for pattern in [*include, *exclude]:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"the pattern {pattern!r} matches no parameter. {_nearest(pattern, names)}")
+    owners: Mapping[str, Set[str]] = {}
+    if exclude_modules:
+        assert types is not None, "exclude_modules without types"
+        owners = {name: types[name] for name in names}
+        _check_types(exclude_modules, sorted(set().union(*owners.values())))
     kept = [
         name
         for name in names
         if (not include or any(fnmatchcase(name, pattern) for pattern in include))
         and not any(fnmatchcase(name, pattern) for pattern in exclude)
+        and owners.get(name, set()).isdisjoint(exclude_modules)
     ]
     if not kept:
-        raise ValueError(f"no parameter is left: exclude={list(exclude)} covers include={list(include)}")
+        modules = f" and exclude_modules={list(exclude_modules)}" if exclude_modules else ""
+        raise ValueError(f"no parameter is left: exclude={list(exclude)}{modules} covers include={list(include)}")
     return kept
+
+
+def module_types(model: nn.Module) -> dict[str, set[str]]:
+    """Class names of the modules that own each parameter, by its name in `model.named_parameters()`.
+
+    With the names of their base classes: "Linear" covers what is derived from it. A tied tensor has those of all
+    its owners: an output layer that shares the word embeddings is an Embedding as well.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    types: dict[str, set[str]] = {name: set() for name in names.values()}
+    for module in model.modules():
+        bases = {base.__name__ for base in type(module).__mro__ if base is not object}
+        for parameter in module.parameters(recurse=False):
+            types[names[parameter]] |= bases
+    return types
+
+
+def _check_types(given: Sequence[str], known: Sequence[str]) -> None:
+    """Every module type must own a tensor."""
+    for name in given:
+        if name not in known:
+            # What is the same but for capitals is nearer than what difflib, which heeds them, would find.
+            same = [other for other in known if other.lower() == name.lower()]
+            close = same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+            remedy = f"Nearest: {close[0]!r}; type {close[0]}" if close else f"There are: {', '.join(known)}"
+            raise ValueError(f"no module of type {name!r} owns a parameter. {remedy}")
 
 
 def _nearest(pattern: str, names: Sequence[str]) -> str:
@@ -189,12 +257,31 @@ def _nearest(pattern: str, names: Sequence[str]) -> str:
     return f"Nearest: {', '.join(close)}"
 
 
-def _check_fraction(fraction: float, sizes: Mapping[str, int]) -> None:
+def _counts(
+    fraction: float, sizes: Mapping[str, int], groups: Mapping[str, str], counted: Mapping[str, int] | None
+) -> dict[str, int]:
+    """Entries to select of every group; 1 at least, if it has one."""
     if not 0 < fraction <= 1:
         raise ValueError(f"the fraction of weights to select must be above 0 and at most 1, got {fraction:g}")
-    entries = sum(sizes.values())
-    if fraction * entries < 1:
-        raise ValueError(f"a fraction of {fraction:g} selects none of {entries} weights")
+    entries = group_sizes(sizes, groups)
+    base = entries if counted is None else {group: counted[group] for group in entries}
+    assert all(base[group] >= size for group, size in entries.items()), "counted leaves out entries of sizes"
+    total = sum(base.values())
+    if fraction * total < 1:
+        raise ValueError(f"a fraction of {fraction:g} selects none of {total} weights")
+    counts = {}
+    for group, size in entries.items():
+        if counted is None:  # in decimal arithmetic: half of what was typed, not of its nearest binary number
+            share = math.floor(Decimal(repr(float(fraction))) * size + Decimal("0.5"))
+        else:
+            share = int(fraction * base[group])
+        counts[group] = min(size, max(1, share))
+    return counts
+
+
+def _zeros(scores: Tensor) -> tuple[int, int]:
+    """Number of entries, and of those that are exactly 0."""
+    return scores.numel(), scores.numel() - int(torch.count_nonzero(scores))
 
 
 def _members(sizes: Iterable[str], groups: Mapping[str, str]) -> dict[str, list[str]]:
@@ -205,38 +292,119 @@ def _members(sizes: Iterable[str], groups: Mapping[str, str]) -> dict[str, list[
     return members
 
 
-def _count(fraction: float, entries: int) -> int:
-    """Entries to select of a group, rounded half up in decimal arithmetic; 1 at least, if there is one."""
-    if entries == 0:
-        return 0
-    return min(entries, max(1, math.floor(Decimal(repr(float(fraction))) * entries + Decimal("0.5"))))
+def _limit(
+    scores: Mapping[str, Tensor], sizes: Mapping[str, int], names: Sequence[str], keep: Keep, count: int
+) -> tuple[float, int, int]:
+    """The score of the last of `count` entries to take, how many come before it, and how many are equal to it.
 
-
-def _limit(parts: Sequence[Tensor], place: int) -> float:
-    """The score at `place` (from 0) among all of `parts` in ascending order, without sorting or joining them.
-
-    fp32 numbers as integers of their bits keep their order, so two counts, of the upper and of the lower 16
-    bits, find it exactly.
+    As `_chunks` has them, so that the largest come first. fp32 numbers as integers of their bits keep their order,
+    so two counts, of the upper and of the lower 16 bits, find it exactly.
     """
     upper = torch.zeros(1 << 16, dtype=torch.int64)
-    for part in parts:
-        upper += torch.bincount((_ordered(part) >> 16) + (1 << 15), minlength=1 << 16).cpu()
-    bucket = int((upper.cumsum(0) <= place).sum())
-    place -= int(upper[:bucket].sum())
+    for name in names:
+        tensor = scores[name]
+        assert tensor.numel() == sizes[name], f"{name} has {tensor.numel()} scores, expected {sizes[name]}"
+        _count_upper(upper, name, tensor, keep, count)
+        del tensor  # before the next one is computed
+    bucket, beyond = _holding(upper, count)
     lower = torch.zeros(1 << 16, dtype=torch.int64)
-    for part in parts:
-        keys = _ordered(part)
-        inside = keys[(keys >> 16) + (1 << 15) == bucket]
-        lower += torch.bincount(inside & 0xFFFF, minlength=1 << 16).cpu()
-    key = ((bucket - (1 << 15)) << 16) | int((lower.cumsum(0) <= place).sum())
-    found = torch.tensor([key], dtype=torch.int32)
-    return float(_turned(found).view(torch.float32))
+    for name in names:
+        _count_lower(lower, scores[name], keep, bucket)
+    last, inside = _holding(lower, count - beyond)
+    return _number(bucket, last), beyond + inside, int(lower[last])
 
 
-def _ordered(scores: Tensor) -> Tensor:
-    """int32 numbers in the order of the scores."""
-    assert not bool(scores.isnan().any()), "scores hold NaN"
-    return _turned(scores.float().view(torch.int32))
+def _count_upper(counts: Tensor, name: str, scores: Tensor, keep: Keep, count: int) -> None:
+    """Add to `counts` how often the upper 16 bits of a tensor's keys occur, where the limit may still lie."""
+    floor = _number(_holding(counts, count)[0], 0)
+    for _, part in _chunks(scores, keep):
+        largest = float(part.amax())  # NaN, if there is one
+        if math.isnan(largest):
+            raise ValueError(
+                f"the scores of {name} hold NaN: the loss or its gradient has overflowed. "
+                "Start from weights trained with a smaller learning rate, or compute in fp32"
+            )
+        if largest >= floor:
+            counts += torch.bincount(_upper(_keys(part[_reaching(part, floor)])), minlength=1 << 16).cpu()
+            # With `count` entries above it, what is smaller than a bucket's lower end is not looked at again.
+            floor = _number(_holding(counts, count)[0], 0)
+
+
+def _count_lower(counts: Tensor, scores: Tensor, keep: Keep, bucket: int) -> None:
+    """Add to `counts` how often the lower 16 bits of a tensor's keys occur under the upper bits `bucket`."""
+    floor = _number(bucket, 0)
+    for _, part in _chunks(scores, keep):
+        keys = _keys(part[_reaching(part, floor)])
+        counts += torch.bincount(keys[_upper(keys) == bucket] & 0xFFFF, minlength=1 << 16).cpu()
+
+
+def _collect(scores: Tensor, keep: Keep, limit: float, ranks: Tensor, seen: int) -> tuple[Tensor, int]:
+    """Positions of the entries beyond the limit and of some that are equal to it, and how many are equal.
+
+    Args:
+        ranks: which of the equal entries of the whole group to take, sorted.
+        seen: how many there were in the tensors before.
+
+    Returns:
+        int64 on the CPU, sorted; a number.
+    """
+    found = [torch.empty(0, dtype=torch.int64)]
+    before = seen
+    for start, part in _chunks(scores, keep):
+        position = _reaching(part, limit)
+        equal = (part[position] == limit).cpu()
+        ties = int(equal.sum())
+        low, high = torch.searchsorted(ranks, torch.tensor([seen, seen + ties])).tolist()
+        drawn = torch.zeros(ties, dtype=torch.bool)
+        drawn[ranks[low:high] - seen] = True
+        taken = ~equal
+        taken[equal] = drawn
+        found.append(position.cpu()[taken] + start)
+        seen += ties
+    return torch.cat(found), seen - before
+
+
+def _chunks(scores: Tensor, keep: Keep) -> Iterator[tuple[int, Tensor]]:
+    """Parts of a tensor with their first positions, as fp32 [at most _CHUNK]; negative for the smallest."""
+    flat = scores.detach().reshape(-1)
+    for start in range(0, flat.numel(), _CHUNK):
+        part = flat[start : start + _CHUNK].float()
+        yield start, -part if keep == "smallest" else part
+
+
+def _reaching(part: Tensor, floor: float) -> Tensor:
+    """Positions [n] of the numbers that are not below `floor`."""
+    reached = part >= floor
+    if reached.is_cpu:  # many times faster than torch's own
+        return torch.from_numpy(np.flatnonzero(reached.numpy()))
+    return reached.nonzero().view(-1)
+
+
+def _holding(counts: Tensor, place: int) -> tuple[int, int]:
+    """Where the number at `place` (from 1, the largest first) was counted, and how many were counted above it.
+
+    With fewer than `place` in all: 0, and all of them.
+    """
+    above = counts.flip(0).cumsum(0)
+    buckets = int((above < place).sum())
+    return max(len(counts) - 1 - buckets, 0), int(above[buckets - 1]) if buckets else 0
+
+
+def _keys(numbers: Tensor) -> Tensor:
+    """int32 [n] in the order of fp32 [n]."""
+    return _turned((numbers + 0.0).view(torch.int32))  # -0 + 0 is 0
+
+
+def _upper(keys: Tensor) -> Tensor:
+    """The upper 16 bits of keys, from 0 on."""
+    return (keys >> 16) + (1 << 15)
+
+
+def _number(upper: int, lower: int) -> float:
+    """The fp32 number of a key; the least of all for the keys below its own, which belong to none."""
+    key = torch.tensor([(upper - (1 << 15)) << 16 | lower], dtype=torch.int32)
+    number = float(_turned(key).view(torch.float32))
+    return -math.inf if math.isnan(number) else number
 
 
 def _turned(bits: Tensor) -> Tensor:
@@ -252,14 +420,28 @@ def _generator(seed: int, group: str) -> torch.Generator:
 
 def _draw(entries: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` of the numbers 0 .. entries - 1, uniformly without replacement, sorted."""
-    if 4 * count >= entries:
+    if 4 * count < entries:
+        # Draw with replacement until enough are different: no permutation of all entries in memory.
+        found = torch.empty(0, dtype=torch.int64)
+        while found.numel() < count:
+            more = torch.randint(entries, (count - found.numel() + 16,), generator=generator)
+            found = torch.cat([found, more]).unique()
+        return found[torch.randperm(found.numel(), generator=generator)[:count]].sort().values
+    if entries <= _CHUNK:
         return torch.randperm(entries, generator=generator)[:count].sort().values
-    # Draw with replacement until enough are different: no permutation of all entries in memory.
-    found = torch.empty(0, dtype=torch.int64)
-    while found.numel() < count:
-        more = torch.randint(entries, (count - found.numel() + 16,), generator=generator)
-        found = torch.cat([found, more]).unique()
-    return found[torch.randperm(found.numel(), generator=generator)[:count]].sort().values
+    # Take each by itself, with a chance that gives a little more than `count` (six standard deviations at least),
+    # and drop the surplus at random: every set of `count` remains equally likely.
+    chance = min(1.0, (count + 3 * math.sqrt(entries)) / entries)
+    while True:
+        parts = []
+        for start in range(0, entries, _CHUNK):
+            numbers = torch.rand(min(_CHUNK, entries - start), generator=generator)
+            parts.append((numbers < chance).nonzero().view(-1) + start)
+        found = torch.cat(parts)
+        if found.numel() >= count:
+            kept = torch.ones(found.numel(), dtype=torch.bool)
+            kept[_draw(found.numel(), found.numel() - count, generator)] = False
+            return found[kept]
 
 
 def _split(positions: Tensor, sizes: Mapping[str, int]) -> dict[str, Tensor]:

@@ -1,9 +1,15 @@
-"""What a task changed in the model, as one safetensors file that names its parent and finds its own damage.
+"""What a task changed in the model, as one safetensors file that leads forward and back and finds its own damage.
 
-A tensor `name` of which some entries changed is stored as `index/<name>` (sorted flat positions, int32 where
-they fit) and `value/<name>` (final values, not differences); one that changed as a whole as `dense/<name>`.
-The metadata hold hashes of the weights before and after, so that a chain of snapshots leads from the starting
-weights to those after any task and every link can be checked. The same change always gives the same bytes.
+A tensor `name` of which some entries changed is stored as `gap/<name>` and `change/<name>`. The change is the bits
+of the entries before the task XOR their bits after it, as integers: applied to the weights before it gives those
+after, applied to those after it gives those before, bit by bit. The gaps are the differences of the sorted
+flat positions as 16-bit numbers, the first of them the first position; 65535 goes on by 65535 without an entry there.
+A tensor that changed as a whole has a `change` of its shape and no gaps. Only where every tensor of the model changed
+as a whole are the values after the task stored themselves, as `dense/<name>`: such a file needs no other.
+
+The metadata hold type and shape of every parameter of the model, and hashes of the weights before and after, so that
+a chain of snapshots leads from the starting weights to those after any task and every link can be checked. The same
+change always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -12,51 +18,47 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from cl_runner.checkpoint import sync_folder
+from cl_runner.sparse.bits import DTYPES, INTEGERS, NAMED, bits_of, bytes_of, gaps_of, positions_of, weights_hash
 
-FORMAT = "cl_runner.snapshot/1"
-
-#: safetensors' name of a type.
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-}
-_ITEM_SIZES = {name: dtype.itemsize for dtype, name in _DTYPES.items()}
+FORMAT = "cl_runner.snapshot/2"
 
 
 @dataclass(frozen=True)
 class Change:
-    """New content of a tensor: `values` at the sorted flat positions `index`, or of the whole tensor."""
+    """What a task did to a tensor: values before and after, at sorted flat positions or of the whole tensor."""
 
-    values: Tensor  # [entries], or the tensor's shape if index is None; the model's type
+    values: Tensor  # after; [entries], or the tensor's shape if index is None; the weight's type
     index: Tensor | None
+    old: Tensor | None = None  # before, like values; not needed if the whole model is stored
 
 
 @dataclass(frozen=True)
-class Description:
-    """What a snapshot's header says.
+class Stored:
+    """A tensor's change as a snapshot holds it: bits before XOR bits after; of a whole model the bits after."""
+
+    bits: Tensor  # [entries], or the tensor's shape if index is None; integers as wide as the weight
+    index: Tensor | None  # [entries] int64, sorted
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a snapshot is a change of.
 
     Attributes:
         base: hash of the untrained starting weights.
         parent: hash of the weights before the task; `weights`: after it.
         method: the method's configuration.
-        shapes: of all parameters of the model, changed or not.
-        stored: number of values stored (PE table 3).
-        file_bytes: bytes on disk.
-        model_bytes: bytes of all parameters, at the stored values' precision.
+        shapes, dtypes: of all parameters of the model, changed or not, in the model's order.
         whole: every parameter is stored as a whole, so nothing else is needed to restore the weights.
     """
 
@@ -65,12 +67,36 @@ class Description:
     base: str
     parent: str
     weights: str
-    method: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]
-    stored: int
-    file_bytes: int
-    model_bytes: int
+    method: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, torch.dtype]
     whole: bool
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of all parameters."""
+        return sum(math.prod(shape) * self.dtypes[name].itemsize for name, shape in self.shapes.items())
+
+
+@dataclass(frozen=True)
+class Description(Header):
+    """What a file's header says.
+
+    Attributes:
+        stored: number of values stored (PE table 3).
+        position_bytes, value_bytes: of all gaps, and of all changes.
+        file_bytes: bytes on disk; what is not positions and values is the header.
+    """
+
+    stored: int
+    position_bytes: int
+    value_bytes: int
+    file_bytes: int
+
+    @property
+    def header_bytes(self) -> int:
+        """Names, shapes, hashes and metadata."""
+        return self.file_bytes - self.position_bytes - self.value_bytes
 
     @property
     def share(self) -> float:
@@ -82,25 +108,15 @@ class Description:
 class Snapshot:
     """A snapshot in memory: its header and the changes by parameter name."""
 
-    description: Description
-    changes: dict[str, Change]
-
-
-def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name]
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
+    header: Header
+    changes: Mapping[str, Stored]
 
 
 def write_snapshot(
     path: Path,
     changes: Mapping[str, Change],
     *,
-    sizes: Mapping[str, Sequence[int]],
+    model: Mapping[str, Tensor],
     task: str,
     index: int,
     base: str,
@@ -108,11 +124,11 @@ def write_snapshot(
     weights: str,
     method: Mapping[str, Any],
 ) -> int:
-    """Write a snapshot in one step: a reader, or a crash, sees the whole file or none.
+    """Write what a task changed.
 
     Args:
         changes: by parameter name.
-        sizes: shapes of all parameters of the model.
+        model: all parameters by name; only their shapes and types are used.
         task, index: name and position of the task.
         base, parent, weights: hashes of the weights untrained, before the task, and after it.
         method: the method's configuration, as JSON can hold it.
@@ -120,81 +136,89 @@ def write_snapshot(
     Returns:
         Bytes on disk.
     """
+    whole = len(changes) == len(model) > 0 and all(change.index is None for change in changes.values())
+    stored: dict[str, Stored] = {}
+    for name, change in changes.items():
+        shape = model[name].shape if change.index is None else change.index.shape
+        assert change.values.shape == shape, f"{name}: {change.values.shape} values, expected {shape}"
+        assert change.values.dtype == model[name].dtype, f"{name}: {change.values.dtype} values"
+        bits = bits_of(change.values.cpu())
+        if not whole:
+            assert change.old is not None, f"{name}: the values before the task are missing"
+            assert change.old.shape == shape and change.old.dtype == change.values.dtype, f"{name}: old values"
+            bits = bits ^ bits_of(change.old.cpu())
+        stored[name] = Stored(bits, None if change.index is None else change.index.cpu())
+    header = Header(
+        task=task,
+        index=index,
+        base=base,
+        parent=parent,
+        weights=weights,
+        method=method,
+        shapes={name: tuple(parameter.shape) for name, parameter in model.items()},
+        dtypes={name: parameter.dtype for name, parameter in model.items()},
+        whole=whole,
+    )
+    return save_snapshot(path, Snapshot(header, stored))
+
+
+def save_snapshot(path: Path, snapshot: Snapshot) -> int:
+    """Write a snapshot in one step: a reader, or a crash, sees the whole file or none. Returns bytes on disk."""
+    header = snapshot.header
     tensors: dict[str, Tensor] = {}
-    for name in sorted(changes):
-        values, positions = changes[name].values, changes[name].index
-        if positions is None:
-            assert list(values.shape) == list(sizes[name]), f"{name}: {values.shape}, expected {sizes[name]}"
-            tensors[f"dense/{name}"] = values.detach().cpu()
-        else:
-            assert values.shape == positions.shape, f"{name}: {values.shape} values, {positions.shape} positions"
-            assert bool((positions.diff() > 0).all()), f"{name}: positions are not sorted"
-            fits = math.prod(sizes[name]) < 2**31
-            tensors[f"index/{name}"] = positions.cpu().to(torch.int32 if fits else torch.int64)
-            tensors[f"value/{name}"] = values.detach().cpu()
-    digests = {name: hashlib.sha256() for name in sorted(changes)}
+    for name, change in snapshot.changes.items():
+        if header.whole:
+            tensors[f"dense/{name}"] = change.bits.view(header.dtypes[name])
+        elif change.bits.numel():
+            tensors[f"change/{name}"] = change.bits
+            if change.index is not None:
+                tensors[f"gap/{name}"] = gaps_of(change.index, math.prod(header.shapes[name]))
     # Widest types first keeps every tensor aligned, as safetensors wants it.
     keys = sorted(tensors, key=lambda key: (-tensors[key].dtype.itemsize, key))
+    digests = {name: hashlib.sha256() for name in _changed(tensors)}
     entries: dict[str, Any] = {}
     end = 0
     for key in keys:
         tensor = tensors[key]
-        begin, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        shape = list(tensor.shape)
-        entries[key] = {"dtype": _DTYPES[tensor.dtype], "shape": shape, "data_offsets": [begin, end]}
-        digests[key.partition("/")[2]].update(_bytes(tensor))
+        begin, end = end, end + tensor.nbytes
+        entries[key] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        digests[key.partition("/")[2]].update(bytes_of(tensor))
+    model = {name: [DTYPES[header.dtypes[name]], *shape] for name, shape in header.shapes.items()}
     metadata = {
         "format": FORMAT,
-        "task": task,
-        "index": str(index),
-        "base": base,
-        "parent": parent,
-        "weights": weights,
-        "method": _json(method),
-        "shapes": _json({name: list(shape) for name, shape in sizes.items()}),
-        "sha256": _json({name: digest.hexdigest() for name, digest in digests.items()}),
+        "task": header.task,
+        "index": str(header.index),
+        "base": header.base,
+        "parent": header.parent,
+        "weights": header.weights,
+        "method": _json(header.method),
+        "model": json.dumps(model, separators=(",", ":")),  # in the model's order
+        "sha256": " ".join(digest.hexdigest() for digest in digests.values()),  # in the order of the names
     }
     metadata["content"] = _content({"__metadata__": metadata, **entries})
-    header = _json({"__metadata__": metadata, **entries}).encode()
-    header += b" " * (-len(header) % 8)
+    text = _json({"__metadata__": metadata, **entries}).encode()
+    text += b" " * (-len(text) % 8)
     # Written here and not by safetensors, whose order of metadata differs from call to call.
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little"))
-        file.write(header)
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
         for key in keys:
-            file.write(_bytes(tensors[key]))
+            file.write(bytes_of(tensors[key]))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
     sync_folder(path.parent)
-    return 8 + len(header) + end
+    return 8 + len(text) + end
 
 
 def describe_snapshot(path: Path) -> Description:
-    """The header of a snapshot; the stored values are neither read nor checked.
+    """Read a snapshot's header.
 
     Raises:
-        ValueError: there is no such file, it is no snapshot, or its header is damaged.
+        ValueError: the file is missing, is no snapshot, or its header is damaged.
     """
-    entries, metadata, _ = _header(path)
-    shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
-    stored = {key: entry for key, entry in entries.items() if not key.startswith("index/")}
-    # A task that changed nothing stores nothing; weights are fp32 unless stored otherwise.
-    item_size = max((_ITEM_SIZES[entry["dtype"]] for entry in stored.values()), default=4)
-    return Description(
-        task=metadata["task"],
-        index=int(metadata["index"]),
-        base=metadata["base"],
-        parent=metadata["parent"],
-        weights=metadata["weights"],
-        method=json.loads(metadata["method"]),
-        shapes=shapes,
-        stored=sum(math.prod(entry["shape"]) for entry in stored.values()),
-        file_bytes=path.stat().st_size,
-        model_bytes=item_size * sum(math.prod(shape) for shape in shapes.values()),
-        whole=all(f"dense/{name}" in entries for name in shapes),
-    )
+    return _describe(path, *_header(path)[:2])
 
 
 def verify_snapshot(path: Path) -> list[str]:
@@ -203,60 +227,83 @@ def verify_snapshot(path: Path) -> list[str]:
         entries, metadata, start = _header(path)
     except ValueError as error:
         return [str(error)]
-    problems = []
-    end = start
-    with path.open("rb") as file:
-        for name, expected in json.loads(metadata["sha256"]).items():
-            digest = hashlib.sha256()
-            complete = True
-            for key in (f"dense/{name}", f"index/{name}", f"value/{name}"):
-                if key not in entries:
-                    continue
-                begin, stop = entries[key]["data_offsets"]
-                file.seek(start + begin)
-                content = file.read(stop - begin)
-                complete = complete and len(content) == stop - begin
-                digest.update(content)
-                end = max(end, start + stop)
-            if not complete:
-                problems.append(f"{path}: the file ends inside or before the tensor {name}")
-            elif digest.hexdigest() != expected:
-                problems.append(f"{path}: the tensor {name} is damaged, its SHA-256 differs")
-    extra = path.stat().st_size - end
-    if extra > 0:
-        problems.append(f"{path}: {extra} bytes follow the last tensor")
-    return problems
+    problems = [problem for _, _, problem in _scan(path, entries, metadata, start) if problem is not None]
+    return problems + _extra(path, entries, start)
 
 
 def read_snapshot(path: Path) -> Snapshot:
-    """Read and check a snapshot; tensors on the CPU, positions as int64.
+    """Read and check a snapshot; tensors on the CPU.
 
     Raises:
         ValueError: the file is missing or damaged; the text names the tensor.
     """
-    problems = verify_snapshot(path)
+    entries, metadata, start = _header(path)
+    changes: dict[str, Stored] = {}
+    problems = []
+    for name, parts, problem in _scan(path, entries, metadata, start):
+        if problem is not None:
+            problems.append(problem)
+        elif "dense" in parts:
+            changes[name] = Stored(bits_of(parts["dense"]), None)
+        else:
+            changes[name] = Stored(parts["change"], positions_of(parts["gap"]) if "gap" in parts else None)
+    problems += _extra(path, entries, start)
     if problems:
         raise ValueError("\n".join(problems))
-    changes = {}
-    tensors = load_file(path)
-    for key, tensor in tensors.items():
-        kind, _, name = key.partition("/")
-        if kind == "dense":
-            changes[name] = Change(tensor, None)
-        elif kind == "value":
-            changes[name] = Change(tensor, tensors[f"index/{name}"].long())
-    return Snapshot(describe_snapshot(path), changes)
+    return Snapshot(_describe(path, entries, metadata), changes)
 
 
 @torch.no_grad()
 def apply_snapshot(weights: Mapping[str, Tensor], snapshot: Snapshot) -> None:
-    """Write a snapshot's values into `weights`, in place."""
+    """Turn the weights before a snapshot into those after it, or those after into those before, in place.
+
+    One of a whole model gives the weights after it, whatever they were.
+    """
     for name, change in snapshot.changes.items():
-        weight = weights[name]
-        if change.index is None:
-            weight.copy_(change.values)
+        weight = weights[name].detach()
+        bits = weight.view(INTEGERS[weight.dtype.itemsize])
+        stored = change.bits.to(weight.device)
+        if snapshot.header.whole:
+            bits.copy_(stored)
+        elif change.index is None:
+            bits ^= stored
         else:
-            weight.view(-1)[change.index.to(weight.device)] = change.values.to(weight)
+            flat, index = bits.view(-1), change.index.to(weight.device)
+            flat[index] = flat[index] ^ stored
+
+
+def apply_chain(weights: Mapping[str, Tensor], paths: Sequence[Path]) -> None:
+    """Lead weights through a chain of snapshots, in place, and check that they end bit by bit as promised.
+
+    Args:
+        weights: those before the first snapshot, of any content if that is whole; on any device.
+        paths: snapshots in the order of their tasks, each the parent of the next.
+
+    Raises:
+        ValueError: a file is missing, damaged or of another model, a link of the chain does not fit, or the result
+            is not what the last snapshot promises; the text names the file. The weights are then of no use.
+    """
+    assert paths, "a chain has at least one snapshot"
+    headers = [describe_snapshot(path) for path in paths]
+    for (earlier, before), (path, header) in pairwise(zip(paths, headers, strict=True)):
+        if header.parent != before.weights:
+            raise ValueError(_broken(path, header.parent, str(earlier), before.weights))
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    dtypes = {name: tensor.dtype for name, tensor in weights.items()}
+    check_same_model(headers[0], str(paths[0]), shapes, dtypes, "the starting weights")
+    for path in paths:
+        apply_snapshot(weights, read_snapshot(path))
+    found, expected = weights_hash(weights), headers[-1].weights
+    if found == expected:
+        return
+    if not any(header.whole for header in headers):
+        # Hashing the starting weights first would double the time of every good chain; a bad one can be undone.
+        for path in reversed(paths):
+            apply_snapshot(weights, read_snapshot(path))
+        start = weights_hash(weights)
+        if start != headers[0].parent:
+            raise ValueError(_broken(paths[0], headers[0].parent, "the starting weights", start))
+    raise ValueError(f"{paths[-1]}: the restored weights are {found[:12]}, but should be {expected[:12]}")
 
 
 def read_weights(paths: Sequence[Path], base: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -267,40 +314,44 @@ def read_weights(paths: Sequence[Path], base: Mapping[str, Tensor] | None = None
         base: the untrained starting weights, left as they are; needed unless the first snapshot is whole.
 
     Raises:
-        ValueError: a file is missing or damaged, a link of the chain does not fit, or the result is not what
-            the last snapshot promises; the text names the file.
+        ValueError: as `apply_chain`.
     """
     assert paths, "a chain has at least one snapshot"
     first = describe_snapshot(paths[0])
     if first.whole:
-        weights = {name: change.values for name, change in read_snapshot(paths[0]).changes.items()}
-        reached, rest = first.weights, paths[1:]
+        weights = {name: torch.empty(shape, dtype=first.dtypes[name]) for name, shape in first.shapes.items()}
     elif base is None:
         raise ValueError(f"{paths[0]} stores a part of the model only; its parent's weights are needed as well")
     else:
-        weights = {name: tensor.detach().cpu().clone() for name, tensor in base.items()}
-        reached, rest = weights_hash(weights), paths
-    last = paths[0]
-    for path in rest:
-        snapshot = read_snapshot(path)
-        if snapshot.description.parent != reached:
-            before = "the starting weights" if path == paths[0] else str(last)
-            raise ValueError(
-                f"{path} does not follow on {before}: it changes weights {snapshot.description.parent[:12]}, "
-                f"these are {reached[:12]}"
-            )
-        apply_snapshot(weights, snapshot)
-        reached, last = snapshot.description.weights, path
-    found = weights_hash(weights)
-    if found != reached:
-        raise ValueError(f"{last}: the restored weights are {found[:12]}, but should be {reached[:12]}")
+        weights = {
+            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in base.items()
+        }
+    apply_chain(weights, paths)
     return weights
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    """A tensor's bytes, without a copy if it is contiguous on the CPU."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+def check_same_model(
+    header: Header,
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, torch.dtype],
+    other: str,
+) -> None:
+    """Raise ValueError unless a snapshot, called `name`, is of a model with these shapes and types, called `other`."""
+    for tensor in [*header.shapes, *shapes]:
+        here = _kind(header.shapes, header.dtypes, tensor)
+        there = _kind(shapes, dtypes, tensor)
+        if here != there:
+            raise ValueError(f"{name} and {other} are of different models: {tensor} is {here} and {there}")
+
+
+def _kind(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype], name: str) -> str:
+    return f"{DTYPES[dtypes[name]]} {list(shapes[name])}" if name in shapes else "missing"
+
+
+def _broken(path: Path, parent: str, before: str, reached: str) -> str:
+    return f"{path} does not follow on {before}: it changes weights {parent[:12]}, these are {reached[:12]}"
 
 
 def _json(value: Any) -> str:
@@ -311,6 +362,11 @@ def _content(header: Mapping[str, Any]) -> str:
     """SHA-256 of everything in a header but itself; through the tensors' hashes in it, of the whole file."""
     metadata = {key: value for key, value in header["__metadata__"].items() if key != "content"}
     return hashlib.sha256(_json({**header, "__metadata__": metadata}).encode()).hexdigest()
+
+
+def _changed(keys: Mapping[str, Any]) -> list[str]:
+    """The names of the changed parameters among a file's keys, sorted."""
+    return sorted({key.partition("/")[2] for key in keys})
 
 
 def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
@@ -334,3 +390,56 @@ def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
     if metadata["format"] != FORMAT:
         raise ValueError(f"{path}: format {metadata['format']!r}; this version reads {FORMAT!r}")
     return {key: entry for key, entry in header.items() if key != "__metadata__"}, metadata, 8 + length
+
+
+def _describe(path: Path, entries: Mapping[str, Any], metadata: Mapping[str, str]) -> Description:
+    model = {name: (NAMED[dtype], tuple(shape)) for name, (dtype, *shape) in json.loads(metadata["model"]).items()}
+    positions = [entry for key, entry in entries.items() if key.startswith("gap/")]
+    values = [entry for key, entry in entries.items() if not key.startswith("gap/")]
+    return Description(
+        task=metadata["task"],
+        index=int(metadata["index"]),
+        base=metadata["base"],
+        parent=metadata["parent"],
+        weights=metadata["weights"],
+        method=json.loads(metadata["method"]),
+        shapes={name: shape for name, (_, shape) in model.items()},
+        dtypes={name: dtype for name, (dtype, _) in model.items()},
+        whole=bool(model) and all(f"dense/{name}" in entries for name in model),
+        stored=sum(math.prod(entry["shape"]) for entry in values),
+        position_bytes=sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in positions),
+        value_bytes=sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in values),
+        file_bytes=path.stat().st_size,
+    )
+
+
+def _scan(
+    path: Path, entries: Mapping[str, Any], metadata: Mapping[str, str], start: int
+) -> Iterator[tuple[str, dict[str, Tensor], str | None]]:
+    """(parameter, its stored tensors by kind, what is wrong with them) for every changed parameter."""
+    with path.open("rb") as file:
+        for name, expected in zip(_changed(entries), metadata["sha256"].split(), strict=True):
+            digest = hashlib.sha256()
+            parts: dict[str, Tensor] = {}
+            complete = True
+            for kind in ("change", "dense", "gap"):  # as they follow on each other in the file
+                entry = entries.get(f"{kind}/{name}")
+                if entry is None:
+                    continue
+                parts[kind] = torch.empty(entry["shape"], dtype=NAMED[entry["dtype"]])
+                content = bytes_of(parts[kind])
+                file.seek(start + entry["data_offsets"][0])
+                complete = file.readinto(content) == content.nbytes and complete
+                digest.update(content)
+            if not complete:
+                yield name, parts, f"{path}: the file ends inside or before the tensor {name}"
+            elif digest.hexdigest() != expected:
+                yield name, parts, f"{path}: the tensor {name} is damaged, its SHA-256 differs"
+            else:
+                yield name, parts, None
+
+
+def _extra(path: Path, entries: Mapping[str, Any], start: int) -> list[str]:
+    """A problem if something follows the last tensor."""
+    extra = path.stat().st_size - start - max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    return [f"{path}: {extra} bytes follow the last tensor"] if extra > 0 else []

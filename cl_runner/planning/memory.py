@@ -1,0 +1,224 @@
+"""Memory of this machine, and the smallest change of options with which a run fits into it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from cl_runner.planning.planner import CUDA_CONTEXT_BYTES, Planner, Setting
+
+#: What failed did not fit, whatever the plan says: the next try must need so much less than the plan said.
+MARGIN = 0.8
+#: Texts are not cut shorter than this.
+LEAST_LENGTH = 16
+
+#: Options in the order of what they cost: the first leave the results as they are, the last two change them.
+SAME_RESULTS = "the results stay as they are but for rounding"
+OTHER_RESULTS = "this changes the results"
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a lack of memory: of a GPU, of Python or of torch's CPU allocator."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        if isinstance(error, RuntimeError) and ("you tried to allocate" in text or "CUBLAS_STATUS_ALLOC" in text):
+            return True
+        if isinstance(error, OSError) and error.errno == 12:  # ENOMEM, of a memory-mapped file
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now; 0 where the system does not say."""
+    status = Path("/proc/self/statm")
+    if status.is_file():
+        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def device_bytes(device: str) -> int | None:
+    """What a run can have: of the GPU all but its context, of the machine what the system or a container grants.
+
+    None if the run's device is a GPU and there is none here.
+    """
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            return None
+        return torch.cuda.get_device_properties(0).total_memory - CUDA_CONTEXT_BYTES
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    if platform.system() == "Linux":
+        for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+            path = Path(name)
+            if path.is_file() and path.read_text().strip().isdigit():
+                limits.append(int(path.read_text()))
+    return min(limits)
+
+
+Options = dict[str, str]
+
+
+def _halvings(value: int, least: int = 1) -> Iterator[int]:
+    while value > least:
+        value = max(least, -(-value // 2))
+        yield value
+
+
+def _with(s: Setting, options: Mapping[str, str]) -> Setting:
+    """The setting under changed options of the configuration."""
+    for key, value in options.items():
+        match key.split("."):
+            case ["training", stage, "micro_batch"]:
+                s = dataclasses.replace(s, micro_batch={**s.micro_batch, stage: int(value)})
+            case ["importance", "batch_size"]:
+                s = dataclasses.replace(s, importance_batch=int(value))
+            case ["importance", "accumulate"]:
+                s = dataclasses.replace(s, accumulate="cpu")
+            case ["importance", "passes"]:
+                s = dataclasses.replace(s, passes=int(value))
+            case ["evaluation", "batch_size"]:
+                s = dataclasses.replace(s, evaluation_batch=int(value))
+            case ["hardware", "gradient_checkpointing"]:
+                s = dataclasses.replace(s, gradient_checkpointing=True)
+            case ["backbone", "max_length"]:
+                length = int(value)
+                s = dataclasses.replace(s, max_length=length, mean_length=min(s.mean_length, length))
+            case ["backbone", "dtype"]:
+                s = dataclasses.replace(s, dtype=getattr(torch, value))
+            case _:
+                raise AssertionError(f"{key} is no option of memory")
+    return s
+
+
+def _training_ladder(s: Setting, stage: str) -> Iterator[Options]:
+    """Options for the training of a stage, the least costly first: without, then with checkpointing."""
+    key = f"training.{stage}.micro_batch"
+    start = s.micro_batch[stage]
+    sizes = [start, *_halvings(start)]
+    plain = [{} if size == start else {key: str(size)} for size in sizes]
+    yield from plain[1:]
+    if not s.gradient_checkpointing:
+        yield from ({**options, "hardware.gradient_checkpointing": "true"} for options in plain)
+
+
+def _importance_ladder(s: Setting) -> Iterator[Options]:
+    options: Options = {}
+    if s.importance_micro_batch == 1:
+        for size in _halvings(s.importance_batch):
+            options = {"importance.batch_size": str(size)}
+            yield options
+    if s.device == "cuda" and s.accumulate == "device":  # on the CPU there is nowhere else to put the sums
+        # Another pass computes everything again; sums in main memory are copied for every tensor of every batch.
+        for passes in (2 * s.passes, 4 * s.passes):
+            yield {**options, "importance.passes": str(passes)}
+        yield {**options, "importance.accumulate": "cpu"}
+
+
+def _evaluation_ladder(s: Setting) -> Iterator[Options]:
+    yield from ({"evaluation.batch_size": str(size)} for size in _halvings(s.evaluation_batch))
+
+
+def _ladders(s: Setting, phase: str) -> Iterator[Options]:
+    """All options for one phase; those that change the results come last, on top of everything that does not."""
+    if phase.startswith("train "):
+        same = list(_training_ladder(s, phase.removeprefix("train ")))
+    else:
+        same = list({"importance": _importance_ladder, "evaluate": _evaluation_ladder}.get(phase, _nothing)(s))
+    yield from same
+    base = same[-1] if same else {}
+    if phase != "load":
+        for length in _halvings(s.max_length, LEAST_LENGTH):
+            yield {**base, "backbone.max_length": str(length)}
+    if s.dtype == torch.float32:
+        yield {"backbone.dtype": "bfloat16"}
+        yield {**base, "backbone.dtype": "bfloat16"}
+
+
+def _nothing(s: Setting) -> Iterator[Options]:
+    yield from ()
+
+
+def smallest_change(
+    planner: Planner, s: Setting, available: int, failed: str | None = None
+) -> tuple[Options, dict[str, int]]:
+    """The least costly options with which every phase fits, and the peaks of the phases that no option makes fit.
+
+    Args:
+        available: bytes.
+        failed: the phase in which a run died, whatever its plan said; another name = unknown, so the largest one.
+    """
+    chosen: Options = {}
+    hopeless: dict[str, int] = {}
+    for phase, limit in _limits(planner, s, available, failed).items():
+        if _peaks(planner, _with(s, chosen))[phase] <= limit:
+            continue
+        least = 0
+        for options in _ladders(s, phase):
+            peak = _peaks(planner, _with(s, {**chosen, **options}))[phase]
+            least = min(least or peak, peak)
+            if peak <= limit:
+                chosen |= options
+                break
+        else:
+            hopeless[phase] = least or _peaks(planner, s)[phase]
+    return chosen, hopeless
+
+
+def _peaks(planner: Planner, s: Setting) -> dict[str, int]:
+    """Peak bytes of the phases, training by stage."""
+    return {phase: peak for phase, peak in planner.memory(s).items() if phase != "train"}
+
+
+def _limits(planner: Planner, s: Setting, available: int, failed: str | None) -> dict[str, int]:
+    peaks = _peaks(planner, s)
+    limits = dict.fromkeys(peaks, available)
+    if failed is not None:
+        guilty = [phase for phase in peaks if phase.split()[0] == failed] or [max(peaks, key=lambda p: peaks[p])]
+        limits |= {phase: min(available, int(MARGIN * peaks[phase])) for phase in guilty}
+    return limits
+
+
+def advice(
+    planner: Planner,
+    s: Setting,
+    available: int,
+    command: Callable[[Mapping[str, str]], str],
+    failed: str | None = None,
+) -> str:
+    """What to type so that a run fits into memory: the smallest sufficient change of options, or by how much none is.
+
+    Args:
+        available: bytes that the run can have.
+        command: the line to type for changed options, by key.
+        failed: the phase in which a run died, whatever its plan said; another name = unknown, so the largest one.
+    """
+    options, hopeless = smallest_change(planner, s, available, failed)
+    if hopeless:
+        phase, least = max(hopeless.items(), key=lambda item: item[1])
+        load = planner.memory(s)["load"]
+        parameters = planner.parameters(s)
+        room = (available - planner.base_bytes) / (least - planner.base_bytes)
+        return (
+            f"No change of options makes {phase} fit: it needs {gigabytes(least)} at least, which is "
+            f"{gigabytes(least - available)} more than the {gigabytes(available)} there are (the weights alone: "
+            f"{gigabytes(load)}). Choose a backbone of at most about {max(0.0, room) * parameters / 1e6:,.0f} M "
+            f"parameters (this one has {parameters / 1e6:,.0f} M), a method that trains fewer weights, or a machine "
+            "with more memory."
+        )
+    if not options:
+        return f"It fits: the peak is {gigabytes(max(planner.memory(s).values()))} of {gigabytes(available)}."
+    changes = [key for key in options if key in ("backbone.max_length", "backbone.dtype")]
+    results = f"{OTHER_RESULTS}: {', '.join(changes)}" if changes else SAME_RESULTS
+    return f"The smallest change that fits ({results}):\n{command(options)}"
+
+
+def gigabytes(size: float) -> str:
+    """10^9 bytes as people read them."""
+    return f"{size / 1e9:.3g} GB"

@@ -1,0 +1,442 @@
+"""The plan of a run: memory of each phase, disk, counts and time, from numbers and an architecture without weights.
+
+Memory is what the process (on a GPU: its allocator) holds at the peak of a phase: what stays there (weights, optimizer
+state, what methods remember) is added up here, what a pass allocates is measured on an `Imitation`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from cl_runner.checkpoint import replace_file
+from cl_runner.planning.imitation import Cost, Device, Imitation, checkpointing, keeping_inputs
+from cl_runner.planning.speed import Speed
+
+Trains = Literal["all", "selected", "nothing"]
+
+#: A CUDA context and its kernels, which torch's allocator does not count.
+CUDA_CONTEXT_BYTES = 500_000_000
+#: Input columns of a layer that hold its most important entries; measured 2 to 40 of 384 (scripts/bench).
+CLUSTERED_SHARE = 0.1
+#: Above this share of columns the layer keeps its input as it is (cl_runner/sparse/layers.py: WHOLE_INPUT).
+WHOLE_INPUT = 0.5
+#: Bytes of an answer in predictions/*.jsonl.
+PREDICTION_BYTES = 100
+#: Reads and writes of AdamW and of clipping, in bytes per trained fp32 entry and step.
+OPTIMIZER_TRAFFIC = 40
+
+
+@dataclass(frozen=True)
+class TaskNumbers:
+    """One task in numbers."""
+
+    name: str
+    stage: str  # base | incremental
+    examples: int  # trained on
+    steps: int  # optimizer steps
+    trains: Trains
+    measured: int  # examples of the importance pass; 0 = none
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the methods of a chain hold, and what they train."""
+
+    fraction: float = 0.0  # of `candidates` that is selected where a task trains "selected"
+    candidates: Mapping[str, int] = dataclasses.field(default_factory=dict)  # entries by parameter name
+    clustered: bool = False  # the largest scores lie in few input columns; others scatter
+    sums: int = 1  # fp32 tensors per weight that the importance pass fills: Fisher, or gradient and Fisher
+    entry_bytes: int = 0  # held per trained entry while a task after the first trains, such as an anchor
+    weight_bytes: int = 0  # held per weight from the first task on
+    example_bytes: int = 0  # held per training example while a task after the first trains
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run asks for, in numbers; options that change memory have the configuration's names."""
+
+    device: Device
+    precision: Literal["fp32", "bf16"]
+    dtype: torch.dtype  # of the weights
+    gradient_checkpointing: bool
+    max_length: int  # tokens of the longest text
+    mean_length: float  # tokens of a text in its padded batch
+    batch_size: Mapping[str, int]
+    micro_batch: Mapping[str, int]
+    importance_batch: int
+    importance_micro_batch: int  # 1 = every example's gradient by itself
+    accumulate: Literal["device", "cpu"]
+    passes: int
+    evaluation_batch: int
+    evaluated: int  # examples of one evaluation of all tasks
+    tasks: tuple[TaskNumbers, ...]
+    memory: Memory
+    restart: bool  # every task starts from the first weights, which are kept
+    snapshots: Literal["all", "sparse", "none"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The peak memory and the time of one phase; seconds are None where nothing says how fast the device is."""
+
+    bytes: int
+    seconds: float | None
+    examples: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will cost.
+
+    Attributes:
+        phases: load, importance, train, evaluate.
+        kept_bytes: of the finished run's folder; `disk` also says what is there while it runs.
+        trainable: entries that train, by task.
+        basis: what the seconds are based on.
+    """
+
+    phases: dict[str, Phase]
+    disk: dict[str, int]
+    kept_bytes: int
+    parameters: int
+    trainable: dict[str, int]
+    steps: int
+    basis: str
+
+
+Batch = dict[str, Tensor]
+Loss = Callable[[nn.Module, Batch], Tensor]
+
+
+def classifier_batch(examples: int, tokens: int) -> Batch:
+    """A batch of an encoder classifier; the mask has the type it has in a run, padding included."""
+    return {
+        "input_ids": torch.zeros(examples, tokens, dtype=torch.long),
+        "attention_mask": torch.zeros(examples, tokens, dtype=torch.long),
+        "labels": torch.zeros(examples, dtype=torch.long),
+    }
+
+
+def classifier_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The mean cross-entropy over a batch of an encoder classifier."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+    return functional.cross_entropy(logits, batch["labels"])
+
+
+class Planner:
+    """Plans of runs with one architecture; passes that were priced once are remembered.
+
+    Args:
+        skeleton: makes the architecture on the meta device.
+        base_bytes: of the process before there is a model; on a GPU 0, as its allocator counts.
+    """
+
+    def __init__(
+        self,
+        skeleton: Callable[[], PreTrainedModel],
+        base_bytes: int,
+        batch: Callable[[int, int], Batch] = classifier_batch,
+        loss: Loss = classifier_loss,
+    ):
+        self.base_bytes = base_bytes
+        self._batch = batch
+        self._loss = loss
+        self._imitation = functools.cache(lambda dtype, device: Imitation(skeleton(), dtype, device))
+        self._priced: dict[object, Cost] = {}
+
+    # passes
+
+    def _cost(self, s: Setting, key: object, work: Callable[[PreTrainedModel], object]) -> Cost:
+        key = (key, s.dtype, s.device)
+        if key not in self._priced:
+            self._priced[key] = self._imitation(s.dtype, s.device).cost(work)
+        return self._priced[key]
+
+    def _train(self, s: Setting, stage: str, trains: Trains) -> Cost:
+        """One forward and backward pass of training, with the gradients it leaves."""
+        examples, accumulates = s.micro_batch[stage], s.micro_batch[stage] < s.batch_size[stage]
+        columns = self._columns(s) if trains == "selected" else {}
+
+        def run(model: PreTrainedModel) -> None:
+            model.train()
+            with checkpointing(model, s.gradient_checkpointing):
+                batch = self._batch(examples, s.max_length)
+                # The imitation lies on the CPU, whatever the run's device.
+                with torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16"):
+                    loss = self._loss(model, batch)
+                loss.backward()
+
+        def work(model: PreTrainedModel) -> None:
+            if trains == "selected":
+                layers = {model.get_submodule(name): number for name, number in columns.items()}
+                with keeping_inputs(model, layers, room=False):
+                    run(model)
+                return
+            model.requires_grad_(True)
+            if accumulates:  # there are gradients of the part of the batch before
+                for parameter in model.parameters():
+                    parameter.grad = torch.empty_like(parameter)
+            run(model)
+
+        key = ("train", trains, examples, accumulates, s.max_length, s.precision, s.gradient_checkpointing)
+        return self._cost(s, (*key, tuple(columns.items())), work)
+
+    def _columns(self, s: Setting) -> dict[str, int | None]:
+        """Input columns that each layer with selected entries keeps for backward; None = its whole input.
+
+        K entries drawn at random from a weight with D columns lie in about D (1 - (1 - 1/D)^K) of them.
+        """
+        columns: dict[str, int | None] = {}
+        for name, module in self._imitation(s.dtype, s.device).model.named_modules():
+            if not isinstance(module, nn.Linear | Conv1D) or f"{name}.weight" not in s.memory.candidates:
+                continue
+            inputs = module.weight.shape[1 if isinstance(module, nn.Linear) else 0]
+            entries = s.memory.fraction * module.weight.numel()
+            number = inputs * (1 - (1 - 1 / inputs) ** entries)
+            if s.memory.clustered:
+                number = min(number, CLUSTERED_SHARE * inputs)
+            columns[name] = None if number > WHOLE_INPUT * inputs else round(number)
+        return columns
+
+    def _importance(self, s: Setting) -> Cost:
+        """One forward and backward pass of the importance phase, without its sums."""
+        per_example = s.importance_micro_batch == 1
+        examples = s.importance_batch if per_example else s.importance_micro_batch
+
+        def square(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            gradient = parameter.grad.float()
+            gradient * gradient
+            parameter.grad = None
+
+        def work(model: PreTrainedModel) -> None:
+            model.eval()
+            batch = self._batch(examples, s.max_length)
+            if per_example:
+                owners = {m: None for m in model.modules() if list(m.parameters(recurse=False))}
+                owners = {m: None for m in owners if not isinstance(m, nn.Embedding)}
+                with keeping_inputs(model, owners, room=True):
+                    self._loss(model, batch).backward()
+                return
+            model.requires_grad_(True)
+            handles = [p.register_post_accumulate_grad_hook(square) for p in model.parameters()]
+            try:
+                self._loss(model, batch).backward()
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+        return self._cost(s, ("importance", per_example, examples, s.max_length), work)
+
+    def _evaluate(self, s: Setting) -> Cost:
+        """One forward pass of evaluation."""
+
+        def work(model: PreTrainedModel) -> None:
+            model.eval()
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16"):
+                self._loss(model, self._batch(s.evaluation_batch, s.max_length))
+
+        return self._cost(s, ("evaluate", s.evaluation_batch, s.max_length, s.precision), work)
+
+    # sums
+
+    def _in_products(self, s: Setting) -> int:
+        """Entries of the weights that inputs are multiplied with: all but embeddings, norms and biases."""
+        modules = self._imitation(s.dtype, s.device).model.modules()
+        return sum(m.weight.numel() for m in modules if isinstance(m, nn.Linear | Conv1D))
+
+    def _sizes(self, s: Setting) -> dict[str, int]:
+        return self._imitation(s.dtype, s.device).sizes()
+
+    def parameters(self, s: Setting) -> int:
+        """Number of the model's parameters."""
+        return sum(self._sizes(s).values())
+
+    def width(self, s: Setting) -> int:
+        """Width of the model: inputs of its median product."""
+        modules = self._imitation(s.dtype, s.device).model.modules()
+        widths = sorted(m.weight.shape[1] for m in modules if isinstance(m, nn.Linear | Conv1D))
+        return int(widths[len(widths) // 2])
+
+    def trained(self, s: Setting, task: TaskNumbers) -> int:
+        """Entries that a task trains."""
+        if task.trains == "all":
+            return self.parameters(s)
+        return round(s.memory.fraction * sum(s.memory.candidates.values())) if task.trains == "selected" else 0
+
+    def memory(self, s: Setting) -> dict[str, int]:
+        """Peak bytes of load, importance, train and evaluate; importance and train are left out if they are empty."""
+        return {**self._steady(s), **self.training_memory(s)}
+
+    def _steady(self, s: Setting) -> dict[str, int]:
+        sizes = self._sizes(s)
+        entries, item = sum(sizes.values()), s.dtype.itemsize
+        fixed = self.base_bytes + entries * item * (2 if s.restart else 1)
+        found = {"load": fixed}
+        remembered = fixed + s.memory.weight_bytes * entries
+        if any(task.measured for task in s.tasks):
+            found["importance"] = remembered + self._sums(s) + self._importance(s).peak_bytes
+        found["evaluate"] = remembered + self._evaluate(s).peak_bytes
+        return found
+
+    def _sums(self, s: Setting) -> int:
+        """Bytes of the sums of the importance pass on the run's device (cl_runner/sparse/importance.py)."""
+        sizes = self._sizes(s)
+        of_a_weight = 4 * s.memory.sums
+        if s.device == "cpu" or (s.accumulate == "device" and s.passes == 1):
+            return of_a_weight * sum(sizes.values())
+        largest = max(sizes.values())
+        if s.accumulate == "cpu":  # one tensor's at a time
+            return of_a_weight * largest
+        return of_a_weight * max(largest, sum(sizes.values()) // s.passes)
+
+    def training_memory(self, s: Setting) -> dict[str, int]:
+        """The peak of training, as "train", with that of either stage as "train base" and "train incremental"."""
+        peaks: dict[str, int] = {}
+        for number, task in enumerate(s.tasks):
+            if task.trains != "nothing":
+                stage = f"train {task.stage}"
+                peaks[stage] = max(peaks.get(stage, 0), self._training(s, task, number > 0))
+        return {**peaks, "train": max(peaks.values())} if peaks else {}
+
+    def _training(self, s: Setting, task: TaskNumbers, later: bool) -> int:
+        sizes = self._sizes(s)
+        entries, item = sum(sizes.values()), s.dtype.itemsize
+        trained = self.trained(s, task)
+        held = self.base_bytes + entries * item * (2 if s.restart else 1) + s.memory.weight_bytes * entries
+        if later:
+            held += s.memory.entry_bytes * trained + s.memory.example_bytes * task.examples
+        state = s.memory.weight_bytes * entries + s.memory.entry_bytes // 2 * trained * later
+        if task.trains == "all":
+            value = item  # the weights themselves are trained
+            held += item * trained  # their values before the task
+        else:
+            value = 4
+            held += (4 + 8 + item) * trained  # current values, positions, values before the task
+            state += 8 * trained
+        held += 2 * value * trained  # AdamW's moments
+        step = self._train(s, task.stage, task.trains).peak_bytes
+        if task.trains == "selected":
+            step += 4 * trained  # gradients of the values
+        largest = max(sizes.values()) if task.trains == "all" else trained
+        penalty = value * trained + 3 * value * largest if later and s.memory.entry_bytes else 0
+        checkpoint = 3 * value * trained + state  # copies of what trains, of both moments and of the methods' state
+        return held + max(step, penalty, checkpoint)
+
+    def disk(self, s: Setting) -> dict[str, int]:
+        """Bytes on disk: "snapshots" and "predictions" stay, "state while running" goes when the run is done."""
+        sizes = self._sizes(s)
+        item = s.dtype.itemsize
+        kept, hidden, state = 0, 0, 0
+        for number, task in enumerate(s.tasks):
+            trained = self.trained(s, task)
+            # A sparse snapshot holds a position (mostly a 16-bit gap) and old and new value in one word.
+            change = trained * (2 + item) if task.trains == "selected" else trained * item
+            if s.snapshots == "all" or (s.snapshots == "sparse" and (task.trains != "all" or number == 0)):
+                kept += change
+            else:
+                hidden = max(hidden, change)
+            value = 4 if task.trains == "selected" else item
+            moments = 3 * value * trained + (8 * trained if task.trains == "selected" else 0)
+            remembered = s.memory.weight_bytes * sum(sizes.values()) + s.memory.entry_bytes * trained // 2 * (
+                number > 0
+            )
+            state = max(state, moments + remembered)
+        return {
+            "snapshots": kept,
+            "predictions": PREDICTION_BYTES * s.evaluated * (len(s.tasks) + 1),
+            "state while running": 2 * state + hidden,  # the state before goes when the next one is complete
+        }
+
+    def work(self, s: Setting) -> dict[str, tuple[int, float]]:
+        """Examples of importance, train and evaluate, and the tokens they hold with their padding."""
+        examples = {
+            "importance": sum(task.measured for task in s.tasks),
+            "train": sum(self._passes(s, task) for task in s.tasks if task.trains != "nothing"),
+            "evaluate": s.evaluated * (len(s.tasks) + 1),
+        }
+        return {phase: (number, number * s.mean_length) for phase, number in examples.items()}
+
+    @staticmethod
+    def _passes(s: Setting, task: TaskNumbers) -> int:
+        """Examples that go through training; the last batch of an epoch may be smaller."""
+        per_epoch = max(1, -(-task.examples // s.batch_size[task.stage]))
+        return min(task.steps * s.batch_size[task.stage], round(task.steps / per_epoch * task.examples))
+
+    def seconds(self, s: Setting, speed: Speed) -> dict[str, float]:
+        """Seconds of importance, train and evaluate on a device as fast as `speed`."""
+        share = s.mean_length / s.max_length  # of the cost at the greatest length
+        found = {"train": 0.0, "importance": 0.0}
+        for task in s.tasks:
+            if task.trains != "nothing":
+                cost = self._train(s, task.stage, task.trains)
+                found["train"] += speed.seconds(cost, share) * self._passes(s, task) / s.micro_batch[task.stage]
+                found["train"] += task.steps * OPTIMIZER_TRAFFIC * self.trained(s, task) / speed.bytes_per_second
+            if task.measured:
+                size = s.importance_batch if s.importance_micro_batch == 1 else s.importance_micro_batch
+                cost = self._importance(s)
+                # Each example's (or micro-batch's) weight gradients are formed, squared and added by themselves.
+                units = task.measured / s.importance_micro_batch
+                entries = self._in_products(s) if s.importance_micro_batch == 1 else self.parameters(s)
+                products = 2 * entries * task.measured * s.mean_length if s.importance_micro_batch == 1 else 0.0
+                found["importance"] += s.passes * (
+                    speed.seconds(cost, share) * task.measured / size
+                    + products / speed.flops_per_second
+                    + units * 12 * s.memory.sums * entries / speed.bytes_per_second
+                )
+        evaluations = s.evaluated * (len(s.tasks) + 1) / s.evaluation_batch
+        found["evaluate"] = speed.seconds(self._evaluate(s), share) * evaluations
+        return found
+
+    def plan(self, s: Setting, seconds: Mapping[str, float] | None, basis: str) -> Plan:
+        """Everything at once.
+
+        Args:
+            seconds: of each phase; None where nothing says how fast the device is.
+            basis: what the seconds are based on.
+        """
+        memory, work = self.memory(s), self.work(s)
+        phases: dict[str, Phase] = {}
+        for name in ("load", "importance", "train", "evaluate"):
+            if name in memory:
+                examples, tokens = work.get(name, (0, 0.0))
+                known = None if seconds is None else seconds.get(name)
+                phases[name] = Phase(memory[name], known, examples, round(tokens))
+        disk = self.disk(s)
+        return Plan(
+            phases,
+            disk,
+            disk["snapshots"] + disk["predictions"],
+            self.parameters(s),
+            {task.name: self.trained(s, task) for task in s.tasks},
+            sum(task.steps for task in s.tasks if task.trains != "nothing"),
+            basis,
+        )
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """The content of plan.json."""
+    return {
+        "phases": {name: {"bytes": phase.bytes, "seconds": phase.seconds} for name, phase in plan.phases.items()},
+        "disk_bytes": plan.kept_bytes,
+        "trainable": list(plan.trainable.values()),
+        "basis": plan.basis,
+    }
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """plan.json in a run's folder, which the report sets beside what was measured."""
+    replace_file(folder / "plan.json", json.dumps(plan_json(plan), indent=1))

@@ -1,0 +1,290 @@
+"""Where the trained weights lie and what the tasks share of them: pictures and sections, from masks.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+
+from cl_runner.matrix import Floats
+from cl_runner.report.drawing import (
+    COLOURS,
+    MODULES,
+    STYLE,
+    blank_figure,
+    colour_bar,
+    draw_cells,
+    heat_map_size,
+    layer_names,
+    layer_order,
+    name_axes,
+    new_figure,
+    save,
+    short,
+)
+from cl_runner.report.html import picture, section, table
+
+#: More tasks than this have no picture each.
+MULTIPLES = 8
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """The selections of a run as arrays; T tasks, L layers and M modules in the order they are shown."""
+
+    tasks: list[str]
+    layers: list[str]
+    modules: list[str]
+    selected: Floats  # [T, L, M] entries
+    parameters: Floats  # [T, L, M] entries that were selected from; 0 where there are none
+    overlap: Floats  # [T, T] Jaccard index, NaN but for earlier (column) and later (row)
+    overlap_by_layer: Floats  # [T, T, L], NaN also where neither task selects anything in the layer
+
+    @property
+    def share(self) -> Floats:
+        """[T, L, M] percent of the entries that are selected, NaN where there are none."""
+        with np.errstate(invalid="ignore"):
+            return 100 * self.selected / self.parameters
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """(later, earlier) task numbers whose overlap is known."""
+        return [(b, a) for a, b in combinations(range(len(self.tasks)), 2) if np.isfinite(self.overlap[b, a])]
+
+
+def read_atlas(masks: Sequence[Mapping[str, Any]]) -> Atlas:
+    """The entries of masks.json as arrays.
+
+    Args:
+        masks: its `tasks`: task, cells (layer, module, selected, parameters), overlap (earlier task: all, layers).
+    """
+    tasks = [str(mask["task"]) for mask in masks]
+    cells = [(number, cell) for number, mask in enumerate(masks) for cell in mask["cells"]]
+    layers = layer_order([str(cell["layer"]) for _, cell in cells])
+    modules = [name for name in MODULES if any(cell["module"] == name for _, cell in cells)]
+    row, column = ({name: place for place, name in enumerate(names)} for names in (layers, modules))
+    selected = np.zeros((len(tasks), len(layers), len(modules)))
+    parameters = np.zeros_like(selected)
+    for number, cell in cells:
+        place = number, row[cell["layer"]], column[cell["module"]]
+        selected[place], parameters[place] = cell["selected"], cell["parameters"]
+    overlap = np.full((len(tasks), len(tasks)), np.nan)
+    by_layer = np.full((len(tasks), len(tasks), len(layers)), np.nan)
+    for later, mask in enumerate(masks):
+        for other, found in mask["overlap"].items():
+            earlier = tasks.index(other)
+            overlap[later, earlier] = found["all"]
+            for layer, jaccard in found["layers"].items():
+                by_layer[later, earlier, row[layer]] = jaccard
+    return Atlas(tasks, layers, modules, selected, parameters, overlap, by_layer)
+
+
+def random_jaccard(a: float, b: float) -> float:
+    """Jaccard index to expect of two random masks with shares a and b of the same weights; f / (2 - f) if a = b = f."""
+    return a * b / (a + b - a * b)
+
+
+def atlas_sections(masks: Sequence[Mapping[str, Any]], drawn: Path) -> list[str]:
+    """The sections on selections, with their pictures in the folder `drawn`; none without masks."""
+    if not masks:
+        return []
+    atlas = read_atlas(masks)
+    share_heat_map(atlas, drawn / "masks.png")
+    share_bars(atlas, drawn / "masks_shares.png")
+    pictures = [picture(drawn / "masks.png", "heat map of the share of selected weights by layer and module")]
+    many = len(atlas.tasks) > 1
+    if 1 < len(atlas.tasks) <= MULTIPLES:
+        share_multiples(atlas, drawn / "masks_tasks.png")
+        pictures.append(picture(drawn / "masks_tasks.png", "the same heat map for each task"))
+    pictures.append(picture(drawn / "masks_shares.png", "shares of all selected weights by layer and by module"))
+    counts, entries = atlas.selected.sum(axis=(1, 2)), atlas.parameters.sum(axis=(1, 2))
+    rows = [
+        [task, f"{count:,.0f}", f"{among:,.0f}", f"{100 * count / among:.3g}"]
+        for task, count, among in zip(atlas.tasks, counts, entries, strict=True)
+    ]
+    sections = [
+        section(
+            "Where the trained weights lie",
+            f"How many of the weights of each layer and module were selected to train for a task"
+            f"{f', mean over {len(atlas.tasks)} tasks' if many else ''} (figure 3 of the PIECE paper), and how all "
+            "selected weights are shared out over layers and over modules.",
+            *pictures,
+            table(["task", "selected", "out of", "%"], rows),
+        )
+    ]
+    if atlas.pairs:
+        sections.append(_overlap_section(atlas, drawn))
+    return sections
+
+
+def _overlap_section(atlas: Atlas, drawn: Path) -> str:
+    overlap_heat_map(atlas, drawn / "overlap.png")
+    overlap_lines(atlas, drawn / "overlap_layers.png")
+    shares = atlas.selected.sum(axis=(1, 2)) / atlas.parameters.sum(axis=(1, 2))
+    expected = float(np.mean([random_jaccard(shares[a], shares[b]) for a, b in atlas.pairs]))
+    measured = float(np.mean([atlas.overlap[pair] for pair in atlas.pairs]))
+    return section(
+        "What the tasks' selections share",
+        "Jaccard index of two tasks' selections: entries in both by entries in either (figure 5 of the PIECE paper). "
+        f"Its mean is {measured:.2g}; random masks of the same size, a share f of the weights each, would come to "
+        f"about f / (2 - f) = {expected:.2g}.",
+        picture(drawn / "overlap.png", "matrix of the Jaccard index between tasks"),
+        picture(drawn / "overlap_layers.png", "Jaccard index by layer"),
+    )
+
+
+def _log_scale(percent: Floats) -> LogNorm:
+    """From the least to the largest share above 0, at least a decade: what differs less is about the same."""
+    found = percent[percent > 0]
+    high = float(found.max()) if found.size else 1.0
+    return LogNorm(min(float(found.min()) if found.size else high, high / 10), high)
+
+
+def _mean_share(atlas: Atlas) -> Floats:
+    """[L, M] percent, the mean over tasks of `share`; NaN where nothing was selected from."""
+    known = np.isfinite(atlas.share)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, atlas.share, 0.0).sum(axis=0) / known.sum(axis=0)
+
+
+def _percent_text(percent: float) -> str:
+    """Two digits, or what there is room for."""
+    if not np.isfinite(percent):
+        return ""
+    if percent == 0:
+        return "0"
+    return f"{percent:.2g}" if 0.001 <= percent < 99.5 else f"{percent:.0e}" if percent < 1 else f"{percent:.0f}"
+
+
+def share_heat_map(atlas: Atlas, path: Path) -> None:
+    """Share of selected weights by layer and module, mean over tasks, on a log scale (PIECE, figure 3)."""
+    percent = _mean_share(atlas)
+    scale, colours = _log_scale(percent), colormaps["YlGnBu"]
+    with rc_context(STYLE):
+        figure, axes = new_figure(max(6.0, 0.72 * len(atlas.modules) + 2.6), 0.26 * len(atlas.layers) + 1.7)
+        texts = [[_percent_text(value) for value in row] for row in percent]
+        _grey_zeros(axes, percent)
+        draw_cells(axes, np.where(percent > 0, percent, np.nan), colours, scale, texts, 7.5)
+        name_axes(axes, layer_names(atlas.layers), [name.replace("_", " ") for name in atlas.modules])
+        axes.set_xlabel("selected, % of the weights of the layer and module · empty: not selected from")
+        colour_bar(figure, axes, colours, scale, "selected, % (log scale)")
+        save(figure, path)
+
+
+def _grey_zeros(axes: Axes, percent: Floats) -> None:
+    """Pale grey under the cells of which nothing is selected, which have no place on a log scale."""
+    zeros = np.ma.masked_where(percent != 0, np.zeros_like(percent))
+    axes.imshow(zeros, cmap="Greys", norm=Normalize(-1, 10), aspect="auto")
+
+
+def share_multiples(atlas: Atlas, path: Path) -> None:
+    """The heat map of `share_heat_map` for each task, without numbers, on one scale."""
+    scale, colours = _log_scale(atlas.share), colormaps["YlGnBu"]
+    across = min(4, len(atlas.tasks))
+    down = -(-len(atlas.tasks) // across)
+    width, height = 0.19 * len(atlas.modules) + 0.25, max(1.5, 0.125 * len(atlas.layers) + 0.35)
+    with rc_context(STYLE | {"font.size": 6.5}):
+        figure = blank_figure(across * width + 2.0, down * height + 1.1)
+        panels = figure.subplots(down, across, squeeze=False)
+        for place, axes in enumerate(panels.flat):
+            if place >= len(atlas.tasks):
+                axes.set_visible(False)
+                continue
+            percent = atlas.share[place]
+            _grey_zeros(axes, percent)
+            axes.imshow(np.ma.masked_where(~(percent > 0), percent), cmap=colours, norm=scale, aspect="auto")
+            axes.set_title(short(atlas.tasks[place], 22), fontsize=8)
+            axes.grid(False)
+            axes.spines[:].set_visible(False)
+            axes.tick_params(length=0)
+            left, lowest = place % across == 0, place + across >= len(atlas.tasks)
+            axes.set_yticks(range(len(atlas.layers)), layer_names(atlas.layers) if left else [])
+            modules = [name.replace("_", " ") for name in atlas.modules]
+            axes.set_xticks(range(len(modules)), modules if lowest else [], rotation=90)
+        bar = figure.colorbar(ScalarMappable(scale, colours), ax=panels, fraction=0.02, pad=0.01, aspect=50)
+        bar.set_label("selected, % (log scale)", fontsize=8)
+        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        bar.ax.yaxis.set_minor_formatter(lambda value, _: "")
+        bar.outline.set_visible(False)
+        save(figure, path)
+
+
+def share_bars(atlas: Atlas, path: Path) -> None:
+    """How the selected weights, mean over tasks, are shared out over modules and layers, beside all there were."""
+    selected = (atlas.selected / atlas.selected.sum(axis=(1, 2), keepdims=True)).mean(axis=0)
+    weights = (atlas.parameters / atlas.parameters.sum(axis=(1, 2), keepdims=True)).mean(axis=0)
+    names = [name.replace("_", " ") for name in atlas.modules], layer_names(atlas.layers)
+    with rc_context(STYLE):
+        figure = blank_figure(7.6, 0.24 * (len(names[0]) + len(names[1])) + 1.8)
+        panels = figure.subplots(2, 1, height_ratios=[len(names[0]) + 1, len(names[1]) + 1])
+        for axis, (axes, labels) in enumerate(zip(panels, names, strict=True)):
+            shares, reference = 100 * selected.sum(axis=axis), 100 * weights.sum(axis=axis)
+            places = np.arange(len(labels))
+            axes.barh(places, shares, color=COLOURS[0], label="of the selected weights")
+            axes.plot(
+                reference, places, "|", color=COLOURS[5], markersize=9, mew=2, label="of the weights to choose from"
+            )
+            for place, share in enumerate(shares):
+                text = "< 0.1 %" if 0 < share < 0.05 else f"{share:.1f} %"
+                axes.annotate(
+                    text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5, color=COLOURS[0]
+                )
+            axes.set_yticks(places, labels)
+            axes.set_ylim(len(labels) - 0.4, -0.6)
+            axes.set_xlim(0, 1.03 * max(float(shares.max()), float(reference.max())))
+            axes.grid(False, axis="y")
+        panels[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8)
+        panels[1].set_xlabel("share, %")
+        save(figure, path)
+
+
+def overlap_heat_map(atlas: Atlas, path: Path) -> None:
+    """Jaccard index of every two tasks' selections (PIECE, figure 5), later tasks down, earlier ones across."""
+    shown = atlas.overlap[1:, :-1]
+    scale, colours = Normalize(0, max(float(np.nanmax(shown)), 1e-3)), colormaps["YlGnBu"]
+    width, height, size = heat_map_size(*shown.shape)
+    with rc_context(STYLE):
+        figure, axes = new_figure(width, height)
+        draw_cells(axes, shown, colours, scale, [[_jaccard_text(value) for value in row] for row in shown], size)
+        name_axes(axes, [short(task) for task in atlas.tasks[1:]], atlas.tasks[:-1])
+        axes.set_xlabel("Jaccard index of the selected weights")
+        colour_bar(figure, axes, colours, scale, "Jaccard index")
+        save(figure, path)
+
+
+def _jaccard_text(value: float) -> str:
+    if not np.isfinite(value):
+        return ""
+    return f"{value:.3f}" if value >= 0.01 else f"{value:.2g}"
+
+
+def overlap_lines(atlas: Atlas, path: Path) -> None:
+    """Jaccard index by layer: mean and range over the pairs of tasks, and that of random masks as large per layer."""
+    later, earlier = map(list, zip(*atlas.pairs, strict=True))
+    found = np.ma.masked_invalid(atlas.overlap_by_layer[later, earlier])
+    inside = atlas.parameters.sum(axis=2)
+    shares = atlas.selected.sum(axis=2) / np.where(inside > 0, inside, 1)
+    a, b = shares[later], shares[earlier]
+    expected = np.ma.masked_invalid(np.divide(a * b, a + b - a * b, out=np.full_like(a, np.nan), where=a + b > 0))
+    places = np.arange(len(atlas.layers))
+    with rc_context(STYLE):
+        figure, axes = new_figure(max(6.4, 0.27 * len(places) + 1.4), 3.8)
+        label = f"mean over {len(found)} pairs of tasks, and their range" if len(found) > 1 else "measured"
+        axes.plot(places, found.mean(axis=0), "o-", color=COLOURS[0], markersize=4, label=label)
+        if len(found) > 1:
+            axes.fill_between(places, found.min(axis=0), found.max(axis=0), color=COLOURS[0], alpha=0.15, linewidth=0)
+        axes.plot(places, expected.mean(axis=0), "--", color=COLOURS[1], label="random masks as large in each layer")
+        axes.set_xticks(places, layer_names(atlas.layers), rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_ylim(0, 1.08 * max(float(found.max()), float(expected.max()), 1e-3))
+        axes.set_ylabel("Jaccard index")
+        axes.margins(x=0.02)
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8)
+        save(figure, path)

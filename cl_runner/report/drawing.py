@@ -1,0 +1,169 @@
+"""What all pictures share: style, cells with numbers, and the names and the order of layers and modules."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap, LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from cl_runner.matrix import Floats
+
+#: The modules of cl_runner/sparse/summary.py, from a model's beginning to its end.
+MODULES = (
+    "embeddings",
+    "query",
+    "key",
+    "value",
+    "query_key_value",
+    "attention_output",
+    "ffn_gate",
+    "ffn_input",
+    "ffn_output",
+    "layer_norm",
+    "pooler",
+    "classifier",
+    "lm_head",
+    "other",
+)
+#: Okabe & Ito's colours, distinguishable with colour-blind eyes; markers tell a second round apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A8A00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    # Task names may hold $ and must not become formulas.
+    "text.parse_math": False,
+}
+
+
+def blank_figure(width: float, height: float) -> Figure:
+    """A figure in inches, outside pyplot, so that nothing stays open."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure in inches with one plot."""
+    figure = blank_figure(width, height)
+    return figure, figure.add_subplot()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, the same bytes whenever it shows the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
+
+
+def short(name: str, length: int = 26) -> str:
+    """A name that leaves room for the picture."""
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def signed(value: float) -> str:
+    """One decimal, with a true minus sign."""
+    return f"{value:.1f}".replace("-", "−")
+
+
+def ink_on(colour: tuple[float, float, float, float]) -> str:
+    """Black or white, whichever reads better on a colour."""
+    red, green, blue, _ = colour
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "white"
+
+
+def draw_cells(
+    axes: Axes,
+    values: Floats,
+    colours: Colormap,
+    scale: Normalize,
+    texts: Sequence[Sequence[str]],
+    size: float,
+) -> None:
+    """Coloured cells with their numbers; NaN stays blank."""
+    axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=scale, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        ink = ink_on(colours(scale(value))) if np.isfinite(value) else "#666666"
+        axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=size, color=ink)
+
+
+def name_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Names of a heat map's rows on the left and of its columns above, without lines."""
+    axes.set_xticks(range(len(columns)), [short(name) for name in columns])
+    axes.set_yticks(range(len(rows)), [short(name) for name in rows])
+    turned = max(map(len, columns)) > 9
+    axes.tick_params(axis="x", rotation=35 if turned else 0, length=0, top=True, labeltop=True)
+    axes.tick_params(axis="x", bottom=False, labelbottom=False)
+    axes.tick_params(axis="y", length=0)
+    if turned:
+        for label in axes.get_xticklabels():
+            label.set(ha="left", rotation_mode="anchor")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+def heat_map_size(rows: int, columns: int) -> tuple[float, float, float]:
+    """Width and height of a heat map in inches, and the font size of its numbers."""
+    cell = 0.72 if columns <= 8 else 0.56
+    return cell * columns + 2.9, 0.36 * rows + 1.9, 8.5 if columns <= 8 else 7.5
+
+
+def colour_bar(figure: Figure, axes: Axes, colours: Colormap, scale: Normalize, label: str) -> None:
+    """The scale of a heat map, at its right."""
+    from matplotlib.cm import ScalarMappable
+
+    # Beside the cells in their own height, however far the names above them reach to the right.
+    place = axes.inset_axes((1.0 + 0.15 / figure.get_figwidth(), 0.0, 0.18 / figure.get_figwidth(), 1.0))
+    bar = figure.colorbar(ScalarMappable(scale, colours), cax=place)
+    bar.set_label(label)
+    if isinstance(scale, LogNorm):
+        place.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        place.yaxis.set_minor_formatter(lambda value, _: "")
+    place.spines[:].set_visible(False)
+    place.grid(False)
+
+
+def layer_order(names: Sequence[str]) -> list[str]:
+    """Each layer once: embeddings, then the blocks of each stack by number, then pooler and heads, then the rest."""
+    unique = list(dict.fromkeys(names))
+    stacks = [name.rpartition(".")[0] for name in unique]
+
+    def key(name: str) -> tuple[int, int, int]:
+        stack, _, last = name.rpartition(".")
+        if re.search(r"embed|wte$|wpe$|shared$", last):
+            place = 0
+        elif last.isdigit():
+            return 1, stacks.index(stack), int(last)
+        else:
+            place = 2 if "pooler" in last else 3
+        return place, unique.index(name), 0
+
+    return sorted(unique, key=key)
+
+
+def layer_names(layers: Sequence[str]) -> list[str]:
+    """Short names of different layers: "block 3", or "decoder 3" in a model of two stacks."""
+    stacks = {layer.rpartition(".")[0] for layer in layers if layer.rpartition(".")[2].isdigit()}
+    alike = Counter(layer.rpartition(".")[2] for layer in layers)
+    names = []
+    for layer in layers:
+        parts = layer.split(".")
+        if parts[-1].isdigit():
+            names.append(f"{parts[-3] if len(stacks) > 1 else 'block'} {parts[-1]}")
+        else:
+            names.append(short(parts[-1] if alike[parts[-1]] == 1 else ".".join(parts[-2:])))
+    return names

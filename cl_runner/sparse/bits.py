@@ -1,0 +1,83 @@
+"""Tensors as bits: integers that can be XORed, hashes, and sorted positions as 16-bit gaps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+#: safetensors' name of a type.
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.uint16: "U16",
+}
+NAMED = {name: dtype for dtype, name in DTYPES.items()}
+#: The integers that hold the bits of a type, by bytes.
+INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+#: The gap that leads to no entry.
+_SKIP = 0xFFFF
+
+
+def tensor_digests(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 over type, shape and bytes of every tensor, by name; on as many threads as torch uses."""
+    # The largest first, so that no thread is left alone with the longest work.
+    names = sorted(weights, key=lambda name: (-weights[name].numel(), name))
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # hashlib releases the interpreter's lock
+        digests = dict(zip(names, pool.map(lambda name: digest(weights[name]), names), strict=True))
+    return {name: digests[name] for name in weights}
+
+
+def combine(digests: Mapping[str, str]) -> str:
+    """The hash of a model, from `tensor_digests`: SHA-256 over names and digests, in the order of the names."""
+    lines = "".join(f"{name}\0{digests[name]}\n" for name in sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a model's names, types, shapes and bytes."""
+    return combine(tensor_digests(weights))
+
+
+def bits_of(tensor: Tensor) -> Tensor:
+    """The bits of numbers as integers of the same width; shares memory if the tensor is contiguous."""
+    return tensor.detach().contiguous().view(INTEGERS[tensor.dtype.itemsize])
+
+
+def gaps_of(index: Tensor, size: int) -> Tensor:
+    """Sorted positions below `size` as uint16 differences."""
+    index = index.long()
+    gaps = index.diff(prepend=index.new_zeros(1))
+    assert bool((gaps[1:] > 0).all()) and int(index[0]) >= 0, "positions are not sorted"
+    assert int(index[-1]) < size, f"position {int(index[-1])} of a tensor of {size} entries"
+    skips = gaps // _SKIP
+    stored = torch.full((index.numel() + int(skips.sum()),), _SKIP)
+    stored[(skips + 1).cumsum(0) - 1] = gaps % _SKIP
+    return stored.to(torch.uint16)
+
+
+def positions_of(gaps: Tensor) -> Tensor:
+    """The counterpart of `gaps_of`, int64."""
+    wide = gaps.long()
+    return wide.cumsum(0)[wide != _SKIP]
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's bytes, without a copy if it is contiguous on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 over a tensor's type, shape and bytes."""
+    found = hashlib.sha256(f"{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+    found.update(bytes_of(tensor))
+    return found.hexdigest()

@@ -1,0 +1,171 @@
+"""Importance that runs share: files named by a hash of everything that the sums depend on.
+
+A file is written whole or not at all, holds the hash of its content, and is removed when that does not fit: a damaged
+file costs the pass again, never a wrong result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cl_runner.sparse.bits import weights_hash
+from cl_runner.sparse.importance import Importance
+
+#: Changes when the sums are computed in another way.
+FORMAT = 1
+
+#: Files that a crashed run left half written are removed when they are this old.
+STALE_SECONDS = 24 * 3600.0
+
+
+def key(
+    *,
+    weights: str,
+    data: object,
+    names: Collection[str],
+    micro_batch: int,
+    gradient: bool,
+    labels: str,
+    seed: int | None,
+    max_examples: int | None,
+    dtype: torch.dtype,
+    precision: str,
+    device: str,
+) -> str:
+    """SHA-256 of everything that the sums depend on; any difference gives another key.
+
+    Args:
+        weights: hash of all the model's weights.
+        data: what the model reads, as JSON can hold it: the examples, in order, and the settings of backbone and
+            tokenizer that turn them into batches, with the batch size.
+        names: the parameters that are measured.
+        micro_batch, gradient, max_examples, dtype: as given to `measure` and `cap`.
+        labels: true labels, or drawn from the model.
+        seed: of what was drawn; None if nothing was, so that runs of different seeds share the result.
+        precision: of the pass.
+        device: the kind of device, as kinds differ in the last bits.
+    """
+    content = {
+        "format": FORMAT,
+        "torch": torch.__version__,
+        "weights": weights,
+        "data": data,
+        "names": sorted(names),
+        "micro_batch": micro_batch,
+        "gradient": gradient,
+        "labels": labels,
+        "seed": seed,
+        "max_examples": max_examples,
+        "dtype": str(dtype),
+        "precision": precision,
+        "device": device,
+    }
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load(folder: Path, key: str) -> Importance | None:
+    """The stored importance, in main memory; None if there is none. A damaged file is removed."""
+    path = _path(folder, key)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, ValueError):
+        tensors, metadata = {}, {}
+    if metadata.get("key") != key or metadata.get("content") != _content(tensors, metadata):
+        with suppress(OSError):
+            path.unlink()
+        return None
+    with suppress(OSError):  # a folder that can only be read
+        os.utime(path)  # used now: the last to be evicted
+    parts: dict[str, dict[str, Tensor]] = {"gradient": {}, "fisher": {}}
+    for name in json.loads(metadata["order"]):
+        for kind, held in parts.items():
+            if f"{kind}/{name}" in tensors:
+                held[name] = tensors[f"{kind}/{name}"]
+    return Importance(
+        parts["gradient"] or None, parts["fisher"], units=int(metadata["units"]), examples=int(metadata["examples"])
+    )
+
+
+def store(
+    folder: Path, key: str, importance: Importance, limit_bytes: int, warn: Callable[[str], None] = lambda line: None
+) -> None:
+    """Store under `key` in one step, then remove the least recently used files beyond `limit_bytes` in all.
+
+    Several processes may store the same key. A failure to write costs the next run a pass: it is one line to `warn`.
+    """
+    tensors = {f"fisher/{name}": total.cpu().contiguous() for name, total in importance.fisher.items()}
+    tensors |= {f"gradient/{name}": total.cpu().contiguous() for name, total in (importance.gradient or {}).items()}
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if needed > limit_bytes:
+        warn(f"importance of {needed} bytes is not cached: the limit is {limit_bytes} bytes in {folder}")
+        return
+    metadata = {
+        "key": key,
+        "units": str(importance.units),
+        "examples": str(importance.examples),
+        "order": json.dumps(list(importance.fisher)),
+    }
+    metadata["content"] = _content(tensors, metadata)
+    temporary: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=key[:16], suffix=".tmp")
+        temporary = Path(name)
+        os.close(handle)
+        save_file(tensors, temporary, metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, _path(folder, key))
+        _evict(folder, limit_bytes, _path(folder, key))
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        warn(f"importance is not cached, the next run computes it again: {folder}: {reason}")
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / f"{key}.safetensors"
+
+
+def _content(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Hash of the tensors and of what is said about them."""
+    said = json.dumps([metadata.get(name) for name in ("key", "units", "examples", "order")])
+    return hashlib.sha256(f"{said}\0{weights_hash(tensors)}".encode()).hexdigest()
+
+
+def _evict(folder: Path, limit_bytes: int, newest: Path) -> None:
+    """Remove the least recently used files until the others fit; another process may be removing them too."""
+    for left_over in folder.glob("*.tmp"):
+        with suppress(OSError):
+            if time.time() - left_over.stat().st_mtime > STALE_SECONDS:
+                left_over.unlink()
+    files = []
+    for path in folder.glob("*.safetensors"):
+        with suppress(OSError):
+            status = path.stat()
+            files.append((path != newest, -status.st_mtime, status.st_size, path))
+    total = 0
+    for _, _, size, path in sorted(files):  # the newest first
+        total += size
+        if total > limit_bytes and path != newest:
+            with suppress(OSError):
+                path.unlink()

@@ -1,0 +1,111 @@
+"""What the benchmarks share: interleaved timing, paired ratios with their spread, a table, and a JSON file.
+
+Variants run in turn, round after round, and a ratio is the median over rounds of one variant's time by another's in
+the same round, so that a machine that is slow for a while slows both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "transformers", "peft", "numpy", "safetensors")
+
+
+def arguments(purpose: str, **extra: Any) -> argparse.Namespace:
+    """The options of every benchmark, and those of one of them as name=default."""
+    parser = argparse.ArgumentParser(description=purpose)
+    parser.add_argument("--repeats", type=int, default=9, help="rounds that count; one more comes first")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, help="JSON file (default: only the table)")
+    for name, default in extra.items():
+        kind = (lambda text: text == "true") if isinstance(default, bool) else type(default)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=f"default: {default}")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    return given
+
+
+def interleaved(variants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every variant in each of `repeats` rounds, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(repeats + 1):
+        for name, work in variants.items():
+            _wait()
+            began = time.perf_counter()
+            work()
+            _wait()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ratio(seconds: Sequence[float], floor: Sequence[float]) -> tuple[float, float, float]:
+    """Median, lower and upper quartile of the paired ratios."""
+    ratios = [mine / other for mine, other in zip(seconds, floor, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return middle, low, high
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "lower_quartile": low, "upper_quartile": high, "rounds": len(values)}
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what this was measured."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.is_file() else []:
+        if line.startswith("model name"):
+            cpu = line.partition(":")[2].strip()
+            break
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "packages": packages,
+    }
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=150).print(table)
+
+
+def keep(output: Path | None, benchmark: str, command: str, results: Mapping[str, Any]) -> None:
+    """Write results with the command and the machine to a JSON file, if one is asked for."""
+    if output is not None:
+        content = {"benchmark": benchmark, "command": command, "machine": machine(), "results": results}
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,426 @@
+"""Snapshots as versions: diff, overlap, compose, revert and size, against brute force on dense weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import cl_runner.build
+from cl_runner.sparse.bits import bits_of, weights_hash
+from cl_runner.sparse.command import main
+from cl_runner.sparse.snapshots import (
+    Change,
+    Snapshot,
+    apply_snapshot,
+    describe_snapshot,
+    read_snapshot,
+    verify_snapshot,
+    write_snapshot,
+)
+from cl_runner.sparse.versions import (
+    compare,
+    compose_in_sequence,
+    compose_siblings,
+    conflicts,
+    total,
+    undo,
+    undoing,
+)
+
+Weights = dict[str, Tensor]
+
+#: Task -> what it stores: a number of random entries of a tensor, or None for all of them.
+TASKS: dict[str, dict[str, int | None]] = {
+    "books": {"layer.0.w": 900, "layer.1.w": 5, "head.w": None},
+    "dvd": {"layer.0.w": 700, "layer.1.w": 40, "head.w": 3},
+    "music": {"layer.0.w": 800, "head.w": None},
+    "toys": {"layer.1.w": 100},
+}
+
+
+def starting_weights(dtype: torch.dtype = torch.float32) -> Weights:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"layer.0.w": (50, 60), "layer.1.w": (20, 30), "head.w": (7,)}
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+
+
+def copied(weights: Weights) -> Weights:
+    return {name: weight.clone() for name, weight in weights.items()}
+
+
+def store(path: Path, before: Weights, after: Weights, index: dict[str, Tensor | None], task: str, number: int) -> None:
+    """The snapshot of a change from `before` to `after` at positions of some tensors."""
+    changes = {}
+    for name, at in index.items():
+        old, new = ((side[name] if at is None else side[name].view(-1)[at]) for side in (before, after))
+        changes[name] = Change(new, at, old)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_snapshot(
+        path,
+        changes,
+        model=before,
+        task=task,
+        index=number,
+        base=weights_hash(starting_weights(before["head.w"].dtype)),
+        parent=weights_hash(before),
+        weights=weights_hash(after),
+        method={"pe": {"fraction": 0.1}},
+    )
+
+
+def train(path: Path, before: Weights, task: str, number: int) -> tuple[Weights, dict[str, Tensor]]:
+    """A task as in `TASKS`, a fifth of whose entries keep their value: (weights after it, where they changed)."""
+    generator = torch.Generator().manual_seed(number + 1)
+    after, index, moved = copied(before), {}, {}
+    for name, count in TASKS[task].items():
+        size = before[name].numel()
+        at = torch.arange(size) if count is None else torch.randperm(size, generator=generator)[:count].sort().values
+        moves = torch.rand(at.numel(), generator=generator) < 0.8
+        steps = torch.randn(at.numel(), generator=generator).to(before[name]) * moves
+        after[name].view(-1)[at] += steps
+        index[name] = None if count is None else at
+        moved[name] = bits_of(after[name]) != bits_of(before[name])
+    store(path, before, after, index, task, number)
+    return after, moved
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[Weights], dict[str, dict[str, Tensor]]]:
+    """(a run of the four tasks on fp32 weights, the weights before and after each, where each changed them)."""
+    folder = tmp_path / "run"
+    history, moved = [starting_weights()], {}
+    for number, task in enumerate(TASKS):
+        after, moved[task] = train(folder / "snapshots" / f"{number:02d}_{task}.safetensors", history[-1], task, number)
+        history.append(after)
+
+    class Model(nn.Module):
+        def named_parameters(self, *_: object, **__: object):  # type: ignore[no-untyped-def]
+            yield from ((name, nn.Parameter(weight)) for name, weight in starting_weights().items())
+
+    monkeypatch.setattr(cl_runner.build, "rebuild", lambda run: (Model(), None))
+    (folder / "config.yaml").write_text("seed: 0\n")
+    return folder, history, moved
+
+
+def read(run: Path, number: int) -> Snapshot:
+    return read_snapshot(sorted((run / "snapshots").iterdir())[number])
+
+
+def assert_same_bits(found: Weights, expected: Weights) -> None:
+    assert set(found) == set(expected)
+    for name, weight in expected.items():
+        assert torch.equal(bits_of(found[name]), bits_of(weight)), name
+
+
+# compose
+
+
+def test_two_tasks_in_sequence_as_one(run: tuple[Path, list[Weights], object], tmp_path: Path) -> None:
+    folder, history, _ = run
+    composed = compose_in_sequence(read(folder, 1), read(folder, 2))
+    weights = copied(history[1])
+    apply_snapshot(weights, composed)
+    assert_same_bits(weights, history[3])
+    apply_snapshot(weights, composed)
+    assert_same_bits(weights, history[1])
+    assert (composed.header.parent, composed.header.weights) == (weights_hash(history[1]), weights_hash(history[3]))
+    # The command gives the same, and what it writes can be restored from.
+    output, restored = tmp_path / "both.safetensors", tmp_path / "restored.safetensors"
+    assert main(["compose", f"{folder}:dvd", f"{folder}:music", "--output", str(output)]) == 0
+    assert verify_snapshot(output) == []
+    assert describe_snapshot(output).method["compose"]["sources"][0]["task"] == "dvd"
+    assert main(["restore", str(folder), "--after", str(output), "--output", str(restored)]) == 0
+    assert_same_bits(load_file(restored), history[3])
+    # Three tasks: what is composed can be composed again.
+    three = tmp_path / "three.safetensors"
+    assert main(["compose", str(output), f"{folder}:toys", "--output", str(three)]) == 0
+    weights = copied(history[1])
+    apply_snapshot(weights, read_snapshot(three))
+    assert_same_bits(weights, history[4])
+
+
+def test_a_sparse_change_on_top_of_a_whole_model_gives_a_whole_model(tmp_path: Path) -> None:
+    start = starting_weights()
+    after = {name: weight * 2 for name, weight in start.items()}
+    store(tmp_path / "a", start, after, dict.fromkeys(start), "base", 0)
+    last, _ = train(tmp_path / "b", after, "dvd", 1)
+    composed = compose_in_sequence(read_snapshot(tmp_path / "a"), read_snapshot(tmp_path / "b"))
+    assert composed.header.whole
+    weights = starting_weights()
+    apply_snapshot(weights, composed)
+    assert_same_bits(weights, last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rule", ["last", "mean"])
+def test_two_tasks_side_by_side_as_one(tmp_path: Path, dtype: torch.dtype, rule: str) -> None:
+    start = starting_weights(dtype)
+    after, moved = {}, {}
+    for number, task in enumerate(("books", "dvd")):
+        after[task], moved[task] = train(tmp_path / task, start, task, number)
+    expected, clashes = copied(start), 0
+    for name, weight in expected.items():
+        flat, a, b = (side.view(-1) for side in (weight, after["books"][name], after["dvd"][name]))
+        for i in range(flat.numel()):
+            first = bool(moved["books"][name].view(-1)[i]) if name in moved["books"] else False
+            second = bool(moved["dvd"][name].view(-1)[i]) if name in moved["dvd"] else False
+            if first and second and a[i] != b[i]:
+                clashes += 1
+                flat[i] = b[i] if rule == "last" else ((a[i].double() + b[i].double()) / 2).to(dtype)
+            elif first or second:
+                flat[i] = a[i] if first else b[i]
+    sides = read_snapshot(tmp_path / "books"), read_snapshot(tmp_path / "dvd")
+    assert clashes > 50 and conflicts(*sides) == clashes
+    weights = copied(start)
+    composed = compose_siblings(*sides, weights, rule)  # type: ignore[arg-type]
+    assert_same_bits(weights, expected)
+    assert (composed.header.parent, composed.header.weights) == (weights_hash(start), weights_hash(expected))
+    again = copied(start)
+    apply_snapshot(again, composed)
+    assert_same_bits(again, expected)
+
+
+def test_means_worked_by_hand(tmp_path: Path) -> None:
+    """1 and 2 give 1.5; the mean of the largest numbers is no infinity; equal values are no conflict."""
+    start = {"head.w": torch.tensor([0.0, 0.0, 7.0, 5.0]).bfloat16()}
+    values = {"a": [1.0, 3e38, 4.0, 5.0], "b": [2.0, 3.2e38, 4.0, 6.0]}
+    at = torch.arange(4)
+    for name, numbers in values.items():
+        store(tmp_path / name, start, {"head.w": torch.tensor(numbers).bfloat16()}, {"head.w": at}, name, 0)
+    a, b = read_snapshot(tmp_path / "a"), read_snapshot(tmp_path / "b")
+    assert conflicts(a, b) == 2
+    compose_siblings(a, b, start, "mean")
+    found = start["head.w"].tolist()
+    assert found[0] == 1.5 and found[1] == pytest.approx(3.1e38, rel=0.01) and found[2:] == [4.0, 6.0]
+
+
+def test_compose_side_by_side_by_command(
+    run: tuple[Path, list[Weights], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second run's first task follows on the same starting weights; both are of a part of the model."""
+    folder, history, _ = run
+    other = tmp_path / "other" / "snapshots" / "00_dvd.safetensors"
+    after, _ = train(other, history[0], "dvd", 1)
+    output = tmp_path / "out.safetensors"
+    command = ["compose", f"{folder}:books", str(other), "--output", str(output)]
+    assert main(command) == 2
+    count = conflicts(read(folder, 0), read_snapshot(other))
+    assert f"change {count} entries to different values. Type: --on-conflict last" in capsys.readouterr().err
+    assert not output.exists()
+    assert main([*command, "--on-conflict", "last"]) == 0
+    weights = starting_weights()
+    apply_snapshot(weights, read_snapshot(output))
+    assert describe_snapshot(output).weights == weights_hash(weights)
+    moved = bits_of(after["layer.0.w"]) != bits_of(history[0]["layer.0.w"])
+    assert torch.equal(weights["layer.0.w"][moved], after["layer.0.w"][moved])
+
+
+# revert
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+@pytest.mark.parametrize("force", [False, True])
+def test_undo_a_task(run: tuple[Path, list[Weights], dict[str, dict[str, Tensor]]], number: int, force: bool) -> None:
+    folder, history, moved = run
+    task = list(TASKS)[number]
+    expected, entries, later = copied(history[-1]), 0, 0
+    for name, mine in moved[task].items():
+        since = torch.zeros_like(mine)
+        for other in list(TASKS)[number + 1 :]:
+            since |= moved[other].get(name, torch.zeros_like(mine))
+        back = mine if force else mine & ~since
+        expected[name][back] = history[number][name][back]
+        entries, later = entries + int(back.sum()), later + int((mine & since).sum())
+    undone = undo(read(folder, number), (read(folder, n) for n in range(number + 1, 4)), force)
+    assert (undone.entries, undone.later) == (entries, later) and (later > 0) == (number < 2)
+    weights = copied(history[-1])
+    found = undoing(undone, read(folder, number).header, read(folder, 3).header, weights, force)
+    assert_same_bits(weights, expected)
+    assert found.header.weights == weights_hash(expected) and found.header.parent == weights_hash(history[-1])
+    if number == 3:
+        assert found.header.weights == weights_hash(history[3])
+
+
+def test_revert_by_command(
+    run: tuple[Path, list[Weights], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, history, _ = run
+    output, restored = tmp_path / "revert.safetensors", tmp_path / "weights.safetensors"
+    assert main(["revert", f"{folder}:toys", "--output", str(output)]) == 0
+    assert "0 entries that later" not in capsys.readouterr().out
+    assert main(["restore", str(folder), "--after", str(output), "--output", str(restored)]) == 0
+    assert_same_bits(load_file(restored), history[3])
+    undone = undo(read(folder, 0), [read(folder, n) for n in (1, 2, 3)], False)
+    assert main(["revert", f"{folder}:books", "--output", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{undone.entries:,} entries go back" in shown and f"{undone.later:,} entries that later tasks" in shown
+    assert "--force" in shown and verify_snapshot(output) == []
+    assert main(["revert", f"{folder}:books", "--force", "--output", str(output)]) == 0
+    assert "lose the later value" in capsys.readouterr().out
+
+
+def test_a_whole_model_cannot_be_undone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = starting_weights()
+    path = tmp_path / "run" / "snapshots"
+    after = {name: weight * 2 for name, weight in start.items()}
+    store(path / "00_base.safetensors", start, after, dict.fromkeys(start), "base", 0)
+    after, _ = train(path / "01_dvd.safetensors", after, "dvd", 1)
+    end = {name: weight * 2 for name, weight in after.items()}
+    store(path / "02_all.safetensors", after, end, dict.fromkeys(start), "all", 2)
+    for task, message in (("base", "stored the whole model"), ("dvd", "do not come from dvd: they come from all")):
+        assert main(["revert", f"{tmp_path}/run:{task}", "--output", str(tmp_path / "x.safetensors")]) == 2
+        assert message in capsys.readouterr().err
+
+
+# diff, overlap, size
+
+
+def two(tmp_path: Path, follow: bool) -> tuple[Snapshot, Snapshot, Weights, Weights]:
+    """Positions 0 1 2 3 and 2 3 4 of one layer, 1 of the head by the second only; position 2 ends equal."""
+    start = {"layer.0.w": torch.zeros(10), "head.w": torch.zeros(2)}
+    first = copied(start)
+    first["layer.0.w"][:4] = 1.0
+    second = copied(first if follow else start)
+    second["layer.0.w"][2:5] = torch.tensor([1.0, 3.5, 9.0])
+    second["head.w"][1] = 1.0
+    store(tmp_path / "a", start, first, {"layer.0.w": torch.arange(4)}, "a", 0)
+    index = {"layer.0.w": torch.arange(2, 5), "head.w": torch.tensor([1])}
+    store(tmp_path / "b", first if follow else start, second, index, "b", 1)
+    return read_snapshot(tmp_path / "a"), read_snapshot(tmp_path / "b"), first, second
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_compare_worked_by_hand(tmp_path: Path, follow: bool) -> None:
+    a, b, first, second = two(tmp_path, follow)
+    at = torch.tensor([2, 3])
+    layer, head = compare(a, b, ({"layer.0.w": first["layer.0.w"][at]}, {"layer.0.w": second["layer.0.w"][at]}))
+    assert (layer.only_first, layer.only_second, layer.both) == (2, 1, 2)
+    assert (layer.equal, layer.largest, layer.jaccard) == (1, 2.5, 2 / 5)
+    assert (head.only_first, head.only_second, head.both, head.equal, head.largest) == (0, 1, 0, 0, None)
+    everything = total([layer, head])
+    assert (everything.only_second, everything.equal, everything.jaccard) == (2, 1, 2 / 6)
+    # Without values only changes of the same parent can be told equal.
+    layer, _ = compare(a, b)
+    assert (layer.equal, layer.largest) == (None if follow else 1, None)
+
+
+def test_diff_by_command(
+    run: tuple[Path, list[Weights], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, history, _ = run
+    names = [f"{folder}:books", f"{folder}/snapshots/02_music.safetensors"]
+    assert main(["diff", *names, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    layer = next(row for row in found["layers"] if row["layer"] == "layer.0")
+    a, b = (read(folder, n).changes["layer.0.w"].index for n in (0, 2))
+    assert a is not None and b is not None
+    both = sorted(set(a.tolist()) & set(b.tolist()))
+    x, y = (history[n]["layer.0.w"].view(-1)[both] for n in (1, 3))
+    assert (layer["only_first"], layer["only_second"], layer["both"]) == (900 - len(both), 800 - len(both), len(both))
+    assert layer["equal"] == int((x == y).sum()) and layer["largest"] == float((x.double() - y).abs().max())
+    assert found["unknown"] is None and found["layers"][-1]["layer"] == "all"
+    assert main(["diff", *names]) == 0
+    assert "layer.1" in capsys.readouterr().out
+    # A file outside any run is taken to follow on the other's; where there is none, values are not known.
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes(Path(names[1]).read_bytes())
+    assert main(["diff", names[0], str(alone), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"] == found["layers"]
+    assert main(["diff", str(alone), str(alone), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "its run is not known" in found["unknown"] and found["layers"][0]["largest"] is None
+
+
+def test_overlap(run: tuple[Path, list[Weights], object], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _, _ = run
+    assert main(["overlap", str(folder), "--by", "layer", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    stored = []
+    for number in range(4):
+        changes, shapes = read(folder, number).changes, starting_weights()
+        stored.append(
+            {
+                (name, i)
+                for name, change in changes.items()
+                for i in (range(shapes[name].numel()) if change.index is None else change.index.tolist())
+            }
+        )
+    for i, a in enumerate(stored):
+        for j, b in enumerate(stored):
+            assert found["jaccard"]["all"][i][j] == pytest.approx(len(a & b) / len(a | b))
+    assert found["jaccard"]["layer.0"][3][3] is None  # toys stores nothing there
+    assert found["jaccard"]["head"][0][2] == 1.0  # the whole head, both times
+    assert main(["overlap", str(folder)]) == 0
+    assert "books" in capsys.readouterr().out
+
+
+def test_size(run: tuple[Path, list[Weights], object], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _, _ = run
+    assert main(["size", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    dvd = found["tasks"][1]
+    assert (dvd["values"], dvd["position_bytes"], dvd["value_bytes"]) == (743, 2 * 743, 4 * 743)
+    assert dvd["bytes"] == (folder / "snapshots" / "01_dvd.safetensors").stat().st_size
+    assert dvd["bytes"] == dvd["header_bytes"] + 6 * 743
+    assert found["checkpoint_bytes"] == 4 * 4 * (3000 + 600 + 7)
+    assert main(["size", str(folder)]) == 0
+    assert (
+        f"{found['bytes']:,} bytes; a full checkpoint after each task: {4 * 14428:,} bytes" in capsys.readouterr().out
+    )
+
+
+# mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["diff", "RUN:book", "RUN:dvd"], "Type: RUN:books"),
+        (["diff", "RUN", "RUN:dvd"], "is a folder; name one of its tasks (books, dvd, music, toys). Type: RUN:toys"),
+        (["diff", "none.safetensors", "RUN:dvd"], "there is no file none.safetensors"),
+        (["diff", "RUN/none:books", "RUN:dvd"], "there is no folder RUN/none"),
+        (["diff", "RUN:books", "OTHER"], "different models: layer.0.w is F32 [50, 60] and BF16 [50, 60]"),
+        (["diff", "RUN:books", "RUN/config.yaml"], "is no snapshot"),
+        (["diff", "RUN:books"], "required: B"),
+        (["compose", "RUN:books", "RUN:music", "--output", "OUT"], "neither follows on RUN:books"),
+        (["compose", "RUN:dvd", "RUN:books", "--output", "OUT"], "compose RUN:books RUN:dvd --output OUT"),
+        (["compose", "RUN:books", "RUN:dvd", "--on-conflict", "mean", "--output", "OUT"], "Type: --on-conflict last"),
+        (["compose", "RUN:books", "RUN:dvd", "--on-conflict", "first", "--output", "OUT"], "invalid choice: 'first'"),
+        (["compose", "RUN:books", "RUN:dvd", "--output", "RUN/snapshots/x.safetensors"], "among a run's own snapshots"),
+        (["compose", "RUN:books", "RUN:dvd", "--output", "x.pt"], "ends in .safetensors"),
+        (["revert", "RUN:dvds", "--output", "OUT"], "Type: RUN:dvd"),
+        (["revert", "OTHER", "--output", "OUT"], "Name the task as RUN:TASK"),
+        (["revert", "RUN:dvd", "--output", "RUN/config.yaml/x.safetensors"], "is not a folder"),
+        (["restore", "RUN", "--after", "OTHER", "--output", "OUT"], "no snapshot in RUN leads there"),
+        (["overlap", "RUN/none"], "there is no folder"),
+        (["overlaps", "RUN"], "Type: python -m cl_runner snapshot overlap"),
+    ],
+)
+def test_wrong_requests(
+    run: tuple[Path, object, object],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    folder = run[0]
+    half = starting_weights(torch.bfloat16)
+    first, _ = train(tmp_path / "first", half, "books", 0)
+    train(tmp_path / "other.safetensors", first, "dvd", 1)
+    places = {"RUN": str(folder), "OTHER": f"{tmp_path}/other.safetensors", "OUT": f"{tmp_path}/out.safetensors"}
+    before = sorted(tmp_path.rglob("*"))
+
+    def put(text: str) -> str:
+        for word, place in places.items():
+            text = text.replace(word, place) if "RUN:TASK" not in text else text
+        return text
+
+    assert main([put(argument) for argument in arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("cl_runner: ") and put(message) in shown.err and not shown.out
+    assert sorted(tmp_path.rglob("*")) == before
