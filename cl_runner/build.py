@@ -42,6 +42,17 @@ def build_method(options: dict[str, dict[str, Any]]) -> Chain:
     return Chain(methods)
 
 
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Keep the inputs of whole blocks only and compute the rest again in backward.
+
+    Raises:
+        ValueError: the architecture cannot do that.
+    """
+    # transformers 5.2x renamed it.
+    start = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    start({"use_reentrant": False})
+
+
 def prepare_hardware(hardware: Hardware) -> torch.device:
     """Set threads and determinism of this process, and return the device to compute on.
 

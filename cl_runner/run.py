@@ -21,7 +21,7 @@ import transformers
 from torch import Tensor
 
 from cl_runner import checkpoint
-from cl_runner.build import FAMILIES, build_method, prepare_hardware
+from cl_runner.build import FAMILIES, build_method, prepare_hardware, recompute_activations
 from cl_runner.compose import Request
 from cl_runner.config import Stage
 from cl_runner.data.task import Task, label_union
@@ -29,6 +29,9 @@ from cl_runner.evaluate import accuracy, evaluate, evaluation_examples
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.learner import Learner
 from cl_runner.matrix import START, union_accuracy
+from cl_runner.planning.command import advise, plan_run
+from cl_runner.planning.memory import is_out_of_memory
+from cl_runner.planning.planner import write_plan
 from cl_runner.record import (
     tables,
     write_fisher,
@@ -127,17 +130,27 @@ class Run:
                     log.write(text)
                 checkpoint.replace_file(self.folder / "FAILED", text)
                 self.console.error(f"{type(error).__name__}: {error}")
-                self.console.line("\n".join(text.splitlines()[-7:-1]))
+                if is_out_of_memory(error):
+                    self.console.line(self._memory_advice())
+                else:
+                    self.console.line("\n".join(text.splitlines()[-7:-1]))
                 self.console.line(f"The whole trace is in {self.folder}/log.txt. The same command tries again.")
             finally:
                 if self.wandb is not None:
                     self.wandb.finish(status)
             return status
 
+    def _memory_advice(self) -> str:
+        """What to type after memory ran out."""
+        planner, setting, _ = plan_run(self.request, self.own_tasks, self.family, calibrates=False)
+        return advise(self.request, planner, setting, self.clock.failed)
+
     def story(self, saved: dict[str, Any] | None) -> None:
         """Build, learn task after task, report."""
         with self.clock.phase("load"):
             self._describe()
+            if not (self.folder / "plan.json").is_file():
+                write_plan(self.folder, plan_run(self.request, self.own_tasks, self.family, calibrates=False)[2])
             self._build(saved)
             self._track(saved)
         if not self.rows:
@@ -168,6 +181,8 @@ class Run:
     def _build(self, saved: dict[str, Any] | None) -> None:
         """The starting model, brought to where the checkpoint was."""
         model, _ = self.family.build(self.config.seed)
+        if self.config.hardware.gradient_checkpointing:
+            recompute_activations(model)
         built = self.method.build(model, self.tasks)
         self.learner = Learner(
             built,

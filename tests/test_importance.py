@@ -237,6 +237,8 @@ def test_only_the_asked_parameters() -> None:
     found = measure(model, lambda: [batch], text_loss, names)
     assert list(found.fisher) == names and found.gradient is None
     assert_same(found, expected)
+    both = measure(model, lambda: [batch], text_loss, names, gradient=True)
+    assert all(torch.equal(both.fisher[name], found.fisher[name]) for name in names)  # G does not disturb F
 
 
 def test_hand_worked() -> None:

@@ -140,7 +140,7 @@ def _content(request: Request, planner: Planner, s: Setting, plan: Plan) -> dict
         "device": s.device,
         "available_bytes": available,
         "cuda_context_bytes": CUDA_CONTEXT_BYTES if s.device == "cuda" else 0,
-        "training_bytes": planner.training_memory(s),
+        "peak_bytes": planner.memory(s),
         "parameters": plan.parameters,
         "trainable_by_task": plan.trainable,
         "optimizer_steps": plan.steps,

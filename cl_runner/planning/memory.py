@@ -17,9 +17,8 @@ MARGIN = 0.8
 #: Texts are not cut shorter than this.
 LEAST_LENGTH = 16
 
-#: Options in the order of what they cost: the first leave the results as they are, the last two change them.
-SAME_RESULTS = "the results stay as they are but for rounding"
-OTHER_RESULTS = "this changes the results"
+#: Options that come last; the others leave the results as they are but for rounding and the draws of dropout.
+CHANGES_RESULTS = {"backbone.max_length", "backbone.dtype"}
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -110,7 +109,7 @@ def _training_ladder(s: Setting, stage: str) -> Iterator[Options]:
 
 def _importance_ladder(s: Setting) -> Iterator[Options]:
     options: Options = {}
-    if s.importance_micro_batch == 1:
+    if s.per_example:
         for size in _halvings(s.importance_batch):
             options = {"importance.batch_size": str(size)}
             yield options
@@ -126,23 +125,21 @@ def _evaluation_ladder(s: Setting) -> Iterator[Options]:
 
 
 def _ladders(s: Setting, phase: str) -> Iterator[Options]:
-    """All options for one phase; those that change the results come last, on top of everything that does not."""
+    """All options for one phase, each needing less memory or costing more than the one before."""
     if phase.startswith("train "):
         same = list(_training_ladder(s, phase.removeprefix("train ")))
+    elif phase == "importance":
+        same = list(_importance_ladder(s))
     else:
-        same = list({"importance": _importance_ladder, "evaluate": _evaluation_ladder}.get(phase, _nothing)(s))
+        same = list(_evaluation_ladder(s)) if phase == "evaluate" else []
     yield from same
-    base = same[-1] if same else {}
+    options = same[-1] if same else {}
     if phase != "load":
         for length in _halvings(s.max_length, LEAST_LENGTH):
-            yield {**base, "backbone.max_length": str(length)}
+            options = {**options, "backbone.max_length": str(length)}
+            yield options
     if s.dtype == torch.float32:
-        yield {"backbone.dtype": "bfloat16"}
-        yield {**base, "backbone.dtype": "bfloat16"}
-
-
-def _nothing(s: Setting) -> Iterator[Options]:
-    yield from ()
+        yield {**options, "backbone.dtype": "bfloat16"}
 
 
 def smallest_change(
@@ -154,30 +151,29 @@ def smallest_change(
         available: bytes.
         failed: the phase in which a run died, whatever its plan said; another name = unknown, so the largest one.
     """
+    limits = _limits(planner, s, available, failed)
     chosen: Options = {}
     hopeless: dict[str, int] = {}
-    for phase, limit in _limits(planner, s, available, failed).items():
-        if _peaks(planner, _with(s, chosen))[phase] <= limit:
+    for phase, limit in limits.items():
+        if planner.peak(_with(s, chosen), phase) <= limit:
             continue
-        least = 0
-        for options in _ladders(s, phase):
-            peak = _peaks(planner, _with(s, {**chosen, **options}))[phase]
-            least = min(least or peak, peak)
-            if peak <= limit:
-                chosen |= options
-                break
-        else:
-            hopeless[phase] = least or _peaks(planner, s)[phase]
+        ladder = list(_ladders(s, phase))
+        least = min([planner.peak(_with(s, {**chosen, **options}), phase) for options in ladder[-1:]], default=0)
+        if not ladder or least > limit:
+            hopeless[phase] = least or planner.peak(s, phase)
+            continue
+        chosen |= next(o for o in ladder if planner.peak(_with(s, {**chosen, **o}), phase) <= limit)
+    if not hopeless and CHANGES_RESULTS & chosen.keys():
+        # What was chosen for one phase may have made an option for another needless.
+        for key in [key for key in chosen if key not in CHANGES_RESULTS]:
+            fewer = {other: value for other, value in chosen.items() if other != key}
+            if all(planner.peak(_with(s, fewer), phase) <= limit for phase, limit in limits.items()):
+                chosen = fewer
     return chosen, hopeless
 
 
-def _peaks(planner: Planner, s: Setting) -> dict[str, int]:
-    """Peak bytes of the phases, training by stage."""
-    return {phase: peak for phase, peak in planner.memory(s).items() if phase != "train"}
-
-
 def _limits(planner: Planner, s: Setting, available: int, failed: str | None) -> dict[str, int]:
-    peaks = _peaks(planner, s)
+    peaks = planner.memory(s)
     limits = dict.fromkeys(peaks, available)
     if failed is not None:
         guilty = [phase for phase in peaks if phase.split()[0] == failed] or [max(peaks, key=lambda p: peaks[p])]
@@ -202,20 +198,22 @@ def advice(
     options, hopeless = smallest_change(planner, s, available, failed)
     if hopeless:
         phase, least = max(hopeless.items(), key=lambda item: item[1])
-        load = planner.memory(s)["load"]
-        parameters = planner.parameters(s)
-        room = (available - planner.base_bytes) / (least - planner.base_bytes)
+        parameters = planner.parameters(s) / 1e6
+        room = max(0.0, (available - planner.base_bytes) / (least - planner.base_bytes))
         return (
-            f"No change of options makes {phase} fit: it needs {gigabytes(least)} at least, which is "
-            f"{gigabytes(least - available)} more than the {gigabytes(available)} there are (the weights alone: "
-            f"{gigabytes(load)}). Choose a backbone of at most about {max(0.0, room) * parameters / 1e6:,.0f} M "
-            f"parameters (this one has {parameters / 1e6:,.0f} M), a method that trains fewer weights, or a machine "
-            "with more memory."
+            f"No change of options makes {phase} fit: it needs {gigabytes(least)} at least, {gigabytes(least - available)} "
+            f"more than the {gigabytes(available)} there are (loading alone: {gigabytes(planner.peak(s, 'load'))}). "
+            f"Choose a backbone of at most about {room * parameters:,.0f} M parameters (this one has {parameters:,.0f} "
+            "M), a method that trains fewer weights, or a machine with more memory."
         )
     if not options:
         return f"It fits: the peak is {gigabytes(max(planner.memory(s).values()))} of {gigabytes(available)}."
-    changes = [key for key in options if key in ("backbone.max_length", "backbone.dtype")]
-    results = f"{OTHER_RESULTS}: {', '.join(changes)}" if changes else SAME_RESULTS
+    changed = sorted(CHANGES_RESULTS & options.keys())
+    results = (
+        f"it changes the results: {' and '.join(changed)}"
+        if changed
+        else "the results stay, but for rounding and dropout"
+    )
     return f"The smallest change that fits ({results}):\n{command(options)}"
 
 

@@ -182,9 +182,11 @@ def _demands(config: Config, model: nn.Module, labels: int) -> tuple[Memory, boo
             if options["score"] in NEEDS_PASS:
                 measures.add(options["score_data"])
                 values["sums"] = 2 if options["score"] in NEEDS_GRADIENT else 1
+                values["sum_item"] = 2 if "bf16_accumulation" in options["compat"] else 4
         elif node == "ewc":
             measures.add(options["fisher_data"])
             values["entry_bytes"] = 8  # Fisher and anchor of what trains
+            values["mean_bytes"] = 4
             if options["fisher_data"] == "last_task":
                 values["weight_bytes"] = 4  # the Fisher of all weights
         elif node == "lwf":

@@ -34,6 +34,9 @@ CLUSTERED_SHARE = 0.1
 WHOLE_INPUT = 0.5
 #: Bytes of an answer in predictions/*.jsonl.
 PREDICTION_BYTES = 100
+#: glibc's heap grows beyond what lives in it while a training pass keeps and frees tensors by turns; measured on
+#: MiniLM: 1.15 to 1.45 times.
+HEAP_SHARE = 1.25
 #: Reads and writes of AdamW and of clipping, in bytes per trained fp32 entry and step.
 OPTIMIZER_TRAFFIC = 40
 
@@ -57,7 +60,9 @@ class Memory:
     fraction: float = 0.0  # of `candidates` that is selected where a task trains "selected"
     candidates: Mapping[str, int] = dataclasses.field(default_factory=dict)  # entries by parameter name
     clustered: bool = False  # the largest scores lie in few input columns; others scatter
-    sums: int = 1  # fp32 tensors per weight that the importance pass fills: Fisher, or gradient and Fisher
+    sums: int = 1  # numbers per weight that the importance pass fills: Fisher, or gradient and Fisher
+    sum_item: int = 4  # bytes of each
+    mean_bytes: int = 0  # per weight, of the mean that a method takes of those sums
     entry_bytes: int = 0  # held per trained entry while a task after the first trains, such as an anchor
     weight_bytes: int = 0  # held per weight from the first task on
     example_bytes: int = 0  # held per training example while a task after the first trains
@@ -85,6 +90,11 @@ class Setting:
     memory: Memory
     restart: bool  # every task starts from the first weights, which are kept
     snapshots: Literal["all", "sparse", "none"]
+
+    @property
+    def per_example(self) -> bool:
+        """Whether one importance pass over a batch gives every example's own gradient; else it is one micro-batch."""
+        return self.importance_micro_batch == 1 and self.memory.sum_item == 4
 
 
 @dataclass(frozen=True)
@@ -169,15 +179,12 @@ class Planner:
         """One forward and backward pass of training, with the gradients it leaves."""
         examples, accumulates = s.micro_batch[stage], s.micro_batch[stage] < s.batch_size[stage]
         columns = self._columns(s) if trains == "selected" else {}
+        half = s.dtype.itemsize < 4
 
         def run(model: PreTrainedModel) -> None:
             model.train()
             with checkpointing(model, s.gradient_checkpointing):
-                batch = self._batch(examples, s.max_length)
-                # The imitation lies on the CPU, whatever the run's device.
-                with torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16"):
-                    loss = self._loss(model, batch)
-                loss.backward()
+                self._loss_of(model, s, examples).backward()
 
         def work(model: PreTrainedModel) -> None:
             if trains == "selected":
@@ -186,10 +193,26 @@ class Planner:
                     run(model)
                 return
             model.requires_grad_(True)
+            full: dict[Tensor, Tensor] = {}  # gradients of half-precision weights are kept in fp32
             if accumulates:  # there are gradients of the part of the batch before
                 for parameter in model.parameters():
-                    parameter.grad = torch.empty_like(parameter)
-            run(model)
+                    if half:
+                        full[parameter] = torch.empty_like(parameter, dtype=torch.float32)
+                    else:
+                        parameter.grad = torch.empty_like(parameter)
+
+            def collect(parameter: Tensor) -> None:
+                assert parameter.grad is not None
+                gradient = parameter.grad.float()
+                full[parameter] = full[parameter].add_(gradient) if accumulates else gradient
+                parameter.grad = None
+
+            handles = [p.register_post_accumulate_grad_hook(collect) for p in model.parameters() if half]
+            try:
+                run(model)
+            finally:
+                for handle in handles:
+                    handle.remove()
 
         key = ("train", trains, examples, accumulates, s.max_length, s.precision, s.gradient_checkpointing)
         return self._cost(s, (*key, tuple(columns.items())), work)
@@ -213,8 +236,7 @@ class Planner:
 
     def _importance(self, s: Setting) -> Cost:
         """One forward and backward pass of the importance phase, without its sums."""
-        per_example = s.importance_micro_batch == 1
-        examples = s.importance_batch if per_example else s.importance_micro_batch
+        examples = s.importance_batch if s.per_example else s.importance_micro_batch
 
         def square(parameter: Tensor) -> None:
             assert parameter.grad is not None
@@ -224,30 +246,34 @@ class Planner:
 
         def work(model: PreTrainedModel) -> None:
             model.eval()
-            batch = self._batch(examples, s.max_length)
-            if per_example:
-                owners = {m: None for m in model.modules() if list(m.parameters(recurse=False))}
-                owners = {m: None for m in owners if not isinstance(m, nn.Embedding)}
-                with keeping_inputs(model, owners, room=True):
-                    self._loss(model, batch).backward()
+            if s.per_example:
+                layers = (m for m in model.modules() if any(True for _ in m.parameters(recurse=False)))
+                with keeping_inputs(model, {m: None for m in layers if not isinstance(m, nn.Embedding)}, room=True):
+                    self._loss_of(model, s, examples).backward()
                 return
             model.requires_grad_(True)
             handles = [p.register_post_accumulate_grad_hook(square) for p in model.parameters()]
             try:
-                self._loss(model, batch).backward()
+                self._loss_of(model, s, examples).backward()
             finally:
                 for handle in handles:
                     handle.remove()
 
-        return self._cost(s, ("importance", per_example, examples, s.max_length), work)
+        return self._cost(s, ("importance", s.per_example, examples, s.max_length, s.precision), work)
+
+    def _loss_of(self, model: nn.Module, s: Setting, examples: int) -> Tensor:
+        """The loss of a batch of the longest texts, in the run's precision."""
+        # The imitation lies on the CPU, whatever the run's device.
+        with torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16"):
+            return self._loss(model, self._batch(examples, s.max_length))
 
     def _evaluate(self, s: Setting) -> Cost:
         """One forward pass of evaluation."""
 
         def work(model: PreTrainedModel) -> None:
             model.eval()
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16"):
-                self._loss(model, self._batch(s.evaluation_batch, s.max_length))
+            with torch.no_grad():
+                self._loss_of(model, s, s.evaluation_batch)
 
         return self._cost(s, ("evaluate", s.evaluation_batch, s.max_length, s.precision), work)
 
@@ -277,25 +303,40 @@ class Planner:
             return self.parameters(s)
         return round(s.memory.fraction * sum(s.memory.candidates.values())) if task.trains == "selected" else 0
 
-    def memory(self, s: Setting) -> dict[str, int]:
-        """Peak bytes of load, importance, train and evaluate; importance and train are left out if they are empty."""
-        return {**self._steady(s), **self.training_memory(s)}
+    def phases(self, s: Setting) -> list[str]:
+        """The phases of a run that take memory of their own, training by stage."""
+        stages = dict.fromkeys(f"train {task.stage}" for task in s.tasks if task.trains != "nothing")
+        importance = ["importance"] if any(task.measured for task in s.tasks) else []
+        return ["load", *importance, *stages, "evaluate"]
 
-    def _steady(self, s: Setting) -> dict[str, int]:
-        sizes = self._sizes(s)
-        entries, item = sum(sizes.values()), s.dtype.itemsize
-        fixed = self.base_bytes + entries * item * (2 if s.restart else 1)
-        found = {"load": fixed}
-        remembered = fixed + s.memory.weight_bytes * entries
-        if any(task.measured for task in s.tasks):
-            found["importance"] = remembered + self._sums(s) + self._importance(s).peak_bytes
-        found["evaluate"] = remembered + self._evaluate(s).peak_bytes
-        return found
+    def peak(self, s: Setting, phase: str) -> int:
+        """Peak bytes of one of `phases`."""
+        entries = self.parameters(s)
+        fixed = self.base_bytes + entries * s.dtype.itemsize * (2 if s.restart else 1)
+        if phase == "load":
+            return fixed
+        fixed += s.memory.weight_bytes * entries
+        if phase.startswith("train "):
+            tasks = [(n, t) for n, t in enumerate(s.tasks) if phase == f"train {t.stage}" and t.trains != "nothing"]
+            return fixed + max(self._training(s, task, number > 0) for number, task in tasks)
+        # What the methods held for a task is there until they hold it for the next one.
+        fixed += max((self._held(s, task) for task in s.tasks[1:]), default=0)
+        if phase == "evaluate":
+            return fixed + self._evaluate(s).peak_bytes
+        return fixed + self._sums(s) + max(self._importance(s).peak_bytes, s.memory.mean_bytes * entries)
+
+    def memory(self, s: Setting) -> dict[str, int]:
+        """Peak bytes of each of `phases`."""
+        return {phase: self.peak(s, phase) for phase in self.phases(s)}
+
+    def _held(self, s: Setting, task: TaskNumbers) -> int:
+        """Bytes that the methods hold for a task after the first."""
+        return s.memory.entry_bytes * self.trained(s, task) + s.memory.example_bytes * task.examples
 
     def _sums(self, s: Setting) -> int:
         """Bytes of the sums of the importance pass on the run's device (cl_runner/sparse/importance.py)."""
         sizes = self._sizes(s)
-        of_a_weight = 4 * s.memory.sums
+        of_a_weight = s.memory.sums * s.memory.sum_item
         if s.device == "cpu" or (s.accumulate == "device" and s.passes == 1):
             return of_a_weight * sum(sizes.values())
         largest = max(sizes.values())
@@ -303,42 +344,36 @@ class Planner:
             return of_a_weight * largest
         return of_a_weight * max(largest, sum(sizes.values()) // s.passes)
 
-    def training_memory(self, s: Setting) -> dict[str, int]:
-        """The peak of training, as "train", with that of either stage as "train base" and "train incremental"."""
-        peaks: dict[str, int] = {}
-        for number, task in enumerate(s.tasks):
-            if task.trains != "nothing":
-                stage = f"train {task.stage}"
-                peaks[stage] = max(peaks.get(stage, 0), self._training(s, task, number > 0))
-        return {**peaks, "train": max(peaks.values())} if peaks else {}
-
     def _training(self, s: Setting, task: TaskNumbers, later: bool) -> int:
-        sizes = self._sizes(s)
-        entries, item = sum(sizes.values()), s.dtype.itemsize
+        """What training a task adds to the weights and to what the methods hold for good."""
+        sizes, item = self._sizes(s), s.dtype.itemsize
         trained = self.trained(s, task)
-        held = self.base_bytes + entries * item * (2 if s.restart else 1) + s.memory.weight_bytes * entries
-        if later:
-            held += s.memory.entry_bytes * trained + s.memory.example_bytes * task.examples
-        state = s.memory.weight_bytes * entries + s.memory.entry_bytes // 2 * trained * later
-        if task.trains == "all":
-            value = item  # the weights themselves are trained
-            held += item * trained  # their values before the task
-        else:
-            value = 4
-            held += (4 + 8 + item) * trained  # current values, positions, values before the task
-            state += 8 * trained
-        held += 2 * value * trained  # AdamW's moments
+        held = item * trained  # their values before the task
+        held += 8 * trained  # AdamW's moments, fp32
+        held += self._held(s, task) if later else 0
         step = self._train(s, task.stage, task.trains).peak_bytes
         if task.trains == "selected":
+            held += (4 + 8) * trained  # current values and positions
             step += 4 * trained  # gradients of the values
-        largest = max(sizes.values()) if task.trains == "all" else trained
-        penalty = value * trained + 3 * value * largest if later and s.memory.entry_bytes else 0
-        checkpoint = 3 * value * trained + state  # copies of what trains, of both moments and of the methods' state
-        return held + max(step, penalty, checkpoint)
+            largest = trained
+        else:
+            held += 4 * trained if item < 4 else 0  # fp32 copies
+            largest = max(sizes.values())
+        if s.device == "cpu":
+            step = round(HEAP_SHARE * step)
+        penalty = 4 * (trained + 3 * largest) if later and s.memory.entry_bytes else 0
+        return held + max(step, penalty, self._state(s, task, later))
+
+    def _state(self, s: Setting, task: TaskNumbers, later: bool) -> int:
+        """Bytes of a checkpoint inside a task: what trains, its moments, what the methods need to go on."""
+        trained = self.trained(s, task)
+        state = 12 * trained + s.memory.weight_bytes * self.parameters(s)
+        if later:  # of the two that EWC holds, the anchor follows from the weights
+            state += s.memory.entry_bytes // 2 * trained + s.memory.example_bytes * task.examples
+        return state + (8 * trained if task.trains == "selected" else 0)
 
     def disk(self, s: Setting) -> dict[str, int]:
         """Bytes on disk: "snapshots" and "predictions" stay, "state while running" goes when the run is done."""
-        sizes = self._sizes(s)
         item = s.dtype.itemsize
         kept, hidden, state = 0, 0, 0
         for number, task in enumerate(s.tasks):
@@ -349,12 +384,7 @@ class Planner:
                 kept += change
             else:
                 hidden = max(hidden, change)
-            value = 4 if task.trains == "selected" else item
-            moments = 3 * value * trained + (8 * trained if task.trains == "selected" else 0)
-            remembered = s.memory.weight_bytes * sum(sizes.values()) + s.memory.entry_bytes * trained // 2 * (
-                number > 0
-            )
-            state = max(state, moments + remembered)
+            state = max(state, self._state(s, task, number > 0))
         return {
             "snapshots": kept,
             "predictions": PREDICTION_BYTES * s.evaluated * (len(s.tasks) + 1),
@@ -386,16 +416,16 @@ class Planner:
                 found["train"] += speed.seconds(cost, share) * self._passes(s, task) / s.micro_batch[task.stage]
                 found["train"] += task.steps * OPTIMIZER_TRAFFIC * self.trained(s, task) / speed.bytes_per_second
             if task.measured:
-                size = s.importance_batch if s.importance_micro_batch == 1 else s.importance_micro_batch
+                size = s.importance_batch if s.per_example else s.importance_micro_batch
                 cost = self._importance(s)
                 # Each example's (or micro-batch's) weight gradients are formed, squared and added by themselves.
-                units = task.measured / s.importance_micro_batch
-                entries = self._in_products(s) if s.importance_micro_batch == 1 else self.parameters(s)
-                products = 2 * entries * task.measured * s.mean_length if s.importance_micro_batch == 1 else 0.0
+                entries = self._in_products(s) if s.per_example else self.parameters(s)
+                products = 2 * entries * task.measured * s.mean_length if s.per_example else 0.0
+                traffic = 4 + 2 * s.memory.sums * s.memory.sum_item
                 found["importance"] += s.passes * (
                     speed.seconds(cost, share) * task.measured / size
                     + products / speed.flops_per_second
-                    + units * 12 * s.memory.sums * entries / speed.bytes_per_second
+                    + traffic * entries * task.measured / s.importance_micro_batch / speed.bytes_per_second
                 )
         evaluations = s.evaluated * (len(s.tasks) + 1) / s.evaluation_batch
         found["evaluate"] = speed.seconds(self._evaluate(s), share) * evaluations
@@ -409,12 +439,15 @@ class Planner:
             basis: what the seconds are based on.
         """
         memory, work = self.memory(s), self.work(s)
-        phases: dict[str, Phase] = {}
-        for name in ("load", "importance", "train", "evaluate"):
-            if name in memory:
-                examples, tokens = work.get(name, (0, 0.0))
-                known = None if seconds is None else seconds.get(name)
-                phases[name] = Phase(memory[name], known, examples, round(tokens))
+        peaks: dict[str, int] = {}
+        for name, size in memory.items():
+            phase = name.split()[0]
+            peaks[phase] = max(peaks.get(phase, 0), size)
+        phases = {}
+        for phase, size in peaks.items():
+            examples, tokens = work.get(phase, (0, 0.0))
+            known = None if seconds is None else seconds.get(phase)
+            phases[phase] = Phase(size, known, examples, round(tokens))
         disk = self.disk(s)
         return Plan(
             phases,

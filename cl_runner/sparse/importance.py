@@ -139,17 +139,6 @@ def measure(
     )
 
 
-def exact_fisher(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    loss_sum: Loss,
-    names: Collection[str],
-    on_batch: Callable[[int], None] | None = None,
-) -> dict[str, Tensor]:
-    """The exact diagonal empirical Fisher of PE eq. 1, fp32: `measure` of single examples in one pass."""
-    return measure(model, lambda: batches, loss_sum, names, on_batch=on_batch).mean_fisher()
-
-
 def cap(examples: Sequence[Item], max_examples: int | None, seed: int) -> list[Item]:
     """At most `max_examples` of the examples, each equally likely, in their order; None: all."""
     if max_examples is None or max_examples >= len(examples):

@@ -26,6 +26,7 @@ class Clock:
         self.current = -1
         self.tasks: dict[int, dict[str, float]] = {}
         self.peak_memory: dict[str, float] = {}
+        self.failed: str | None = None  # the innermost phase that an error ended
         self._stack: list[str] = []
         self._since = time.perf_counter()
 
@@ -45,6 +46,9 @@ class Clock:
         self._stack.append(name)
         try:
             yield
+        except Exception:
+            self.failed = self.failed or name
+            raise
         finally:
             self._charge()
             self._stack.pop()
