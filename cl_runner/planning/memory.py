@@ -157,12 +157,15 @@ def smallest_change(
     for phase, limit in limits.items():
         if planner.peak(_with(s, chosen), phase) <= limit:
             continue
-        ladder = list(_ladders(s, phase))
-        least = min([planner.peak(_with(s, {**chosen, **options}), phase) for options in ladder[-1:]], default=0)
-        if not ladder or least > limit:
-            hopeless[phase] = least or planner.peak(s, phase)
-            continue
-        chosen |= next(o for o in ladder if planner.peak(_with(s, {**chosen, **o}), phase) <= limit)
+        ladder = [{**chosen, **options} for options in _ladders(s, phase)]
+        same = [options for options in ladder if not CHANGES_RESULTS & options.keys()]
+        least = planner.peak(_with(s, ladder[-1] if ladder else chosen), phase)
+        if least > available:
+            hopeless[phase] = least
+        elif least > limit and same:  # of a run that died: as little as can be
+            chosen = same[-1]
+        else:
+            chosen = next((o for o in ladder if planner.peak(_with(s, o), phase) <= limit), chosen)
     if not hopeless and CHANGES_RESULTS & chosen.keys():
         # What was chosen for one phase may have made an option for another needless.
         for key in [key for key in chosen if key not in CHANGES_RESULTS]:
@@ -201,19 +204,19 @@ def advice(
         parameters = planner.parameters(s) / 1e6
         room = max(0.0, (available - planner.base_bytes) / (least - planner.base_bytes))
         return (
-            f"No change of options makes {phase} fit: it needs {gigabytes(least)} at least, {gigabytes(least - available)} "
-            f"more than the {gigabytes(available)} there are (loading alone: {gigabytes(planner.peak(s, 'load'))}). "
-            f"Choose a backbone of at most about {room * parameters:,.0f} M parameters (this one has {parameters:,.0f} "
-            "M), a method that trains fewer weights, or a machine with more memory."
+            f"No change of options makes {phase} fit: it needs {gigabytes(least)} at least, "
+            f"{gigabytes(least - available)} more than the {gigabytes(available)} there are (loading alone takes "
+            f"{gigabytes(planner.peak(s, 'load'))}). Choose a backbone of at most about {room * parameters:,.0f} M "
+            f"parameters (this one has {parameters:,.0f} M), a method that trains fewer weights, or a machine with "
+            "more memory."
         )
     if not options:
-        return f"It fits: the peak is {gigabytes(max(planner.memory(s).values()))} of {gigabytes(available)}."
-    changed = sorted(CHANGES_RESULTS & options.keys())
-    results = (
-        f"it changes the results: {' and '.join(changed)}"
-        if changed
-        else "the results stay, but for rounding and dropout"
-    )
+        peak = gigabytes(max(planner.memory(s).values()))
+        if failed is None:
+            return f"It fits: the peak is {peak} of {gigabytes(available)}."
+        return f"Its plan says {peak}, and no option takes less: something else fills the {gigabytes(available)}."
+    changed = " and ".join(sorted(CHANGES_RESULTS & options.keys()))
+    results = f"{changed} changes the results" if changed else "the results stay, but for rounding and dropout"
     return f"The smallest change that fits ({results}):\n{command(options)}"
 
 
