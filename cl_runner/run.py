@@ -150,7 +150,7 @@ class Run:
         with self.clock.phase("load"):
             self._describe()
             if not (self.folder / "plan.json").is_file():
-                write_plan(self.folder, plan_run(self.request, self.own_tasks, self.family, calibrates=False)[2])
+                write_plan(self.folder, plan_run(self.request, self.own_tasks, self.family)[2])
             self._build(saved)
             self._track(saved)
         if not self.rows:
@@ -284,6 +284,7 @@ class Run:
         self.shown.close()
         with self.clock.phase("snapshot"):
             self._keep_change(task, entries, before, rest)
+        del before  # a second model's worth, if all weights train
         method.after_task(learner, task)
         learner.trained, learner.selected, learner.selectable = {}, {}, {}
         self._evaluate(task.name)

@@ -103,9 +103,7 @@ def test_no_old_data_before_the_first_task(tmp_path: Path) -> None:
         method.check(learner.model)
 
 
-def test_importance_is_shared_between_runs_and_changes_no_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_importance_is_shared_between_runs_and_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second run finds the first task's sums, computed for another share; without a cache the bits are the same."""
     loaded: list[bool] = []
     load = importance_cache.load

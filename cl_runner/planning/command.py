@@ -78,7 +78,8 @@ def plan_run(
     model = skeleton(config.backbone, labels)
     counts, lengths = counts_of(config, tasks), text_lengths(family, tasks)
     s = setting_of(config, counts, labels, model, "cuda" if gpu else "cpu", lengths)
-    planner = Planner(lambda: skeleton(config.backbone, labels), 0)
+    made = [model]  # another one is only needed for weights of another type
+    planner = Planner(lambda: made.pop() if made else skeleton(config.backbone, labels), 0)
     planner.memory(s)
     if not gpu:
         # After the passes were priced: what that left in the process is in a run's as well.
@@ -103,7 +104,11 @@ def plan_run(
     product = torch.bfloat16 if config.hardware.precision == "bf16" else s.dtype
     rows = s.micro_batch["incremental"] * s.max_length
     speed = calibrate(planner.width(s), rows, product, device)
-    return planner, s, planner.plan(s, planner.seconds(s, speed), f"a short calibration of this machine: {speed}")
+    return (
+        planner,
+        s,
+        planner.plan(s, planner.seconds(s, speed.useful), f"a short calibration of this machine: {speed}"),
+    )
 
 
 def advise(request: Request, planner: Planner, s: Setting, failed: str | None = None) -> str:

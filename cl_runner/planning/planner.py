@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from cl_runner.checkpoint import replace_file
 from cl_runner.planning.imitation import Cost, Device, Imitation, checkpointing, keeping_inputs
 from cl_runner.planning.speed import Speed
+from cl_runner.sparse.layers import WHOLE_INPUT
 
 Trains = Literal["all", "selected", "nothing"]
 
@@ -30,13 +31,11 @@ Trains = Literal["all", "selected", "nothing"]
 CUDA_CONTEXT_BYTES = 500_000_000
 #: Input columns of a layer that hold its most important entries; measured 2 to 40 of 384 (scripts/bench).
 CLUSTERED_SHARE = 0.1
-#: Above this share of columns the layer keeps its input as it is (cl_runner/sparse/layers.py: WHOLE_INPUT).
-WHOLE_INPUT = 0.5
 #: Bytes of an answer in predictions/*.jsonl.
 PREDICTION_BYTES = 100
-#: glibc's heap grows beyond what lives in it while a training pass keeps and frees tensors by turns; measured on
-#: MiniLM: 1.15 to 1.45 times.
-HEAP_SHARE = 1.25
+#: glibc's heap grows beyond what lives in it while a pass keeps and frees tensors by turns: 1.15 to 1.45 times where
+#: that was measured, on MiniLM.
+HEAP_SHARE = 1.35
 #: Reads and writes of AdamW and of clipping, in bytes per trained fp32 entry and step.
 OPTIMIZER_TRAFFIC = 40
 
@@ -322,8 +321,10 @@ class Planner:
         # What the methods held for a task is there until they hold it for the next one.
         fixed += max((self._held(s, task) for task in s.tasks[1:]), default=0)
         if phase == "evaluate":
-            return fixed + self._evaluate(s).peak_bytes
-        return fixed + self._sums(s) + max(self._importance(s).peak_bytes, s.memory.mean_bytes * entries)
+            return fixed + _held_by_pass(self._evaluate(s), s.device)
+        work, mean = _held_by_pass(self._importance(s), s.device), s.memory.mean_bytes * entries
+        # The mean comes after the pass, whose memory only a GPU's allocator uses again for tensors of that size.
+        return fixed + self._sums(s) + (max(work, mean) if s.device == "cuda" else work + mean)
 
     def memory(self, s: Setting) -> dict[str, int]:
         """Peak bytes of each of `phases`."""
@@ -351,7 +352,7 @@ class Planner:
         held = item * trained  # their values before the task
         held += 8 * trained  # AdamW's moments, fp32
         held += self._held(s, task) if later else 0
-        step = self._train(s, task.stage, task.trains).peak_bytes
+        step = _held_by_pass(self._train(s, task.stage, task.trains), s.device)
         if task.trains == "selected":
             held += (4 + 8) * trained  # current values and positions
             step += 4 * trained  # gradients of the values
@@ -359,8 +360,6 @@ class Planner:
         else:
             held += 4 * trained if item < 4 else 0  # fp32 copies
             largest = max(sizes.values())
-        if s.device == "cpu":
-            step = round(HEAP_SHARE * step)
         penalty = 4 * (trained + 3 * largest) if later and s.memory.entry_bytes else 0
         return held + max(step, penalty, self._state(s, task, later))
 
@@ -458,6 +457,11 @@ class Planner:
             sum(task.steps for task in s.tasks if task.trains != "nothing"),
             basis,
         )
+
+
+def _held_by_pass(cost: Cost, device: Device) -> int:
+    """Bytes that the process holds for what lives in a pass."""
+    return round(HEAP_SHARE * cost.peak_bytes) if device == "cpu" else cost.peak_bytes
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
