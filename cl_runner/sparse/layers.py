@@ -271,14 +271,15 @@ class _Linear(torch.autograd.Function):
         inputs_type, values_type = ctx.types
         back = of_weight = of_bias = None
         with torch.autocast(gradient.device.type, enabled=False):
-            if weight is not None:
-                matrix = weight if ctx.transposed else weight.t()
-                back = (gradient @ matrix.to(gradient.dtype)).to(inputs_type)
-            flat = gradient.reshape(-1, gradient.shape[-1])
+            flat = gradient.reshape(-1, gradient.shape[-1])  # attention hands it on transposed: one copy for all
+            # First what only reads the gradient: it has just been made and is still in the cache.
             if ctx.plan is not None:
                 of_weight = selected_gradient(ctx.plan, kept, flat, values_type)
             if ctx.bias_index is not None:
                 of_bias = _bias_gradient(flat, ctx.bias_index, values_type)
+            if weight is not None:
+                matrix = weight if ctx.transposed else weight.t()
+                back = (flat @ matrix.to(flat.dtype)).to(inputs_type).view(*gradient.shape[:-1], -1)
         return back, None, None, of_weight, of_bias, None, None, None
 
 
