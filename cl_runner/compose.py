@@ -284,7 +284,7 @@ def check(resolved: dict[str, Any]) -> Config:
         config = Config.model_validate(resolved)
     except ValidationError as error:
         raise _explain(error, resolved) from None
-    check_chain(list(config.method), config.backbone.family)
+    check_chain(config.method, config.backbone.family)
     for name, values in config.method.items():
         try:
             method_spec(name).schema.model_validate(values)
@@ -373,7 +373,8 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = (), sweep: str |
 
 def _remedy(key: str, overrides: Sequence[str], default: DictConfig, folders: Sequence[Path]) -> str:
     """The command with the wrong override at its default."""
-    wrong = next((o for o in overrides if key and key.startswith(o.lstrip("+").partition("=")[0])), None)
+    covering = [o for o in overrides if f"{key}.".startswith(o.lstrip("+").partition("=")[0] + ".")] if key else []
+    wrong = max(covering, key=lambda o: len(o.partition("=")[0]), default=None)
     value = OmegaConf.select(default, key) if key else None
     if wrong is not None and wrong.partition("=")[0] != key and re.search(r"\.\d", key):
         return f" It stands in: {quoted(wrong)}"

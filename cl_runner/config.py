@@ -149,7 +149,7 @@ class Hardware(Schema):
     """conf/hardware: where and how a run computes."""
 
     device: Literal["auto", "cpu", "cuda"]
-    precision: Literal["fp32", "bf16"]  # of the forward and backward pass (autocast); weights stay fp32
+    precision: Literal["fp32", "bf16"]  # of the forward and backward pass (autocast)
     threads: Count | None  # CPU threads; null = as torch decides
     deterministic: bool  # refuse operations whose result may differ between two runs
     gradient_checkpointing: bool  # recompute activations in backward: less memory, a third more time
@@ -243,8 +243,9 @@ def method_spec(name: str) -> MethodSpec:
     return MethodSpec(schema, attributes["last"], tuple(attributes["families"]))
 
 
-def check_chain(names: list[str], family: str) -> None:
+def check_chain(methods: Mapping[str, Mapping[str, Any]], family: str) -> None:
     """The methods fit each other and the backbone's family, or a ValueError names the corrected override."""
+    names = list(methods)
     if not names:
         raise ValueError("no method is chosen. Type: method=seq_ft for plain fine-tuning")
     unknown = [name for name in names if name not in METHODS]
@@ -254,7 +255,8 @@ def check_chain(names: list[str], family: str) -> None:
     if len(masks) > 1:
         raise ValueError(f"only one method may select what trains, got {' and '.join(masks)}; leave one out")
     if masks and names[-1] != masks[0]:
-        corrected = [option_of(name) for name in names if name != masks[0]] + [option_of(masks[0])]
+        ordered = [*(name for name in names if name != masks[0]), masks[0]]
+        corrected = [option_of(name, methods[name]) for name in ordered]
         raise ValueError(f"{masks[0]} selects what trains and must come last. Type: method=[{','.join(corrected)}]")
     for name in names:
         if family not in method_spec(name).families:
@@ -262,9 +264,11 @@ def check_chain(names: list[str], family: str) -> None:
             raise ValueError(f"method {name} supports the families {supported}, not {family}; choose another backbone")
 
 
-def option_of(name: str) -> str:
-    """The option of group `method` that holds the node `name` alone."""
-    return {"pe": "pe_select", "piece": "piece_s"}.get(name, name)
+def option_of(node: str, options: Mapping[str, Any]) -> str:
+    """The option of group `method` that holds the node alone."""
+    if node == "piece":
+        return "piece_f" if options.get("score") == "fisher" else "piece_s"
+    return "pe_select" if node == "pe" else node
 
 
 #: Keys that say where and how often a run writes, not what it computes: they are no part of its identity.

@@ -77,6 +77,8 @@ class Learner:
         self.selectable: dict[str, int] = {}
         self.terms: dict[str, float] = {}
         self.measured: dict[str, Importance] = {}  # of the current task, by everything it depends on
+        self.measured_on_new_data = False  # whether importance of the current task needed its own data
+        self.importance_cached = False  # whether it came from disk
         self._precision = precision
         self._importance = importance
         self._cache = cache
@@ -175,10 +177,13 @@ class Learner:
             for key in keys.values():
                 if key in self.measured:
                     return self.measured[key]
+            self.measured = {}  # of other data: as large as the model, and not needed any more
             for key in keys.values():
                 kept = importance_cache.load(self._cache, key) if self._cache else None
                 if kept is not None:
-                    self.measured[key] = kept.to(self.device) if options.accumulate == "device" else kept
+                    whole = options.accumulate == "device" and options.passes == 1
+                    self.measured[key] = kept.to(self.device) if whole else kept
+                    self.importance_cached = True
                     return self.measured[key]
             found = self._measure(chosen, gradient, dtype, options)
             self.measured[keys[gradient]] = found

@@ -104,8 +104,9 @@ def write_summary(
     tasks = []
     for index, detail in enumerate(details):
         seconds = clock.tasks.get(index, {})
-        offline = sum(seconds.get(phase, 0.0) for phase in OFFLINE)
-        online = sum(seconds.get(phase, 0.0) for phase in ONLINE)
+        before = () if detail["measured_on_new_data"] else OFFLINE  # PIECE measures when the new data are there
+        offline = sum(seconds.get(phase, 0.0) for phase in before)
+        online = sum(seconds.get(phase, 0.0) for phase in (*ONLINE, *(() if before else OFFLINE)))
         tasks.append({**detail, "phases": seconds, "offline_seconds": offline, "online_seconds": online})
     summary: dict[str, Any] = {
         "status": "completed",

@@ -43,7 +43,7 @@ from cl_runner.record import (
 )
 from cl_runner.sparse.atlas import describe_masks
 from cl_runner.sparse.bits import weights_hash
-from cl_runner.sparse.certificate import certify, rest_digests
+from cl_runner.sparse.certificate import Untouched, certify, rest_digests
 from cl_runner.sparse.snapshots import Change, read_snapshot, read_weights, write_snapshot
 from cl_runner.sparse.summary import fisher_map, zero_fractions
 from cl_runner.tracking.clock import Clock
@@ -142,15 +142,24 @@ class Run:
 
     def _memory_advice(self) -> str:
         """What to type after memory ran out."""
-        planner, setting, _ = plan_run(self.request, self.own_tasks, self.family, calibrates=False)
-        return advise(self.request, planner, setting, self.clock.failed)
+        try:
+            planner, setting, _ = plan_run(self.request, self.own_tasks, self.family, calibrates=False)
+        except ValueError as error:
+            return f"Out of memory, and no advice: {error}"
+        failed = self.clock.failed
+        if failed == "train":
+            failed = "train incremental" if self.clock.current > 0 else "train base"
+        return advise(self.request, planner, setting, failed)
 
     def story(self, saved: dict[str, Any] | None) -> None:
         """Build, learn task after task, report."""
         with self.clock.phase("load"):
             self._describe()
             if not (self.folder / "plan.json").is_file():
-                write_plan(self.folder, plan_run(self.request, self.own_tasks, self.family)[2])
+                try:
+                    write_plan(self.folder, plan_run(self.request, self.own_tasks, self.family)[2])
+                except ValueError as error:  # what cannot be planned can be run
+                    self.console.line(f"No plan of this run: {error}")
             self._build(saved)
             self._track(saved)
         if not self.rows:
@@ -259,15 +268,16 @@ class Run:
             self._load(self.kept)
             self.chain, self.weights = [], self.base_hash
         if resumed is None:
-            learner.measured = {}
+            learner.measured, learner.measured_on_new_data, learner.importance_cached = {}, False, False
             with self.clock.phase("prepare"):
                 method.before_task(learner, task)
             self.shown.close()
             self._describe_importance(task)
             self._save("prepared", task.index)
         method.activate(learner, task)
-        before = {n: learner.part(n, p.detach()).clone() for n, p in learner.params().items()}
-        rest = rest_digests(learner.parameters(), learner.selected) if learner.selected else {}
+        with self.clock.phase("snapshot"):
+            before = {n: learner.part(n, p.detach()).clone() for n, p in learner.params().items()}
+            rest = rest_digests(learner.parameters(), learner.selected) if learner.selected else {}
         self._saved_at = time.monotonic()
 
         def on_step(progress: Progress, numbers: dict[str, float]) -> None:
@@ -283,16 +293,27 @@ class Run:
             entries = train_task(learner, method, task, self._stage(task), self.config.training, training, on_step)
         self.shown.close()
         with self.clock.phase("snapshot"):
-            self._keep_change(task, entries, before, rest)
+            try:
+                self._keep_change(task, entries, before, rest)
+            except Untouched:
+                # What the task trained is worth nothing: the next try begins it anew, and does not go on from its end.
+                self._save("begin", task.index)
+                raise
         del before  # a second model's worth, if all weights train
         method.after_task(learner, task)
+        learner.measured = {}
         learner.trained, learner.selected, learner.selectable = {}, {}, {}
         self._evaluate(task.name)
         self._save("begin", task.index + 1)
 
     def _describe_importance(self, task: Task) -> None:
         """fisher.json for the report, and the share of zeros by layer."""
-        detail: dict[str, Any] = {"name": task.name, "zero_fisher_fraction": None}
+        detail: dict[str, Any] = {
+            "name": task.name,
+            "zero_fisher_fraction": None,
+            "measured_on_new_data": self.learner.measured_on_new_data,
+            "importance_cached": self.learner.importance_cached,
+        }
         if self.learner.measured:
             found = next(iter(self.learner.measured.values()))
             layers = fisher_map(found.fisher, found.units)
@@ -364,7 +385,8 @@ class Run:
             sparse = {n: change.index for n, change in snapshot.changes.items() if change.index is not None}
             if sparse:
                 earlier[snapshot.header.task] = sparse
-        write_masks(self.folder, describe_masks(task.name, self.learner.selected, self.learner.selectable, earlier))
+        selected = {name: index.cpu() for name, index in self.learner.selected.items()}
+        write_masks(self.folder, describe_masks(task.name, selected, self.learner.selectable, earlier))
 
     def _evaluate(self, after: str) -> None:
         """A row of the matrix, with the predictions it was counted from."""

@@ -15,6 +15,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    BartConfig,
+    BartForSequenceClassification,
     BertConfig,
     Gemma2Config,
     GPT2Config,
@@ -634,3 +636,38 @@ def test_what_is_not_finite_is_named(value: float, micro_batch: int) -> None:
         run(broken_later)
     with pytest.raises(ValueError, match=r"sum of squared gradients of classifier\.weight is not finite"):
         run(broken_gradient)
+
+
+def test_an_embedding_that_is_none() -> None:
+    """BART's positions: a subclass of nn.Embedding that is called with hidden states and makes its own rows."""
+    torch.manual_seed(0)
+    model = BartForSequenceClassification(
+        BartConfig(
+            vocab_size=50,
+            d_model=8,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=8,
+            decoder_ffn_dim=8,
+            max_position_embeddings=16,
+            num_labels=3,
+        )
+    )
+    model.eval()
+    ids = torch.randint(4, 50, (3, 5))
+    ids[:, -1] = 2  # the end of the text, where BART's head looks
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        logits = model(input_ids=batch["input_ids"]).logits
+        return functional.cross_entropy(logits, batch["labels"], reduction="sum")
+
+    batch = {"input_ids": ids, "labels": torch.tensor([0, 1, 2])}
+    name = "model.decoder.embed_positions.weight"
+    found = importance.measure(model, lambda: [batch], loss, [name])
+    wanted = torch.zeros_like(model.get_parameter(name))
+    for i in range(3):
+        one = {key: tensor[i : i + 1] for key, tensor in batch.items()}
+        wanted += torch.autograd.grad(loss(model, one), model.get_parameter(name))[0].square()
+    torch.testing.assert_close(found.fisher[name], wanted)

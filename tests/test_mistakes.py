@@ -56,6 +56,14 @@ MISTAKES = [
     (["task_order=[joint,reviews]"], r"named after it.*'task_order=\[reviews,joint\]'"),
     # what does not fit
     (["method=[pe_select,ewc]"], r"pe selects what trains and must come last.*method=\[ewc,pe_select\]"),
+    (["method=[piece_f,ewc]"], r"piece selects what trains and must come last.*method=\[ewc,piece_f\]"),
+    (
+        ["method=piece_s", "method.piece.score=fishr"],
+        r"Type: .*method=piece_s method.piece.score=second_order ",
+    ),
+    (["importance.passes=0"], r"importance.passes must be greater than or equal to 1"),
+    (["backbone.dtype=fp16"], r"backbone.dtype must be 'float32' or 'bfloat16'"),
+    (["method=piece_s", "method.piece.exclude_modules=[Embeding]"], r"Embedding"),
     (["method=[frozen,pe_select]"], r"only one method may select what trains"),
     (["method.pe.fraction=1e-9"], r"selects not one.*Type: method.pe.fraction="),
     (["method.pe.include=['*.qery.weight']"], r"'\*\.qery\.weight'.*query"),
@@ -149,7 +157,7 @@ def test_family_that_a_method_does_not_support() -> None:
     from cl_runner.config import check_chain
 
     with pytest.raises(ValueError, match="method pe supports the families classifier, not causal"):
-        check_chain(["pe"], "causal")
+        check_chain({"pe": {}}, "causal")
 
 
 def test_checkpoint_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,16 @@ def test_bf16_accumulation_rounds_the_sums(tmp_path: Path) -> None:
     assert {tensor.dtype for sums in (found.fisher, found.gradient) for tensor in sums.values()} == {torch.bfloat16}
 
 
+def test_importance_on_the_new_tasks_data_is_online(tmp_path: Path) -> None:
+    for method, online in (("piece_s", True), ("pe_select", False)):
+        assert run_command([*TINY, f"method={method}", "importance.cache_gb=0", f"root={tmp_path / method}"]) == 0
+        (path,) = (tmp_path / method).rglob("summary.json")
+        task = json.loads(path.read_text())["tasks_detail"][1]
+        needed = task["phases"]["importance"] + task["phases"]["selection"]
+        assert (task["offline_seconds"] == 0) == online
+        assert (task["online_seconds"] > needed) == online or not online
+
+
 def test_no_old_data_before_the_first_task(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "method=piece_f", "method.piece.score_data=old_tasks")
     learner, method, _ = tiny_learner(config)

@@ -85,6 +85,7 @@ def setting(**changes: Any) -> Setting:
         memory=Memory(fraction=0.01, candidates={"classifier.weight": 1000}),
         restart=False,
         snapshots="all",
+        cache_bytes=0,
     )
     return dataclasses.replace(plain, **changes)
 
@@ -552,8 +553,8 @@ def test_advice_after_a_failure_asks_for_less_than_the_plan_said() -> None:
     text = advice(Formula(), setting(device="cuda"), 100 * 10**9, command, failed="importance")
     assert text.endswith("importance.batch_size=1 importance.passes=2")
     # Training needs 24, and 80 % of it is 19: a micro-batch of 2 needs 18.
-    text = advice(Formula(), setting(device="cuda"), 100 * 10**9, command, failed="train")
-    assert text.endswith("training.base.micro_batch=2 training.incremental.micro_batch=2")
+    text = advice(Formula(), setting(device="cuda"), 100 * 10**9, command, failed="train incremental")
+    assert text.endswith("method=pe training.incremental.micro_batch=2")
     # The phase is not known: the largest.
     text = advice(Formula(), setting(device="cuda"), 100 * 10**9, command, failed="checkpoint")
     assert text.endswith("importance.batch_size=1 importance.passes=2")

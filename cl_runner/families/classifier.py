@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -155,8 +156,11 @@ class Classifier(Family):
         return {**batch, "labels": targets}
 
     def identity(self) -> str:
-        """Backbone and labels."""
-        return json.dumps({"backbone": self.backbone.model_dump(), "labels": self.labels}, sort_keys=True)
+        """Backbone, tokenizer, labels, and the library that they are put together by."""
+        assert isinstance(self.tokenizer, PreTrainedTokenizerFast)
+        tokenizer = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+        named = {"backbone": self.backbone.model_dump(), "tokenizer": tokenizer, "labels": self.labels}
+        return json.dumps({**named, "transformers": transformers.__version__}, sort_keys=True)
 
     def predict(self, output: Output) -> list[Prediction]:
         """The most probable label and its probability."""

@@ -39,7 +39,10 @@ class EWC(Method):
     def before_task(self, learner: Learner, task: Task) -> None:
         if learner.has_old_tasks(task) and self.fisher_data == "old_tasks":
             fisher = learner.fisher(learner.old_examples(task))  # PE eq. 1: all old data, latest weights
-            self.fisher = {name: learner.part(name, fisher[name]) for name in learner.selected or fisher}
+            # Sums may lie in main memory; what trains lies on the device.
+            self.fisher = {
+                name: learner.part(name, fisher[name]).to(learner.device) for name in learner.selected or fisher
+            }
 
     def activate(self, learner: Learner, task: Task) -> None:
         # A resumed task activates at the weights it began with, so they need not be saved.
@@ -50,7 +53,7 @@ class EWC(Method):
 
     def after_task(self, learner: Learner, task: Task) -> None:
         if self.fisher_data == "last_task":
-            new = learner.fisher(task.train)
+            new = {name: fisher.to(learner.device) for name, fisher in learner.fisher(task.train).items()}
             self.fisher = {name: f + self.decay * self.fisher[name] if self.fisher else f for name, f in new.items()}
 
     def grads(self, learner: Learner) -> None:

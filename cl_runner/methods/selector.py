@@ -95,6 +95,7 @@ class Selector(Method):
         measured = None
         if self.score in NEEDS_PASS:
             data = learner.old_examples(task) if self.score_data == "old_tasks" else task.train
+            learner.measured_on_new_data = self.score_data == "new_task"
             kind = torch.bfloat16 if "bf16_accumulation" in self.compat else torch.float32
             measured = learner.importance(data, gradient=self.score in NEEDS_GRADIENT, dtype=kind)
         seed = learner.seed_of("selection", task.index)  # PE-rand draws anew for each task

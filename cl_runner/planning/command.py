@@ -54,6 +54,26 @@ def _quiet() -> None:
 def plan_run(
     request: Request, tasks: Sequence[Task] | None, family: Family | None, calibrates: bool = True
 ) -> tuple[Planner, Setting, Plan]:
+    """As `_plan_run`, whose text says what it returns.
+
+    Raises:
+        ValueError: also if the model computes with the content of its tensors, as a mixture of experts does.
+    """
+    try:
+        return _plan_run(request, tasks, family, calibrates)
+    except ValueError:
+        raise
+    except Exception as error:  # torch's imitation of tensors has many errors of its own
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise ValueError(
+            f"the passes of {request.backbone} cannot be imitated without its weights "
+            f"({type(error).__name__}: {reason}); the run itself is not concerned"
+        ) from error
+
+
+def _plan_run(
+    request: Request, tasks: Sequence[Task] | None, family: Family | None, calibrates: bool
+) -> tuple[Planner, Setting, Plan]:
     """The plan of a run, and what advice needs.
 
     Args:

@@ -149,7 +149,8 @@ def smallest_change(
 
     Args:
         available: bytes.
-        failed: the phase in which a run died, whatever its plan said; another name = unknown, so the largest one.
+        failed: the phase in which a run died, whatever its plan said, such as "importance" or "train base"; another
+            name = unknown, so the largest one.
     """
     limits = _limits(planner, s, available, failed)
     chosen: Options = {}
@@ -179,7 +180,7 @@ def _limits(planner: Planner, s: Setting, available: int, failed: str | None) ->
     peaks = planner.memory(s)
     limits = dict.fromkeys(peaks, available)
     if failed is not None:
-        guilty = [phase for phase in peaks if phase.split()[0] == failed] or [max(peaks, key=lambda p: peaks[p])]
+        guilty = [phase for phase in peaks if phase == failed] or [max(peaks, key=lambda p: peaks[p])]
         limits |= {phase: min(available, int(MARGIN * peaks[phase])) for phase in guilty}
     return limits
 
@@ -196,7 +197,8 @@ def advice(
     Args:
         available: bytes that the run can have.
         command: the line to type for changed options, by key.
-        failed: the phase in which a run died, whatever its plan said; another name = unknown, so the largest one.
+        failed: the phase in which a run died, whatever its plan said, such as "importance" or "train base"; another
+            name = unknown, so the largest one.
     """
     options, hopeless = smallest_change(planner, s, available, failed)
     if hopeless:

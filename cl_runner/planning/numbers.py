@@ -151,6 +151,7 @@ def setting_of(
         memory=memory,
         restart=order.restart,
         snapshots=config.snapshots.save,
+        cache_bytes=int(importance.cache_gb * 1e9),
     )
 
 

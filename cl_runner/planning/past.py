@@ -48,6 +48,8 @@ def past_seconds(
             past = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
             if _machine(there) != here or _kind(past) != _kind(resolved):
                 continue
+            if any(task["importance_cached"] for task in summary["tasks_detail"]):
+                continue  # its offline phase took no time
             examples = {task["name"]: task["train_examples"] for task in summary["tasks_detail"]}
             tested = summary["test_examples"]
             done = work_of(check(past), [(name, number, tested[name]) for name, number in examples.items()])

@@ -89,6 +89,7 @@ class Setting:
     memory: Memory
     restart: bool  # every task starts from the first weights, which are kept
     snapshots: Literal["all", "sparse", "none"]
+    cache_bytes: int  # room for importance that runs share
 
     @property
     def per_example(self) -> bool:
@@ -386,9 +387,16 @@ class Planner:
             state = max(state, self._state(s, task, number > 0))
         return {
             "snapshots": kept,
+            "cached importance": self._cached(s),
             "predictions": PREDICTION_BYTES * s.evaluated * (len(s.tasks) + 1),
             "state while running": 2 * state + hidden,  # the state before goes when the next one is complete
         }
+
+    def _cached(self, s: Setting) -> int:
+        """Bytes of the sums that are kept for other runs, at most."""
+        sums = s.memory.sums * s.memory.sum_item * self.parameters(s)
+        passes = sum(task.measured > 0 for task in s.tasks)
+        return min(s.cache_bytes, passes * sums) if sums <= s.cache_bytes else 0
 
     def work(self, s: Setting) -> dict[str, tuple[int, float]]:
         """Examples of importance, train and evaluate, and the tokens they hold with their padding."""

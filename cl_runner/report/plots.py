@@ -201,14 +201,14 @@ def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Seconds per task: offline (importance, selection), online (prepare, train), evaluation, the rest.
+    """Seconds per task: importance and selection, preparation and training, evaluation, the rest.
 
     Args:
         details: `tasks_detail` of summary.json: name, phases {phase: seconds}.
     """
     groups = {
-        "offline: importance, selection": ("importance", "selection"),
-        "online: prepare, train": ("prepare", "train"),
+        "importance, selection": ("importance", "selection"),
+        "prepare, train": ("prepare", "train"),
         "evaluation": ("evaluate",),
         "saving and reporting": ("load", "snapshot", "checkpoint", "report"),
     }

@@ -12,6 +12,10 @@ from torch import Tensor
 from cl_runner.sparse.bits import combine, digest
 
 
+class Untouched(RuntimeError):
+    """A sparse task changed something that it must not touch."""
+
+
 def rest_digests(weights: Mapping[str, Tensor], selected: Mapping[str, Tensor]) -> dict[str, str]:
     """SHA-256 of every tensor with its selected entries set to zero, by name.
 
@@ -41,11 +45,11 @@ def certify(
         changed: selected entries whose value is another one now.
 
     Raises:
-        RuntimeError: a tensor differs outside the selection; the text names it.
+        Untouched: a tensor differs outside the selection; the text names it.
     """
     different = [name for name, digest in before.items() if after[name] != digest]
     if different:
-        raise RuntimeError(
+        raise Untouched(
             f"{len(different)} tensors changed outside the selected entries, the first is {different[0]}: "
             "something other than the selected values trained, and the result is not what the method promises"
         )

@@ -471,7 +471,7 @@ def _show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         table.add_column(column, justify="right" if number and column not in ("parent", "weights") else "left")
     for row in rows:
         table.add_row(*row)
-    Console(soft_wrap=True).print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -151,10 +151,11 @@ def draw_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
 
     So the draws depend on the order of the rows, not on how they are cut into batches.
     """
-    cumulative = logits.detach().double().softmax(-1).cumsum(-1)
-    points = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64).to(logits.device)
+    # On the CPU: a GPU's running sum of fractions is not deterministic.
+    cumulative = logits.detach().double().softmax(-1).cpu().cumsum(-1)
+    points = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64)
     labels = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True).squeeze(1)
-    return labels.clamp_max(logits.shape[1] - 1)
+    return labels.clamp_max(logits.shape[1] - 1).to(logits.device)
 
 
 class _Total:

@@ -19,9 +19,14 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 #: What one multiply-add of a thin matrix product costs, in units of one gathered product of one selected entry (two
-#: loads, a multiplication, an addition), by device. Measured by scripts/bench/sparse_products.py on the CPU: 1/35. On
-#: a GPU it is an estimate from bandwidth and peak rates, not a measurement.
-MULTIPLY_ADD = {"cpu": 1 / 35, "cuda": 1 / 2000}
+#: loads, a multiplication, an addition), by device. On the CPU as scripts/bench/sparse_products.py measures it; on a
+#: GPU an estimate from bandwidth and peak rates.
+MULTIPLY_ADD = {"cpu": 1 / 40, "cuda": 1 / 2000}
+
+#: The same for a product of at least `WIDE` columns, which keeps the processor busier: dense gradients win above about
+#: 1 % of scattered entries.
+WIDE_MULTIPLY_ADD = {"cpu": 1 / 100, "cuda": 1 / 4000}
+WIDE = 128
 
 #: Above this share of a layer's input columns the input is saved as it is, which other layers may share.
 WHOLE_INPUT = 0.5
@@ -159,7 +164,8 @@ def plan_products(rows: Tensor, columns: Tensor, outputs: int, inputs: int, devi
     width = len(used)
     if width > WHOLE_INPUT * inputs:
         saved, slots, width = None, columns, inputs
-    everything = outputs * width * unit
+    wide = WIDE_MULTIPLY_ADD.get(device, WIDE_MULTIPLY_ADD["cpu"]) if width >= WIDE else unit
+    everything = outputs * width * wide
     options = []
     for by_rows, lines, length in ((False, slots, outputs), (True, rows, width)):
         counts = torch.bincount(lines, minlength=width if not by_rows else outputs)
@@ -279,7 +285,7 @@ class _Linear(torch.autograd.Function):
                 of_bias = _bias_gradient(flat, ctx.bias_index, values_type)
             if weight is not None:
                 matrix = weight if ctx.transposed else weight.t()
-                back = (flat @ matrix.to(flat.dtype)).to(inputs_type).view(*gradient.shape[:-1], -1)
+                back = (flat @ matrix.to(flat.dtype)).to(inputs_type).view(*gradient.shape[:-1], matrix.shape[1])
         return back, None, None, of_weight, of_bias, None, None, None
 
 
@@ -348,12 +354,12 @@ def _linear_forward(module: nn.Module, values: _Values) -> Forward:
     bias_values, bias_index = values.get("bias", (None, None))
     plain = module.forward
 
-    def forward(inputs: Tensor) -> Tensor:
+    def forward(input: Tensor) -> Tensor:  # as the layer's own, for calls by name
         if not torch.is_grad_enabled():
-            return plain(inputs)
+            return plain(input)
         bias = None if module.bias is None else module.bias.detach()
         weight = module.weight.detach()
-        result: Tensor = _Linear.apply(inputs, weight, bias, weight_values, bias_values, plan, bias_index, transposed)
+        result: Tensor = _Linear.apply(input, weight, bias, weight_values, bias_values, plan, bias_index, transposed)
         return result
 
     return forward
@@ -368,10 +374,10 @@ def _embedding_forward(module: nn.Module, values: _Values) -> Forward | None:
     plan = _Rows(rows, slots, positions % module.embedding_dim, module.padding_idx)
     plain = module.forward
 
-    def forward(ids: Tensor) -> Tensor:
+    def forward(input: Tensor) -> Tensor:  # as above
         if not torch.is_grad_enabled():
-            return plain(ids)
-        result: Tensor = _Embedding.apply(ids, module.weight.detach(), weight_values, plan)
+            return plain(input)
+        result: Tensor = _Embedding.apply(input, module.weight.detach(), weight_values, plan)
         return result
 
     return forward

@@ -158,6 +158,8 @@ class _Pending:
         if len(arguments) != 1 or not isinstance(arguments[0], Tensor) or not isinstance(output, Tensor):
             return False
         inputs = arguments[0]
+        if isinstance(module, nn.Embedding) and (inputs.is_floating_point() or inputs.is_complex()):
+            return False  # a subclass that makes its positions itself, such as BART's
         if inputs.dim() < 2 or inputs.shape[0] != self._size or output.shape[0] != self._size:
             return False
         return _rule(module) is not _rms_norm or inputs.shape == output.shape == (*output.shape[:-1], _width(module))

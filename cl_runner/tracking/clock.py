@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-#: PE's two phases: offline happens between tasks with the old data, online when the new task's data are there.
+#: PE's two phases: offline happens between tasks with the old data, online when the new task's data are there. Scores
+#: of the new task's own data (PIECE) are online as well.
 OFFLINE = ("importance", "selection")
 ONLINE = ("prepare", "train")
 
