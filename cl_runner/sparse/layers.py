@@ -24,8 +24,8 @@ from transformers.pytorch_utils import Conv1D
 MULTIPLY_ADD = {"cpu": 1 / 40, "cuda": 1 / 2000}
 
 #: The same for a product of at least `WIDE` columns, which keeps the processor busier: dense gradients win above about
-#: 1 % of scattered entries.
-WIDE_MULTIPLY_ADD = {"cpu": 1 / 100, "cuda": 1 / 4000}
+#: 0.7 % of scattered entries.
+WIDE_MULTIPLY_ADD = {"cpu": 1 / 150, "cuda": 1 / 4000}
 WIDE = 128
 
 #: Above this share of a layer's input columns the input is saved as it is, which other layers may share.
