@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +73,10 @@ class Request:
         """The line that starts, or continues, this run."""
         return command_line(self.overrides, self.folders)
 
-    def command_with(self, key: str, value: str) -> str:
-        """The line for the same run but for one key."""
-        others = [o for o in self.overrides if o.partition("=")[0] != key]
-        return command_line([*others, f"{key}={value}"], self.folders)
+    def command_with(self, options: Mapping[str, str]) -> str:
+        """The line for the same run under other values of some keys."""
+        others = [o for o in self.overrides if o.lstrip("+").partition("=")[0] not in options]
+        return command_line([*others, *(f"{key}={value}" for key, value in options.items())], self.folders)
 
 
 def quoted(override: str) -> str:

@@ -25,6 +25,17 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
+#: Scores of weights; cl_runner/sparse/scores.py has their formulas.
+Score = Literal[
+    "fisher",
+    "second_order",
+    "gradient_over_fisher",
+    "gradient_over_shifted_fisher",
+    "gradient_over_shifted_root",
+    "abs_grad",
+    "magnitude",
+    "random",
+]
 
 
 def _not_start(name: str) -> str:

@@ -47,9 +47,10 @@ def check_data(request: Request, tasks: Sequence[Task]) -> None:
         raise ValueError(f"{path} is damaged. To start anew, delete the run's folder: rm -r {path.parent}") from None
     changed = [task.name for task in tasks if known.get(task.name) != fingerprint(task)]
     if changed:
+        anew = request.command_with({"root": f"{request.config.root}_new_data"})
         raise ValueError(
             f"the data of {', '.join(changed)} changed since this run began in {request.folder}. Put the old data "
-            f"back, or start anew in another folder: {request.command_with('root', request.config.root + '_new_data')}"
+            f"back, or start anew in another folder: {anew}"
         )
 
 
@@ -62,7 +63,7 @@ def say_completed(request: Request) -> int:
     print(
         f"This run is completed: union accuracy {summary['metrics']['union_accuracy']:.1f} %.\n"
         f"{request.folder}/report.html shows it. "
-        f"Another seed is another run: {request.command_with('seed', str(request.config.seed + 1))}"
+        f"Another seed is another run: {request.command_with({'seed': str(request.config.seed + 1)})}"
     )
     return 0
 

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+def hand_on_gradient(weight: nn.Parameter, holder: nn.Parameter, index: Tensor | None = None) -> RemovableHandle:
+    """From now on backward adds the gradient of `weight` to that of `holder`, in the holder's type, and frees it.
+
+    So at most one full gradient exists at a time.
+
+    Args:
+        index: flat positions of the entries that `holder` stands for; None = all.
+    """
+
+    def hand_on(weight: Tensor) -> None:
+        assert weight.grad is not None
+        part = weight.grad if index is None else weight.grad.view(-1)[index]
+        gradient = part.to(holder.dtype)
+        holder.grad = gradient if holder.grad is None else holder.grad.add_(gradient)
+        weight.grad = None
+
+    return weight.register_post_accumulate_grad_hook(hand_on)
 
 
 class Masters:
@@ -21,20 +41,7 @@ class Masters:
             name: nn.Parameter(weight.detach().float()) if name in self._low else weight
             for name, weight in weights.items()
         }
-        self._hooks = [
-            weight.register_post_accumulate_grad_hook(self._collect(name)) for name, weight in self._low.items()
-        ]
-
-    def _collect(self, name: str) -> Callable[[Tensor], None]:
-        master = self.parameters[name]
-
-        def collect(weight: Tensor) -> None:
-            assert weight.grad is not None
-            gradient = weight.grad.float()
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-            weight.grad = None
-
-        return collect
+        self._hooks = [hand_on_gradient(weight, self.parameters[name]) for name, weight in self._low.items()]
 
     @torch.no_grad()
     def write_through(self) -> None:

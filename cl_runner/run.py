@@ -42,9 +42,9 @@ from cl_runner.record import (
     write_summary,
 )
 from cl_runner.sparse.atlas import describe_masks
-from cl_runner.sparse.bits import weights_hash
+from cl_runner.sparse.bits import combine, tensor_digests, weights_hash
 from cl_runner.sparse.certificate import Untouched, certify, rest_digests
-from cl_runner.sparse.snapshots import Change, read_snapshot, read_weights, write_snapshot
+from cl_runner.sparse.snapshots import Change, apply_chain, describe_snapshot, read_snapshot, write_snapshot
 from cl_runner.sparse.summary import fisher_map, zero_fractions
 from cl_runner.tracking.clock import Clock
 from cl_runner.tracking.console import Console, duration
@@ -208,15 +208,16 @@ class Run:
             self.console.line,
         )
         self.base_hash = self.weights = weights_hash(self.learner.parameters())
-        self.kept = {n: p.detach().clone() for n, p in built.named_parameters()} if self.learner.restart else {}
+        self.kept = self.learner.weights() if self.learner.restart else {}
         if saved is not None:
             self.rows, self.details, self.chain = saved["rows"], saved["details"], saved["chain"]
             self.step = saved["step"]
             self.clock.load_state_dict(saved["clock"])
             self.method.load_state_dict(saved["method"])
             if self.chain:
-                self._load(read_weights([self.folder / name for name in self.chain], self.learner.parameters()))
-                self.weights = weights_hash(self.learner.parameters())
+                files = [self.folder / name for name in self.chain]
+                apply_chain(self.learner.parameters(), files)
+                self.weights = describe_snapshot(files[-1]).weights
             where = "" if saved["stage"] != "training" else f" after step {saved['training']['step']}"
             at = f"Going on with task {saved['task'] + 1}/{len(self.tasks)}{where}."
             done = saved["task"] == len(self.tasks)
@@ -340,8 +341,8 @@ class Run:
         }
         changed = sum(int((changes[name].values != before[name]).sum()) for name in changes)
         parameters = sum(p.numel() for p in now.values())
+        untouched = rest_digests(now, selected) if rest else {}
         if rest:
-            untouched = rest_digests(now, selected)
             self.details[task.index]["certificate"] = certify(rest, untouched, selected, parameters, changed)
             self._describe_masks(task)
         keep = self.config.snapshots.save
@@ -349,7 +350,9 @@ class Run:
         kept = keep == "all" or (keep == "sparse" and not (whole and task.index))
         path = self.folder / ("snapshots" if kept else "state") / f"{task.index:02d}_{task.name}.safetensors"
         path.parent.mkdir(exist_ok=True)
-        after = weights_hash(now)
+        # Of a tensor without selected entries the certificate's digest is the whole tensor's.
+        digested = {name: digest for name, digest in untouched.items() if name not in selected}
+        after = combine(digested | tensor_digests({n: p for n, p in now.items() if n not in digested}))
         stored = write_snapshot(
             path,
             changes,
@@ -381,6 +384,8 @@ class Run:
         """masks.json for the report: where the selected entries lie, and what they share with earlier tasks'."""
         earlier = {}
         for name in self.chain:
+            if describe_snapshot(self.folder / name).whole:
+                continue  # as large as the model, and no positions in it
             snapshot = read_snapshot(self.folder / name)
             sparse = {n: change.index for n, change in snapshot.changes.items() if change.index is not None}
             if sparse:

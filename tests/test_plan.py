@@ -17,7 +17,6 @@ from transformers import AutoModelForSequenceClassification, BertConfig, LlamaCo
 
 from cl_runner.compose import compose
 from cl_runner.planning import memory as machine
-from cl_runner.planning.command import command_for
 from cl_runner.planning.imitation import Cost, Imitation, Ledger, checkpointing
 from cl_runner.planning.memory import advice, is_out_of_memory, smallest_change
 from cl_runner.planning.numbers import counts_of, setting_of, skeleton
@@ -543,18 +542,18 @@ def test_options_that_shorter_texts_make_needless_are_dropped() -> None:
 def test_advice_is_a_line_to_type() -> None:
     request = compose([*TINY, "method=pe", "importance.batch_size=4"])
     planner = Formula()
-    text = advice(planner, setting(device="cuda"), 40 * 10**9, command_for(request))
+    text = advice(planner, setting(device="cuda"), 40 * 10**9, request.command_with)
     line = text.splitlines()[-1]
     assert line.startswith("python -m cl_runner ") and "importance.batch_size=1 importance.passes=2" in line
     assert "importance.batch_size=4" not in line and "method=pe" in line
     assert "the results stay" in text
-    assert advice(planner, setting(), 60 * 10**9, command_for(request)).startswith("It fits")
-    shorter = advice(planner, setting(max_length=128), 50 * 10**9, command_for(request))
+    assert advice(planner, setting(), 60 * 10**9, request.command_with).startswith("It fits")
+    shorter = advice(planner, setting(max_length=128), 50 * 10**9, request.command_with)
     assert "backbone.max_length changes the results" in shorter
 
 
 def test_advice_after_a_failure_asks_for_less_than_the_plan_said() -> None:
-    command = command_for(compose([*TINY, "method=pe"]))
+    command = compose([*TINY, "method=pe"]).command_with
     # Importance needs 52: the next try must need at most 80 % of it, although there is room for more.
     text = advice(Formula(), setting(device="cuda"), 100 * 10**9, command, failed="importance")
     assert text.endswith("importance.batch_size=1 importance.passes=2")
@@ -568,7 +567,7 @@ def test_advice_after_a_failure_asks_for_less_than_the_plan_said() -> None:
 
 def test_advice_without_hope_says_by_how_much() -> None:
     s = setting(device="cuda", dtype=torch.bfloat16)
-    text = advice(Formula(), s, 4 * 10**9, command_for(compose([*TINY, "method=pe"])))
+    text = advice(Formula(), s, 4 * 10**9, compose([*TINY, "method=pe"]).command_with)
     # The least that importance can need: weights of 8 and sums of one tensor of 1 GB, texts cut to 16.
     assert "importance fit: it needs 9 GB at least, 5 GB more than the 4 GB" in text
     assert f"at most about {4 / 9 * 0.156547:,.0f} M parameters" in text

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cl_runner.config import Score
 from cl_runner.sparse.importance import Importance, measure
-from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_PASS, Kind, scores
+from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_PASS, scores
 
 WEIGHTS = {"w": torch.zeros(4)}
 HAND = Importance(
@@ -33,12 +34,12 @@ M = 2.0  # mean of |G|
         ("abs_grad", [3.0, 4.0, 0.0, 1.0]),
     ],
 )
-def test_hand_worked(kind: Kind, expected: list[float]) -> None:
+def test_hand_worked(kind: Score, expected: list[float]) -> None:
     torch.testing.assert_close(scores(kind, HAND, WEIGHTS)["w"], torch.tensor(expected), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_brute_force(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", get_args(Score))
+def test_brute_force(kind: Score) -> None:
     """Two layers, three examples, autograd in double precision."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
@@ -78,7 +79,7 @@ def test_brute_force(kind: Kind) -> None:
 
 def test_computed_at_every_look_up_and_inputs_untouched() -> None:
     before = {"g": HAND.gradient["w"].clone(), "f": HAND.fisher["w"].clone()}  # type: ignore[index]
-    for kind in get_args(Kind):
+    for kind in get_args(Score):
         mapping = scores(kind, HAND, WEIGHTS)
         assert torch.equal(mapping["w"], mapping["w"])
     assert HAND.gradient is not None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from cl_runner.config import Fraction, NonNegative, Positive
+from cl_runner.config import Fraction, NonNegative, Positive, Score
 from cl_runner.data.task import Task
 from cl_runner.methods.base import Method
 from cl_runner.sparse.layers import CompactValues
@@ -29,16 +29,7 @@ class Selector(Method):
     Positions are selected anew for every task.
     """
 
-    score: Literal[
-        "fisher",
-        "second_order",
-        "gradient_over_fisher",
-        "gradient_over_shifted_fisher",
-        "gradient_over_shifted_root",
-        "abs_grad",
-        "magnitude",
-        "random",
-    ]
+    score: Score
     damping: NonNegative
     score_data: Literal["old_tasks", "new_task"]
     keep: Literal["smallest", "largest"]
@@ -59,7 +50,7 @@ class Selector(Method):
         self.values: CompactValues | None = None
 
     def check(self, skeleton: nn.Module) -> None:
-        sizes = self._candidates(skeleton)
+        sizes = self.candidates(skeleton)
         entries = sum(sizes.values())
         if self.fraction * entries < 1:
             raise ValueError(
@@ -80,8 +71,8 @@ class Selector(Method):
             self.indices = self._select(learner, task)
             learner.selected = self.indices
 
-    def _candidates(self, model: nn.Module) -> dict[str, int]:
-        """Entries of every tensor that may be selected from."""
+    def candidates(self, model: nn.Module) -> dict[str, int]:
+        """Entries of every tensor of a model that may be selected from, by name."""
         sizes = {name: p.numel() for name, p in model.named_parameters()}
         names = match(list(sizes), self.include, self.exclude, self.exclude_modules, module_types(model))
         return {name: sizes[name] for name in names}
@@ -89,7 +80,7 @@ class Selector(Method):
     def _select(self, learner: Learner, task: Task) -> dict[str, Tensor]:
         weights = learner.parameters()
         everything = {name: p.numel() for name, p in weights.items()}
-        sizes = self._candidates(learner.model)
+        sizes = self.candidates(learner.model)
         groups = layer_groups(list(everything), self.scope)
         counted = group_sizes(everything, groups) if "count_excluded" in self.compat else None
         measured = None
@@ -114,7 +105,7 @@ class Selector(Method):
         learner.train_all(not self.indices)
         learner.selected = self.indices
         if self.indices:
-            learner.selectable = self._candidates(learner.model)
+            learner.selectable = self.candidates(learner.model)
             self.values = CompactValues(learner.model, self.indices)
 
     def owned(self, learner: Learner, params: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cl_runner.arguments import Parser
-from cl_runner.compose import Request, command_line, compose
+from cl_runner.compose import Request, compose
 
 if TYPE_CHECKING:
     from cl_runner.data.task import Task
@@ -138,17 +138,7 @@ def advise(request: Request, planner: Planner, s: Setting, failed: str | None = 
     available = device_bytes(s.device)
     if available is None:
         return ""
-    return advice(planner, s, available, command_for(request), failed)
-
-
-def command_for(request: Request) -> Callable[[Mapping[str, str]], str]:
-    """The line for the same run under other values of some keys."""
-
-    def line(options: Mapping[str, str]) -> str:
-        others = [o for o in request.overrides if o.lstrip("+").partition("=")[0] not in options]
-        return command_line([*others, *(f"{key}={value}" for key, value in options.items())], request.folders)
-
-    return line
+    return advice(planner, s, available, request.command_with, failed)
 
 
 def _content(request: Request, planner: Planner, s: Setting, plan: Plan) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel
 
+from cl_runner.build import recompute_activations
+
 Device = Literal["cpu", "cuda"]
 
 
@@ -248,12 +250,11 @@ def checkpointing(model: PreTrainedModel, active: bool) -> Iterator[None]:
     if not active:
         yield
         return
-    # transformers 5.2x renamed both.
-    start = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    # transformers 5.2x renamed it.
     stop = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
     uses_cache = model.config.use_cache
     model.config.use_cache = False
-    start({"use_reentrant": False})
+    recompute_activations(model)
     try:
         yield
     finally:

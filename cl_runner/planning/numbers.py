@@ -9,14 +9,17 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from cl_runner.build import FAMILIES
+from cl_runner.build import FAMILIES, build_method
 from cl_runner.config import Backbone, Config
 from cl_runner.data.task import Task, build_tasks, label_union
 from cl_runner.families.base import Family
+from cl_runner.methods.ewc import EWC
+from cl_runner.methods.frozen import Frozen
+from cl_runner.methods.lwf import LwF
+from cl_runner.methods.selector import Selector
 from cl_runner.planning.imitation import Device
 from cl_runner.planning.planner import Memory, Setting, TaskNumbers, Trains
 from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_PASS
-from cl_runner.sparse.selection import match, module_types
 from cl_runner.train import number_of_steps
 
 #: Examples of each task: name, trained on, evaluated.
@@ -166,30 +169,26 @@ def _demands(config: Config, model: nn.Module, labels: int) -> tuple[Memory, boo
     values: dict[str, Any] = {}
     measures: set[str] = set()
     selects_first = False
-    nodes = config.method
-    for node, options in nodes.items():
-        if "fraction" in options:  # a selector
-            sizes = {name: p.numel() for name, p in model.named_parameters()}
-            names = match(
-                list(sizes), options["include"], options["exclude"], options["exclude_modules"], module_types(model)
-            )
-            share = options["fraction"]
-            if "count_excluded" in options["compat"]:
-                share = min(1.0, share * sum(sizes.values()) / sum(sizes[name] for name in names))
-            values["fraction"] = share
-            values["candidates"] = {name: sizes[name] for name in names}
-            values["clustered"] = options["keep"] == "largest" and options["score"] not in ("random", "magnitude")
-            selects_first = options["first_task"] == "selected"
-            if options["score"] in NEEDS_PASS:
-                measures.add(options["score_data"])
-                values["sums"] = 2 if options["score"] in NEEDS_GRADIENT else 1
-                values["sum_item"] = 2 if "bf16_accumulation" in options["compat"] else 4
-        elif node == "ewc":
-            measures.add(options["fisher_data"])
+    methods = build_method(config.method).methods.values()
+    for method in methods:
+        if isinstance(method, Selector):
+            values["candidates"] = sizes = method.candidates(model)
+            values["fraction"] = method.fraction
+            if "count_excluded" in method.compat:
+                entries = sum(p.numel() for p in model.parameters())
+                values["fraction"] = min(1.0, method.fraction * entries / sum(sizes.values()))
+            values["clustered"] = method.keep == "largest" and method.score not in ("random", "magnitude")
+            selects_first = method.first_task == "selected"
+            if method.score in NEEDS_PASS:
+                measures.add(method.score_data)
+                values["sums"] = 2 if method.score in NEEDS_GRADIENT else 1
+                values["sum_item"] = 2 if "bf16_accumulation" in method.compat else 4
+        elif isinstance(method, EWC):
+            measures.add(method.fisher_data)
             values["entry_bytes"] = 8  # Fisher and anchor of what trains
             values["mean_bytes"] = 4
-            if options["fisher_data"] == "last_task":
+            if method.fisher_data == "last_task":
                 values["weight_bytes"] = 4  # the Fisher of all weights
-        elif node == "lwf":
+        elif isinstance(method, LwF):
             values["example_bytes"] = 4 * labels
-    return Memory(**values), selects_first, "frozen" in nodes, measures
+    return Memory(**values), selects_first, any(isinstance(method, Frozen) for method in methods), measures

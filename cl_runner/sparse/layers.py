@@ -18,6 +18,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from cl_runner.masters import hand_on_gradient
+
 #: What one multiply-add of a thin matrix product costs, in units of one gathered product of one selected entry (two
 #: loads, a multiplication, an addition), by device. On the CPU as scripts/bench/sparse_products.py measures it; on a
 #: GPU an estimate from bandwidth and peak rates.
@@ -61,7 +63,8 @@ class CompactValues:
         for name, weight in weights.items():
             weight.requires_grad_(name in indices)
         self._hooks = [
-            weight.register_post_accumulate_grad_hook(self._gather(name)) for name, weight in self._weights.items()
+            hand_on_gradient(weight, self.parameters[name], self._indices[name])
+            for name, weight in self._weights.items()
         ]
         self._layers: list[nn.Module] = []
         names = {id(weight): name for name, weight in self._weights.items()}
@@ -75,17 +78,6 @@ class CompactValues:
                 if forward is not None:
                     module.forward = forward
                     self._layers.append(module)
-
-    def _gather(self, name: str) -> Callable[[Tensor], None]:
-        index, values = self._indices[name], self.parameters[name]
-
-        def gather(weight: Tensor) -> None:
-            assert weight.grad is not None
-            gradient = weight.grad.view(-1)[index].to(values.dtype)
-            values.grad = gradient if values.grad is None else values.grad.add_(gradient)
-            weight.grad = None
-
-        return gather
 
     @torch.no_grad()
     def write_through(self) -> None:

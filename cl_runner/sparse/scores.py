@@ -8,30 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from cl_runner.config import Score
 from cl_runner.sparse.importance import Importance
 
-Kind = Literal[
-    "fisher",
-    "second_order",
-    "gradient_over_fisher",
-    "gradient_over_shifted_fisher",
-    "gradient_over_shifted_root",
-    "abs_grad",
-    "magnitude",
-    "random",
-]
 #: Scores that a pass over data comes before, and those of them that need its G.
-NEEDS_PASS = frozenset(get_args(Kind)) - {"magnitude", "random"}
+NEEDS_PASS = frozenset(get_args(Score)) - {"magnitude", "random"}
 NEEDS_GRADIENT = NEEDS_PASS - {"fisher"}
 
 
 def scores(
-    kind: Kind,
+    kind: Score,
     importance: Importance | None,
     weights: Mapping[str, Tensor],
     *,
@@ -68,9 +59,9 @@ def scores(
 
 class _Scores(Mapping[str, Tensor]):
     def __init__(
-        self, kind: Kind, importance: Importance | None, weights: Mapping[str, Tensor], damping: float, seed: int
+        self, kind: Score, importance: Importance | None, weights: Mapping[str, Tensor], damping: float, seed: int
     ):
-        assert kind in get_args(Kind), kind
+        assert kind in get_args(Score), kind
         assert importance is not None or kind not in NEEDS_PASS, f"{kind} needs a pass over data"
         self._fisher = importance.fisher if importance is not None else {}
         self._gradient: Mapping[str, Tensor] = {}

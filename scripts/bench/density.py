@@ -79,7 +79,7 @@ def main() -> None:
             )
         results[str(width)] = found
     show(f"{given.size} x {given.length} tokens, {given.layers} layers", ("model", "step", "trained", "x frozen"), rows)
-    keep(given.output, "density", f"python scripts/bench/density.py --repeats {given.repeats}", results)
+    keep(given.output, results)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -174,7 +173,7 @@ def main() -> None:
     print(f"aim: >= {AIM} times the loop with error <= {ERROR:.0e}: {faster:.2f}, {'met' if met else 'not met'}")
     if failure is not None:
         print(f"torch.func.vmap(grad) does not run on this model: {failure}")
-    harness.keep(given.output, "fisher", " ".join(sys.argv), results)
+    harness.keep(given.output, results)
 
 
 if __name__ == "__main__":

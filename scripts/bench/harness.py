@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, paired ratios with their spread, a table, and a JSON file.
+"""What the benchmarks share: interleaved timing, paired ratios and their spread, peak memory, tables, JSON.
 
 Variants run in turn, round after round, and a ratio is the median over rounds of one variant's time by another's in
 the same round, so that a machine that is slow for a while slows both.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -103,9 +105,33 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> N
     Console(width=150).print(table)
 
 
-def keep(output: Path | None, benchmark: str, command: str, results: Mapping[str, Any]) -> None:
+def keep(output: Path | None, results: Mapping[str, Any]) -> None:
     """Write results with the command and the machine to a JSON file, if one is asked for."""
     if output is not None:
-        content = {"benchmark": benchmark, "command": command, "machine": machine(), "results": results}
+        script = Path(sys.argv[0])
+        command = shlex.join(["python", f"scripts/bench/{script.name}", *sys.argv[1:]])
+        content = {"benchmark": script.stem, "command": command, "machine": machine(), "results": results}
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def resident_bytes(field: str = "VmRSS") -> int:
+    """Memory of this process on Linux: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def peak_rise(work: Callable[[], object], device: str = "cpu") -> int:
+    """Bytes that `work` needs beyond those held when it begins, on "cuda" or in the process."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        kept = work()
+        rise = torch.cuda.max_memory_allocated() - held
+    else:
+        held = resident_bytes()
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the highest so far is forgotten
+        kept = work()
+        rise = resident_bytes("VmHWM") - held
+    del kept  # alive until here: a result counts
+    return rise

@@ -130,7 +130,7 @@ def main() -> None:
             rows.append([name, "out of memory", "", "", "", ""])
     columns_shown = ("step", "trained", "median", "x frozen", "saved", "peak - weights - saved")
     show(f"LLaMA {weights / 1e9:.1f} GB, {given.size} x {given.length} tokens on {device}", columns_shown, rows)
-    keep(given.output, "llama_step", f"python scripts/bench/llama_step.py --device {device}", results)
+    keep(given.output, results)
 
 
 if __name__ == "__main__":

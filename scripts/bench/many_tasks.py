@@ -11,10 +11,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import tempfile
-from pathlib import Path
 from typing import Any
 
-from harness import arguments, keep, show
+from harness import arguments, keep, resident_bytes, show
 
 from cl_runner.compose import compose
 from cl_runner.data.reviews import DOMAINS
@@ -22,12 +21,11 @@ from cl_runner.data.task import build_tasks
 from cl_runner.run import Run
 
 
-def resident_mebibytes() -> float:
-    """Of this process, after a collection, and after glibc has given back what it holds unused."""
+def used_mebibytes() -> float:
+    """Memory of this process, after a collection, and after glibc has given back what it holds unused."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+    return resident_bytes() / 2**20
 
 
 def main() -> None:
@@ -55,7 +53,7 @@ def main() -> None:
 
         def watched(*what: Any) -> None:
             learn(*what)
-            memory.append(resident_mebibytes())
+            memory.append(used_mebibytes())
 
         run._learn = watched  # type: ignore[method-assign]
         request.folder.mkdir(parents=True)
@@ -64,7 +62,7 @@ def main() -> None:
     show("resident memory", ("after task", "MiB"), [[str(i + 1), f"{m:.1f}"] for i, m in enumerate(memory)])
     print(f"after {given.tasks} tasks {ratio:.3f} x after 2 (aim 1.02)")
     results = {"mebibytes_after_each_task": memory, "ratio_last_to_second": ratio}
-    keep(given.output, "many_tasks", f"python scripts/bench/many_tasks.py --tasks {given.tasks}", results)
+    keep(given.output, results)
 
 
 if __name__ == "__main__":

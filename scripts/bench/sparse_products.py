@@ -79,7 +79,7 @@ def main() -> None:
         results[f"{outputs}x{features}"] = {"one_gathered_product_in_multiply_adds": 1 / unit, "densities": found}
         rows.append([f"{outputs} x {features}", "", "one gathered product", f"= {1 / unit:.0f} multiply-adds"])
     show(f"{given.tokens} positions on {given.device}", ("layer", "density", "strategy", "x dense gradient"), rows)
-    keep(given.output, "sparse_products", f"python scripts/bench/sparse_products.py --tokens {given.tokens}", results)
+    keep(given.output, results)
 
 
 if __name__ == "__main__":

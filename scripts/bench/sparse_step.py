@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from harness import arguments, interleaved, keep, ratio, show, spread
+from harness import arguments, interleaved, keep, peak_rise, ratio, show, spread
 from safetensors.torch import load_file, save_file
 from steps import (
     Step,
@@ -108,15 +108,7 @@ def builders(prepared: Mapping[str, Tensor]) -> dict[str, Callable[[], Step]]:
 def peak_mebibytes(step: Step) -> float:
     """Rise of the process's resident memory in a step, after a first one that allocates what stays."""
     step.run()
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    step.run()
-    return _status("VmHWM") - before
-
-
-def _status(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
+    return peak_rise(step.run) / 2**20
 
 
 def main() -> None:
@@ -171,7 +163,7 @@ def main() -> None:
         )
     columns = ("step", "trained", "median", "x frozen [quartiles]", "sparse / this", "saved (x frozen)", "peak rise")
     show(f"{given.size} texts x {given.length} tokens, {given.threads} threads", columns, rows)
-    keep(given.output, "sparse_step", f"python scripts/bench/sparse_step.py --repeats {given.repeats}", results)
+    keep(given.output, results)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Step:
     run: Callable[[], None]
     forward: Callable[[], Tensor]
     trained: int
-    release: Callable[[], None] = lambda: None
+    release: Callable[[], None]
 
 
 def encoder() -> tuple[nn.Module, Callable[[list[str], int], dict[str, Tensor]]]:
@@ -86,9 +86,20 @@ def scattered(model: nn.Module, share: float) -> dict[str, Tensor]:
     return random_selection(sizes, layer_groups(list(sizes), "tensor"), share, 0).indices
 
 
-def ordinary(model: nn.Module, batch: Mapping[str, Tensor], after_backward: Callable[[], None] | None = None) -> Step:
+def ordinary(model: nn.Module, batch: Mapping[str, Tensor], after_backward: Callable[[], None] = lambda: None) -> Step:
     """AdamW over everything that requires a gradient."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    return stepping(model, batch, [p for p in model.parameters() if p.requires_grad], after_backward)
+
+
+def stepping(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    parameters: list[nn.Parameter],
+    after_backward: Callable[[], None] = lambda: None,
+    after_step: Callable[[], None] = lambda: None,
+    release: Callable[[], None] = lambda: None,
+) -> Step:
+    """AdamW over some parameters."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
     def forward() -> Tensor:
@@ -97,12 +108,12 @@ def ordinary(model: nn.Module, batch: Mapping[str, Tensor], after_backward: Call
 
     def run() -> None:
         forward().backward()
-        if after_backward is not None:
-            after_backward()
+        after_backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        after_step()
 
-    return Step(model, run, forward, sum(p.numel() for p in parameters))
+    return Step(model, run, forward, sum(p.numel() for p in parameters), release)
 
 
 def frozen(model: nn.Module, batch: Mapping[str, Tensor], first: nn.Parameter, head: nn.Module) -> Step:
@@ -117,19 +128,7 @@ def sparse(model: nn.Module, batch: Mapping[str, Tensor], indices: Mapping[str, 
     """Compact values of the selected entries."""
     values = CompactValues(model, indices)
     parameters = list(values.parameters.values())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-
-    def forward() -> Tensor:
-        loss: Tensor = model(**batch).loss
-        return loss
-
-    def run() -> None:
-        forward().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        values.write_through()
-
-    return Step(model, run, forward, sum(p.numel() for p in parameters), values.release)
+    return stepping(model, batch, parameters, after_step=values.write_through, release=values.release)
 
 
 def dense_mask(model: nn.Module, batch: Mapping[str, Tensor], indices: Mapping[str, Tensor]) -> Step:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from harness import arguments, interleaved, keep, ratio, show, spread
+from harness import arguments, interleaved, keep, peak_rise, ratio, show, spread
 from torch import Tensor
 
 from cl_runner.sparse.selection import Selection, select
@@ -78,29 +78,8 @@ def available(device: str) -> int:
     raise ValueError("/proc/meminfo does not tell the available memory: run this benchmark on Linux")
 
 
-def resident(field: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at most."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{field}:"))
-
-
-def extra_memory(work: Callable[[], object], device: str) -> int:
-    """Bytes that `work` needs beyond those held when it begins."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        result = work()
-        assert result is not None
-        return torch.cuda.max_memory_allocated() - before
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the highest so far is forgotten
-    result = work()
-    assert result is not None
-    return resident("VmHWM") - before
-
-
 def memory_of(variant: str, entries: int, fraction: float, device: str) -> int:
-    """`extra_memory` of a variant, in this process."""
+    """`peak_rise` of a variant, in this process."""
     scores = scores_of(entries, device)
     count = round(fraction * entries)
 
@@ -108,7 +87,7 @@ def memory_of(variant: str, entries: int, fraction: float, device: str) -> int:
         return ours(given, fraction) if variant == "ours" else joined(given, count)
 
     work(first(scores, 100_000), 100)  # what a library allocates once
-    return extra_memory(lambda: work(scores, count), device)
+    return peak_rise(lambda: work(scores, count), device)
 
 
 def in_new_process(variant: str, entries: int, fraction: float, device: str, threads: int) -> int:
@@ -173,7 +152,7 @@ def main() -> None:
         "seconds": {name: spread(values) for name, values in seconds.items()},
         "time_ratio": {"median": middle, "lower_quartile": low, "upper_quartile": high},
     }
-    keep(given.output, "top_k", " ".join(["python", *sys.argv]), results)
+    keep(given.output, results)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def main() -> None:
         "a whole run", columns, [[given.method, f"{statistics.median(totals):.1f}", f"{statistics.median(ratios):.3f}"]]
     )
     results = {"seconds": spread(totals), "ratio_to_passes": spread(ratios), "phases": run.clock.totals()}
-    keep(given.output, "whole_run", f"python scripts/bench/whole_run.py --method {given.method}", results)
+    keep(given.output, results)
 
 
 if __name__ == "__main__":
