@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,21 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cl_runner.compose import check
-from cl_runner.config import Hardware
+from cl_runner.config import Backbone, Hardware
+from cl_runner.families.base import Family
+from cl_runner.families.causal import Causal
 from cl_runner.families.classifier import Classifier
+from cl_runner.families.seq2seq import Seq2Seq
 from cl_runner.methods import METHODS
 from cl_runner.methods.base import Chain, Method
+from cl_runner.probes import PROBES
+from cl_runner.probes.base import Probe
 
-FAMILIES = {"classifier": Classifier}
+FAMILIES: dict[str, Callable[[Backbone, Sequence[str]], Family]] = {
+    "classifier": Classifier,
+    "causal": Causal,
+    "seq2seq": Seq2Seq,
+}
 
 
 def rebuild(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -40,6 +50,16 @@ def build_method(options: dict[str, dict[str, Any]]) -> Chain:
         methods[name] = getattr(importlib.import_module(f"cl_runner.methods.{module}"), class_name)(**values)
         methods[name].node = name
     return Chain(methods)
+
+
+def build_probes(options: dict[str, dict[str, Any]]) -> dict[str, Probe]:
+    """The probes of general ability that the configuration's node `probe` describes."""
+    probes: dict[str, Probe] = {}
+    for name, values in options.items():
+        module, _, class_name = PROBES[name].partition(":")
+        probes[name] = getattr(importlib.import_module(f"cl_runner.probes.{module}"), class_name)(**values)
+        probes[name].node = name
+    return probes
 
 
 def recompute_activations(model: PreTrainedModel) -> None:

@@ -28,12 +28,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
-from cl_runner.config import Config, check_chain, config_hash, method_spec
+from cl_runner.config import Config, check_chain, check_probes, config_hash, method_spec, probe_spec
 
 HERE = Path(__file__).parent
 #: In a wheel the configuration lies inside the package, in a checkout beside it.
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
-GROUPS = ("method", "backbone", "task_order", "task", "hardware", "wandb", "experiment")
+GROUPS = ("method", "backbone", "task_order", "task", "probe", "protocol", "hardware", "wandb", "experiment")
 COMMAND = "python -m cl_runner"
 
 
@@ -290,6 +290,12 @@ def check(resolved: dict[str, Any]) -> Config:
             method_spec(name).schema.model_validate(values)
         except ValidationError as error:
             raise _explain(error, resolved, f"method.{name}") from None
+    check_probes(config.probe, config.backbone.family)
+    for name, values in config.probe.items():
+        try:
+            probe_spec(name).schema.model_validate(values)
+        except ValidationError as error:
+            raise _explain(error, resolved, f"probe.{name}") from None
     return config
 
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from cl_runner.methods import METHODS
+from cl_runner.metrics import DEFINITIONS
+from cl_runner.probes import PROBES
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -44,6 +47,14 @@ def _not_start(name: str) -> str:
     return name
 
 
+def _known_metric(name: str) -> str:
+    if name not in DEFINITIONS:
+        close = difflib.get_close_matches(name, list(DEFINITIONS), n=1)
+        raise ValueError(f"a metric, one of {', '.join(DEFINITIONS)}" + (f"; nearest: {close[0]}" if close else ""))
+    return name
+
+
+MetricName = Annotated[str, AfterValidator(_known_metric)]
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_not_start)]  # becomes part of file names
 
 
@@ -57,7 +68,7 @@ class Backbone(Schema):
     """conf/backbone: which model, where its weights come from, how text enters it."""
 
     name: str
-    family: Literal["classifier"]
+    family: Literal["classifier", "causal", "seq2seq"]
     checkpoint: str | None  # hub name or local folder; null = random weights of `architecture`
     revision: str | None  # hub commit or tag; null = the newest
     package: str | None  # an installed package that carries the same checkpoint in its folder `model`
@@ -65,9 +76,13 @@ class Backbone(Schema):
     architecture: (
         dict[str, Any] | None
     )  # model_type and sizes: of the random model if checkpoint is null, else for `plan`
-    max_length: Annotated[int, Field(ge=3)]  # tokens, two of which are special; longer texts are cut
+    tokenizer: Literal["words", "bytes"] | None  # of a random model; null = the checkpoint's own
+    max_length: Annotated[int, Field(ge=3)]  # tokens of a text or prompt, special ones included; longer ones are cut
+    max_answer_length: Count | None  # language models: tokens of an answer in training, its end token included
+    truncation: Literal["keep_start", "keep_end", "keep_both"]  # what stays of a text that is too long
+    chat_template: bool  # language models: the prompt becomes a user's turn of the tokenizer's chat template
     dropout: Annotated[float, Field(ge=0, lt=1)] | None  # of hidden states and attention; null = the checkpoint's own
-    attention: Literal["eager", "sdpa"]
+    attention: Literal["eager", "sdpa", "flash_attention_2"]
     dtype: Literal["float32", "bfloat16"]  # of the weights in memory; selected ones train in fp32 either way
 
 
@@ -75,9 +90,15 @@ class TaskDefinition(Schema):
     """conf/task: where examples come from and how a row becomes text and label (node task.<name>)."""
 
     source: Literal["generated", "files", "hub"]
-    labels: dict[str, str | None]  # raw value -> label name; null drops such rows
+    labels: dict[str, str | None] | None  # raw value -> label name; null drops such rows. None at all: any text
     balance: bool  # draw equally many examples per label; false = as they come
-    path: str | None  # files: may hold {domain} and {split}
+    template: str | None  # the prompt: {text}, {options} (the label names) or {COLUMN}; null = the text alone
+    metrics: Annotated[list[MetricName], Field(min_length=1)]  # the first one fills the matrix
+    released_metrics: dict[str, Annotated[list[MetricName], Field(min_length=1)]]  # by evaluation.scoring
+    max_new_tokens: Count  # language models: of a generated answer
+    path: str | list[str] | None  # files: may hold {domain}, {split}, {variant}; of several the first that exists
+    convert: Literal["squad", "multiple_choice", "marked_turns"] | None  # how records are read (data/converters.py)
+    download: str | None  # what to fetch and where to put it: said when a file is missing
     dataset: str | None  # hub: name
     configuration: str | None  # hub: configuration, may hold {domain}
     revision: str | None  # hub: commit or tag, required
@@ -85,7 +106,7 @@ class TaskDefinition(Schema):
         Literal["train", "validation", "test"], str | None
     ]  # our split -> the source's; one name twice = shared without overlap
     text: list[str]  # columns, joined by a space
-    label: str  # column
+    label: str  # column of the label or answer
     max_rows: Count | None  # rows read at most per file or hub split; null = all
     label_noise: Share  # generated: share of training labels replaced at random
 
@@ -104,6 +125,7 @@ class OrderedTask(Schema):
     name: Name
     domains: list[str] = Field(default_factory=list)  # empty: the domain of the same name
     task: str | None = None  # a definition other than the order's
+    counts: Counts | None = None  # examples other than the order's
 
 
 class TaskOrder(Schema):
@@ -116,6 +138,7 @@ class TaskOrder(Schema):
     joint: bool  # upper bound: step t trains on the data of all tasks up to t
     restart: bool  # every task starts again from the pretrained weights: single-task bounds
     data_seed: Whole  # which examples are drawn; apart from `seed`, so that all seeds see the same data
+    variant: str | int | None  # of a benchmark that comes in several cuts: fills {variant} in paths
 
 
 class Stage(Schema):
@@ -137,6 +160,22 @@ class Training(Schema):
     warmup: Share  # of a task's steps
     clip: Positive | None  # norm of the gradient of what is trained; null = no clipping
     max_steps: Count | None  # optimizer steps of a task at most; null = as the epochs say
+    group_by_length: bool  # batches of texts of similar length: less padding, but another order of the examples
+
+
+class Sampling(Schema):
+    """Decoding by chance, as some releases did it; a run that samples says so beside every number."""
+
+    temperature: Positive
+    top_k: Count | None
+    top_p: Fraction | None
+
+
+class Bertscore(Schema):
+    """The encoder of the metric `bertscore`."""
+
+    checkpoint: str  # hub name or local folder
+    layer: Count  # whose hidden states are compared
 
 
 class Evaluation(Schema):
@@ -144,6 +183,12 @@ class Evaluation(Schema):
 
     batch_size: Count  # does not change a score
     split: Literal["test", "validation"]
+    tasks: Literal["all", "seen"]  # seen: cells of tasks that are still to come stay empty
+    labels: Literal["generate", "likelihood"]  # language models: how one of a closed set of labels is answered
+    sampling: Sampling | None  # null = greedy
+    scoring: str  # standard, or a release whose metrics task definitions name in `released_metrics`
+    answer_slice: Literal["ids", "prefix"]  # where an answer begins: by token ids, or by cutting the prompt's text off
+    bertscore: Bertscore
 
 
 class Slurm(Schema):
@@ -174,6 +219,7 @@ class Importance(Schema):
     batch_size: Count  # examples of one pass if micro_batch is 1; changes memory and time only
     max_examples: Count | None  # a seeded sample; null = all
     labels: Literal["data", "model"]  # of the data (empirical Fisher), or drawn from the model's answers
+    answer_tokens: Literal["mean", "sum"]  # the loss of an example over its answer's tokens; micro_batch > 1: mean
     accumulate: Literal["device", "cpu"]  # where the fp32 sums lie
     passes: Count  # layers are measured in so many groups, one pass over the data each
     cache_gb: NonNegative  # results are kept under <root>/cache up to this size, 10^9 bytes; 0 = not at all
@@ -214,6 +260,7 @@ class Config(Schema):
     importance: Importance
     evaluation: Evaluation
     method: dict[str, dict[str, Any]]
+    probe: dict[str, dict[str, Any]]
     hardware: Hardware
     checkpoint: Checkpoint
     snapshots: Snapshots
@@ -221,26 +268,36 @@ class Config(Schema):
 
 
 @dataclasses.dataclass(frozen=True)
-class MethodSpec:
-    """What a method's class says of itself, read from its source."""
+class PartSpec:
+    """What the class of a method or probe says of itself, read from its source."""
 
     schema: type[Schema]
     last: bool
     families: tuple[str, ...]
 
 
-@functools.cache
-def method_spec(name: str) -> MethodSpec:
-    """The options, their types and the class attributes of the method under node `name`.
+def method_spec(name: str) -> PartSpec:
+    """The options, their types and the class attributes of the method under node `name`."""
+    return _spec("methods", METHODS[name], ("classifier", "causal", "seq2seq"))
 
-    A method is a dataclass whose fields are its options. They are read from the source text, because importing the
-    class imports torch, which takes seconds that composing a configuration should not.
+
+def probe_spec(name: str) -> PartSpec:
+    """The same of the probe under node `name`."""
+    return _spec("probes", PROBES[name], ("causal", "seq2seq"))
+
+
+@functools.cache
+def _spec(package: str, place: str, families: tuple[str, ...]) -> PartSpec:
+    """A method or probe is a dataclass whose fields are its options.
+
+    They are read from the source text, because importing the class imports torch, which takes seconds that composing a
+    configuration should not.
     """
-    module, _, class_name = METHODS[name].partition(":")
-    source = (Path(__file__).parent / "methods" / f"{module}.py").read_text(encoding="utf-8")
+    module, _, class_name = place.partition(":")
+    source = (Path(__file__).parent / package / f"{module}.py").read_text(encoding="utf-8")
     body = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == class_name).body
     fields: dict[str, Any] = {}
-    attributes: dict[str, Any] = {"last": False, "families": ("classifier",)}
+    attributes: dict[str, Any] = {"last": False, "families": families}
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             annotation = ast.unparse(node.annotation)
@@ -251,7 +308,7 @@ def method_spec(name: str) -> MethodSpec:
                 # Our own source, evaluated with the type names of this module.
                 fields[node.target.id] = (eval(annotation, globals()), ...)
     schema = create_model(class_name, __base__=Schema, **fields)
-    return MethodSpec(schema, attributes["last"], tuple(attributes["families"]))
+    return PartSpec(schema, attributes["last"], tuple(attributes["families"]))
 
 
 def check_chain(methods: Mapping[str, Mapping[str, Any]], family: str) -> None:
@@ -273,6 +330,18 @@ def check_chain(methods: Mapping[str, Mapping[str, Any]], family: str) -> None:
         if family not in method_spec(name).families:
             supported = ", ".join(method_spec(name).families)
             raise ValueError(f"method {name} supports the families {supported}, not {family}; choose another backbone")
+
+
+def check_probes(probes: Iterable[str], family: str) -> None:
+    """The probes exist and fit the backbone's family, or a ValueError says what to type."""
+    for name in probes:
+        if name not in PROBES:
+            raise ValueError(f"no probe is registered for the node probe.{name}; known: {', '.join(PROBES)}")
+        if family not in probe_spec(name).families:
+            supported = ", ".join(probe_spec(name).families)
+            raise ValueError(
+                f"probe {name} needs a backbone of the families {supported}, not {family}. Type: probe=none"
+            )
 
 
 def option_of(node: str, options: Mapping[str, Any]) -> str:

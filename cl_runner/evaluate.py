@@ -1,17 +1,19 @@
-"""The only evaluation loop: the union of test sets, in one pass sorted by length, greedy."""
+"""The only evaluation loop: every test set, each batch of similar lengths, greedy unless sampling is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 
+from cl_runner.config import Evaluation
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
-from cl_runner.families.base import Batch, Prediction
+from cl_runner.families.base import Answering, Batch, Prediction
 from cl_runner.learner import Learner
-from cl_runner.methods.base import Method
+from cl_runner.methods.base import Method, Predict
+from cl_runner.metrics import score
 
 
 def evaluation_examples(task: Task, split: Literal["test", "validation"]) -> tuple[Example, ...]:
@@ -19,42 +21,73 @@ def evaluation_examples(task: Task, split: Literal["test", "validation"]) -> tup
     return task.test if split == "test" else task.validation
 
 
+def answering(task: Task, options: Evaluation) -> Answering:
+    """How the examples of a task are answered."""
+    return Answering(
+        max_new_tokens=task.max_new_tokens,
+        labels=task.labels if options.labels == "likelihood" else (),
+        sampling=options.sampling,
+        slice_by=options.answer_slice,
+    )
+
+
 @torch.no_grad()
 def evaluate(
-    learner: Learner,
-    method: Method,
-    tasks: Sequence[Task],
-    split: Literal["test", "validation"],
-    batch_size: int,
+    learner: Learner, method: Method, tasks: Sequence[Task], options: Evaluation, after: str
 ) -> dict[str, list[Prediction]]:
     """Predictions for every example of every task, in the order of the examples.
 
-    All tasks are evaluated together, sorted by length: little padding, and the cost of one pass.
+    Tasks that are answered in the same way are evaluated together, sorted by length: little padding, and the cost of
+    one pass.
+
+    Args:
+        after: the row of the matrix that this fills; sampled answers depend on it and on the run's seed.
     """
     learner.model.eval()
-    union = [example for task in tasks for example in evaluation_examples(task, split)]
-    found: list[Prediction | None] = [None] * len(union)
-    done = 0
-
-    def answer(batch: Batch) -> list[Prediction]:
-        return learner.family.predict(learner.forward(batch))
-
-    for batch in learner.sorted_batches(union, batch_size):
-        positions = batch["index"].tolist()
-        for position, prediction in zip(positions, method.predict(learner, batch, answer), strict=True):
-            found[position] = prediction
-        done += len(positions)
-        learner.progress("evaluate", done, len(union))
-
-    predictions, start = {}, 0
+    ways: dict[Answering, list[Task]] = {}
     for task in tasks:
-        end = start + len(evaluation_examples(task, split))
-        predictions[task.name] = [p for p in found[start:end] if p is not None]
-        start = end
-    return predictions
+        ways.setdefault(answering(task, options), []).append(task)
+    total = sum(len(evaluation_examples(task, options.split)) for task in tasks)
+    found: dict[str, list[Prediction]] = {}
+    done = 0
+    for number, (how, alike) in enumerate(ways.items()):
+        union = [example for task in alike for example in evaluation_examples(task, options.split)]
+        answers: dict[int, Prediction] = {}
+        for positions in learner.by_length(union, options.batch_size, answers=False):
+            torch.manual_seed(learner.seed_of("answers", after, number, len(answers)))
+            batch = learner.collate(union, positions, answers=False)
+            answers.update(zip(positions, method.predict(learner, batch, _asked(learner, how)), strict=True))
+            done += len(positions)
+            learner.progress("evaluate", done, total)
+        start = 0
+        for task in alike:
+            end = start + len(evaluation_examples(task, options.split))
+            found[task.name] = [answers[i] for i in range(start, end)]
+            start = end
+    return {task.name: found[task.name] for task in tasks}
 
 
-def accuracy(examples: Sequence[Example], predictions: Sequence[Prediction]) -> float:
-    """Percent of examples whose answer is predicted exactly."""
-    hits = sum(e.answer == p.text for e, p in zip(examples, predictions, strict=True))
-    return 100.0 * hits / len(examples)
+def _asked(learner: Learner, how: Answering) -> Predict:
+    def answer(batch: Batch) -> list[Prediction]:
+        return learner.answer(batch, how)
+
+    return answer
+
+
+def scores(
+    tasks: Sequence[Task], predictions: Mapping[str, Sequence[Prediction]], options: Evaluation
+) -> dict[str, dict[str, list[float]]]:
+    """Percent of every example by task and metric; the first metric of a task fills the matrix."""
+    return {
+        task.name: {
+            name: score(
+                name,
+                [prediction.text for prediction in predictions[task.name]],
+                evaluation_examples(task, options.split),
+                options.bertscore,
+            )
+            for name in task.scored_by(options.scoring)
+        }
+        for task in tasks
+        if task.name in predictions
+    }

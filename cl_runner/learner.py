@@ -14,7 +14,7 @@ from cl_runner.config import Importance as ImportanceOptions
 from cl_runner.config import TaskOrder
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
-from cl_runner.families.base import Batch, Family, Output
+from cl_runner.families.base import Answering, Batch, Family, Output, Prediction
 from cl_runner.sparse import importance_cache
 from cl_runner.sparse.bits import weights_hash
 from cl_runner.sparse.importance import Batch as ImportanceBatch
@@ -27,7 +27,14 @@ Progress = Callable[[str, int, int], None]
 
 #: PE eq. 1: every example, its own label, the exact Fisher.
 EXACT = ImportanceOptions(
-    micro_batch=1, batch_size=16, max_examples=None, labels="data", accumulate="device", passes=1, cache_gb=0
+    micro_batch=1,
+    batch_size=16,
+    max_examples=None,
+    labels="data",
+    answer_tokens="mean",
+    accumulate="device",
+    passes=1,
+    cache_gb=0,
 )
 
 
@@ -120,24 +127,34 @@ class Learner:
         """A seed for one purpose, derived from the run's seed."""
         return derive_seed(self.seed, *parts)
 
-    def collate(self, examples: Sequence[Example], positions: Sequence[int]) -> Batch:
+    def collate(self, examples: Sequence[Example], positions: Sequence[int], answers: bool = True) -> Batch:
         """The examples at `positions` as a batch on the device; `index` holds the positions."""
-        batch = self.family.collate([examples[i] for i in positions])
+        batch = self.family.collate([examples[i] for i in positions], answers)
         batch["index"] = torch.tensor(list(positions))
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def sorted_batches(self, examples: Sequence[Example], size: int) -> Iterator[Batch]:
         """All examples once, longest first, so that padding is small and memory peaks at once."""
-        lengths = self.family.lengths(examples)
+        for positions in self.by_length(examples, size):
+            yield self.collate(examples, positions)
+
+    def by_length(self, examples: Sequence[Example], size: int, answers: bool = True) -> Iterator[list[int]]:
+        """Positions of all examples in parts of `size`, longest first."""
+        lengths = self.family.lengths(examples, answers)
         order = sorted(range(len(examples)), key=lambda i: (-lengths[i], i))
         for start in range(0, len(order), size):
-            yield self.collate(examples, order[start : start + size])
+            yield order[start : start + size]
 
     # passes
     def forward(self, batch: Batch) -> Output:
         """One forward pass at the current weights, in the run's precision."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             return self.family.forward(self.model, batch)
+
+    def answer(self, batch: Batch, how: Answering) -> list[Prediction]:
+        """The model's answers to a batch without answers, in the run's precision."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            return self.family.answer(self.model, batch, how)
 
     @torch.no_grad()
     def record_logits(self, examples: Sequence[Example]) -> Tensor:
@@ -208,7 +225,7 @@ class Learner:
         def loss(model: nn.Module, batch: ImportanceBatch) -> Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
                 if options.micro_batch == 1:
-                    return self.family.loss_sum(model, dict(batch))
+                    return self.family.loss_sum(model, dict(batch), options.answer_tokens)
                 return self.family.forward(model, dict(batch)).loss
 
         def draw(batch: ImportanceBatch, generator: torch.Generator) -> ImportanceBatch:
@@ -243,7 +260,12 @@ class Learner:
         texts = hashlib.sha256(json.dumps([(e.prompt, e.answer) for e in examples]).encode()).hexdigest()
         return importance_cache.key(
             weights=weights,
-            data={"examples": texts, "family": self.family.identity(), "batch_size": options.batch_size},
+            data={
+                "examples": texts,
+                "family": self.family.identity(),
+                "batch_size": options.batch_size,
+                "answer_tokens": options.answer_tokens,
+            },
             names=list(self.parameters()),
             micro_batch=options.micro_batch,
             gradient=gradient,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +58,22 @@ def write_predictions(
     after: str,
     examples: Mapping[str, Sequence[Example]],
     predictions: Mapping[str, Sequence[Prediction]],
+    scores: Mapping[str, Sequence[float]],
 ) -> None:
-    """predictions/<number>_<after>.jsonl: every answer of every task."""
+    """predictions/<number>_<after>.jsonl: every answer of every task, with its score in percent."""
     lines = [
-        json.dumps({"task": name, "index": i, "answer": e.answer, "prediction": p.text, "confidence": p.confidence})
+        json.dumps(
+            {
+                "task": name,
+                "index": i,
+                "answer": e.answer,
+                "prediction": p.text,
+                "confidence": p.confidence,
+                "score": score,
+            }
+        )
         for name, found in predictions.items()
-        for i, (e, p) in enumerate(zip(examples[name], found, strict=True))
+        for i, (e, p, score) in enumerate(zip(examples[name], found, scores[name], strict=True))
     ]
     (folder / "predictions").mkdir(exist_ok=True)
     replace_file(folder / "predictions" / f"{number:02d}_{after}.jsonl", "\n".join([*lines, ""]))
@@ -71,6 +83,16 @@ def write_matrices(folder: Path, names: Sequence[str], rows: Sequence[Sequence[f
     """accuracy.csv and forgetting.csv."""
     write_accuracy(folder / "accuracy.csv", names, np.array(rows))
     write_forgetting(folder / "forgetting.csv", names, np.array(rows))
+
+
+def write_ability(folder: Path, names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> None:
+    """ability.csv: what the probes measured before the first and after every task so far."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["after", *rows[0]])
+    for name, row in zip(names, rows, strict=False):
+        writer.writerow([name, *(repr(value) for value in row.values())])
+    replace_file(folder / "ability.csv", text.getvalue())
 
 
 def tables(names: Sequence[str], rows: Sequence[Sequence[float]]) -> tuple[list[list[Any]], list[list[Any]]]:
@@ -90,12 +112,14 @@ def write_summary(
     details: Sequence[Mapping[str, Any]],
     clock: Clock,
     weights: str,
+    ability: Sequence[Mapping[str, float]],
 ) -> dict[str, Any]:
     """summary.json: every derived number by its formula, seconds, memory and storage by phase and task.
 
     Args:
         details: what the run noted of each task.
         weights: hash of the final weights.
+        ability: what the probes measured, before the first and after every task.
 
     Returns:
         The file's content.
@@ -113,6 +137,7 @@ def write_summary(
         "tasks": list(test_examples),
         "test_examples": dict(test_examples),
         "metrics": derived(np.array(rows), list(test_examples.values())),
+        "ability": list(ability),
         "phases": totals,
         "offline_seconds": sum(task["offline_seconds"] for task in tasks),
         "online_seconds": sum(task["online_seconds"] for task in tasks),

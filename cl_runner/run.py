@@ -7,12 +7,14 @@ with the same bits as if nothing had happened.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,11 @@ import transformers
 from torch import Tensor
 
 from cl_runner import checkpoint
-from cl_runner.build import FAMILIES, build_method, prepare_hardware, recompute_activations
+from cl_runner.build import FAMILIES, build_method, build_probes, prepare_hardware, recompute_activations
 from cl_runner.compose import Request
 from cl_runner.config import Stage
 from cl_runner.data.task import Task, label_union
-from cl_runner.evaluate import accuracy, evaluate, evaluation_examples
+from cl_runner.evaluate import evaluate, evaluation_examples, scores
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.learner import Learner
 from cl_runner.matrix import START, union_accuracy
@@ -34,6 +36,7 @@ from cl_runner.planning.memory import is_out_of_memory
 from cl_runner.planning.planner import write_plan
 from cl_runner.record import (
     tables,
+    write_ability,
     write_fisher,
     write_masks,
     write_matrices,
@@ -99,12 +102,17 @@ class Run:
         self.own_tasks = list(tasks)
         self.device = prepare_hardware(config.hardware)
         self.family = FAMILIES[config.backbone.family](config.backbone, label_union(tasks))
+        self.family.check([task.labels for task in tasks], max(task.max_new_tokens for task in tasks))
+        self.probes = build_probes(config.probe)
+        for probe in self.probes.values():
+            probe.check()
         self.method = build_method(config.method)
         self.method.check(self.family.skeleton())
         self.clock = Clock()
         self.stop = Stop()
         # What a checkpoint holds; the initial values are those of a fresh run.
         self.rows: list[list[float]] = []
+        self.ability: list[dict[str, float]] = []  # what the probes measured, row by row as `rows`
         self.details: list[dict[str, Any]] = []
         self.chain: list[str] = []  # snapshots, in the run's folder, that lead from the starting model to here
         self.step = 0
@@ -189,6 +197,9 @@ class Run:
 
     def _build(self, saved: dict[str, Any] | None) -> None:
         """The starting model, brought to where the checkpoint was."""
+        cache = Path(self.config.root) / "cache" if self.config.importance.cache_gb else None
+        everything = [e for task in self.own_tasks for split in (task.train, task.validation, task.test) for e in split]
+        self.family.tokenize(everything, cache / "tokens" if cache else None)
         model, _ = self.family.build(self.config.seed)
         if self.config.hardware.gradient_checkpointing:
             recompute_activations(model)
@@ -204,13 +215,14 @@ class Run:
             self.clock,
             self.shown,
             self.config.importance,
-            Path(self.config.root) / "cache" / "importance" if self.config.importance.cache_gb else None,
+            cache / "importance" if cache else None,
             self.console.line,
         )
         self.base_hash = self.weights = weights_hash(self.learner.parameters())
         self.kept = self.learner.weights() if self.learner.restart else {}
         if saved is not None:
             self.rows, self.details, self.chain = saved["rows"], saved["details"], saved["chain"]
+            self.ability = saved["ability"]
             self.step = saved["step"]
             self.clock.load_state_dict(saved["clock"])
             self.method.load_state_dict(saved["method"])
@@ -395,17 +407,42 @@ class Run:
 
     def _evaluate(self, after: str) -> None:
         """A row of the matrix, with the predictions it was counted from."""
-        split = self.config.evaluation.split
+        options = self.config.evaluation
+        seen = self.tasks if options.tasks == "all" else self.tasks[: len(self.rows)]
         with self.clock.phase("evaluate"):
-            found = evaluate(self.learner, self.method, self.tasks, split, self.config.evaluation.batch_size)
-        self.shown.close()
-        examples = {task.name: evaluation_examples(task, split) for task in self.tasks}
-        row = {name: accuracy(examples[name], predictions) for name, predictions in found.items()}
-        write_predictions(self.folder, len(self.rows), after, examples, found)
+            found = evaluate(self.learner, self.method, seen, options, after) if seen else {}
+            self.shown.close()
+            scored = scores(seen, found, options)
+        examples = {task.name: evaluation_examples(task, options.split) for task in seen}
+        first = {name: next(iter(values.values())) for name, values in scored.items()}
+        write_predictions(self.folder, len(self.rows), after, examples, found, first)
+        row = {task.name: mean(first[task.name]) if task.name in first else math.nan for task in self.tasks}
         self.rows = [*self.rows, list(row.values())]
-        self.metrics.write(kind="evaluation", after=after, step=self.step, accuracy=row)
+        means = {name: {metric: mean(each) for metric, each in values.items()} for name, values in scored.items()}
+        shown = {name: value for name, value in row.items() if not math.isnan(value)}
+        self.metrics.write(kind="evaluation", after=after, step=self.step, accuracy=shown, scores=means)
         write_matrices(self.folder, [task.name for task in self.tasks], self.rows)
-        self.console.row(after, row)
+        self.console.row(after, shown)
+        self._probe(after)
+
+    def _probe(self, after: str) -> None:
+        """A row of general ability: what the model could do before, it should still do."""
+        if not self.probes:
+            return
+        numbers: dict[str, float] = {}
+        with self.clock.phase("probe"):
+            for name, probe in self.probes.items():
+                folder = self.folder / "probes" / name
+                folder.mkdir(parents=True, exist_ok=True)
+                if after == START:
+                    probe.prepare(self.learner, folder)
+                found = probe.measure(self.learner, folder)
+                numbers |= {f"{name}/{key}": value for key, value in found.items()}
+        self.shown.close()
+        self.ability = [*self.ability, numbers]
+        self.metrics.write(kind="ability", after=after, step=self.step, ability=numbers)
+        write_ability(self.folder, [START, *(task.name for task in self.tasks)], self.ability)
+        self.console.line(f"general ability after {after}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
 
     def _save(self, stage: str, task: int, progress: Progress | None = None) -> None:
         """A checkpoint; what W&B is told never runs ahead of it."""
@@ -422,6 +459,7 @@ class Run:
                 "stage": stage,
                 "task": task,
                 "rows": self.rows,
+                "ability": self.ability,
                 "details": self.details,
                 "chain": self.chain,
                 "step": self.step,
@@ -445,7 +483,7 @@ class Run:
 
         names = [task.name for task in self.tasks]
         sizes = {task.name: len(evaluation_examples(task, self.config.evaluation.split)) for task in self.tasks}
-        summary = write_summary(self.request, sizes, self.rows, self.details, self.clock, self.weights)
+        summary = write_summary(self.request, sizes, self.rows, self.details, self.clock, self.weights, self.ability)
         page = write_run_report(self.folder)
         if self.wandb is not None:
             self.wandb.summary({**summary["metrics"], "online_seconds": summary["online_seconds"]})

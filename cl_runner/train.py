@@ -113,10 +113,15 @@ def train_task(
         torch.manual_seed(derive_seed(learner.seed, "step", task.index, step))
         loss, tokens = 0.0, 0
         terms: dict[str, float] = {}
+        weights = learner.family.targets([examples[i] for i in positions])
         size = stage.micro_batch or len(positions)
+        if size < len(positions):  # texts of similar length share a pass
+            lengths = learner.family.lengths([examples[i] for i in positions])
+            ranked = sorted(range(len(positions)), key=lambda i: (-lengths[i], i))
+            positions, weights = [positions[i] for i in ranked], [weights[i] for i in ranked]
         for start in range(0, len(positions), size):
             part = positions[start : start + size]
-            share = len(part) / len(positions)  # of the batch's mean: losses are means over examples
+            share = sum(weights[start : start + size]) / sum(weights)  # of the batch's mean over its targets
             learner.terms = {}
             batch = method.prepare(learner, learner.collate(examples, part))
             output = learner.forward(batch)

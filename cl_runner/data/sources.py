@@ -80,7 +80,7 @@ def _rows(records: Iterable[Record], definition: TaskDefinition, name: str, wher
         columns.update(dict.fromkeys(record))
         text = _text(record, definition.text, number, where)
         raw = str(record.get(definition.label))
-        if raw not in definition.labels:
+        if definition.labels is not None and raw not in definition.labels:
             if definition.label in columns:
                 known = ", ".join(repr(value) for value in definition.labels)
                 raise ValueError(
@@ -89,7 +89,7 @@ def _rows(records: Iterable[Record], definition: TaskDefinition, name: str, wher
                     f"(or '{raw}': null to drop such rows)"
                 )
             continue
-        label = definition.labels[raw]
+        label = definition.labels[raw] if definition.labels is not None else raw
         if text and label is not None:
             rows.append(Row(number, text, label))
     if number == 0:

@@ -30,7 +30,13 @@ class Task:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
-    labels: tuple[str, ...]  # this task's label names, in the order of its definition
+    labels: tuple[str, ...]  # this task's label names, in the order of its definition; empty: any text is an answer
+    metrics: dict[str, tuple[str, ...]]  # "standard" or a release -> metrics, of which the first is the task's score
+    max_new_tokens: int  # of a generated answer
+
+    def scored_by(self, scoring: str) -> tuple[str, ...]:
+        """The metrics of `evaluation.scoring`; a definition without that release is scored as usual."""
+        return self.metrics.get(scoring, self.metrics["standard"])
 
 
 def build_tasks(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[Task]:
@@ -87,6 +93,8 @@ class _Plan:
 
     def key(self, split: Split) -> str:
         """The configuration key of a count."""
+        if self.task.counts is not None:
+            return f"task_order.tasks[{self.index}].counts.{split}"
         return f"task_order.{'incremental' if self.index else 'base'}.{split}"
 
     def shares(self, split: Split) -> list[int | None]:
@@ -125,7 +133,7 @@ def _plans(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[_Pl
                 f"task.{name}.label_noise={noise:g}: label noise is for the generated benchmark only, and task.{name} "
                 f"has source={definitions[name].source}. Type: task.{name}.label_noise=0"
             )
-        counts = order.incremental if index else order.base
+        counts = task.counts or (order.incremental if index else order.base)
         wanted: dict[Split, int | None] = {
             "train": counts.train,
             "validation": counts.validation,
@@ -156,8 +164,9 @@ def _origins(plan: _Plan) -> dict[Split, str]:
 
 
 def _build(plan: _Plan) -> Task:
-    labels = tuple(dict.fromkeys(label for label in plan.definition.labels.values() if label is not None))
-    if not labels:
+    definition = plan.definition
+    labels = tuple(dict.fromkeys(label for label in (definition.labels or {}).values() if label is not None))
+    if definition.labels is not None and not labels:
         raise ValueError(f"task.{plan.name} has no labels. Add under task.{plan.name}.labels: 'VALUE': NAME")
     examples: dict[Split, list[Example]] = {split: [] for split in DRAWN}
     for position in range(len(plan.domains)):
@@ -171,6 +180,11 @@ def _build(plan: _Plan) -> Task:
         validation=tuple(examples["validation"]),
         test=tuple(examples["test"]),
         labels=labels,
+        metrics={
+            "standard": tuple(definition.metrics),
+            **{release: tuple(names) for release, names in definition.released_metrics.items()},
+        },
+        max_new_tokens=definition.max_new_tokens,
     )
 
 
@@ -180,8 +194,9 @@ def _build(plan: _Plan) -> Task:
 def _written(plan: _Plan, position: int) -> dict[Split, list[Example]]:
     """The examples of one domain from the grammar of the generated benchmark."""
     definition = plan.definition
-    names = {raw: name for raw, name in definition.labels.items() if name is not None}
-    if tuple(names) != reviews.LABELS or len(names) < len(definition.labels):
+    given = definition.labels or {}
+    names = {raw: name for raw, name in given.items() if name is not None}
+    if tuple(names) != reviews.LABELS or len(names) < len(given):
         raise ValueError(
             f"task.{plan.name}.labels must name every rating of the generated reviews: {', '.join(reviews.LABELS)}"
         )

@@ -5,14 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cl_runner.config import Sampling
 from cl_runner.data.example import Example
 
 Batch = dict[str, Tensor]
+#: In `labels`: no target.
+IGNORED = -100
 
 
 @dataclass
@@ -28,7 +32,24 @@ class Prediction(NamedTuple):
     """What the model answers to one example."""
 
     text: str  # label name, or generated text
-    confidence: float  # probability of the answer
+    confidence: float | None  # probability of the answer; None where it is not computed
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How the examples of a batch are answered; classifiers know one way only.
+
+    Attributes:
+        max_new_tokens: of a generated answer.
+        labels: a closed set, of which the most probable one is the answer; empty = generate.
+        sampling: decoding by chance; None = greedy.
+        slice_by: where the answer begins, by token ids or by cutting the prompt's text off.
+    """
+
+    max_new_tokens: int
+    labels: tuple[str, ...] = ()
+    sampling: Sampling | None = None
+    slice_by: Literal["ids", "prefix"] = "ids"
 
 
 class Family(ABC):
@@ -43,20 +64,35 @@ class Family(ABC):
         """The same architecture without weights, on the meta device: names and shapes of parameters."""
 
     @abstractmethod
-    def lengths(self, examples: Sequence[Example]) -> list[int]:
-        """Tokens of each example after truncation."""
+    def check(self, labels: Sequence[Sequence[str]], max_new_tokens: int) -> None:
+        """Raise ValueError if tasks with these label names (none: free text) and answers do not fit the backbone."""
 
     @abstractmethod
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        """Examples as padded tensors, first dimension = examples."""
+    def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:
+        """Tokenize all examples at once, or read their tokens from the folder `cache`, kept there by content."""
+
+    @abstractmethod
+    def lengths(self, examples: Sequence[Example], answers: bool = True) -> list[int]:
+        """Tokens of each example after truncation, with or without its answer's."""
+
+    @abstractmethod
+    def targets(self, examples: Sequence[Example]) -> list[int]:
+        """Positions of each example that have a target: what a mean over several batches is weighted by."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example], answers: bool = True) -> Batch:
+        """Examples as padded tensors, first dimension = examples; without answers as `answer` needs them."""
 
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         """One forward pass."""
 
     @abstractmethod
-    def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Sum over the batch's examples of -log p(answer | text): the Fisher's loss (PE eq. 1)."""
+    def loss_sum(self, model: nn.Module, batch: Batch, tokens: Literal["mean", "sum"]) -> Tensor:
+        """Sum over the batch's examples of each one's loss, the mean or sum over its answer's tokens.
+
+        With "sum" it is -log p(answer | text): the loss of the Fisher information (PE eq. 1).
+        """
 
     @abstractmethod
     def relabel(self, batch: Batch, targets: Tensor) -> Batch:
@@ -67,5 +103,5 @@ class Family(ABC):
         """JSON of what turns examples into batches and losses: tells results of two configurations apart."""
 
     @abstractmethod
-    def predict(self, output: Output) -> list[Prediction]:
-        """The answers of a forward pass, one per example; greedy."""
+    def answer(self, model: nn.Module, batch: Batch, how: Answering) -> list[Prediction]:
+        """The model's answers, one per example, to a batch collated without answers."""

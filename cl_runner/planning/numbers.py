@@ -66,7 +66,7 @@ def label_count(config: Config, tasks: Sequence[Task] | None) -> int:
     if tasks is not None:
         return len(label_union(tasks))
     names = dict.fromkeys(task.task or config.task_order.task for task in config.task_order.tasks)
-    return len({label for name in names for label in config.task[name].labels.values() if label is not None})
+    return len({label for name in names for label in (config.task[name].labels or {}).values() if label is not None})
 
 
 def skeleton(backbone: Backbone, labels: int) -> PreTrainedModel:

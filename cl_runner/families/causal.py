@@ -1,0 +1,181 @@
+"""Decoder language models: any AutoModelForCausalLM; the loss is on the answer's tokens, its end included."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Container, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from cl_runner.config import Backbone
+from cl_runner.data.example import Example
+from cl_runner.families.base import IGNORED, Answering, Batch, Family, Output, Prediction
+from cl_runner.families.encoding import Encoding
+from cl_runner.families.loading import Source
+from cl_runner.families.tokens import (
+    example_losses,
+    generation_config,
+    most_probable,
+    padded,
+    relabelled,
+    spoken,
+    token_output,
+)
+
+
+class Causal(Family):
+    """Rows are padded on the left, so that all answers end in the last column and only their logits are computed."""
+
+    def __init__(self, backbone: Backbone, labels: Sequence[str]):
+        if backbone.max_answer_length is None:
+            raise ValueError(f"backbone {backbone.name} is a language model. Type: backbone.max_answer_length=512")
+        self.backbone = backbone
+        self.source = Source(backbone, AutoModelForCausalLM)
+        self.tokenizer = self.source.tokenizer
+        self._encoding = Encoding(backbone, self.tokenizer, self.tokenizer.eos_token_id, open_end=True)
+
+    @functools.cached_property
+    def _configuration(self) -> PreTrainedConfig:
+        return self.source.configuration()
+
+    def build(self, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The checkpoint's model; one with random weights depends on `seed`."""
+        return self.source.build(self._configuration, seed), self.tokenizer
+
+    def skeleton(self) -> PreTrainedModel:
+        """The architecture on the meta device."""
+        return self.source.skeleton(self._configuration)
+
+    def check(self, labels: Sequence[Sequence[str]], max_new_tokens: int) -> None:
+        """Prompt and answer have room among the model's positions."""
+        assert self.backbone.max_answer_length is not None
+        positions = getattr(self._configuration, "max_position_embeddings", None)
+        answer = max(self.backbone.max_answer_length, max_new_tokens)
+        if positions is not None and self.backbone.max_length + answer > positions:
+            raise ValueError(
+                f"{self.backbone.name} reads {positions} tokens, and prompt and answer may have "
+                f"{self.backbone.max_length} + {answer}. Type: backbone.max_length={max(3, positions - answer)}"
+                + (f" backbone.max_answer_length={positions // 2}" if answer > positions - 3 else "")
+            )
+
+    def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:
+        """Prompts and answers."""
+        self._encoding.remember([e.prompt for e in examples], [e.answer for e in examples], cache)
+
+    def lengths(self, examples: Sequence[Example], answers: bool = True) -> list[int]:
+        """Tokens of each prompt and answer."""
+        prompts = [len(row) for row in self._encoding.prompts([e.prompt for e in examples])]
+        if not answers:
+            return prompts
+        return [n + len(a) for n, a in zip(prompts, self._encoding.answers([e.answer for e in examples]), strict=True)]
+
+    def targets(self, examples: Sequence[Example]) -> list[int]:
+        """Tokens of each answer."""
+        return [len(row) for row in self._encoding.answers([e.answer for e in examples])]
+
+    def collate(self, examples: Sequence[Example], answers: bool = True) -> Batch:
+        """input_ids, attention_mask, position_ids [B, L], padded on the left; labels [B, A], the last A positions."""
+        prompts = self._encoding.prompts([e.prompt for e in examples])
+        ends = self._encoding.answers([e.answer for e in examples]) if answers else [[] for _ in examples]
+        rows = [[*prompt, *end] for prompt, end in zip(prompts, ends, strict=True)]
+        mask = padded([[1] * len(row) for row in rows], 0, "left")
+        batch = {
+            "input_ids": padded(rows, self.tokenizer.pad_token_id, "left"),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+        }
+        if answers:
+            batch["labels"] = padded(ends, IGNORED, "left")
+        return batch
+
+    def forward(self, model: nn.Module, batch: Batch) -> Output:
+        """Cross-entropy of the answers' tokens; logits [tokens, vocabulary]."""
+        labels = batch["labels"]
+        logits = self._last_logits(model, batch, labels.shape[1] + 1)
+        return token_output(logits[:, :-1], labels)
+
+    def _last_logits(self, model: nn.Module, batch: Batch, count: int) -> Tensor:
+        """Logits [B, count, V] of the last positions."""
+        given: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        known = _forward_arguments(model)
+        if "position_ids" in known:
+            given["position_ids"] = batch["position_ids"]
+        if "logits_to_keep" in known:
+            given["logits_to_keep"] = count
+        logits: Tensor = model(**given, use_cache=False).logits
+        return logits[:, -count:]
+
+    def loss_sum(self, model: nn.Module, batch: Batch, tokens: Literal["mean", "sum"]) -> Tensor:
+        """Sum over the examples of the mean, or sum, of -log p of the answer's tokens."""
+        return example_losses(self.forward(model, batch), batch["labels"], tokens).sum()
+
+    def relabel(self, batch: Batch, targets: Tensor) -> Batch:
+        """Other targets; the answer that the model reads stays."""
+        return {**batch, "labels": relabelled(batch["labels"], targets)}
+
+    def identity(self) -> str:
+        """Backbone, tokenizer, and the library that they are put together by."""
+        return self.source.identity()
+
+    def answer(self, model: nn.Module, batch: Batch, how: Answering) -> list[Prediction]:
+        """Generated text, or the most probable label."""
+        assert isinstance(model, PreTrainedModel)
+        if how.labels:
+            return most_probable(self._label_scores(model, batch, how.labels), how.labels)
+        ids = model.generate(  # type: ignore[operator]  # typed as a module's attribute
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            generation_config=generation_config(model, self.tokenizer, how),
+        )
+        assert isinstance(ids, Tensor)
+        start = batch["input_ids"].shape[1]
+        texts = self.tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
+        if how.slice_by == "prefix":  # as released with PIECE: what truncation or decoding changed stays in the answer
+            whole = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            prompts = self.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+            texts = [w.removeprefix(p) for w, p in zip(whole, prompts, strict=True)]
+        return [Prediction(spoken(text), None) for text in texts]
+
+    def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
+        """log p(label and its end | prompt), [B, labels]; the prompt is read once."""
+        ends = self._encoding.answers(labels)
+        examples, device = len(batch["input_ids"]), batch["input_ids"].device
+        given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if "position_ids" in _forward_arguments(model):
+            given["position_ids"] = batch["position_ids"]
+        read = model(**given, use_cache=True)
+        first = read.logits[:, -1].float().log_softmax(-1)  # [B, V]: the labels' first tokens
+        cache = read.past_key_values
+        cache.batch_repeat_interleave(len(labels))
+        tokens = padded(ends, IGNORED, "right").to(device)  # [labels, A]
+        tokens = tokens.repeat(examples, 1)  # [B * labels, A]
+        present = tokens != IGNORED
+        inputs = torch.where(present, tokens, self.tokenizer.pad_token_id)[:, :-1]
+        scores = first.repeat_interleave(len(labels), 0).gather(1, tokens[:, :1])[:, 0]
+        if inputs.shape[1]:
+            past = batch["attention_mask"].repeat_interleave(len(labels), 0)
+            following: dict[str, Any] = {
+                "input_ids": inputs,
+                "attention_mask": torch.cat([past, present[:, :-1].to(past.dtype)], 1),
+                "past_key_values": cache,
+                "use_cache": True,
+            }
+            if "position_ids" in given:
+                last = batch["position_ids"][:, -1:].repeat_interleave(len(labels), 0)
+                following["position_ids"] = last + 1 + torch.arange(inputs.shape[1], device=device)
+            logits = model(**following).logits.float()
+            losses = functional.cross_entropy(
+                logits.transpose(1, 2), tokens[:, 1:], reduction="none", ignore_index=IGNORED
+            )
+            scores = scores - losses.sum(1)
+        return scores.view(examples, len(labels))
+
+
+def _forward_arguments(model: nn.Module) -> Container[str]:
+    return inspect.signature(model.forward).parameters

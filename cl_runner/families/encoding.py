@@ -1,0 +1,127 @@
+"""From text to token ids: special tokens, truncation that says what it keeps, chat templates, a cache by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase
+
+from cl_runner.config import Backbone
+
+
+class Encoding:
+    """Token ids of texts and answers by one backbone's rules; each text is encoded once.
+
+    Args:
+        ends: the token that ends an answer; None = classifiers and prompts only.
+        open_end: whether a prompt goes on with its answer, so that an end token which the tokenizer appends goes.
+    """
+
+    def __init__(
+        self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, ends: int | None = None, open_end: bool = False
+    ):
+        self._backbone = backbone
+        self._tokenizer = tokenizer
+        self._ends = ends
+        self._prompts: dict[str, list[int]] = {}
+        self._answers: dict[str, list[int]] = {}
+        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = tokenizer("a")["input_ids"]
+        start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        self._before, self._after = whole[:start], whole[start + len(bare) :]
+        if open_end:
+            self._after = [i for i in self._after if i != ends]
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text with its special tokens, at most `backbone.max_length`."""
+        missing = list(dict.fromkeys(text for text in texts if text not in self._prompts))
+        if missing:
+            self._prompts.update(zip(missing, self._encode_prompts(missing), strict=True))
+        return [self._prompts[text] for text in texts]
+
+    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each answer, the end token included; of an answer that is cut the end token goes as well."""
+        missing = list(dict.fromkeys(text for text in texts if text not in self._answers))
+        if missing:
+            assert self._ends is not None and self._backbone.max_answer_length is not None
+            limit = self._backbone.max_answer_length
+            ids = self._tokenizer(missing, add_special_tokens=False)["input_ids"]
+            self._answers.update({t: [*row, self._ends][:limit] for t, row in zip(missing, ids, strict=True)})
+        return [self._answers[text] for text in texts]
+
+    def _encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        before, after = self._before, self._after
+        if self._backbone.chat_template:
+            turns = [[{"role": "user", "content": text}] for text in texts]
+            written = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            texts, before, after = [str(text) for text in written], [], []
+        room = self._backbone.max_length - len(before) - len(after)
+        ids = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [[*before, *self._cut(row, room), *after] for row in ids]
+
+    def _cut(self, ids: list[int], room: int) -> list[int]:
+        if len(ids) <= room:
+            return ids
+        if self._backbone.truncation == "keep_start":
+            return ids[:room]
+        if self._backbone.truncation == "keep_end":
+            return ids[len(ids) - room :]
+        return [*ids[: room - room // 2], *ids[len(ids) - room // 2 :]]  # instruction and cue stand at the ends
+
+    # kept on disk
+
+    def remember(self, prompts: Sequence[str], answers: Sequence[str], cache: Path | None) -> None:
+        """Encode everything, or read it from `cache`, where it is kept by its content and the rules."""
+        prompts, answers = list(dict.fromkeys(prompts)), list(dict.fromkeys(answers))
+        path = cache / f"{self._key(prompts, answers)}.safetensors" if cache is not None else None
+        if path is not None and path.is_file():
+            try:
+                self._read(path, prompts, answers)
+                return
+            except (SafetensorError, OSError, ValueError):
+                path.unlink(missing_ok=True)  # damaged: encode anew
+        self.prompts(prompts)
+        if answers:
+            self.answers(answers)
+        if path is not None:
+            self._write(path, prompts, answers)
+
+    def _key(self, prompts: Sequence[str], answers: Sequence[str]) -> str:
+        rules = {
+            name: getattr(self._backbone, name)
+            for name in ("max_length", "max_answer_length", "truncation", "chat_template")
+        }
+        said = hashlib.sha256(json.dumps([rules, self._before, self._after, self._ends]).encode())
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        said.update(backend.to_str().encode() if backend else json.dumps(self._tokenizer.get_vocab()).encode())
+        said.update(str(self._tokenizer.chat_template).encode())
+        for texts in (prompts, answers):
+            said.update(json.dumps(texts).encode())
+        return said.hexdigest()
+
+    def _write(self, path: Path, prompts: Sequence[str], answers: Sequence[str]) -> None:
+        rows = [*(self._prompts[text] for text in prompts), *(self._answers[text] for text in answers)]
+        tensors = {
+            "ids": torch.tensor([i for row in rows for i in row], dtype=torch.int32),
+            "lengths": torch.tensor([len(row) for row in rows], dtype=torch.int32),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        save_file(tensors, temporary)
+        os.replace(temporary, path)
+
+    def _read(self, path: Path, prompts: Sequence[str], answers: Sequence[str]) -> None:
+        tensors = load_file(path)
+        lengths = tensors["lengths"].tolist()
+        if len(lengths) != len(prompts) + len(answers) or sum(lengths) != len(tensors["ids"]):
+            raise ValueError(f"{path} does not hold what its name says")
+        rows = [row.tolist() for row in tensors["ids"].split(lengths)]
+        self._prompts.update(zip(prompts, rows[: len(prompts)], strict=True))
+        self._answers.update(zip(answers, rows[len(prompts) :], strict=True))

@@ -1,0 +1,38 @@
+"""What a probe of general ability is: it measures the live model before the first and after every task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from cl_runner.learner import Learner
+
+
+class Probe(ABC):
+    """Subclasses are dataclasses and final; their fields are the probe's options under probe.<node>.
+
+    Attributes:
+        higher_is_better: whether a fall of its numbers is a loss of ability.
+        unit: of its numbers: "%", or what an axis should say.
+    """
+
+    families: ClassVar[tuple[str, ...]] = ("causal", "seq2seq")
+    higher_is_better: ClassVar[bool] = True
+    unit: ClassVar[str] = "%"
+    node: str  # where its options stand in the configuration: probe.<node>
+
+    def check(self) -> None:  # noqa: B027  # may stay empty
+        """Raise ValueError, before a model is loaded, if something it needs is missing, with what to type."""
+
+    def prepare(self, learner: Learner, folder: Path) -> None:  # noqa: B027  # may stay empty
+        """Once on the untouched model; what is needed later is written into `folder`, and read again on resume."""
+
+    @abstractmethod
+    def measure(self, learner: Learner, folder: Path) -> dict[str, float]:
+        """Numbers of the model as it is now, by name; weights and gradients stay what they are."""
+
+    def names(self) -> Sequence[str]:
+        """What `measure` will return, for the report."""
+        return ()
