@@ -204,6 +204,9 @@ def _flatten(node: Any, prefix: str = "") -> Iterator[str]:
         for key, value in node.items():
             yield f"{prefix}{key}"
             yield from _flatten(value, f"{prefix}{key}.")
+    elif isinstance(node, list):  # the tasks of an order
+        for index, value in enumerate(node):
+            yield from _flatten(value, f"{prefix}{index}.")
 
 
 def _check_keys(overrides: Sequence[str], composed: DictConfig, folders: Sequence[Path]) -> None:

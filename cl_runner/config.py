@@ -156,6 +156,7 @@ class Training(Schema):
     base: Stage
     incremental: Stage
     weight_decay: NonNegative
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     schedule: Literal["linear", "constant"]  # after the warm-up
     warmup: Share  # of a task's steps
     clip: Positive | None  # norm of the gradient of what is trained; null = no clipping
@@ -274,6 +275,8 @@ class PartSpec:
     schema: type[Schema]
     last: bool
     families: tuple[str, ...]
+    higher_is_better: bool  # probes: of their numbers, and the unit of these
+    unit: str
 
 
 def method_spec(name: str) -> PartSpec:
@@ -297,7 +300,7 @@ def _spec(package: str, place: str, families: tuple[str, ...]) -> PartSpec:
     source = (Path(__file__).parent / package / f"{module}.py").read_text(encoding="utf-8")
     body = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == class_name).body
     fields: dict[str, Any] = {}
-    attributes: dict[str, Any] = {"last": False, "families": families}
+    attributes: dict[str, Any] = {"last": False, "families": families, "higher_is_better": True, "unit": "%"}
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             annotation = ast.unparse(node.annotation)
@@ -308,7 +311,8 @@ def _spec(package: str, place: str, families: tuple[str, ...]) -> PartSpec:
                 # Our own source, evaluated with the type names of this module.
                 fields[node.target.id] = (eval(annotation, globals()), ...)
     schema = create_model(class_name, __base__=Schema, **fields)
-    return PartSpec(schema, attributes["last"], tuple(attributes["families"]))
+    families = tuple(attributes["families"])
+    return PartSpec(schema, attributes["last"], families, attributes["higher_is_better"], attributes["unit"])
 
 
 def check_chain(methods: Mapping[str, Mapping[str, Any]], family: str) -> None:

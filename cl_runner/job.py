@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from cl_runner.compose import Request, request
 from cl_runner.data.task import Task, build_tasks, fingerprint
 from cl_runner.distributed import require_single_process
+from cl_runner.matrix import headline
 
 
 def run_request(asked: Request) -> int:
@@ -60,8 +61,9 @@ def say_completed(request: Request) -> int:
     kept = OmegaConf.load(request.folder / "config.yaml").snapshots.save
     if kept != request.config.snapshots.save:
         print(f"It ran with snapshots.save={kept}; to run it with another value, delete its folder.")
+    name = headline(summary["metrics"])
     print(
-        f"This run is completed: union accuracy {summary['metrics']['union_accuracy']:.1f} %.\n"
+        f"This run is completed: {name} {summary['metrics'][name]:.1f} %.\n"
         f"{request.folder}/report.html shows it. "
         f"Another seed is another run: {request.command_with({'seed': str(request.config.seed + 1)})}"
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from cl_runner.sparse import importance_cache
 from cl_runner.sparse.bits import weights_hash
 from cl_runner.sparse.importance import Batch as ImportanceBatch
 from cl_runner.sparse.importance import Importance, cap, draw_labels, measure
+from cl_runner.sparse.importance_cache import named
 from cl_runner.tracking.clock import Clock
 
 #: Called with a phase's name, the number of items done and the number of items in all; may raise to interrupt.
@@ -86,7 +88,7 @@ class Learner:
         self.measured: dict[str, Importance] = {}  # of the current task, by everything it depends on
         self.measured_on_new_data = False  # whether importance of the current task needed its own data
         self.importance_cached = False  # whether it came from disk
-        self._precision = precision
+        self.precision = precision
         self._importance = importance
         self._cache = cache
         self._warn = warn
@@ -148,13 +150,37 @@ class Learner:
     # passes
     def forward(self, batch: Batch) -> Output:
         """One forward pass at the current weights, in the run's precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.family.forward(self.model, batch)
 
     def answer(self, batch: Batch, how: Answering) -> list[Prediction]:
         """The model's answers to a batch without answers, in the run's precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.family.answer(self.model, batch, how)
+
+    @contextmanager
+    def at(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """The model at other values of what trains, such as an old task's: no second model is needed.
+
+        Args:
+            weights: by name, in the shape of `part`.
+        """
+        now = {}
+        for name, parameter in self.parameters().items():
+            if name in self.selected and name in weights:
+                index = self.selected[name].to(self.device)
+                now[name] = parameter.data.view(-1)[index].clone()
+                parameter.data.view(-1)[index] = weights[name]
+            elif name in weights:
+                now[name], parameter.data = parameter.data, weights[name]
+        try:
+            yield
+        finally:
+            for name, parameter in self.parameters().items():
+                if name in self.selected and name in now:
+                    parameter.data.view(-1)[self.selected[name].to(self.device)] = now[name]
+                elif name in now:
+                    parameter.data = now[name]
 
     @torch.no_grad()
     def record_logits(self, examples: Sequence[Example]) -> Tensor:
@@ -167,14 +193,18 @@ class Learner:
             self.progress("record outputs", int(sum(row is not None for row in rows)), len(examples))
         return torch.stack([row for row in rows if row is not None])
 
-    def fisher(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """The diagonal Fisher of every parameter at the current weights, fp32, mean over the data (PE eq. 1)."""
-        return self.importance(examples).mean_fisher()
+    def fisher(self, examples: Sequence[Example], names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The diagonal Fisher of these parameters at the current weights, fp32, mean over the data (PE eq. 1)."""
+        return self.importance(examples, names=names).mean_fisher()
 
     def importance(
-        self, examples: Sequence[Example], gradient: bool = False, dtype: torch.dtype = torch.float32
+        self,
+        examples: Sequence[Example],
+        gradient: bool = False,
+        dtype: torch.dtype = torch.float32,
+        names: Collection[str] | None = None,
     ) -> Importance:
-        """Sums of gradients and of squared gradients of every parameter at the current weights. Offline time.
+        """Sums of gradients and of squared gradients of parameters at the current weights. Offline time.
 
         Computed once per task and data, however many methods of a chain ask for it, and kept on disk for other runs
         that come to the same weights and data.
@@ -182,35 +212,40 @@ class Learner:
         Args:
             gradient: whether the sum of gradients is needed as well.
             dtype: of the sums.
+            names: of the parameters to measure; None = all. What was measured of more of them serves as well.
         """
         options = self._importance or EXACT
+        wanted = [name for name in self.parameters() if names is None or name in names]
         with self.clock.phase("importance"):
             chosen = cap(examples, options.max_examples, self.seed_of("importance", "examples"))
             weights = weights_hash(self.parameters())
             # What was computed with the sum of gradients serves without it as well.
-            keys = {
-                wanted: self._importance_key(chosen, wanted, dtype, options, weights) for wanted in {gradient, True}
-            }
+            keys = {both: self._importance_key(chosen, both, dtype, options, weights) for both in {gradient, True}}
             for key in keys.values():
-                if key in self.measured:
+                if key in self.measured and self.measured[key].fisher.keys() >= set(wanted):
                     return self.measured[key]
             self.measured = {}  # of other data: as large as the model, and not needed any more
             for key in keys.values():
-                kept = importance_cache.load(self._cache, key) if self._cache else None
+                kept = importance_cache.load(self._cache, named(key, wanted)) if self._cache else None
                 if kept is not None:
                     whole = options.accumulate == "device" and options.passes == 1
                     self.measured[key] = kept.to(self.device) if whole else kept
                     self.importance_cached = True
                     return self.measured[key]
-            found = self._measure(chosen, gradient, dtype, options)
+            found = self._measure(chosen, gradient, dtype, options, wanted)
             self.measured[keys[gradient]] = found
             if self._cache:
                 limit = int(options.cache_gb * 1e9)
-                importance_cache.store(self._cache, keys[gradient], found, limit, self._warn)
+                importance_cache.store(self._cache, named(keys[gradient], wanted), found, limit, self._warn)
         return found
 
     def _measure(
-        self, examples: Sequence[Example], gradient: bool, dtype: torch.dtype, options: ImportanceOptions
+        self,
+        examples: Sequence[Example],
+        gradient: bool,
+        dtype: torch.dtype,
+        options: ImportanceOptions,
+        names: Sequence[str],
     ) -> Importance:
         exact = options.micro_batch == 1 and dtype == torch.float32
         size = options.batch_size if options.micro_batch == 1 else options.micro_batch
@@ -223,7 +258,7 @@ class Learner:
                     yield self.collate(examples, range(start, min(start + size, len(examples))))
 
         def loss(model: nn.Module, batch: ImportanceBatch) -> Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 if options.micro_batch == 1:
                     return self.family.loss_sum(model, dict(batch), options.answer_tokens)
                 return self.family.forward(model, dict(batch)).loss
@@ -236,7 +271,7 @@ class Learner:
             self.model,
             batches,
             loss,
-            list(self.parameters()),
+            names,
             micro_batch=options.micro_batch,
             gradient=gradient,
             dtype=dtype,
@@ -266,14 +301,13 @@ class Learner:
                 "batch_size": options.batch_size,
                 "answer_tokens": options.answer_tokens,
             },
-            names=list(self.parameters()),
             micro_batch=options.micro_batch,
             gradient=gradient,
             labels=options.labels,
             seed=self.seed if options.labels == "model" else None,
             max_examples=options.max_examples,
             dtype=dtype,
-            precision=self._precision,
+            precision=self.precision,
             # Another kind of device, or number of threads, may differ in the last bits; sums in main memory as well.
             device=f"{kind}/{torch.get_num_threads()} threads/{options.accumulate}",
         )

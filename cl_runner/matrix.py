@@ -1,15 +1,16 @@
 """The accuracy matrix and every number derived from it, each named by its formula.
 
 `rows` is an array [t + 1, T] in percent: row 0 before the first task (`start`), row t after task t; column u holds the
-test set of task u. A finished run has T + 1 rows, an unfinished one fewer. In the formulas A[t,u] counts tasks from 1,
-so that A[t,u] is `rows[t, u - 1]`.
+test set of task u, scored by the task's first metric. A finished run has T + 1 rows, an unfinished one fewer. NaN is a
+cell that was not measured. In the formulas A[t,u] counts tasks from 1, so that A[t,u] is `rows[t, u - 1]`.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -19,22 +20,40 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 START = "start"
 
-#: name -> formula and source. A derived number is never shown without one of these names.
+#: name -> formula and source. A derived number is never shown without one of these names; k stands for a number.
 FORMULAS: dict[str, str] = {
-    "union_accuracy": "sum_u n_u A[T,u] / sum_u n_u, n_u = test items of task u: correct answers over all test items "
-    "of the order after the last task (micro average; PE, NAACL 2022 industry)",
+    "union_accuracy": "sum_u n_u A[T,u] / sum_u n_u, n_u = test items of task u: mean score over all test items of the "
+    "order after the last task, of accuracies the share of right answers (micro average; PE, NAACL 2022 industry), "
+    "where all tasks are scored by the same metric",
     "union_accuracy/after_first": "sum_u n_u A[1,u] / sum_u n_u: the same union after the first task",
-    "average_accuracy": "mean_u A[T,u] (macro average; ACC of Lopez-Paz & Ranzato 2017)",
+    "average_accuracy": "mean_u A[T,u] (macro average; ACC of Lopez-Paz & Ranzato 2017; OP, the overall performance of "
+    "TRACE 2023 and PIECE)",
     "average_incremental_accuracy": "mean_t mean_{u<=t} A[t,u] (Rebuffi et al. 2017)",
     "forgetting/chaudhry18": "mean_{u<T} (max_{u<=l<T} A[l,u] - A[T,u]), the best since the task was trained, without "
     "the row `start` (Chaudhry et al. 2018, whose max also covers l < u)",
     "forgetting/first_minus_last": "mean_{u<T} (A[u,u] - A[T,u]): right after training minus at the end",
-    "bwt/gem": "mean_{u<T} (A[T,u] - A[u,u]): backward transfer (Lopez-Paz & Ranzato 2017)",
+    "forgetting/slm_after_k": "mean_{u<k} (max_{1<=l<k} A[l,u] - A[k,u]), of the cells measured: forgetting after k "
+    "tasks, whose max also covers l < u (SLM, ICLR 2024, eq. 8)",
+    "bwt/gem": "1/(T-1) sum_{u<T} (A[T,u] - A[u,u]): backward transfer (Lopez-Paz & Ranzato 2017)",
+    "bwt/trace": "1/T sum_{u<=T} (A[T,u] - A[u,u]): the last task counts as one that lost nothing (TRACE 2023)",
+    "bwt/piece_release": "1/(T-1) sum_{u<T} (A[T-1,u] - A[u,u]): bwt/trace one task before the end, without the last "
+    "task (the code released with PIECE, arXiv:2511.15375)",
     "forward_transfer/gem": "mean_{u>1} (A[u-1,u] - A[0,u]), A[0,u] = row `start` (Lopez-Paz & Ranzato 2017)",
-    "plasticity/diagonal": "mean_t A[t,t]: each task right after training (learning accuracy, Riemer et al. 2019)",
+    "plasticity/diagonal": "mean_t A[t,t]: each task right after training (learning accuracy, Riemer et al. 2019; AP, "
+    "the average plasticity of SVC)",
     "first_task/after_first": "A[1,1]: the first task right after it was trained",
     "first_task/last": "A[T,1]: the first task after the last one",
 }
+
+
+def formula_of(name: str) -> str:
+    """The formula of a derived number, also of a numbered one such as forgetting/slm_after_3."""
+    return FORMULAS.get(name) or FORMULAS[re.sub(r"\d+$", "k", name)]
+
+
+def headline(names: Collection[str]) -> str:
+    """The number that stands for a run: the union where it exists, else the average over tasks."""
+    return "union_accuracy" if "union_accuracy" in names else "average_accuracy"
 
 
 def after(rows: Floats, task: int) -> Floats:
@@ -47,16 +66,16 @@ def forgetting_matrix(rows: Floats) -> Floats:
     """F[t,u] = max_{u<=l<t} A[l,u] - A[t,u] for u < t, NaN elsewhere (Chaudhry et al. 2018).
 
     Args:
-        rows: [t + 1, T], percent; row 0 (`start`) is left out of the maximum.
+        rows: [..., t + 1, T], percent; row 0 (`start`) is left out of the maximum.
 
     Returns:
-        [t, T], percentage points; a negative value is an improvement.
+        [..., t, T], percentage points; a negative value is an improvement.
     """
-    trained = rows[1:]
+    trained = rows[..., 1:, :]
+    t, u = np.arange(trained.shape[-2])[:, None], np.arange(trained.shape[-1])
+    best = np.maximum.accumulate(np.where(t >= u, trained, -np.inf), axis=-2)
     result = np.full(trained.shape, np.nan)
-    for t in range(1, len(trained)):
-        for u in range(t):
-            result[t, u] = trained[u:t, u].max() - trained[t, u]
+    result[..., 1:, :] = np.where((t > u)[1:], best[..., :-1, :] - trained[..., 1:, :], np.nan)
     return result
 
 
@@ -68,47 +87,59 @@ def derived(rows: Floats, test_examples: Sequence[int] | None = None) -> dict[st
         test_examples: test items per task; without them the union accuracies are left out.
 
     Returns:
-        formula's name -> percent or percentage points. What compares two tasks is left out when there is only one.
+        formula's name -> percent or percentage points. What compares two tasks is left out when there is only one, and
+        what needs a cell that was not measured.
     """
-    count = rows.shape[1]
-    assert rows.shape == (count + 1, count) and count > 0, f"not a finished matrix: {rows.shape}"
-    trained, last = rows[1:], rows[-1]
-    diagonal = np.diagonal(trained)
-    numbers: dict[str, float] = {}
+    return {name: float(value) for name, value in derived_arrays(rows, test_examples).items() if not np.isnan(value)}
+
+
+def derived_arrays(rows: Floats, test_examples: Sequence[int] | None = None) -> dict[str, Floats]:
+    """The numbers of `derived` for many matrices at once.
+
+    Args:
+        rows: [..., T + 1, T], percent.
+
+    Returns:
+        formula's name -> [...], NaN where a cell was not measured.
+    """
+    count = rows.shape[-1]
+    assert rows.shape[-2:] == (count + 1, count) and count > 0, f"not a finished matrix: {rows.shape}"
+    trained, last = rows[..., 1:, :], rows[..., -1, :]
+    diagonal = np.diagonal(trained, axis1=-2, axis2=-1)
+    numbers: dict[str, Floats] = {}
     if test_examples is not None:
-        numbers["union_accuracy"] = union_accuracy(last, test_examples)
-        numbers["union_accuracy/after_first"] = union_accuracy(trained[0], test_examples)
-    numbers["average_accuracy"] = float(last.mean())
-    numbers["average_incremental_accuracy"] = float(np.mean([trained[t, : t + 1].mean() for t in range(count)]))
+        weights = np.asarray(test_examples) / sum(test_examples)
+        assert len(weights) == count, f"{count} tasks, {len(weights)} test sets"
+        numbers["union_accuracy"] = last @ weights
+        numbers["union_accuracy/after_first"] = trained[..., 0, :] @ weights
+    numbers["average_accuracy"] = last.mean(axis=-1)
+    seen = np.stack([trained[..., t, : t + 1].mean(axis=-1) for t in range(count)])
+    numbers["average_incremental_accuracy"] = seen.mean(axis=0)
     if count > 1:
-        numbers["forgetting/chaudhry18"] = float(forgetting_matrix(rows)[-1, :-1].mean())
-        numbers["forgetting/first_minus_last"] = float((diagonal - last)[:-1].mean())
-        numbers["bwt/gem"] = float((last - diagonal)[:-1].mean())
-        numbers["forward_transfer/gem"] = float(np.mean([rows[u, u] - rows[0, u] for u in range(1, count)]))
-    numbers["plasticity/diagonal"] = float(diagonal.mean())
-    numbers["first_task/after_first"] = float(trained[0, 0])
-    numbers["first_task/last"] = float(last[0])
+        gained = last - diagonal
+        numbers["forgetting/chaudhry18"] = forgetting_matrix(rows)[..., -1, :-1].mean(axis=-1)
+        numbers["forgetting/first_minus_last"] = (diagonal - last)[..., :-1].mean(axis=-1)
+        best = np.fmax.accumulate(trained, axis=-2)
+        for k in range(2, count + 1):
+            fallen = best[..., k - 2, : k - 1] - trained[..., k - 1, : k - 1]
+            numbers[f"forgetting/slm_after_{k}"] = fallen.mean(axis=-1)
+        numbers["bwt/gem"] = gained[..., :-1].mean(axis=-1)
+        numbers["bwt/trace"] = gained.mean(axis=-1)
+        numbers["bwt/piece_release"] = (trained[..., -2, :-1] - diagonal[..., :-1]).mean(axis=-1)
+        gains = np.stack([rows[..., u, u] - rows[..., 0, u] for u in range(1, count)])
+        numbers["forward_transfer/gem"] = gains.mean(axis=0)
+    numbers["plasticity/diagonal"] = diagonal.mean(axis=-1)
+    numbers["first_task/after_first"] = trained[..., 0, 0]
+    numbers["first_task/last"] = last[..., 0]
     return numbers
 
 
-def union_accuracy(row: Floats, test_examples: Sequence[int]) -> float:
-    """Correct answers over all test items, percent: the accuracies [T] weighted by the sizes of their test sets."""
-    assert len(row) == len(test_examples), f"{len(row)} accuracies, {len(test_examples)} test sets"
-    return float(np.average(row, weights=np.asarray(test_examples)))
-
-
-def bootstrap_interval(correct: NDArray[np.bool_], seed: int, samples: int = 1000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of an accuracy, percent.
-
-    Drawing n of n answers with replacement makes the number of correct ones binomial, so that is what is drawn.
-
-    Args:
-        correct: [n], one answer each; n > 0.
-    """
-    assert correct.size > 0, "no answers"
-    draws = np.random.default_rng(seed).binomial(correct.size, correct.mean(), samples) / correct.size
-    low, high = np.percentile(100 * draws, [2.5, 97.5])
-    return float(low), float(high)
+def headline_column(rows: Floats, test_examples: Sequence[int] | None) -> dict[str, list[float | None]]:
+    """The union, or without test sizes the average, of every row: {name: [t + 1]}, None where a cell is missing."""
+    weights = np.ones(rows.shape[1]) if test_examples is None else np.asarray(test_examples)
+    values = (rows @ (weights / weights.sum())).tolist()
+    name = "average" if test_examples is None else "union"
+    return {name: [None if np.isnan(value) else value for value in values]}
 
 
 def write_accuracy(path: Path, tasks: Sequence[str], rows: Floats) -> None:

@@ -18,6 +18,7 @@ from cl_runner.compose import Request
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task, fingerprint, label_union, source_files
 from cl_runner.families.base import Prediction
+from cl_runner.intervals import by_task, derived_intervals, draw, read_scores
 from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting
 from cl_runner.tracking.clock import OFFLINE, ONLINE, Clock
 from cl_runner.tracking.environment import describe_environment
@@ -85,38 +86,61 @@ def write_matrices(folder: Path, names: Sequence[str], rows: Sequence[Sequence[f
     write_forgetting(folder / "forgetting.csv", names, np.array(rows))
 
 
+def throughput(folder: Path, task: str, index: int) -> dict[str, float]:
+    """Tokens that a task trained on, how fast, how much was padding, and the share of the device's products that the
+    model needed (model FLOPs utilisation), from metrics.jsonl and plan.json; what is not known is left out."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if line["kind"] == "train" and line["task"] == task]
+    if not steps:
+        return {}
+    tokens = sum(line["tokens"] for line in steps)
+    seconds = sum(line["tokens"] / line["tokens_per_second"] for line in steps)
+    positions = sum(line["tokens"] / (1 - line["padding_share"]) for line in steps)
+    found = {"tokens": tokens, "tokens_per_second": tokens / seconds, "padding_share": 1 - tokens / positions}
+    path = folder / "plan.json"
+    plan = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    needed, peak = plan.get("flops_per_token"), plan.get("flops_per_second")
+    if needed and peak:
+        found["model_flops_share"] = needed[index] * tokens / seconds / peak
+    return found
+
+
 def write_ability(folder: Path, names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> None:
     """ability.csv: what the probes measured before the first and after every task so far."""
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["after", *rows[0]])
     for name, row in zip(names, rows, strict=False):
-        writer.writerow([name, *(repr(value) for value in row.values())])
+        writer.writerow([name, *(repr(float(value)) for value in row.values())])
     replace_file(folder / "ability.csv", text.getvalue())
 
 
 def tables(names: Sequence[str], rows: Sequence[Sequence[float]]) -> tuple[list[list[Any]], list[list[Any]]]:
     """The rows (after, T numbers) of both matrices, None where a cell is empty."""
-    accuracy = [[after, *row] for after, row in zip([START, *names], rows, strict=True)]
-    forgetting = [
-        [after, *(None if math.isnan(cell) else cell for cell in row)]
-        for after, row in zip(names, forgetting_matrix(np.array(rows)).tolist(), strict=True)
+    forgetting = forgetting_matrix(np.array(rows)).tolist()
+    return _named([START, *names], rows), _named(names, forgetting)
+
+
+def _named(names: Sequence[str], rows: Sequence[Sequence[float]]) -> list[list[Any]]:
+    return [
+        [after, *(None if math.isnan(cell) else cell for cell in row)] for after, row in zip(names, rows, strict=True)
     ]
-    return accuracy, forgetting
 
 
 def write_summary(
     request: Request,
     test_examples: Mapping[str, int],
+    scored_by: Mapping[str, Sequence[str]],
     rows: Sequence[Sequence[float]],
     details: Sequence[Mapping[str, Any]],
     clock: Clock,
     weights: str,
     ability: Sequence[Mapping[str, float]],
 ) -> dict[str, Any]:
-    """summary.json: every derived number by its formula, seconds, memory and storage by phase and task.
+    """summary.json: every derived number by its formula, its interval; seconds, memory and storage by phase, task.
 
     Args:
+        scored_by: the metrics of each task, of which the first one fills the matrix.
         details: what the run noted of each task.
         weights: hash of the final weights.
         ability: what the probes measured, before the first and after every task.
@@ -132,11 +156,16 @@ def write_summary(
         offline = sum(seconds.get(phase, 0.0) for phase in before)
         online = sum(seconds.get(phase, 0.0) for phase in (*ONLINE, *(() if before else OFFLINE)))
         tasks.append({**detail, "phases": seconds, "offline_seconds": offline, "online_seconds": online})
+    alike = len({metrics[0] for metrics in scored_by.values()}) == 1
+    sizes = list(test_examples.values()) if alike else None  # different metrics have no union
+    drawn = draw(by_task(read_scores(request.folder), list(test_examples), len(rows)))
     summary: dict[str, Any] = {
         "status": "completed",
         "tasks": list(test_examples),
         "test_examples": dict(test_examples),
-        "metrics": derived(np.array(rows), list(test_examples.values())),
+        "scored_by": {task: list(metrics) for task, metrics in scored_by.items()},
+        "metrics": derived(np.array(rows), sizes),
+        "intervals": derived_intervals(drawn, sizes),
         "ability": list(ability),
         "phases": totals,
         "offline_seconds": sum(task["offline_seconds"] for task in tasks),

@@ -30,12 +30,13 @@ from cl_runner.data.task import Task, label_union
 from cl_runner.evaluate import evaluate, evaluation_examples, scores
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.learner import Learner
-from cl_runner.matrix import START, union_accuracy
+from cl_runner.matrix import START, headline_column
 from cl_runner.planning.command import advise, plan_run
 from cl_runner.planning.memory import is_out_of_memory
 from cl_runner.planning.planner import write_plan
 from cl_runner.record import (
     tables,
+    throughput,
     write_ability,
     write_fisher,
     write_masks,
@@ -191,9 +192,20 @@ class Run:
                 ("method", f"{request.method} = {' + '.join(self.config.method)}"),
                 ("backbone", f"{request.backbone} on {self.device}"),
                 ("tasks", f"{request.task_order}: {', '.join(task.name for task in self.tasks)}"),
+                *self._batches(),
                 ("folder", str(self.folder)),
             ],
         )
+
+    def _batches(self) -> list[tuple[str, str]]:
+        """How a batch is cut into passes, where it is: the batch is the only number that changes results."""
+        said = []
+        for name, stage in (("base", self.config.training.base), ("later", self.config.training.incremental)):
+            size = stage.micro_batch or stage.batch_size
+            if size < stage.batch_size:
+                passes = math.ceil(stage.batch_size / size)
+                said.append((f"batch, {name}", f"{stage.batch_size} examples a step, in {passes} passes of {size}"))
+        return said
 
     def _build(self, saved: dict[str, Any] | None) -> None:
         """The starting model, brought to where the checkpoint was."""
@@ -389,6 +401,7 @@ class Run:
             model_bytes=model_bytes,
             stored_share_percent=100 * stored / model_bytes,
             train_examples=len(task.train),
+            **throughput(self.folder, task.name, task.index),
             steps=number_of_steps(len(task.train), self._stage(task), self.config.training.max_steps) if entries else 0,
         )
 
@@ -436,7 +449,7 @@ class Run:
                 folder.mkdir(parents=True, exist_ok=True)
                 if after == START:
                     probe.prepare(self.learner, folder)
-                found = probe.measure(self.learner, folder)
+                found = probe.measure(self.learner, folder, after)
                 numbers |= {f"{name}/{key}": value for key, value in found.items()}
         self.shown.close()
         self.ability = [*self.ability, numbers]
@@ -483,17 +496,21 @@ class Run:
 
         names = [task.name for task in self.tasks]
         sizes = {task.name: len(evaluation_examples(task, self.config.evaluation.split)) for task in self.tasks}
-        summary = write_summary(self.request, sizes, self.rows, self.details, self.clock, self.weights, self.ability)
+        scored_by = {task.name: task.scored_by(self.config.evaluation.scoring) for task in self.tasks}
+        summary = write_summary(
+            self.request, sizes, scored_by, self.rows, self.details, self.clock, self.weights, self.ability
+        )
         page = write_run_report(self.folder)
         if self.wandb is not None:
             self.wandb.summary({**summary["metrics"], "online_seconds": summary["online_seconds"]})
             images = {path.stem: path for path in sorted((self.folder / "plots").glob("*.png"))}
             self.wandb.tables(["after", *names], *tables(names, self.rows), images)
-        self.console.matrix(
-            names,
-            [(after, row) for after, row in zip([START, *names], self.rows, strict=True)],
-            {"union": [union_accuracy(np.array(row), list(sizes.values())) for row in self.rows]},
-        )
+        shown = [
+            (after, [None if math.isnan(cell) else cell for cell in row])
+            for after, row in zip([START, *names], self.rows, strict=True)
+        ]
+        weights = list(sizes.values()) if "union_accuracy" in summary["metrics"] else None
+        self.console.matrix(names, shown, headline_column(np.array(self.rows), weights))
         for name, value in summary["metrics"].items():
             self.console.line(f"{name} {value:.2f}")
         online = [d["online_seconds"] for d in summary["tasks_detail"][1:]]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cl_runner.compose import Request, command_line, compose, jobs_of, sweep_id
+from cl_runner.matrix import headline
 
 
 def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callable[[str], int]) -> int:
@@ -44,11 +45,13 @@ def summarise(requests: Sequence[Request]) -> int:
     from rich.table import Table
 
     shared = set.intersection(*(set(request.overrides) for request in requests))
+    scores = [_scores(request) for request in requests]
+    shown = headline(set.intersection(*(set(found) for found in scores if found)) if any(scores) else ())
     table = Table(title=requests[0].sweep, title_justify="left")
-    for column in ("job", "status", "union accuracy", "folder"):
+    for column in ("job", "status", f"{shown}, %", "folder"):
         table.add_column(column, overflow="fold")
     failed = 0
-    for request in requests:
+    for request, found in zip(requests, scores, strict=True):
         folder = request.folder
         completed = (folder / "COMPLETED").is_file()
         failed += not completed
@@ -56,10 +59,7 @@ def summarise(requests: Sequence[Request]) -> int:
         status = "completed" if completed else "not finished" if begun else "not begun: the reason stands above"
         if (folder / "FAILED").is_file():
             status = "failed: " + (folder / "FAILED").read_text(encoding="utf-8").splitlines()[-1]
-        score = ""
-        if completed:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            score = f"{summary['metrics']['union_accuracy']:.1f}"
+        score = f"{found[shown]:.1f}" if found else ""
         varied = " ".join(o for o in request.overrides if o not in shared) or "(the only one)"
         table.add_row(varied, status, score, str(folder))
     console = Console()
@@ -68,3 +68,12 @@ def summarise(requests: Sequence[Request]) -> int:
         console.print(f"{failed} of {len(requests)} jobs did not complete; the same line runs them again")
     sys.stdout.flush()
     return 1 if failed else 0
+
+
+def _scores(request: Request) -> dict[str, float]:
+    """The derived numbers of a completed job, else none."""
+    if not (request.folder / "COMPLETED").is_file():
+        return {}
+    summary = json.loads((request.folder / "summary.json").read_text(encoding="utf-8"))
+    metrics: dict[str, float] = summary["metrics"]
+    return metrics

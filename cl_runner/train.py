@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,25 +45,45 @@ def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float) ->
     return (steps - step) / max(1.0, steps - rising) if schedule == "linear" else 1.0
 
 
-def epoch_order(seed: int, task: int, epoch: int, examples: int) -> list[int]:
-    """The order of examples in an epoch: a function of its arguments only, so that it survives a resume."""
+def epoch_order(
+    seed: int, task: int, epoch: int, examples: int, lengths: Sequence[int] | None = None, batch: int = 1
+) -> list[int]:
+    """The order of examples in an epoch: a function of its arguments only, so that it survives a resume.
+
+    Args:
+        lengths: of the examples, to put such of similar length into one batch: the shuffled order is cut into
+            stretches of 50 batches, each is sorted by length, and the batches are shuffled again.
+        batch: examples of one step.
+    """
+    generator = random.Random(derive_seed(seed, "order", task, epoch))
     order = list(range(examples))
-    random.Random(derive_seed(seed, "order", task, epoch)).shuffle(order)
-    return order
+    generator.shuffle(order)
+    if lengths is None:
+        return order
+    batches: list[list[int]] = []
+    for start in range(0, examples, 50 * batch):
+        stretch = sorted(order[start : start + 50 * batch], key=lambda i: -lengths[i])
+        batches += [stretch[i : i + batch] for i in range(0, len(stretch), batch)]
+    whole, rest = batches[: examples // batch], batches[examples // batch :]
+    generator.shuffle(whole)  # the smaller batch stays last, where an unsorted epoch has it
+    return [i for part in [*whole, *rest] for i in part]
 
 
 def decays(name: str) -> bool:
     """Whether weight decay applies: not to biases and normalisation weights."""
-    return not (name.endswith("bias") or "norm" in name.lower())
+    # GPT-2 calls its normalisations ln_1, ln_2 and ln_f.
+    return not (name.endswith("bias") or re.search(r"norm|\bln_", name.lower()))
 
 
-def build_optimizer(owned: dict[str, nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    owned: dict[str, nn.Parameter], weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.Optimizer:
     """AdamW over what is owned; it holds nothing else, so it can move nothing else."""
     groups = [
         {"params": [p for name, p in owned.items() if decays(name)], "weight_decay": weight_decay},
         {"params": [p for name, p in owned.items() if not decays(name)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=betas, fused=True)
 
 
 def train_task(
@@ -91,7 +112,7 @@ def train_task(
     learner.trained = masters.parameters
     if not learner.trained:
         return 0
-    optimizer = build_optimizer(learner.trained, training.weight_decay)
+    optimizer = build_optimizer(learner.trained, training.weight_decay, (training.betas[0], training.betas[1]))
     steps = number_of_steps(len(examples), stage, training.max_steps)
     progress = Progress(0, steps, learner.trained, optimizer)
     if resume is not None:
@@ -101,34 +122,35 @@ def train_task(
     peak = method.peak_learning_rate(task, stage.learning_rate)
     per_epoch = math.ceil(len(examples) / stage.batch_size)
     parameters = list(learner.trained.values())
+    lengths = learner.family.lengths(examples)
+    weights = learner.family.targets(examples)
+    by_length = lengths if training.group_by_length else None
     learner.model.train()
 
     for step in range(progress.step, steps):
         started = time.perf_counter()
         epoch, within = divmod(step, per_epoch)
         if within == 0 or step == progress.step:
-            order = epoch_order(learner.seed, task.index, epoch, len(examples))
+            order = epoch_order(learner.seed, task.index, epoch, len(examples), by_length, stage.batch_size)
         positions = order[within * stage.batch_size : (within + 1) * stage.batch_size]
         # Every step has its own seed, so that dropout after a resume is the same without saving random states.
         torch.manual_seed(derive_seed(learner.seed, "step", task.index, step))
-        loss, tokens = 0.0, 0
+        loss, padded = 0.0, 0
         terms: dict[str, float] = {}
-        weights = learner.family.targets([examples[i] for i in positions])
         size = stage.micro_batch or len(positions)
         if size < len(positions):  # texts of similar length share a pass
-            lengths = learner.family.lengths([examples[i] for i in positions])
-            ranked = sorted(range(len(positions)), key=lambda i: (-lengths[i], i))
-            positions, weights = [positions[i] for i in ranked], [weights[i] for i in ranked]
+            positions = sorted(positions, key=lambda i: (-lengths[i], i))
+        targets = sum(weights[i] for i in positions)
         for start in range(0, len(positions), size):
             part = positions[start : start + size]
-            share = sum(weights[start : start + size]) / sum(weights)  # of the batch's mean over its targets
+            share = sum(weights[i] for i in part) / targets  # of the batch's mean over its targets
             learner.terms = {}
             batch = method.prepare(learner, learner.collate(examples, part))
             output = learner.forward(batch)
             ((output.loss + method.loss(learner, batch, output)) * share).backward()
             loss += share * float(output.loss.detach())
             terms = {name: terms.get(name, 0.0) + share * value for name, value in learner.terms.items()}
-            tokens += int(batch["attention_mask"].sum())
+            padded += sum(batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch)
         learner.terms = terms
         method.grads(learner)
         norm = nn.utils.clip_grad_norm_(parameters, training.clip if training.clip is not None else math.inf)
@@ -146,6 +168,7 @@ def train_task(
         masters.write_through()
         method.after_step(learner)
         progress.step = step + 1
+        tokens = sum(lengths[i] for i in positions)
         on_step(
             progress,
             {
@@ -154,6 +177,8 @@ def train_task(
                 "learning_rate": rate,
                 "gradient_norm": float(norm),
                 **learner.terms,
+                "tokens": tokens,
+                "padding_share": 1 - tokens / padded,
                 "tokens_per_second": tokens / (time.perf_counter() - started),
             },
         )

@@ -102,6 +102,14 @@ def test_the_matrix_stars_the_task_just_learned_and_takes_named_columns() -> Non
     ]
 
 
+def test_a_row_without_any_score_is_not_shown() -> None:
+    file = io.StringIO()
+    with Console(file=file) as console:
+        console.row("start", {})
+        console.row("books", {"books": 81.26})
+    assert plain(file.getvalue()) == ["scores after books: books 81.3"]
+
+
 def test_a_wide_matrix_is_split_and_no_number_is_cut() -> None:
     names = [f"a_long_name_of_a_task_{i}" for i in range(30)]
     file = io.StringIO()

@@ -38,6 +38,12 @@ def definition(**changes: Any) -> TaskDefinition:
         "label": "label",
         "max_rows": None,
         "label_noise": 0.0,
+        "template": None,
+        "metrics": ["accuracy"],
+        "released_metrics": {},
+        "max_new_tokens": 16,
+        "convert": None,
+        "download": None,
     }
     return TaskDefinition.model_validate(values | changes)
 
@@ -55,6 +61,7 @@ def order(tasks: list[dict[str, Any]], base: dict[str, Any], **changes: Any) -> 
         "joint": False,
         "restart": False,
         "data_seed": 0,
+        "variant": None,
     }
     return TaskOrder.model_validate(values | changes)
 
@@ -205,7 +212,8 @@ def test_draw_is_the_same_on_every_machine(folder: Path) -> None:
 
 
 def test_labels_of_all_tasks_in_order_of_appearance() -> None:
-    tasks = [Task(0, "a", (), (), (), ("x", "y")), Task(1, "b", (), (), (), ("z", "x"))]
+    alike: dict[str, Any] = {"train": (), "validation": (), "test": (), "metrics": {}, "max_new_tokens": 1}
+    tasks = [Task(index=0, name="a", labels=("x", "y"), **alike), Task(index=1, name="b", labels=("z", "x"), **alike)]
     assert label_union(tasks) == ("x", "y", "z")
 
 

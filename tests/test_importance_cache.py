@@ -13,7 +13,7 @@ import torch
 
 from cl_runner.sparse import importance_cache
 from cl_runner.sparse.importance import Importance
-from cl_runner.sparse.importance_cache import key, load, store
+from cl_runner.sparse.importance_cache import key, load, named, store
 
 A, B, C = (letter * 64 for letter in "abc")
 PLENTY = 10**9
@@ -58,7 +58,6 @@ def test_the_same_bits_come_back(tmp_path: Path, gradient: bool, dtype: torch.dt
 OPTIONS = {
     "weights": "1" * 64,
     "data": {"examples": [["good", "positive"], ["bad", "negative"]], "max_length": 64},
-    "names": ["b", "a"],
     "micro_batch": 1,
     "gradient": True,
     "labels": "true",
@@ -76,7 +75,6 @@ OPTIONS = {
         ("weights", "2" * 64),
         ("data", {"examples": [["bad", "negative"], ["good", "positive"]], "max_length": 64}),
         ("data", {"examples": [["good", "positive"], ["bad", "negative"]], "max_length": 65}),
-        ("names", ["a"]),
         ("micro_batch", 4),
         ("gradient", False),
         ("labels", "model"),
@@ -91,10 +89,15 @@ def test_every_difference_changes_the_key(option: str, value: object) -> None:
     assert key(**{**OPTIONS, option: value}) != key(**OPTIONS)  # type: ignore[arg-type]
 
 
+def test_files_differ_by_what_was_measured() -> None:
+    found = key(**OPTIONS)  # type: ignore[arg-type]
+    assert named(found, ["a", "b"]) == named(found, ["b", "a"]) != named(found, ["a"])
+
+
 def test_key_depends_on_torch_and_format_but_not_on_order(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = key(**OPTIONS)  # type: ignore[arg-type]
     assert len(plain) == 64
-    turned = dict(reversed(OPTIONS.items())) | {"names": ["a", "b"]}
+    turned = dict(reversed(OPTIONS.items()))
     assert key(**turned) == plain  # type: ignore[arg-type]
     monkeypatch.setattr(torch, "__version__", "2.6.0")
     other_torch = key(**OPTIONS)  # type: ignore[arg-type]

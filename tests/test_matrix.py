@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cl_runner import intervals
+from cl_runner.intervals import by_task, derived_intervals, draw, interval, read_scores
 from cl_runner.matrix import (
     FORMULAS,
+    Floats,
     after,
-    bootstrap_interval,
     derived,
+    derived_arrays,
     forgetting_matrix,
+    formula_of,
+    headline,
+    headline_column,
     read_matrix,
-    union_accuracy,
     write_accuracy,
     write_forgetting,
 )
@@ -40,7 +47,11 @@ def test_every_number_of_a_hand_worked_matrix() -> None:
             "average_incremental_accuracy": (80 + (90 + 70) / 2 + 67) / 3,
             "forgetting/chaudhry18": ((90 - 60) + (70 - 75)) / 2,  # 12.5
             "forgetting/first_minus_last": ((80 - 60) + (70 - 75)) / 2,  # 7.5
+            "forgetting/slm_after_2": 80 - 90,
+            "forgetting/slm_after_3": ((90 - 60) + (70 - 75)) / 2,
             "bwt/gem": -7.5,
+            "bwt/trace": ((60 - 80) + (75 - 70) + 0) / 3,  # -5
+            "bwt/piece_release": ((90 - 80) + (70 - 70)) / 2,  # 5: after task 2, without task 3
             "forward_transfer/gem": ((45 - 40) + (38 - 30)) / 2,  # 6.5
             "plasticity/diagonal": (80 + 70 + 66) / 3,  # 72
             "first_task/after_first": 80,
@@ -50,7 +61,10 @@ def test_every_number_of_a_hand_worked_matrix() -> None:
 
 
 def test_every_number_has_a_formula() -> None:
-    assert list(derived(ROWS, SIZES)) == list(FORMULAS)
+    names = [re.sub(r"after_\d+$", "after_k", name) for name in derived(ROWS, SIZES)]
+    assert list(dict.fromkeys(names)) == list(FORMULAS)
+    assert formula_of("forgetting/slm_after_12") == FORMULAS["forgetting/slm_after_k"]
+    assert "Chaudhry" in formula_of("forgetting/chaudhry18")
 
 
 def test_forgetting_matrix_takes_the_best_since_training_and_never_the_start() -> None:
@@ -90,8 +104,40 @@ def test_an_unfinished_matrix_is_refused() -> None:
         derived(ROWS[:3])
 
 
-def test_union_weighs_by_test_items() -> None:
-    assert union_accuracy(np.array([100.0, 0.0]), [30, 10]) == 75
+def test_the_maximum_of_slm_begins_before_a_task_is_trained() -> None:
+    rows = ROWS.copy()
+    rows[1, 1] = 72.0  # task 2 was better after task 1 than after its own training (70)
+    numbers = derived(rows)
+    assert numbers["forgetting/chaudhry18"] == (30 - 5) / 2
+    assert numbers["forgetting/slm_after_3"] == (30 + 72 - 75) / 2
+
+
+def test_cells_that_were_not_measured_leave_out_what_needs_them() -> None:
+    rows = ROWS.copy()
+    for row in range(3):
+        rows[row, row:] = np.nan  # only tasks seen so far
+    numbers = derived(rows, SIZES)
+    missing = {"union_accuracy/after_first", "forward_transfer/gem"}
+    assert set(derived(ROWS, SIZES)) - set(numbers) == missing
+    # The one number that may use the cells above the diagonal does not here: A[1,2] = 45 is no maximum anyway.
+    assert numbers == {name: value for name, value in derived(ROWS, SIZES).items() if name not in missing}
+    np.testing.assert_array_equal(forgetting_matrix(rows), forgetting_matrix(ROWS))
+    assert headline_column(rows, SIZES) == {"union": [None, None, None, pytest.approx(64.2)]}
+
+
+def test_many_matrices_at_once_are_each_as_alone() -> None:
+    many = np.random.default_rng(0).random((5, 2, 4, 3)) * 100
+    for name, values in derived_arrays(many, SIZES).items():
+        assert values.shape == (5, 2)
+        for place in np.ndindex(5, 2):
+            assert values[place] == pytest.approx(derived(many[place], SIZES)[name])
+
+
+def test_the_headline_is_the_union_where_there_is_one() -> None:
+    assert headline(derived(ROWS, SIZES)) == "union_accuracy"
+    assert headline(derived(ROWS)) == "average_accuracy"
+    assert headline_column(ROWS, None)["average"][-1] == pytest.approx(67)
+    assert headline_column(np.array([[100.0, 0.0]]), [30, 10]) == {"union": [75]}
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4])
@@ -120,11 +166,65 @@ def test_a_file_that_is_no_matrix_is_named(tmp_path: Path, text: str) -> None:
         read_matrix(tmp_path / "accuracy.csv")
 
 
-def test_bootstrap_interval_matches_the_normal_one_and_its_seed() -> None:
-    correct = np.arange(1000) < 800
-    low, high = bootstrap_interval(correct, seed=0)
-    # 1.96 sqrt(0.8 * 0.2 / 1000) = 2.48 points
-    assert low == pytest.approx(80 - 2.48, abs=0.35) and high == pytest.approx(80 + 2.48, abs=0.35)
-    assert bootstrap_interval(correct, seed=0) == (low, high)
-    assert len({bootstrap_interval(correct, seed=seed) for seed in range(5)}) > 1
-    assert bootstrap_interval(np.ones(5, dtype=bool), seed=0) == (100, 100)
+def answers(*right: int, size: int = 400) -> Floats:
+    """Scores [rows, size] with so many right answers in each row, the first ones."""
+    return np.array([[100.0 * (i < count) for i in range(size)] for count in right])
+
+
+def test_the_interval_of_a_share_is_the_normal_one_and_repeats() -> None:
+    low, high = interval(draw([answers(320, size=400)]))[:, 0, 0]
+    # 1.96 sqrt(0.8 * 0.2 / 400) = 3.92 points
+    assert low == pytest.approx(80 - 3.92, abs=0.6) and high == pytest.approx(80 + 3.92, abs=0.6)
+    assert interval(draw([answers(320)]))[:, 0, 0].tolist() == [low, high]
+    assert interval(draw([answers(5, size=5)]))[:, 0, 0].tolist() == [100, 100]
+
+
+def test_rows_share_their_draw_and_tasks_do_not() -> None:
+    same = answers(200, 200)
+    drawn = draw([same, same])
+    assert (drawn[:, 0] == drawn[:, 1]).all(), "equal answers are equal in every draw"
+    assert drawn.std() > 1 and np.corrcoef(drawn[:, 0, 0], drawn[:, 0, 1])[0, 1] < 0.2
+
+
+def test_intervals_of_derived_numbers_against_a_loop() -> None:
+    random = np.random.default_rng(1)
+    sizes = [30, 50, 20]
+    scores = [random.random((4, size)) * 100 for size in sizes]
+    found = derived_intervals(draw(scores, draws=4000), sizes)
+    numbers: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(2000):
+        rows = np.empty((4, 3))
+        for task, each in enumerate(scores):
+            chosen = random.integers(each.shape[1], size=each.shape[1])
+            rows[:, task] = [np.mean([row[i] for i in chosen]) for row in each]
+        for name, value in derived(rows, sizes).items():
+            numbers[name].append(value)
+    assert set(found) == set(derived(np.stack([each.mean(axis=1) for each in scores], axis=1), sizes))
+    for name, values in numbers.items():
+        assert found[name] == pytest.approx(np.percentile(values, [2.5, 97.5]), abs=0.3 * np.std(values)), name
+        assert found[name][0] < found[name][1]
+
+
+def test_draws_do_not_depend_on_how_many_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = draw([answers(10, 20, size=37)], draws=50)
+    monkeypatch.setattr(intervals, "_CELLS", 100)
+    assert (draw([answers(10, 20, size=37)], draws=50) == whole).all()
+
+
+def test_kept_scores_are_read_by_row_and_task_and_holes_are_empty(tmp_path: Path) -> None:
+    (tmp_path / "predictions").mkdir()
+    lines = [{"task": "a", "score": 12.5}, {"task": "b", "score": 50.0}, {"task": "a", "score": 0.0}]
+    old = [{"task": "a", "answer": "x", "prediction": "x"}, {"task": "a", "answer": "x", "prediction": "y"}]
+    for name, content in (("01_a", old), ("02_b", lines)):
+        text = "".join(json.dumps(line) + "\n" for line in content)
+        (tmp_path / "predictions" / f"{name}.jsonl").write_text(text)
+    scores = read_scores(tmp_path)
+    a, b = by_task(scores, ["a", "b"], 3)
+    nan = np.nan
+    np.testing.assert_array_equal(a, [[nan, nan], [100, 0], [12.5, 0]])
+    np.testing.assert_array_equal(b, [[nan], [nan], [50]])
+    # Only what was measured has an interval.
+    assert np.isnan(interval(draw([a, b]))).sum() == 2 * 3
+    (tmp_path / "predictions" / "03_c.jsonl").write_text('{"task": "a"}\n')
+    with pytest.raises(ValueError, match=r"03_c\.jsonl cannot be read"):
+        read_scores(tmp_path)

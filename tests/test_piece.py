@@ -36,7 +36,7 @@ def test_largest_scores_of_the_new_task_over_the_whole_model(method: str, score:
     fisher = {n: torch.zeros_like(weights[n]) for n in names}
     learner.model.eval()
     for i in range(len(learner.tasks[0].train)):
-        loss = learner.family.loss_sum(learner.model, learner.collate(learner.tasks[0].train, [i]))
+        loss = learner.family.loss_sum(learner.model, learner.collate(learner.tasks[0].train, [i]), "mean")
         for name, g in zip(names, torch.autograd.grad(loss, [weights[n] for n in names]), strict=True):
             gradient[name] += g
             fisher[name] += g.square()
@@ -158,6 +158,6 @@ def test_micro_batches_of_importance_are_another_fisher(tmp_path: Path) -> None:
     wanted = torch.zeros_like(weight)
     learner.model.eval()
     for start in range(0, 24, 4):
-        loss = learner.family.loss_sum(learner.model, learner.collate(tasks[1].train, range(start, start + 4))) / 4
+        loss = learner.family.loss_sum(learner.model, learner.collate(tasks[1].train, range(start, start + 4)), "mean") / 4
         wanted += torch.autograd.grad(loss, weight)[0].square()
     torch.testing.assert_close(found.fisher["classifier.bias"], wanted)

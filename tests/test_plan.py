@@ -21,7 +21,9 @@ from cl_runner.planning.imitation import Cost, Imitation, Ledger, checkpointing
 from cl_runner.planning.memory import advice, is_out_of_memory, smallest_change
 from cl_runner.planning.numbers import counts_of, setting_of, skeleton
 from cl_runner.planning.past import past_seconds
-from cl_runner.planning.planner import Memory, Planner, Setting, TaskNumbers, classifier_batch, classifier_loss
+from cl_runner.planning.passes import loss_sum, outputs
+from cl_runner.planning.planner import Planner
+from cl_runner.planning.setting import Answers, Memory, Setting, TaskNumbers
 from cl_runner.planning.speed import Speed, calibrate
 from cl_runner.sparse.layers import CompactValues
 from cl_runner.tracking.environment import describe_environment
@@ -79,7 +81,7 @@ def setting(**changes: Any) -> Setting:
         accumulate="device",
         passes=1,
         evaluation_batch=8,
-        evaluated=100,
+        evaluated=300,
         tasks=TASKS,
         memory=Memory(fraction=0.01, candidates={"classifier.weight": 1000}),
         restart=False,
@@ -109,14 +111,14 @@ def test_ledger_counts_what_lives_at_once() -> None:
 def backward(model: PreTrainedModel) -> None:
     """A training pass over a batch with padding."""
     model.requires_grad_(True).train()
-    classifier_loss(model, classifier_batch(8, 32)).backward()
+    outputs(model, setting(), 8).loss.backward()
 
 
 def forward(model: PreTrainedModel) -> None:
     """An evaluation pass."""
     model.eval()
     with torch.no_grad():
-        classifier_loss(model, classifier_batch(8, 32))
+        outputs(model, setting(), 8)
 
 
 def checkpointed(model: PreTrainedModel) -> None:
@@ -153,7 +155,7 @@ def test_checkpointing_saves_memory_and_costs_operations() -> None:
 def test_a_gpu_has_no_table_of_attention_even_with_dropout() -> None:
     def long(model: PreTrainedModel) -> None:
         model.requires_grad_(True).train()
-        classifier_loss(model, classifier_batch(2, 512)).backward()
+        outputs(model, setting(max_length=512), 2).loss.backward()
 
     peaks = {device: Imitation(meta("bert"), torch.float32, device).cost(long).peak_bytes for device in ("cpu", "cuda")}
     table = 4 * 2 * 4 * 512 * 512  # bytes of [examples, heads, positions, positions] in fp32
@@ -181,13 +183,12 @@ def test_selected_training_lives_like_the_real_layers(clustered: bool) -> None:
                 places = places[places % weight.shape[1] < max(1, weight.shape[1] // 10)]
             indices[name] = places[:count].sort().values
     CompactValues(real, indices)
-    ids = classifier_batch(8, 32)
     with Ledger() as ledger:
-        classifier_loss(real, ids).backward()
+        outputs(real, setting(), 8).loss.backward()
     sizes = {name: p.numel() for name, p in real.named_parameters()}
     memory = Memory(fraction=1 / 300, candidates={name: sizes[name] for name in indices}, clustered=clustered)
     planner = Planner(lambda: meta("bert"), 0)
-    planned = planner._train(setting(memory=memory), "incremental", "selected").peak_bytes
+    planned = planner._train(setting(memory=memory), "incremental", "selected", False).peak_bytes
     assert planned == pytest.approx(ledger.peak_bytes, rel=0.1)
 
 
@@ -201,15 +202,15 @@ def test_memory_of_phases_by_hand() -> None:
     s = setting(device="cuda", memory=Memory(fraction=0.01, candidates={"x": 5000}, sums=2))
     peaks = planner.memory(s)
     assert peaks["load"] == 10_000 + 4 * weights
-    assert peaks["evaluate"] == peaks["load"] + planner._evaluate(s).peak_bytes
+    assert peaks["evaluate"] == peaks["load"] + planner._evaluate(s)["forward"][0].peak_bytes
     # Both sums, and the pass.
     assert peaks["importance"] == peaks["load"] + 8 * weights + planner._importance(s).peak_bytes
     # The weights before the task, two moments, and gradients with activations; or a checkpoint of 12 bytes.
-    step = planner._train(s, "base", "all").peak_bytes
+    step = planner._train(s, "base", "all", False).peak_bytes
     assert step > 4 * weights
     assert peaks["train base"] == peaks["load"] + 12 * weights + max(step, 12 * weights)
     # 50 values of 4, positions of 8, old values of 4, moments of 8, gradients of 4 bytes.
-    step = planner._train(s, "incremental", "selected").peak_bytes
+    step = planner._train(s, "incremental", "selected", False).peak_bytes
     assert peaks["train incremental"] == peaks["load"] + 50 * 28 + step
     assert planner.memory(dataclasses.replace(s, restart=True))["load"] == 10_000 + 8 * weights
     # In groups, the sums of one group lie on the device; in main memory, those of one tensor.
@@ -225,13 +226,13 @@ def test_half_precision_trains_in_full() -> None:
     s = setting(device="cuda", dtype=torch.bfloat16, micro_batch={"base": 1, "incremental": 1}, max_length=4)
     # bf16 weights and their old values 2 + 2, fp32 copies 4, moments 8, and a checkpoint of 12 above gradients of 4.
     assert planner.peak(s, "train base") == 28 * weights
-    assert planner._train(s, "base", "all").peak_bytes >= 4 * weights
+    assert planner._train(s, "base", "all", False).peak_bytes >= 4 * weights
 
 
 def test_smaller_parts_of_a_batch_take_less() -> None:
     planner = Planner(lambda: meta("bert"), 0)
     parts = [
-        planner._train(setting(micro_batch={"base": m, "incremental": m}), "base", "all").peak_bytes for m in (8, 4, 1)
+        planner._train(setting(micro_batch={"base": m, "incremental": m}), "base", "all", False).peak_bytes for m in (8, 4, 1)
     ]
     assert parts[0] > parts[1] > parts[2]
 
@@ -270,7 +271,7 @@ def test_time_is_products_traffic_and_starts() -> None:
     planner = Planner(lambda: meta("bert"), 0)
     s = setting()
     found = planner.seconds(s, speed)
-    assert found["evaluate"] == pytest.approx(speed.seconds(planner._evaluate(s)) * 300 / 8)
+    assert found["evaluate"] == pytest.approx(speed.seconds(planner._evaluate(s)["forward"][0]) * 300 / 8)
     assert planner.seconds(dataclasses.replace(s, passes=2), speed)["importance"] == 2 * found["importance"]
     measured = calibrate(32, 16, torch.float32, torch.device("cpu"))
     assert measured.flops_per_second > 1e6 and measured.bytes_per_second > 1e6
@@ -283,7 +284,7 @@ def test_time_is_products_traffic_and_starts() -> None:
 def numbers_of(*overrides: str) -> Setting:
     """The numbers of a tiny run."""
     config = compose([*TINY, *overrides]).config
-    return setting_of(config, counts_of(config, None), 3, skeleton(config.backbone, 3), "cpu", [])
+    return setting_of(config, counts_of(config, None), 3, skeleton(config.backbone, 3), "cpu", None)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +333,7 @@ def test_plan_of_a_run_is_in_its_folder(tmp_path: Path) -> None:
     (folder,) = {path.parent for path in tmp_path.rglob("summary.json")}
     plan = json.loads((folder / "plan.json").read_text())
     summary = json.loads((folder / "summary.json").read_text())
-    assert set(plan) == {"phases", "disk_bytes", "trainable", "basis"}
+    assert set(plan) == {"phases", "disk_bytes", "trainable", "flops_per_token", "flops_per_second", "basis"}
     assert set(plan["phases"]) == {"load", "importance", "train", "evaluate"}
     trained = [task["trainable"] for task in summary["tasks_detail"]]
     # Every layer's share is rounded by itself.

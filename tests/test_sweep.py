@@ -51,7 +51,7 @@ def test_a_failing_job_does_not_stop_the_others(
     assert run_command(sweep(tmp_path, "method=ewc,seq_ft")) == 1
     shown = capsys.readouterr().out
     assert len(list(tmp_path.rglob("COMPLETED"))) == 2 and len(list(tmp_path.rglob("FAILED"))) == 2
-    first_reason, last_score = shown.index("out of memory, say"), shown.rindex("accuracy after")
+    first_reason, last_score = shown.index("out of memory, say"), shown.rindex("scores after")
     assert first_reason < last_score, "the reason is on the screen before the next job"
     assert "2 of 4 jobs did not complete" in shown and "failed:" in shown
 

@@ -202,6 +202,16 @@ def test_an_unknown_mode_is_refused(folder: Path) -> None:
         open_log(folder, mode="on")
 
 
+def test_points_of_scores_are_named_by_task_and_metric() -> None:
+    scores = {"books": {"rouge_l": 12.5, "f1": float("nan")}, "dvd": {"number": 50.0}}
+    line = {"kind": "evaluation", "after": "books", "step": 7, "accuracy": {"books": 12.5}, "scores": scores}
+    assert points(line) == {"step": 7, "accuracy/books": 12.5, "scores/books/rouge_l": 12.5, "scores/dvd/number": 50}
+    assert points({"kind": "ability", "after": "start", "step": 0, "ability": {"held_text/loss": 2.5}}) == {
+        "step": 0,
+        "ability/held_text/loss": 2.5,
+    }
+
+
 def test_points_are_named_by_kind_and_leave_out_what_is_no_number() -> None:
     line = {
         "kind": "train",

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from cl_runner.build import build_method
+from cl_runner.build import FAMILIES, build_method
 from cl_runner.compose import compose
 from cl_runner.config import Config
 from cl_runner.data.task import Task, build_tasks, label_union
-from cl_runner.families.classifier import Classifier
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Chain
 from cl_runner.train import train_task
@@ -36,14 +35,20 @@ TINY = (
 
 def tiny_config(root: Path, *overrides: str) -> Config:
     """The real configuration at a tiny size."""
-    return compose([*TINY, f"root={root}", *overrides]).config
+    return compose(tiny(root, *overrides)).config
+
+
+def tiny(root: Path, *overrides: str) -> list[str]:
+    """TINY with other choices and values; a group chosen again replaces TINY's choice."""
+    chosen = {override.partition("=")[0] for override in overrides}
+    return [*(o for o in TINY if o.partition("=")[0] not in chosen), f"root={root}", *overrides]
 
 
 def tiny_learner(config: Config) -> tuple[Learner, Chain, list[Task]]:
     """A fresh learner with its methods and tasks."""
     torch.set_num_threads(1)
     tasks = build_tasks(config.task_order, config.task)
-    family = Classifier(config.backbone, label_union(tasks))
+    family = FAMILIES[config.backbone.family](config.backbone, label_union(tasks))
     model, _ = family.build(config.seed)
     return Learner(model, family, tasks, config.seed, torch.device("cpu")), build_method(config.method), tasks
 

@@ -1,6 +1,6 @@
-"""Reading labelled texts: local files (parquet, CSV, TSV, JSON lines) and data sets of the Hugging Face hub.
+"""Reading labelled texts: local files (parquet, CSV, TSV, JSON) and data sets of the Hugging Face hub.
 
-A row is kept as its text and its label's name. What a definition (conf/task) says of columns and labels is
+A row is kept as its prompt and its label's name. What a definition (conf/task) says of columns, labels and prompts is
 checked here, and every mistake names the file or data set, the nearest right name and what to type.
 """
 
@@ -15,54 +15,81 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from cl_runner.config import TaskDefinition
-
-Record = Mapping[str, Any]
+from cl_runner.data.converters import Record, converted
+from cl_runner.data.prompts import RESERVED, check_template, placeholders, prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A usable row of a source: its number there (from 1), its text, its label's name."""
+    """A usable row of a source: its number there (from 1), its prompt, its label's name or its answer."""
 
     number: int
-    text: str
+    prompt: str
     label: str
 
 
-def local_path(definition: TaskDefinition, name: str, domain: str, split: str) -> Path:
+def local_path(definition: TaskDefinition, name: str, domain: str, split: str, variant: str | int | None) -> Path:
     """The file that holds `domain` and the source's own `split` by the definition task.<name>.
 
+    Of several places it is the first where there is a file, or else the first.
+
     Raises:
-        ValueError: the definition has no path, or begins with the home folder (~) of an unknown user.
+        ValueError: the definition has no path, one asks for a variant that is not given, or one begins with the home
+            folder (~) of an unknown user.
     """
-    if definition.path is None:
+    paths = _paths(definition, name, domain, split, variant)
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def _paths(definition: TaskDefinition, name: str, domain: str, split: str, variant: str | int | None) -> list[Path]:
+    """All places where the file may be."""
+    given = [definition.path] if isinstance(definition.path, str) else definition.path
+    if not given:
         raise ValueError(f"task.{name} reads files but has no path. Type: task.{name}.path=FOLDER/{{domain}}.csv")
-    try:
-        path = str(Path(definition.path).expanduser())
-    except RuntimeError as error:
-        raise ValueError(f"task.{name}.path={definition.path}: {error}") from None
-    return Path(path.replace("{domain}", domain).replace("{split}", split))
+    paths = []
+    for path in given:
+        if "{variant}" in path and variant is None:
+            raise ValueError(
+                f"task.{name}.path={path} holds {{variant}}, but the task order names no variant. "
+                f"Type: task_order.variant=NAME"
+            )
+        try:
+            home = str(Path(path).expanduser())
+        except RuntimeError as error:
+            raise ValueError(f"task.{name}.path={path}: {error}") from None
+        for placeholder, value in (("domain", domain), ("split", split), ("variant", str(variant))):
+            home = home.replace(f"{{{placeholder}}}", value)
+        paths.append(Path(home))
+    return paths
 
 
-def read(definition: TaskDefinition, name: str, domain: str, split: str) -> list[Row]:
-    """The rows of a local file or hub split, those with a dropped label or without any text left out.
+def read(definition: TaskDefinition, name: str, domain: str, split: str, variant: str | int | None) -> list[Row]:
+    """The rows of a local file or hub split, those with a dropped label, no answer or no text left out.
 
     Args:
         definition: the node task.<name>.
         name: of the definition, for messages.
         domain: fills {domain} in the path or the hub configuration.
         split: the source's own name of the split; fills {split} in the path.
+        variant: of the task order; fills {variant} in the path.
 
     Raises:
-        ValueError: the source is missing, unreadable or without usable rows, a column or a label is unknown.
+        ValueError: the source is missing, unreadable or without usable rows, a column or a label is unknown, or the
+            prompt's template is mistaken.
     """
     if definition.source == "files":
-        path = local_path(definition, name, domain, split)
+        path = local_path(definition, name, domain, split, variant)
+        places = _paths(definition, name, domain, split, variant)
+        for place in places:
+            _check_form(place)
+        if not path.is_file():
+            raise ValueError(_missing(places, definition.download))
         try:
             return _rows(_file_records(path, definition), definition, name, str(path))
         except ValueError:
@@ -73,9 +100,10 @@ def read(definition: TaskDefinition, name: str, domain: str, split: str) -> list
 
 
 def _rows(records: Iterable[Record], definition: TaskDefinition, name: str, where: str) -> list[Row]:
-    rows = []
+    found: list[tuple[int, str, dict[str, str]]] = []
     columns: dict[str, None] = {}
     number = 0
+    wanted = [column for column in placeholders(definition) if column not in RESERVED]
     for number, record in enumerate(records, start=1):
         columns.update(dict.fromkeys(record))
         text = _text(record, definition.text, number, where)
@@ -89,28 +117,55 @@ def _rows(records: Iterable[Record], definition: TaskDefinition, name: str, wher
                     f"(or '{raw}': null to drop such rows)"
                 )
             continue
-        label = definition.labels[raw] if definition.labels is not None else raw
-        if text and label is not None:
-            rows.append(Row(number, text, label))
+        if definition.labels is not None:
+            label = definition.labels[raw]
+        else:
+            label = _answer(record, definition.label, number, where)
+        cells = {column: _cell(record, column, number, where) for column in wanted if column in record}
+        if label is not None and (text or any(cell.strip() for cell in cells.values())):
+            found.append((number, label, {**cells, "text": text}))
     if number == 0:
         raise ValueError(f"{where} holds no rows")
     _check_columns(columns, definition, name, where)
-    if not rows:
+    check_template(definition, name, columns, where)
+    if not found:
         raise ValueError(f"none of the {number} rows of {where} can be used: no text, or a label that is dropped")
-    return rows
+    empty = dict.fromkeys(columns, "")
+    return [Row(number, prompt(definition, {**empty, **cells}), label) for number, label, cells in found]
+
+
+def _missing_cell(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
 
 
 def _text(record: Record, columns: list[str], number: int, where: str) -> str:
     parts = []
     for column in columns:
         cell = record.get(column)
-        if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        if _missing_cell(cell):
             continue
         if not isinstance(cell, str):
             kind = type(cell).__name__
             raise ValueError(f"row {number} of {where}: column {column!r} holds {cell!r} ({kind}), not text")
         parts.append(cell.strip())
     return " ".join(part for part in parts if part)
+
+
+def _cell(record: Record, column: str, number: int, where: str) -> str:
+    """A text or number as it stands; a missing one is empty."""
+    cell = record.get(column)
+    if _missing_cell(cell):
+        return ""
+    if not isinstance(cell, str | int | float):
+        kind = type(cell).__name__
+        raise ValueError(f"row {number} of {where}: column {column!r} holds {cell!r} ({kind}), not text or a number")
+    return str(cell)
+
+
+def _answer(record: Record, column: str, number: int, where: str) -> str | None:
+    """A free answer as it stands; None: there is none."""
+    cell = _cell(record, column, number, where)
+    return cell if cell.strip() else None
 
 
 def _check_columns(columns: Iterable[str], definition: TaskDefinition, name: str, where: str) -> None:
@@ -132,15 +187,21 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 # Local files ------------------------------------------------------------------------------------------------
 
 
-def _file_records(path: Path, definition: TaskDefinition) -> Iterator[Record]:
-    """The first `max_rows` records of a file, of which more than the wanted columns may be present."""
+def _check_form(path: Path) -> str:
+    """The format of a file."""
     form = path.name.removesuffix(".gz").rpartition(".")[2]
     if form not in READERS or path.name.endswith(".parquet.gz"):
         raise ValueError(f"{path}: the format is told by the ending, one of .parquet .csv .tsv .jsonl .json (and .gz)")
-    if not path.is_file():
-        raise ValueError(_missing(path))
+    return form
+
+
+def _file_records(path: Path, definition: TaskDefinition) -> Iterator[Record]:
+    """The first `max_rows` records of a file, of which more than the wanted columns may be present."""
+    reader = READERS[_check_form(path)]
+    if definition.convert == "squad":
+        reader = _document
     try:
-        yield from itertools.islice(READERS[form](path), definition.max_rows)
+        yield from itertools.islice(converted(definition.convert, reader(path), str(path)), definition.max_rows)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error})") from None
 
@@ -161,14 +222,17 @@ def _check_archive(path: Path) -> None:
         raise ValueError(f"{path} cannot be read ({error})") from None
 
 
-def _missing(path: Path) -> str:
-    """What to say of a file that is not there: how far its path exists and which names are similar."""
+def _missing(paths: Sequence[Path], download: str | None) -> str:
+    """What to say of a file that is in none of its places: how far the first path exists, and where to get it."""
+    path = paths[0]
     parent, child = path.parent, path.name
     while not parent.is_dir() and parent != parent.parent:
         parent, child = parent.parent, parent.name
     near = _nearest(child, sorted(os.listdir(parent)) if parent.is_dir() else [])
+    others = f" Nor is there {' or '.join(map(str, paths[1:]))}." if len(paths) > 1 else ""
+    fetch = f" {download.strip().removesuffix('.')}." if download else ""
     remedy = "Set data_root=FOLDER, or CL_RUNNER_DATA, to the folder that holds the data sets."
-    return f"{path} does not exist: {parent} holds no {child!r}.{near} {remedy}"
+    return f"{path} does not exist: {parent} holds no {child!r}.{near}{others}{fetch} {remedy}"
 
 
 def _open(path: Path) -> IO[str]:
@@ -219,12 +283,41 @@ def _json_lines(path: Path) -> Iterator[Record]:
             yield record
 
 
+def _json(path: Path) -> Iterator[Record]:
+    """JSON lines, or one array of objects."""
+    with _open(path) as file:
+        start = next((character for line in file if (character := line.strip()[:1])), "")
+    if start != "[":
+        yield from _json_lines(path)
+        return
+    for number, record in enumerate(_parsed(path), start=1):
+        if not isinstance(record, dict):
+            raise ValueError(f"element {number} of {path} is not a JSON object; an array of objects is expected")
+        yield record
+
+
+def _document(path: Path) -> Iterator[Record]:
+    """A file that is one JSON object."""
+    document = _parsed(path)
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} is not one JSON object, which convert: squad expects")
+    yield document
+
+
+def _parsed(path: Path) -> Any:
+    with _open(path) as file:
+        try:
+            return json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON ({error})") from None
+
+
 READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     "parquet": _parquet,
     "csv": lambda path: _separated(path, ","),
     "tsv": lambda path: _separated(path, "\t"),
     "jsonl": _json_lines,
-    "json": _json_lines,
+    "json": _json,
 }
 
 # Hub --------------------------------------------------------------------------------------------------------
@@ -259,4 +352,4 @@ def _hub_records(definition: TaskDefinition, name: str, domain: str, split: str)
             f"the hub data set {where} cannot be read: {reason}. Check task.{name}.dataset, .configuration, "
             f".splits and .revision, and the network; without one, read a local copy with source=files"
         ) from None
-    return where, records
+    return where, list(converted(definition.convert, records, where))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from cl_runner.config import OrderedTask, TaskDefinition, TaskOrder
-from cl_runner.data import reviews, sources
+from cl_runner.data import prompts, reviews, sources
 from cl_runner.data.example import Example
 
 Split = Literal["train", "validation", "test"]
@@ -69,7 +69,7 @@ def source_files(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> li
             for split, origin in _origins(plan).items():
                 for domain, share in zip(plan.domains, plan.shares(split), strict=True):
                     if share != 0:
-                        paths.add(sources.local_path(plan.definition, plan.name, domain, origin))
+                        paths.add(sources.local_path(plan.definition, plan.name, domain, origin, plan.variant))
     return sorted(paths)
 
 
@@ -86,6 +86,7 @@ class _Plan:
     definition: TaskDefinition
     counts: dict[Split, int | None]
     data_seed: int
+    variant: str | int | None
 
     @property
     def domains(self) -> list[str]:
@@ -94,7 +95,7 @@ class _Plan:
     def key(self, split: Split) -> str:
         """The configuration key of a count."""
         if self.task.counts is not None:
-            return f"task_order.tasks[{self.index}].counts.{split}"
+            return f"task_order.tasks.{self.index}.counts.{split}"
         return f"task_order.{'incremental' if self.index else 'base'}.{split}"
 
     def shares(self, split: Split) -> list[int | None]:
@@ -133,13 +134,18 @@ def _plans(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[_Pl
                 f"task.{name}.label_noise={noise:g}: label noise is for the generated benchmark only, and task.{name} "
                 f"has source={definitions[name].source}. Type: task.{name}.label_noise=0"
             )
+        if definitions[name].balance and definitions[name].labels is None:
+            raise ValueError(
+                f"task.{name}.balance=true draws equally many examples of every label, but task.{name}.labels is null: "
+                f"any text is an answer. Type: task.{name}.balance=false"
+            )
         counts = task.counts or (order.incremental if index else order.base)
         wanted: dict[Split, int | None] = {
             "train": counts.train,
             "validation": counts.validation,
             "test": counts.test,
         }
-        plans.append(_Plan(index, task, name, definitions[name], wanted, order.data_seed))
+        plans.append(_Plan(index, task, name, definitions[name], wanted, order.data_seed, order.variant))
     return plans
 
 
@@ -165,7 +171,7 @@ def _origins(plan: _Plan) -> dict[Split, str]:
 
 def _build(plan: _Plan) -> Task:
     definition = plan.definition
-    labels = tuple(dict.fromkeys(label for label in (definition.labels or {}).values() if label is not None))
+    labels = prompts.label_names(definition)
     if definition.labels is not None and not labels:
         raise ValueError(f"task.{plan.name} has no labels. Add under task.{plan.name}.labels: 'VALUE': NAME")
     examples: dict[Split, list[Example]] = {split: [] for split in DRAWN}
@@ -200,6 +206,7 @@ def _written(plan: _Plan, position: int) -> dict[Split, list[Example]]:
         raise ValueError(
             f"task.{plan.name}.labels must name every rating of the generated reviews: {', '.join(reviews.LABELS)}"
         )
+    prompts.check_template(definition, plan.name, (), "the generated benchmark")
     drawn: dict[Split, list[Example]] = {}
     for split in DRAWN:
         share = plan.shares(split)[position]
@@ -207,7 +214,12 @@ def _written(plan: _Plan, position: int) -> dict[Split, list[Example]]:
             raise ValueError(f"generated reviews have no end. Say how many: {plan.key(split)}=100")
         noise = definition.label_noise if split == "train" else 0.0
         written = reviews.generate(plan.domains[position], split, share, definition.balance, noise, plan.data_seed)
-        drawn[split] = [dataclasses.replace(example, answer=names[example.answer]) for example in written]
+        drawn[split] = [
+            dataclasses.replace(
+                example, prompt=prompts.prompt(definition, {"text": example.prompt}), answer=names[example.answer]
+            )
+            for example in written
+        ]
     return drawn
 
 
@@ -219,7 +231,10 @@ def _drawn(plan: _Plan, position: int, labels: Sequence[str]) -> dict[Split, lis
     for split, origin in origins.items():
         local = plan.definition.source == "files"
         # Without {split} in its path a file is shared by all splits, whatever they are called.
-        places[split] = str(sources.local_path(plan.definition, plan.name, domain, origin)) if local else origin
+        if local:
+            places[split] = str(sources.local_path(plan.definition, plan.name, domain, origin, plan.variant))
+        else:
+            places[split] = origin
     rows: dict[str, list[sources.Row]] = {}
     taken: dict[str, set[int]] = {}
     drawn: dict[Split, list[Example]] = {}
@@ -229,7 +244,7 @@ def _drawn(plan: _Plan, position: int, labels: Sequence[str]) -> dict[Split, lis
         if share == 0:
             continue
         if place not in rows:
-            rows[place] = sources.read(plan.definition, plan.name, domain, origins[split])
+            rows[place] = sources.read(plan.definition, plan.name, domain, origins[split], plan.variant)
             taken[place] = set()
         sharing = [other for other in places if places[other] == place and other != split and other not in drawn]
         if share is None and sharing:
@@ -249,7 +264,7 @@ def _drawn(plan: _Plan, position: int, labels: Sequence[str]) -> dict[Split, lis
         if not chosen:
             raise ValueError(f"nothing is left in {place} for {plan.key(split)}. Type: {plan.key(split)}=0")
         taken[place].update(row.number for row in chosen)
-        drawn[split] = [Example(row.text, row.label, domain) for row in chosen]
+        drawn[split] = [Example(row.prompt, row.label, domain) for row in chosen]
     return drawn
 
 

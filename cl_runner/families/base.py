@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cl_runner.config import Sampling
+from cl_runner.config import Backbone, Sampling
 from cl_runner.data.example import Example
 
 Batch = dict[str, Tensor]
@@ -44,16 +44,23 @@ class Answering:
         labels: a closed set, of which the most probable one is the answer; empty = generate.
         sampling: decoding by chance; None = greedy.
         slice_by: where the answer begins, by token ids or by cutting the prompt's text off.
+        raw: the answer is every character that was generated, whatever `slice_by`: program text needs its white space.
     """
 
     max_new_tokens: int
     labels: tuple[str, ...] = ()
     sampling: Sampling | None = None
     slice_by: Literal["ids", "prefix"] = "ids"
+    raw: bool = False
 
 
 class Family(ABC):
     """Abstract or final: subclasses implement everything and are not subclassed again."""
+
+    #: Whether an example has one target, or one per token of its answer.
+    one_target: ClassVar[bool]
+    backbone: Backbone
+    tokenizer: PreTrainedTokenizerBase
 
     @abstractmethod
     def build(self, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

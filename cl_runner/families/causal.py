@@ -32,6 +32,8 @@ from cl_runner.families.tokens import (
 class Causal(Family):
     """Rows are padded on the left, so that all answers end in the last column and only their logits are computed."""
 
+    one_target = False
+
     def __init__(self, backbone: Backbone, labels: Sequence[str]):
         if backbone.max_answer_length is None:
             raise ValueError(f"backbone {backbone.name} is a language model. Type: backbone.max_answer_length=512")
@@ -136,9 +138,14 @@ class Causal(Family):
         assert isinstance(ids, Tensor)
         start = batch["input_ids"].shape[1]
         texts = self.tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
-        if how.slice_by == "prefix":  # as released with PIECE: what truncation or decoding changed stays in the answer
+        if how.raw:  # a text that is decoded alone loses the space that it begins with (LLaMA-2)
             whole = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             prompts = self.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+            return [Prediction(w.removeprefix(p), None) for w, p in zip(whole, prompts, strict=True)]
+        if how.slice_by == "prefix":  # as released with PIECE: what truncation or decoding changed stays in the answer
+            whole = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+            prompts = [self._encoding.prompt_of(ids[mask].tolist()) for ids, mask in rows]
             texts = [w.removeprefix(p) for w, p in zip(whole, prompts, strict=True)]
         return [Prediction(spoken(text), None) for text in texts]
 

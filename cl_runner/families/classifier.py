@@ -22,6 +22,8 @@ from cl_runner.families.loading import Source
 class Classifier(Family):
     """`labels` is the union over all tasks in order of first appearance; the head never grows."""
 
+    one_target = True
+
     def __init__(self, backbone: Backbone, labels: Sequence[str]):
         self.backbone = backbone
         self.labels = tuple(labels)

@@ -32,6 +32,7 @@ class Encoding:
         self._ends = ends
         self._prompts: dict[str, list[int]] = {}
         self._answers: dict[str, list[int]] = {}
+        self._texts: dict[tuple[int, ...], str] = {}
         bare = tokenizer("a", add_special_tokens=False)["input_ids"]
         whole = tokenizer("a")["input_ids"]
         start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
@@ -45,6 +46,12 @@ class Encoding:
         if missing:
             self._prompts.update(zip(missing, self._encode_prompts(missing), strict=True))
         return [self._prompts[text] for text in texts]
+
+    def prompt_of(self, ids: Sequence[int]) -> str:
+        """A text that was encoded as these ids: the whole of it, also where the ids are cut."""
+        if tuple(ids) not in self._texts:
+            self._texts = {tuple(row): text for text, row in self._prompts.items()}
+        return self._texts[tuple(ids)]
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each answer, the end token included; of an answer that is cut the end token goes as well."""

@@ -32,6 +32,8 @@ from cl_runner.families.tokens import (
 class Seq2Seq(Family):
     """The encoder reads the prompt, the decoder writes the answer."""
 
+    one_target = False
+
     def __init__(self, backbone: Backbone, labels: Sequence[str]):
         if backbone.max_answer_length is None:
             raise ValueError(f"backbone {backbone.name} is a language model. Type: backbone.max_answer_length=128")
@@ -130,7 +132,7 @@ class Seq2Seq(Family):
         )
         # The decoder's output holds no prompt, so that both ways to slice are one.
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [Prediction(spoken(text), None) for text in texts]
+        return [Prediction(text if how.raw else spoken(text), None) for text in texts]
 
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
         """log p(label and its end | prompt), [B, labels]; the prompt is read once."""

@@ -8,4 +8,5 @@ METHODS = {
     "lwf": "lwf:LwF",
     "pe": "selector:Selector",
     "piece": "selector:Selector",
+    "layer_norm": "layer_norm:LayerNorm",
 }

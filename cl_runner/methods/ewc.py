@@ -38,7 +38,8 @@ class EWC(Method):
 
     def before_task(self, learner: Learner, task: Task) -> None:
         if learner.has_old_tasks(task) and self.fisher_data == "old_tasks":
-            fisher = learner.fisher(learner.old_examples(task))  # PE eq. 1: all old data, latest weights
+            names = learner.selected or None
+            fisher = learner.fisher(learner.old_examples(task), names)  # PE eq. 1: all old data, latest weights
             # Sums may lie in main memory; what trains lies on the device.
             self.fisher = {
                 name: learner.part(name, fisher[name]).to(learner.device) for name in learner.selected or fisher

@@ -15,7 +15,7 @@ from cl_runner.config import Fraction, NonNegative, Positive, Score
 from cl_runner.data.task import Task
 from cl_runner.methods.base import Method
 from cl_runner.sparse.layers import CompactValues
-from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_PASS, scores
+from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_MEAN, NEEDS_PASS, scores
 from cl_runner.sparse.selection import group_sizes, layer_groups, match, module_types, random_selection, select
 
 if TYPE_CHECKING:
@@ -88,7 +88,9 @@ class Selector(Method):
             data = learner.old_examples(task) if self.score_data == "old_tasks" else task.train
             learner.measured_on_new_data = self.score_data == "new_task"
             kind = torch.bfloat16 if "bf16_accumulation" in self.compat else torch.float32
-            measured = learner.importance(data, gradient=self.score in NEEDS_GRADIENT, dtype=kind)
+            # Two of the release's scores have the mean over all weights in them.
+            names = None if self.score in NEEDS_MEAN else sizes
+            measured = learner.importance(data, gradient=self.score in NEEDS_GRADIENT, dtype=kind, names=names)
         seed = learner.seed_of("selection", task.index)  # PE-rand draws anew for each task
         with learner.clock.phase("selection"):
             if self.score == "random":

@@ -12,9 +12,43 @@ from cl_runner.data.example import Example
 if TYPE_CHECKING:
     from cl_runner.config import Bertscore
 
-#: name -> file:function, what it computes, and its source.
+#: name -> file:function, what it computes, and its source. A task's score is the mean over its examples.
 DEFINITIONS: dict[str, tuple[str, str]] = {
     "accuracy": ("simple:accuracy", "the answer exactly, white space around it aside"),
+    "exact_match": ("simple:exact_match", "the answer in lower case without punctuation and articles (SQuAD)"),
+    "f1": ("simple:f1", "F1 of the words that prediction and answer share, normalised as for exact_match (SQuAD)"),
+    "first_word": ("simple:first_word", "the first word, punctuation aside, upper and lower case distinct (SLM)"),
+    "first_letter": ("simple:first_letter", "the first option letter A to D that stands alone"),
+    "number": ("simple:number", "the first number, compared as a number; exact_match where the answer is none"),
+    "rouge_l": ("overlap:rouge_l", "ROUGE-L, F1 of the longest common subsequence of words (Lin 2004)"),
+    "bleu": ("overlap:bleu", "BLEU-4 of each answer (Papineni et al. 2002) as sacreBLEU's sentence score, 13a words"),
+    "bleu_rouge": ("overlap:bleu_rouge", "the mean of bleu and rouge_l"),
+    "sari": ("overlap:sari", "SARI (Xu et al. 2016) with the whole prompt as source, as TRACE has it"),
+    "edit_similarity": (
+        "overlap:edit_similarity",
+        "Indel similarity of characters of the first line, literals cleaned as in TRACE (Svyatkovskiy et al. 2020)",
+    ),
+    "bertscore": ("bertscore:bertscore", "BERTScore F1 (Zhang et al. 2020), neither idf weights nor rescaling"),
+    "bertscore_strict": ("bertscore:bertscore_strict", "bertscore, but 0 for an answer in a wrong format (SLM)"),
+    "piece_stance": ("released:piece_stance", "a letter A to D among four characters, or the Chinese word (PIECE)"),
+    "piece_letter": ("released:piece_letter", "the first letter A to D anywhere, even inside a word (PIECE)"),
+    "piece_number": ("released:piece_number", "the first number as text, a full stop behind it included (PIECE)"),
+    "piece_bleu_rouge": (
+        "released:piece_bleu_rouge",
+        "the mean of NLTK's sentence BLEU-4 without smoothing and the package rouge's ROUGE-L (PIECE)",
+    ),
+    "piece_edit_similarity": (
+        "released:piece_edit_similarity",
+        "trace_edit_similarity of what follows the last <EOL> (PIECE)",
+    ),
+    "trace_letter": ("released:trace_letter", "the first character (TRACE)"),
+    "trace_rouge_l": ("released:trace_rouge_l", "the package rouge's ROUGE-L: sentences, words as sets (TRACE)"),
+    "trace_sari": ("released:trace_sari", "sari, but an empty prediction is scored like any other (TRACE)"),
+    "trace_edit_similarity": (
+        "released:trace_edit_similarity",
+        "fuzzywuzzy's ratio over difflib, in whole percent, of all that was generated (TRACE)",
+    ),
+    "olora_exact_match": ("released:olora_exact_match", "the answer in lower case without punctuation (O-LoRA)"),
 }
 
 
@@ -22,12 +56,16 @@ def score(name: str, predictions: Sequence[str], examples: Sequence[Example], be
     """Percent of each example by the metric `name`.
 
     Args:
-        predictions: what the model answered, in the order of `examples`; may be empty texts.
-        bertscore: the encoder of that metric.
+        predictions: what the model answered, in the order of `examples`; an empty text scores 0 (by `trace_sari`
+            what its release gives it).
+        bertscore: the encoder of the metrics with that name.
+
+    Raises:
+        ValueError: BERTScore's encoder cannot be loaded.
     """
     module, _, function = DEFINITIONS[name][0].partition(":")
     compute = getattr(importlib.import_module(f"cl_runner.metrics.{module}"), function)
     values: list[float] = (
-        compute(predictions, examples, bertscore) if name == "bertscore" else compute(predictions, examples)
+        compute(predictions, examples, bertscore) if name.startswith("bertscore") else compute(predictions, examples)
     )
     return values

@@ -1,12 +1,85 @@
-"""Metrics that compare an answer as a whole."""
+"""Metrics that look for the answer itself: a label, a letter, a number, a few words."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import string
+from collections import Counter
+from decimal import Decimal
 
 from cl_runner.data.example import Example
+from cl_runner.metrics.base import harmonic, per_example
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+# Neighbours from the Latin alphabet make it part of a word; Chinese ones do not, and quotation marks do not either.
+_LETTER = re.compile(r"(?<![A-Za-zÀ-ɏ\d_])[A-D](?!['’]?[A-Za-zÀ-ɏ\d_])")
+# Digits that end a name or formula, such as H2, are no number; "1,000" is one.
+_NUMBER = re.compile(r"(?<![A-Za-z_\d])[-+−]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
 
 
-def accuracy(predictions: Sequence[str], examples: Sequence[Example]) -> list[float]:
+@per_example
+def accuracy(prediction: str, example: Example) -> float:
     """100 where the answer is predicted exactly."""
-    return [100.0 * (p.strip() == e.answer.strip()) for p, e in zip(predictions, examples, strict=True)]
+    return prediction.strip() == example.answer.strip()
+
+
+def without_punctuation(text: str) -> str:
+    """Lower case, no ASCII punctuation, single spaces."""
+    return " ".join(text.lower().translate(_PUNCTUATION).split())
+
+
+def normalised(text: str) -> str:
+    """SQuAD's normal form: lower case, no punctuation, no English articles, single spaces (Rajpurkar et al. 2016)."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+@per_example
+def exact_match(prediction: str, example: Example) -> float:
+    """100 where both have the same normal form."""
+    return normalised(prediction) == normalised(example.answer)
+
+
+@per_example
+def f1(prediction: str, example: Example) -> float:
+    """Harmonic mean of the shares of shared words; of two texts without words, 100 if they agree."""
+    found, wanted = normalised(prediction).split(), normalised(example.answer).split()
+    if not found or not wanted:
+        return found == wanted
+    shared = (Counter(found) & Counter(wanted)).total()
+    return harmonic(shared / len(found), shared / len(wanted))
+
+
+def _first_word(text: str) -> str:
+    return next(iter(re.sub(r"[^\w\s]", " ", text).split()), "")
+
+
+@per_example
+def first_word(prediction: str, example: Example) -> float:
+    """100 where the first words agree, punctuation read as spaces, as SLM scores labels and options."""
+    return _first_word(prediction) == _first_word(example.answer) != ""
+
+
+def _option(text: str) -> str:
+    found = _LETTER.search(text)
+    return found[0] if found else ""
+
+
+@per_example
+def first_letter(prediction: str, example: Example) -> float:
+    """100 where the first option letters agree: (A), "B. hawkish", "it is C" or 选D, but no letter of a word."""
+    return _option(prediction) == _option(example.answer) != ""
+
+
+def _number(text: str) -> Decimal | None:
+    found = _NUMBER.search(text)
+    return Decimal(found[0].replace(",", "").replace("−", "-")) if found else None
+
+
+@per_example
+def number(prediction: str, example: Example) -> float:
+    """100 where the first numbers are equal: "11." and "11", "1,000" and "1000"; a word is compared by exact_match."""
+    wanted = _number(example.answer)
+    if wanted is None:
+        return normalised(prediction) == normalised(example.answer)
+    return _number(prediction) == wanted

@@ -14,7 +14,8 @@ from cl_runner.compose import Request, compose
 if TYPE_CHECKING:
     from cl_runner.data.task import Task
     from cl_runner.families.base import Family
-    from cl_runner.planning.planner import Plan, Planner, Setting
+    from cl_runner.planning.planner import Plan, Planner
+    from cl_runner.planning.setting import Setting
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -110,25 +111,23 @@ def _plan_run(
 
     runs = f"*/{request.backbone}/{request.method}/*"
     device = torch.device("cuda" if gpu else "cpu")
-    found = None
+    found: tuple[dict[str, float], str] | None = None
     if not gpu or there:
         found = past_seconds(Path(config.root), runs, request.resolved, str(device), planner.work(s), work_of)
+    speed = None
+    if calibrates and (there or not gpu):
+        if config.hardware.threads is not None:
+            torch.set_num_threads(config.hardware.threads)
+        product = torch.bfloat16 if config.hardware.precision == "bf16" else s.dtype
+        speed = calibrate(planner.width(s), s.micro_batch["incremental"] * s.max_whole, product, device)
     if found is not None:
-        seconds, folder = found
-        return planner, s, planner.plan(s, seconds, f"the pace of {folder}")
-    if (gpu and not there) or not calibrates:
+        seconds, basis = found[0], f"the pace of {found[1]}"
+    elif speed is not None:
+        seconds, basis = planner.seconds(s, speed.useful), f"a short calibration of this machine: {speed}"
+    else:
+        seconds = None
         basis = "no time: " + ("there is no GPU here" if gpu and not there else "no past run of this kind")
-        return planner, s, planner.plan(s, None, basis)
-    if config.hardware.threads is not None:
-        torch.set_num_threads(config.hardware.threads)
-    product = torch.bfloat16 if config.hardware.precision == "bf16" else s.dtype
-    rows = s.micro_batch["incremental"] * s.max_length
-    speed = calibrate(planner.width(s), rows, product, device)
-    return (
-        planner,
-        s,
-        planner.plan(s, planner.seconds(s, speed.useful), f"a short calibration of this machine: {speed}"),
-    )
+    return planner, s, planner.plan(s, seconds, basis, speed.flops_per_second if speed is not None else None)
 
 
 def advise(request: Request, planner: Planner, s: Setting, failed: str | None = None) -> str:
@@ -161,6 +160,8 @@ def _content(request: Request, planner: Planner, s: Setting, plan: Plan) -> dict
         "optimizer_steps": plan.steps,
         "disk": plan.disk,
         "longest_text": s.max_length,
+        "longest_answer": None if s.answers is None else s.answers.max_length,
+        "longest_generated": None if s.answers is None else s.answers.generated,
         "folder": str(request.folder),
         "advice": advise(request, planner, s) if over else None,
     }
@@ -193,7 +194,7 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
     console.print(
         f"Trains {share} of {plan.parameters:,} parameters ({100 * most / plan.parameters:.3g} % at most) of type "
         f"{str(s.dtype).removeprefix('torch.')}, in {len(trained)} tasks and {plan.steps:,} optimizer steps; "
-        f"texts of at most {s.max_length} tokens"
+        + _texts(s)
     )
     if s.device == "cuda":
         console.print(
@@ -212,3 +213,12 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
         console.print(advise(request, planner, s), markup=False)
     else:
         console.print(f"It fits: there are {gigabytes(available)} here.")
+
+
+def _texts(s: Setting) -> str:
+    if s.answers is None:
+        return f"texts of at most {s.max_length} tokens"
+    said = f"prompts of at most {s.max_length} tokens, answers of {s.answers.max_length} in training"
+    if s.answers.by_label:
+        said += f", one of {s.answers.labels} labels chosen by likelihood"
+    return said + (f", of {s.answers.generated} generated" if s.answers.generated else "")

@@ -88,8 +88,10 @@ class Ledger(TorchDispatchMode):
         self.live_bytes -= size
 
     def cost(self) -> Cost:
-        """What has been counted so far."""
-        return Cost(self.peak_bytes, self.flops, self.moved_bytes, self.operations)
+        """What has been counted since the start or the last call; what lives goes on living."""
+        counted = Cost(self.peak_bytes, self.flops, self.moved_bytes, self.operations)
+        self.peak_bytes, self.flops, self.moved_bytes, self.operations = self.live_bytes, 0, 0, 0
+        return counted
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -183,15 +185,25 @@ class Imitation:
 
     def cost(self, work: Callable[[PreTrainedModel], object]) -> Cost:
         """What `work` on the model costs; gradients it leaves behind count as alive, and are removed afterwards."""
+        return self.costs([lambda model, _: work(model)])[0]
+
+    def costs(self, stages: Sequence[Callable[[PreTrainedModel, Any], Any]]) -> list[Cost]:
+        """The costs of stages that follow one another.
+
+        Args:
+            stages: each is given the model and what the stage before returned, which then counts as alive.
+        """
         ledger = Ledger()
         attention = _gpu_attention() if self.device == "cuda" else nullcontext()
+        found, kept = [], None
         with self._mode, attention, ledger:
-            kept = work(self.model)
-            cost = ledger.cost()
+            for stage in stages:
+                kept = stage(self.model, kept)
+                found.append(ledger.cost())
             del kept
         for parameter in self.model.parameters():
             parameter.grad = None
-        return cost
+        return found
 
 
 class _Keep(torch.autograd.Function):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from cl_runner.planning.planner import CUDA_CONTEXT_BYTES, Planner, Setting
+from cl_runner.planning.planner import CUDA_CONTEXT_BYTES, Planner
+from cl_runner.planning.setting import Setting
 
 #: What failed did not fit, whatever the plan says: the next try must need so much less than the plan said.
 MARGIN = 0.8

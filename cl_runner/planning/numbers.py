@@ -3,27 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from cl_runner.build import FAMILIES, build_method
 from cl_runner.config import Backbone, Config
 from cl_runner.data.task import Task, build_tasks, label_union
 from cl_runner.families.base import Family
+from cl_runner.families.loading import from_sizes
 from cl_runner.methods.ewc import EWC
 from cl_runner.methods.frozen import Frozen
+from cl_runner.methods.layer_norm import LayerNorm
 from cl_runner.methods.lwf import LwF
 from cl_runner.methods.selector import Selector
 from cl_runner.planning.imitation import Device
-from cl_runner.planning.planner import Memory, Setting, TaskNumbers, Trains
-from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_PASS
+from cl_runner.planning.setting import Answers, Memory, Setting, TaskNumbers, Trains
+from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_MEAN, NEEDS_PASS
 from cl_runner.train import number_of_steps
 
 #: Examples of each task: name, trained on, evaluated.
 Counts = Sequence[tuple[str, int, int]]
+MODELS: dict[str, Any] = {
+    "classifier": AutoModelForSequenceClassification,
+    "causal": AutoModelForCausalLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
+#: Texts of each split of a task whose length is looked at.
+LOOKED_AT = 1000
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of texts or prompts, of answers, and of both together; the answers of classifiers have none."""
+
+    prompts: Sequence[int]
+    answers: Sequence[int]
+    whole: Sequence[int]
 
 
 def counts_of(config: Config, tasks: Sequence[Task] | None) -> Counts:
@@ -35,17 +60,19 @@ def counts_of(config: Config, tasks: Sequence[Task] | None) -> Counts:
     split: Literal["test", "validation"] = config.evaluation.split
     if tasks is not None:
         return [(t.name, len(t.train), len(t.test if split == "test" else t.validation)) for t in tasks]
-    found = []
+    found: list[tuple[str, int, int]] = []
     for number, task in enumerate(config.task_order.tasks):
         part = "incremental" if number else "base"
-        counts = getattr(config.task_order, part)
-        for key, value in (("train", counts.train), (split, getattr(counts, split))):
+        counts = task.counts or getattr(config.task_order, part)
+        wanted: dict[str, int | None] = {"train": counts.train, split: getattr(counts, split)}
+        for key, value in wanted.items():
             if value is None:
+                place = f"task_order.{part}" if task.counts is None else f"task_order.tasks[{number}].counts"
                 raise ValueError(
                     f"the data of task {task.name} lie on a hub, and a plan does not fetch them. "
-                    f"Say how many examples to plan for: task_order.{part}.{key}=1000"
+                    f"Say how many examples to plan for: {place}.{key}=1000"
                 )
-        found.append((task.name, counts.train, getattr(counts, split)))
+        found.append((task.name, wanted["train"] or 0, wanted[split] or 0))
     return found
 
 
@@ -75,34 +102,42 @@ def skeleton(backbone: Backbone, labels: int) -> PreTrainedModel:
     Raises:
         ValueError: its checkpoint is to be read and cannot be.
     """
-    if backbone.architecture is None or backbone.checkpoint is None:
+    if backbone.architecture is None or backbone.checkpoint is None or _in_folder(backbone):
         return FAMILIES[backbone.family](backbone, [str(i) for i in range(labels)]).skeleton()
-    sizes = dict(backbone.architecture)
-    configuration = AutoConfig.for_model(str(sizes.pop("model_type")), **sizes, num_labels=labels, pad_token_id=0)
+    named = {"num_labels": labels} if backbone.family == "classifier" else {}
+    configuration = from_sizes(backbone, pad_token_id=0, **named)
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+        model: PreTrainedModel = MODELS[backbone.family].from_config(
             configuration, attn_implementation=backbone.attention
         )
     return model
 
 
-def text_lengths(family: Family | None, tasks: Sequence[Task] | None) -> list[int]:
-    """Tokens of the texts, up to 2,000 of each task; empty without a tokenizer or without data."""
+def text_lengths(family: Family | None, tasks: Sequence[Task] | None) -> Lengths | None:
+    """Tokens of the texts, up to 1,000 of each split of a task; None without a tokenizer or without data."""
     if family is None or tasks is None:
-        return []
-    return [length for task in tasks for length in family.lengths([*task.train, *task.test][:2000])]
+        return None
+    trained = [example for task in tasks for example in task.train[:LOOKED_AT]]
+    evaluated = [example for task in tasks for example in (task.test or task.validation)[:LOOKED_AT]]
+    prompts = family.lengths([*trained, *evaluated], answers=False)
+    if family.one_target:
+        return Lengths(prompts, [], prompts)
+    return Lengths(prompts, family.targets(trained), family.lengths(trained))
+
+
+def _in_folder(backbone: Backbone) -> bool:
+    return backbone.checkpoint is not None and backbone.checkpoint.startswith((".", "/", "~"))
 
 
 def local_family(backbone: Backbone, tasks: Sequence[Task] | None) -> Family | None:
     """The family with its tokenizer where both are on this machine: generated, in a package or in a folder."""
-    in_folder = backbone.checkpoint is not None and backbone.checkpoint.startswith((".", "/", "~"))
-    if tasks is None or not (backbone.checkpoint is None or backbone.package is not None or in_folder):
+    if tasks is None or not (backbone.checkpoint is None or backbone.package is not None or _in_folder(backbone)):
         return None
     return FAMILIES[backbone.family](backbone, label_union(tasks))
 
 
 def setting_of(
-    config: Config, counts: Counts, labels: int, model: nn.Module, device: Device, lengths: Sequence[int]
+    config: Config, counts: Counts, labels: int, model: nn.Module, device: Device, lengths: Lengths | None
 ) -> Setting:
     """The run's numbers.
 
@@ -110,18 +145,17 @@ def setting_of(
         counts: examples of each task.
         labels: classes of the head.
         model: the architecture; only names, types and shapes are read.
-        lengths: tokens of texts; empty = every text has the backbone's greatest length.
+        lengths: None = every text has the backbone's greatest length.
     """
     order, training, importance = config.task_order, config.training, config.importance
-    longest = max(lengths, default=config.backbone.max_length)
-    memory, selects_first, frozen, measures = _demands(config, model, labels)
+    memory, first, later, measures = _demands(config, model, labels)
     tasks, before = [], 0
     for number, (name, own, _) in enumerate(counts):
         stage = training.incremental if number else training.base
         examples = before + own if order.joint else own
         old = number > 0 and not order.restart
-        selects = memory.fraction > 0 and (old or selects_first)
-        trains: Trains = "nothing" if frozen and old else "selected" if selects else "all"
+        trains = later if old else first
+        selects = trains == "selected"
         measured = max(
             before if "old_tasks" in measures and old else 0,
             examples if "new_task" in measures and selects else 0,
@@ -133,13 +167,22 @@ def setting_of(
         tasks.append(TaskNumbers(name, "incremental" if number else "base", examples, steps, trains, measured))
         before += own
     stages = {"base": training.base, "incremental": training.incremental}
+    if lengths is None:
+        answer = config.backbone.max_answer_length or 0
+        longest = config.backbone.max_length
+        lengths = Lengths([longest], [answer], [longest + answer])
+    batch = 0 if training.group_by_length else training.incremental.batch_size
+    seen = config.evaluation.tasks == "seen"
+    evaluated = [number * (len(tasks) - i if seen else len(tasks) + 1) for i, (_, _, number) in enumerate(counts)]
+    classifies = config.backbone.family == "classifier"
     return Setting(
         device=device,
         precision=config.hardware.precision,
         dtype=getattr(torch, config.backbone.dtype),
         gradient_checkpointing=config.hardware.gradient_checkpointing,
-        max_length=longest,
-        mean_length=_padded(lengths, training.incremental.batch_size) if lengths else longest,
+        max_length=max(lengths.prompts),
+        # Batches of prompts to answer are sorted by length.
+        mean_length=_padded(lengths.prompts, batch if classifies else 0),
         batch_size={name: stage.batch_size for name, stage in stages.items()},
         micro_batch={
             name: min(stage.micro_batch or stage.batch_size, stage.batch_size) for name, stage in stages.items()
@@ -149,46 +192,101 @@ def setting_of(
         accumulate=importance.accumulate,
         passes=importance.passes,
         evaluation_batch=config.evaluation.batch_size,
-        evaluated=sum(evaluated for _, _, evaluated in counts),
+        evaluated=sum(evaluated),
         tasks=tuple(tasks),
         memory=memory,
         restart=order.restart,
         snapshots=config.snapshots.save,
         cache_bytes=int(importance.cache_gb * 1e9),
+        family=config.backbone.family,
+        answers=None if classifies else _answers(config, evaluated, lengths, batch),
+    )
+
+
+def _answers(config: Config, evaluated: Sequence[int], lengths: Lengths, batch: int) -> Answers:
+    """What a language model writes.
+
+    Args:
+        evaluated: examples of each task in all evaluations.
+        batch: examples of a batch that is drawn at random; 0 = batches hold answers of similar length.
+    """
+    order = config.task_order
+    definitions = [config.task[task.task or order.task] for task in order.tasks]
+    likely = [config.evaluation.labels == "likelihood" and task.labels is not None for task in definitions]
+    tokens = [0 if by_label else task.max_new_tokens for task, by_label in zip(definitions, likely, strict=True)]
+    known = [
+        {label for label in task.labels.values() if label is not None}
+        for task, by_label in zip(definitions, likely, strict=True)
+        if by_label and task.labels is not None
+    ]
+    # A token has a byte at least.
+    longest = max((len(label.encode()) + 1 for labels in known for label in labels), default=0)
+    return Answers(
+        max_length=max(lengths.answers),
+        mean_length=fmean(lengths.answers),
+        max_whole=max(lengths.whole),
+        mean_whole=_padded(lengths.whole, batch),
+        generated=max((n for n, number in zip(tokens, evaluated, strict=True) if number), default=0),
+        mean_generated=sum(n * number for n, number in zip(tokens, evaluated, strict=True)) / max(1, sum(evaluated)),
+        labels=max((len(labels) for labels in known), default=0),
+        label_length=min(longest, config.backbone.max_answer_length or longest),
+        by_label=sum(number for by_label, number in zip(likely, evaluated, strict=True) if by_label),
     )
 
 
 def _padded(lengths: Sequence[int], batch: int) -> float:
-    """Tokens of a text with its padding in a batch drawn at random: about the quantile B / (B + 1)."""
+    """Tokens of a text with its padding in a batch drawn at random: about the quantile B / (B + 1).
+
+    Args:
+        batch: examples in it; 0 = it holds texts of similar length, so that there is little padding.
+    """
+    if not batch:
+        return fmean(lengths)
     ordered = sorted(lengths)
     return ordered[min(len(ordered) - 1, len(ordered) * batch // (batch + 1))]
 
 
-def _demands(config: Config, model: nn.Module, labels: int) -> tuple[Memory, bool, bool, set[str]]:
-    """What the methods hold, whether they select in the first task, whether they freeze, what they measure on."""
+def _demands(config: Config, model: nn.Module, labels: int) -> tuple[Memory, Trains, Trains, set[str]]:
+    """What the methods hold, what trains in the first task and in later ones, what importance is measured on."""
     values: dict[str, Any] = {}
     measures: set[str] = set()
-    selects_first = False
+    measured: list[dict[str, int] | None] = []  # entries by name, as each method asks; None = of all weights
+    first: Trains = "all"
+    later: Trains = "all"
     methods = build_method(config.method).methods.values()
+    chosen = next((method.candidates(model) for method in methods if isinstance(method, Selector)), None)
     for method in methods:
         if isinstance(method, Selector):
-            values["candidates"] = sizes = method.candidates(model)
+            assert chosen is not None
+            values["candidates"] = chosen
             values["fraction"] = method.fraction
             if "count_excluded" in method.compat:
                 entries = sum(p.numel() for p in model.parameters())
-                values["fraction"] = min(1.0, method.fraction * entries / sum(sizes.values()))
+                values["fraction"] = min(1.0, method.fraction * entries / sum(chosen.values()))
             values["clustered"] = method.keep == "largest" and method.score not in ("random", "magnitude")
-            selects_first = method.first_task == "selected"
+            first, later = "selected" if method.first_task == "selected" else "all", "selected"
             if method.score in NEEDS_PASS:
                 measures.add(method.score_data)
+                measured.append(None if method.score in NEEDS_MEAN else chosen)
                 values["sums"] = 2 if method.score in NEEDS_GRADIENT else 1
                 values["sum_item"] = 2 if "bf16_accumulation" in method.compat else 4
         elif isinstance(method, EWC):
             measures.add(method.fisher_data)
+            measured.append(chosen if method.fisher_data == "old_tasks" else None)
             values["entry_bytes"] = 8  # Fisher and anchor of what trains
             values["mean_bytes"] = 4
             if method.fisher_data == "last_task":
                 values["weight_bytes"] = 4  # the Fisher of all weights
         elif isinstance(method, LwF):
-            values["example_bytes"] = 4 * labels
-    return Memory(**values), selects_first, any(isinstance(method, Frozen) for method in methods), measures
+            if config.backbone.family == "classifier":
+                values["example_bytes"] = 4 * labels
+            else:
+                values["teacher"] = method.outputs
+        elif isinstance(method, LayerNorm):
+            values["listed"] = method.candidates(model)
+            first, later = "listed" if method.first_task == "selected" else "all", "listed"
+        elif isinstance(method, Frozen):
+            later = "nothing"
+    if measured and all(names is not None for names in measured):
+        values["measured"] = measured[0]
+    return Memory(**values), first, later, measures

@@ -74,4 +74,5 @@ def _kind(resolved: Mapping[str, Any]) -> dict[str, Any]:
     kind["hardware"] = {key: resolved["hardware"][key] for key in SAME_HARDWARE}
     training = resolved["training"]
     kind["sizes"] = [training[stage][key] for stage in ("base", "incremental") for key in ("batch_size", "micro_batch")]
+    kind["group_by_length"] = training["group_by_length"]
     return kind

@@ -9,92 +9,36 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cl_runner.checkpoint import replace_file
+from cl_runner.families.base import Output
+from cl_runner.planning import passes
 from cl_runner.planning.imitation import Cost, Device, Imitation, checkpointing, keeping_inputs
+from cl_runner.planning.setting import Setting, TaskNumbers, Trains
 from cl_runner.planning.speed import Speed
 from cl_runner.sparse.layers import WHOLE_INPUT
-
-Trains = Literal["all", "selected", "nothing"]
 
 #: A CUDA context and its kernels, which torch's allocator does not count.
 CUDA_CONTEXT_BYTES = 500_000_000
 #: Input columns of a layer that hold its most important entries; measured 2 to 40 of 384 (scripts/bench).
 CLUSTERED_SHARE = 0.1
-#: Bytes of an answer in predictions/*.jsonl.
+#: Bytes of a line in predictions/*.jsonl, and of each token in it.
 PREDICTION_BYTES = 100
+TOKEN_BYTES = 4
 #: glibc's heap grows beyond what lives in it while a pass keeps and frees tensors by turns: 1.15 to 1.45 times where
 #: that was measured, on MiniLM.
 HEAP_SHARE = 1.35
 #: Reads and writes of AdamW and of clipping, in bytes per trained fp32 entry and step.
 OPTIMIZER_TRAFFIC = 40
-
-
-@dataclass(frozen=True)
-class TaskNumbers:
-    """One task in numbers."""
-
-    name: str
-    stage: str  # base | incremental
-    examples: int  # trained on
-    steps: int  # optimizer steps
-    trains: Trains
-    measured: int  # examples of the importance pass; 0 = none
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What the methods of a chain hold, and what they train."""
-
-    fraction: float = 0.0  # of `candidates` that is selected where a task trains "selected"
-    candidates: Mapping[str, int] = dataclasses.field(default_factory=dict)  # entries by parameter name
-    clustered: bool = False  # the largest scores lie in few input columns; others scatter
-    sums: int = 1  # numbers per weight that the importance pass fills: Fisher, or gradient and Fisher
-    sum_item: int = 4  # bytes of each
-    mean_bytes: int = 0  # per weight, of the mean that a method takes of those sums
-    entry_bytes: int = 0  # held per trained entry while a task after the first trains, such as an anchor
-    weight_bytes: int = 0  # held per weight from the first task on
-    example_bytes: int = 0  # held per training example while a task after the first trains
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a run asks for, in numbers; options that change memory have the configuration's names."""
-
-    device: Device
-    precision: Literal["fp32", "bf16"]
-    dtype: torch.dtype  # of the weights
-    gradient_checkpointing: bool
-    max_length: int  # tokens of the longest text
-    mean_length: float  # tokens of a text in its padded batch
-    batch_size: Mapping[str, int]
-    micro_batch: Mapping[str, int]
-    importance_batch: int
-    importance_micro_batch: int  # 1 = every example's gradient by itself
-    accumulate: Literal["device", "cpu"]
-    passes: int
-    evaluation_batch: int
-    evaluated: int  # examples of one evaluation of all tasks
-    tasks: tuple[TaskNumbers, ...]
-    memory: Memory
-    restart: bool  # every task starts from the first weights, which are kept
-    snapshots: Literal["all", "sparse", "none"]
-    cache_bytes: int  # room for importance that runs share
-
-    @property
-    def per_example(self) -> bool:
-        """Whether one importance pass over a batch gives every example's own gradient; else it is one micro-batch."""
-        return self.importance_micro_batch == 1 and self.memory.sum_item == 4
 
 
 @dataclass(frozen=True)
@@ -115,6 +59,8 @@ class Plan:
         phases: load, importance, train, evaluate.
         kept_bytes: of the finished run's folder; `disk` also says what is there while it runs.
         trainable: entries that train, by task.
+        flops_per_token: of training, by task: of the model's products, forward and backward, for one token.
+        flops_per_second: products of this device, calibrated; None where that was not done.
         basis: what the seconds are based on.
     """
 
@@ -123,27 +69,10 @@ class Plan:
     kept_bytes: int
     parameters: int
     trainable: dict[str, int]
+    flops_per_token: dict[str, float]
+    flops_per_second: float | None
     steps: int
     basis: str
-
-
-Batch = dict[str, Tensor]
-Loss = Callable[[nn.Module, Batch], Tensor]
-
-
-def classifier_batch(examples: int, tokens: int) -> Batch:
-    """A batch of an encoder classifier; the mask has the type it has in a run, padding included."""
-    return {
-        "input_ids": torch.zeros(examples, tokens, dtype=torch.long),
-        "attention_mask": torch.zeros(examples, tokens, dtype=torch.long),
-        "labels": torch.zeros(examples, dtype=torch.long),
-    }
-
-
-def classifier_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The mean cross-entropy over a batch of an encoder classifier."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-    return functional.cross_entropy(logits, batch["labels"])
 
 
 class Planner:
@@ -154,37 +83,49 @@ class Planner:
         base_bytes: of the process before there is a model; on a GPU 0, as its allocator counts.
     """
 
-    def __init__(
-        self,
-        skeleton: Callable[[], PreTrainedModel],
-        base_bytes: int,
-        batch: Callable[[int, int], Batch] = classifier_batch,
-        loss: Loss = classifier_loss,
-    ):
+    def __init__(self, skeleton: Callable[[], PreTrainedModel], base_bytes: int):
         self.base_bytes = base_bytes
-        self._batch = batch
-        self._loss = loss
         self._imitation = functools.cache(lambda dtype, device: Imitation(skeleton(), dtype, device))
-        self._priced: dict[object, Cost] = {}
+        self._priced: dict[object, list[Cost]] = {}
 
     # passes
 
-    def _cost(self, s: Setting, key: object, work: Callable[[PreTrainedModel], object]) -> Cost:
-        key = (key, s.dtype, s.device)
+    def _costs(self, s: Setting, key: object, stages: Sequence[passes.Stage]) -> list[Cost]:
+        key = (key, s.dtype, s.device, s.precision, s.max_length, s.answers)
         if key not in self._priced:
-            self._priced[key] = self._imitation(s.dtype, s.device).cost(work)
+            self._priced[key] = self._imitation(s.dtype, s.device).costs(stages)
         return self._priced[key]
 
-    def _train(self, s: Setting, stage: str, trains: Trains) -> Cost:
-        """One forward and backward pass of training, with the gradients it leaves."""
+    def _cost(self, s: Setting, key: object, work: Callable[[PreTrainedModel], object]) -> Cost:
+        return self._costs(s, key, [lambda model, _: work(model)])[0]
+
+    def _train(self, s: Setting, stage: str, trains: Trains, later: bool) -> Cost:
+        """One forward and backward pass of training, with the gradients it leaves.
+
+        Args:
+            later: whether there was a task before.
+        """
         examples, accumulates = s.micro_batch[stage], s.micro_batch[stage] < s.batch_size[stage]
         columns = self._columns(s) if trains == "selected" else {}
         half = s.dtype.itemsize < 4
+        teacher = s.memory.teacher if later else None
+
+        def of_teacher(logits: Tensor) -> Tensor:
+            return logits if teacher == "logits" else logits.softmax(-1)
 
         def run(model: PreTrainedModel) -> None:
-            model.train()
             with checkpointing(model, s.gradient_checkpointing):
-                self._loss_of(model, s, examples).backward()
+                old = None
+                if teacher is not None:
+                    model.eval()
+                    with torch.no_grad():
+                        old = of_teacher(self._output(model, s, examples).logits)
+                model.train()
+                output = self._output(model, s, examples)
+                loss = output.loss
+                if old is not None:
+                    loss = loss + (of_teacher(output.logits) - old).square().sum(-1).mean()
+                loss.backward()
 
         def work(model: PreTrainedModel) -> None:
             if trains == "selected":
@@ -192,10 +133,12 @@ class Planner:
                 with keeping_inputs(model, layers, room=False):
                     run(model)
                 return
-            model.requires_grad_(True)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(trains == "all" or name in s.memory.listed)
+            learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
             full: dict[Tensor, Tensor] = {}  # gradients of half-precision weights are kept in fp32
             if accumulates:  # there are gradients of the part of the batch before
-                for parameter in model.parameters():
+                for parameter in learning:
                     if half:
                         full[parameter] = torch.empty_like(parameter, dtype=torch.float32)
                     else:
@@ -207,14 +150,14 @@ class Planner:
                 full[parameter] = full[parameter].add_(gradient) if accumulates else gradient
                 parameter.grad = None
 
-            handles = [p.register_post_accumulate_grad_hook(collect) for p in model.parameters() if half]
+            handles = [p.register_post_accumulate_grad_hook(collect) for p in learning if half]
             try:
                 run(model)
             finally:
                 for handle in handles:
                     handle.remove()
 
-        key = ("train", trains, examples, accumulates, s.max_length, s.precision, s.gradient_checkpointing)
+        key = ("train", trains, examples, accumulates, s.gradient_checkpointing, teacher)
         return self._cost(s, (*key, tuple(columns.items())), work)
 
     def _columns(self, s: Setting) -> dict[str, int | None]:
@@ -244,45 +187,94 @@ class Planner:
             gradient * gradient
             parameter.grad = None
 
+        measured = self._measured(s)
+
         def work(model: PreTrainedModel) -> None:
             model.eval()
+            wanted = [parameter for name, parameter in model.named_parameters() if name in measured]
             if s.per_example:
-                layers = (m for m in model.modules() if any(True for _ in m.parameters(recurse=False)))
+                found = set(wanted)
+                layers = (m for m in model.modules() if found.intersection(m.parameters(recurse=False)))
                 with keeping_inputs(model, {m: None for m in layers if not isinstance(m, nn.Embedding)}, room=True):
-                    self._loss_of(model, s, examples).backward()
+                    self._loss_sum(model, s, examples).backward()
                 return
-            model.requires_grad_(True)
-            handles = [p.register_post_accumulate_grad_hook(square) for p in model.parameters()]
+            model.requires_grad_(False)
+            for parameter in wanted:
+                parameter.requires_grad_(True)
+            handles = [parameter.register_post_accumulate_grad_hook(square) for parameter in wanted]
             try:
-                self._loss_of(model, s, examples).backward()
+                if s.importance_micro_batch == 1:
+                    self._loss_sum(model, s, examples).backward()
+                else:
+                    self._output(model, s, examples).loss.backward()
             finally:
                 for handle in handles:
                     handle.remove()
 
-        return self._cost(s, ("importance", s.per_example, examples, s.max_length, s.precision), work)
+        return self._cost(s, ("importance", s.per_example, examples, tuple(measured)), work)
 
-    def _loss_of(self, model: nn.Module, s: Setting, examples: int) -> Tensor:
-        """The loss of a batch of the longest texts, in the run's precision."""
+    def _output(self, model: nn.Module, s: Setting, examples: int) -> Output:
+        """A forward pass over the longest examples, in the run's precision."""
         # The imitation lies on the CPU, whatever the run's device.
         with torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16"):
-            return self._loss(model, self._batch(examples, s.max_length))
+            return passes.outputs(model, s, examples)
 
-    def _evaluate(self, s: Setting) -> Cost:
-        """One forward pass of evaluation."""
+    def _loss_sum(self, model: nn.Module, s: Setting, examples: int) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16"):
+            return passes.loss_sum(model, s, examples)
+
+    def _evaluate(self, s: Setting) -> dict[str, list[Cost]]:
+        """The stages of each way to evaluate a batch."""
+
+        def without_gradient(stage: passes.Stage) -> passes.Stage:
+            def work(model: PreTrainedModel, given: Any) -> Any:
+                model.eval()
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16"):
+                    return stage(model, given)
+
+            return work
+
+        return {
+            way: self._costs(s, (way, s.evaluation_batch), [without_gradient(stage) for stage in stages])
+            for way, stages in passes.answers(s).items()
+        }
+
+    def _forward_flops(self, s: Setting) -> float:
+        """FLOPs of the model's products in a forward pass, per token of examples of the mean length."""
+        mean = s.at_mean()
 
         def work(model: PreTrainedModel) -> None:
             model.eval()
             with torch.no_grad():
-                self._loss_of(model, s, s.evaluation_batch)
+                self._output(model, mean, 1)
 
-        return self._cost(s, ("evaluate", s.evaluation_batch, s.max_length, s.precision), work)
+        return self._cost(mean, "forward", work).flops / mean.max_whole
+
+    def flops_per_token(self, s: Setting, task: TaskNumbers) -> float:
+        """FLOPs of training for one token that is no padding, products and attention, as a share of a peak counts them.
+
+        Backward computes the gradients of inputs, and of whole weights as well: each costs what the forward pass does
+        (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). What is computed twice to save memory counts once.
+        """
+        if task.trains == "nothing":
+            return 0.0
+        return (3 if task.trains == "all" else 2) * self._forward_flops(s)
 
     # sums
 
-    def _in_products(self, s: Setting) -> int:
+    def _in_products(self, s: Setting, among: Collection[str]) -> int:
         """Entries of the weights that inputs are multiplied with: all but embeddings, norms and biases."""
-        modules = self._imitation(s.dtype, s.device).model.modules()
-        return sum(m.weight.numel() for m in modules if isinstance(m, nn.Linear | Conv1D))
+        modules = self._imitation(s.dtype, s.device).model.named_modules()
+        found = {f"{name}.weight": m.weight.numel() for name, m in modules if isinstance(m, nn.Linear | Conv1D)}
+        return sum(size for name, size in found.items() if name in among)
+
+    def _without_rule(self, s: Setting) -> bool:
+        """Whether the importance pass must go through single examples as well, for T5's table of positions."""
+        return any(name.endswith("relative_attention_bias.weight") for name in self._measured(s))
+
+    def _measured(self, s: Setting) -> Mapping[str, int]:
+        """Entries of what importance is measured of, by parameter name."""
+        return self._sizes(s) if s.memory.measured is None else s.memory.measured
 
     def _sizes(self, s: Setting) -> dict[str, int]:
         return self._imitation(s.dtype, s.device).sizes()
@@ -299,9 +291,15 @@ class Planner:
 
     def trained(self, s: Setting, task: TaskNumbers) -> int:
         """Entries that a task trains."""
-        if task.trains == "all":
-            return self.parameters(s)
-        return round(s.memory.fraction * sum(s.memory.candidates.values())) if task.trains == "selected" else 0
+        match task.trains:
+            case "all":
+                return self.parameters(s)
+            case "selected":
+                return round(s.memory.fraction * sum(s.memory.candidates.values()))
+            case "listed":
+                return sum(s.memory.listed.values())
+            case "nothing":
+                return 0
 
     def phases(self, s: Setting) -> list[str]:
         """The phases of a run that take memory of their own, training by stage."""
@@ -322,8 +320,9 @@ class Planner:
         # What the methods held for a task is there until they hold it for the next one.
         fixed += max((self._held(s, task) for task in s.tasks[1:]), default=0)
         if phase == "evaluate":
-            return fixed + _held_by_pass(self._evaluate(s), s.device)
-        work, mean = _held_by_pass(self._importance(s), s.device), s.memory.mean_bytes * entries
+            costs = [cost for stages in self._evaluate(s).values() for cost in stages]
+            return fixed + max(_held_by_pass(cost, s.device) for cost in costs)
+        work, mean = _held_by_pass(self._importance(s), s.device), s.memory.mean_bytes * sum(self._measured(s).values())
         # The mean comes after the pass, whose memory only a GPU's allocator uses again for tensors of that size.
         return fixed + self._sums(s) + (max(work, mean) if s.device == "cuda" else work + mean)
 
@@ -333,11 +332,12 @@ class Planner:
 
     def _held(self, s: Setting, task: TaskNumbers) -> int:
         """Bytes that the methods hold for a task after the first."""
-        return s.memory.entry_bytes * self.trained(s, task) + s.memory.example_bytes * task.examples
+        entry = s.memory.entry_bytes + (s.dtype.itemsize if s.memory.teacher is not None else 0)
+        return entry * self.trained(s, task) + s.memory.example_bytes * task.examples
 
     def _sums(self, s: Setting) -> int:
         """Bytes of the sums of the importance pass on the run's device (cl_runner/sparse/importance.py)."""
-        sizes = self._sizes(s)
+        sizes = self._measured(s)
         of_a_weight = s.memory.sums * s.memory.sum_item
         if s.device == "cpu" or (s.accumulate == "device" and s.passes == 1):
             return of_a_weight * sum(sizes.values())
@@ -353,14 +353,14 @@ class Planner:
         held = item * trained  # their values before the task
         held += 8 * trained  # AdamW's moments, fp32
         held += self._held(s, task) if later else 0
-        step = _held_by_pass(self._train(s, task.stage, task.trains), s.device)
+        step = _held_by_pass(self._train(s, task.stage, task.trains, later), s.device)
         if task.trains == "selected":
             held += (4 + 8) * trained  # current values and positions
             step += 4 * trained  # gradients of the values
             largest = trained
         else:
             held += 4 * trained if item < 4 else 0  # fp32 copies
-            largest = max(sizes.values())
+            largest = max((s.memory.listed if task.trains == "listed" else sizes).values())
         penalty = 4 * (trained + 3 * largest) if later and s.memory.entry_bytes else 0
         return held + max(step, penalty, self._state(s, task, later))
 
@@ -375,12 +375,14 @@ class Planner:
     def disk(self, s: Setting) -> dict[str, int]:
         """Bytes on disk: "snapshots" and "predictions" stay, "state while running" goes when the run is done."""
         item = s.dtype.itemsize
+        said = 0.0 if s.answers is None else s.answers.mean_length + s.answers.mean_generated
         kept, hidden, state = 0, 0, 0
         for number, task in enumerate(s.tasks):
             trained = self.trained(s, task)
             # A sparse snapshot holds a position (mostly a 16-bit gap) and old and new value in one word.
             change = trained * (2 + item) if task.trains == "selected" else trained * item
-            if s.snapshots == "all" or (s.snapshots == "sparse" and (task.trains != "all" or number == 0)):
+            whole = task.trains in ("all", "listed")
+            if s.snapshots == "all" or (s.snapshots == "sparse" and not (whole and number)):
                 kept += change
             else:
                 hidden = max(hidden, change)
@@ -388,24 +390,28 @@ class Planner:
         return {
             "snapshots": kept,
             "cached importance": self._cached(s),
-            "predictions": PREDICTION_BYTES * s.evaluated * (len(s.tasks) + 1),
+            "predictions": round(s.evaluated * (PREDICTION_BYTES + TOKEN_BYTES * said)),
             "state while running": 2 * state + hidden,  # the state before goes when the next one is complete
         }
 
     def _cached(self, s: Setting) -> int:
         """Bytes of the sums that are kept for other runs, at most."""
-        sums = s.memory.sums * s.memory.sum_item * self.parameters(s)
+        sums = s.memory.sums * s.memory.sum_item * sum(self._measured(s).values())
         passes = sum(task.measured > 0 for task in s.tasks)
         return min(s.cache_bytes, passes * sums) if sums <= s.cache_bytes else 0
 
     def work(self, s: Setting) -> dict[str, tuple[int, float]]:
-        """Examples of importance, train and evaluate, and the tokens they hold with their padding."""
+        """Examples of importance, train and evaluate, and the tokens they hold with their padding.
+
+        Of an answer that is generated all tokens count that it may have.
+        """
         examples = {
             "importance": sum(task.measured for task in s.tasks),
             "train": sum(self._passes(s, task) for task in s.tasks if task.trains != "nothing"),
-            "evaluate": s.evaluated * (len(s.tasks) + 1),
+            "evaluate": s.evaluated,
         }
-        return {phase: (number, number * s.mean_length) for phase, number in examples.items()}
+        length = {"evaluate": s.mean_length + (0.0 if s.answers is None else s.answers.mean_generated)}
+        return {phase: (number, number * length.get(phase, s.mean_whole)) for phase, number in examples.items()}
 
     @staticmethod
     def _passes(s: Setting, task: TaskNumbers) -> int:
@@ -414,36 +420,62 @@ class Planner:
         return min(task.steps * s.batch_size[task.stage], round(task.steps / per_epoch * task.examples))
 
     def seconds(self, s: Setting, speed: Speed) -> dict[str, float]:
-        """Seconds of importance, train and evaluate on a device as fast as `speed`."""
-        share = s.mean_length / s.max_length  # of the cost at the greatest length
+        """Seconds of importance, train and evaluate on a device as fast as `speed`.
+
+        At most, where answers are generated: as if each had all the tokens it may have.
+        """
+        share = s.mean_whole / s.max_whole  # of the cost at the greatest length
         found = {"train": 0.0, "importance": 0.0}
-        for task in s.tasks:
+        for number, task in enumerate(s.tasks):
             if task.trains != "nothing":
-                cost = self._train(s, task.stage, task.trains)
+                cost = self._train(s, task.stage, task.trains, number > 0)
                 found["train"] += speed.seconds(cost, share) * self._passes(s, task) / s.micro_batch[task.stage]
                 found["train"] += task.steps * OPTIMIZER_TRAFFIC * self.trained(s, task) / speed.bytes_per_second
             if task.measured:
                 size = s.importance_batch if s.per_example else s.importance_micro_batch
                 cost = self._importance(s)
                 # Each example's (or micro-batch's) weight gradients are formed, squared and added by themselves.
-                entries = self._in_products(s) if s.per_example else self.parameters(s)
-                products = 2 * entries * task.measured * s.mean_length if s.per_example else 0.0
+                entries = self._in_products(s, self._measured(s)) if s.per_example else sum(self._measured(s).values())
+                products = 2 * entries * task.measured * s.mean_whole if s.per_example else 0.0
                 traffic = 4 + 2 * s.memory.sums * s.memory.sum_item
                 found["importance"] += s.passes * (
                     speed.seconds(cost, share) * task.measured / size
                     + products / speed.flops_per_second
                     + traffic * entries * task.measured / s.importance_micro_batch / speed.bytes_per_second
                 )
-        evaluations = s.evaluated * (len(s.tasks) + 1) / s.evaluation_batch
-        found["evaluate"] = speed.seconds(self._evaluate(s), share) * evaluations
+                if s.per_example and self._without_rule(s):
+                    single = self._importance(dataclasses.replace(s, importance_batch=1))
+                    found["importance"] += s.passes * speed.seconds(single, share) * task.measured
+        found["evaluate"] = self._evaluation_seconds(s, speed)
         return found
 
-    def plan(self, s: Setting, seconds: Mapping[str, float] | None, basis: str) -> Plan:
+    def _evaluation_seconds(self, s: Setting, speed: Speed) -> float:
+        share = s.mean_length / s.max_length
+        ways = self._evaluate(s)
+        if s.answers is None:
+            return speed.seconds(ways["forward"][0], share) * s.evaluated / s.evaluation_batch
+        seconds = 0.0
+        if "generate" in ways:
+            prompt, _, token = ways["generate"]
+            # For every token all weights are read, which longer passes hide behind their products.
+            read = s.dtype.itemsize * self.parameters(s) / speed.bytes_per_second
+            tokens = s.answers.mean_generated * s.evaluated / (s.evaluated - s.answers.by_label)
+            batches = (s.evaluated - s.answers.by_label) / s.evaluation_batch
+            seconds += batches * (speed.seconds(prompt, share) + tokens * (speed.seconds(token) + read))
+        if "labels" in ways:
+            prompt, labels = ways["labels"]
+            seconds += (speed.seconds(prompt, share) + speed.seconds(labels)) * s.answers.by_label / s.evaluation_batch
+        return seconds
+
+    def plan(
+        self, s: Setting, seconds: Mapping[str, float] | None, basis: str, flops_per_second: float | None = None
+    ) -> Plan:
         """Everything at once.
 
         Args:
             seconds: of each phase; None where nothing says how fast the device is.
             basis: what the seconds are based on.
+            flops_per_second: of the device, calibrated.
         """
         memory, work = self.memory(s), self.work(s)
         peaks: dict[str, int] = {}
@@ -462,6 +494,8 @@ class Planner:
             disk["snapshots"] + disk["predictions"],
             self.parameters(s),
             {task.name: self.trained(s, task) for task in s.tasks},
+            {task.name: self.flops_per_token(s, task) for task in s.tasks},
+            flops_per_second,
             sum(task.steps for task in s.tasks if task.trains != "nothing"),
             basis,
         )
@@ -478,6 +512,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "phases": {name: {"bytes": phase.bytes, "seconds": phase.seconds} for name, phase in plan.phases.items()},
         "disk_bytes": plan.kept_bytes,
         "trainable": list(plan.trainable.values()),
+        "flops_per_token": list(plan.flops_per_token.values()),
+        "flops_per_second": plan.flops_per_second,
         "basis": plan.basis,
     }
 

@@ -3,4 +3,7 @@
 #: Node of the configuration -> file:class.
 PROBES = {
     "held_text": "held_text:HeldText",
+    "humaneval": "humaneval:HumanEval",
+    "lm_eval": "lm_eval:LMEval",
+    "task_loss": "task_loss:TaskLoss",
 }

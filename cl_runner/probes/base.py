@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
+
+import torch
+from torch import nn
 
 from cl_runner.learner import Learner
 
@@ -30,9 +34,27 @@ class Probe(ABC):
         """Once on the untouched model; what is needed later is written into `folder`, and read again on resume."""
 
     @abstractmethod
-    def measure(self, learner: Learner, folder: Path) -> dict[str, float]:
-        """Numbers of the model as it is now, by name; weights and gradients stay what they are."""
+    def measure(self, learner: Learner, folder: Path, after: str) -> dict[str, float]:
+        """Numbers of the model as it is now, by name; weights, gradients and modes stay what they are.
+
+        Args:
+            folder: for what should outlast the run, such as answers.
+            after: the row of the matrix that it belongs to, part of file names in `folder`.
+        """
 
     def names(self) -> Sequence[str]:
-        """What `measure` will return, for the report."""
+        """What `measure` will return, for the report; empty if only measuring tells."""
         return ()
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Without dropout and without gradients; every module's mode is given back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

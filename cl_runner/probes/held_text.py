@@ -2,19 +2,158 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
+import torch
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase
+
+from cl_runner.checkpoint import replace_file
+from cl_runner.config import Count, Positive, Sampling
+from cl_runner.data.example import Example
+from cl_runner.data.sources import READERS
+from cl_runner.families.base import IGNORED, Answering, Batch
+from cl_runner.families.tokens import padded
 from cl_runner.learner import Learner
-from cl_runner.probes.base import Probe
+from cl_runner.probes.base import Probe, at_rest
+
+#: Texts that the model writes at once. Their number enters what chance writes, so that it is no option.
+WRITTEN_AT_ONCE = 16
+TEXTS = "text.jsonl"
 
 
 @dataclass
 class HeldText(Probe):
-    """To be written."""
+    """Mean of -log p per token, in nats, and its exponential. The text is the same after every task.
 
+    A decoder is given the token that begins a text, and every token of it counts. An encoder-decoder reads the first
+    half of a text, up to a space, and the tokens of the second half and the end count.
+    """
+
+    higher_is_better: ClassVar[bool] = False
+    unit: ClassVar[str] = "nats per token"
     path: str | None
+    texts: Count
+    tokens: Annotated[int, Field(ge=2)]
+    temperature: Positive
+    batch_size: Count
 
-    def measure(self, learner: Learner, folder: Path) -> dict[str, float]:
-        """Loss."""
-        return {}
+    def check(self) -> None:
+        """The file is there."""
+        if self.path is not None and not Path(self.path).expanduser().is_file():
+            raise ValueError(
+                f"probe.{self.node}.path={self.path} is no file. Name a text, or a .jsonl of objects with the key "
+                f"`text`, or let the model write one: probe.{self.node}.path=null"
+            )
+
+    def prepare(self, learner: Learner, folder: Path) -> None:
+        """Read the text, or let the untouched model write it; from now on it lies in the run's folder."""
+        positions = getattr(learner.model.config, "max_position_embeddings", None)
+        if learner.family.backbone.family == "causal" and positions is not None and self.tokens >= positions:
+            raise ValueError(
+                f"{learner.family.backbone.name} reads {positions} tokens, the text's beginning included. "
+                f"Type: probe.{self.node}.tokens={positions - 1}"
+            )
+        if self.path is None:
+            with at_rest(learner.model):
+                texts = self._written(learner)
+        else:
+            texts = self._read(learner.family.tokenizer, Path(self.path).expanduser())
+        replace_file(folder / TEXTS, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+
+    def _written(self, learner: Learner) -> list[str]:
+        """What the model says unasked."""
+        tokenizer = learner.family.tokenizer
+        if learner.family.backbone.family == "causal":
+            start = [beginning(tokenizer)]
+        else:
+            start = tokenizer("")["input_ids"] or [tokenizer.eos_token_id]
+        how = Answering(self.tokens, sampling=Sampling(temperature=self.temperature, top_k=None, top_p=None), raw=True)
+        texts: list[str] = []
+        for first in range(0, self.texts, WRITTEN_AT_ONCE):
+            torch.manual_seed(learner.seed_of("probe", self.node, first))
+            ids = torch.tensor([start] * min(WRITTEN_AT_ONCE, self.texts - first), device=learner.device)
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            texts += [answer.text for answer in learner.answer(batch, how)]
+            learner.progress("write text", len(texts), self.texts)
+        said = [text for text in texts if text.strip()]
+        if not said:
+            raise ValueError(
+                f"{learner.family.backbone.name} wrote nothing. Give it a text: probe.{self.node}.path=FILE"
+            )
+        return said
+
+    def _read(self, tokenizer: PreTrainedTokenizerBase, path: Path) -> list[str]:
+        """The first texts of a .jsonl, or so many pieces of another file."""
+        if path.name.endswith((".jsonl", ".jsonl.gz")):
+            found = [str(record.get("text") or "") for record in READERS["jsonl"](path)]
+            texts = [text for text in found if text.strip()]
+        else:
+            text = path.read_text(encoding="utf-8")
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            whole = range(0, len(ids) - self.tokens + 1, self.tokens)
+            pieces = [ids[start : start + self.tokens] for start in whole[: self.texts]]
+            texts = tokenizer.batch_decode(pieces, clean_up_tokenization_spaces=False) if pieces else []
+        if len(texts) < self.texts:
+            raise ValueError(
+                f"{path} holds {len(texts)} texts of {self.tokens} tokens. "
+                f"Type: probe.{self.node}.texts={max(1, len(texts))}, or a smaller probe.{self.node}.tokens"
+            )
+        return texts[: self.texts]
+
+    def names(self) -> Sequence[str]:
+        """Two names for one thing."""
+        return ("loss", "perplexity")
+
+    def measure(self, learner: Learner, folder: Path, after: str) -> dict[str, float]:
+        """`loss` in nats per token and `perplexity`, its exponential."""
+        texts = [str(record["text"]) for record in READERS["jsonl"](folder / TEXTS)]
+        total, count, done = 0.0, 0, 0
+        with at_rest(learner.model):
+            for batch in self._batches(learner, texts):
+                output = learner.forward(batch)
+                total += float(output.loss) * len(output.targets)
+                count += len(output.targets)
+                done += len(batch["labels"])
+                learner.progress("held text", done, len(texts))
+        loss = total / count
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # beyond that a float is infinite
+
+    def _batches(self, learner: Learner, texts: Sequence[str]) -> Iterator[Batch]:
+        if learner.family.backbone.family == "seq2seq":
+            halves = [halved(text) for text in texts]
+            yield from learner.sorted_batches([Example(first, second) for first, second in halves], self.batch_size)
+            return
+        start = beginning(learner.family.tokenizer)
+        ids = learner.family.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        rows = sorted((row[: self.tokens] for row in ids), key=len, reverse=True)
+        for first in range(0, len(rows), self.batch_size):
+            chosen = rows[first : first + self.batch_size]
+            mask = padded([[1] * (len(row) + 1) for row in chosen], 0, "left")
+            batch = {
+                "input_ids": padded([[start, *row] for row in chosen], learner.family.tokenizer.pad_token_id, "left"),
+                "attention_mask": mask,
+                "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+                "labels": padded(chosen, IGNORED, "left"),
+            }
+            yield {name: tensor.to(learner.device) for name, tensor in batch.items()}
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that a text begins with; where there is none, the one that ends the text before."""
+    token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    assert isinstance(token, int), "a language model's tokenizer ends its texts"
+    return token
+
+
+def halved(text: str) -> tuple[str, str]:
+    """A text in two, at the last space of its first half if there is one."""
+    middle = len(text) // 2
+    space = text.rfind(" ", 1, middle + 1)
+    cut = space if space > 0 else middle
+    return text[:cut], text[cut:]

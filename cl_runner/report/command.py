@@ -13,12 +13,12 @@ from cl_runner.arguments import Parser, unwritable
 from cl_runner.report.folder import Run, find_runs, is_run, read_run
 from cl_runner.report.tables import (
     Table,
+    all_tables,
     as_csv,
     as_markdown,
     check_metric,
     group_runs,
-    long_table,
-    paper_tables,
+    headline_of,
     table_csv,
     table_shape,
 )
@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_FOLDER")
     parser.add_argument("--rows", metavar="KEY", help="rows of one table: task_order, backbone, method or a key")
     parser.add_argument("--columns", metavar="KEY", help="its columns, such as method or method.pe.fraction")
-    parser.add_argument("--metric", metavar="NAME", help="what its cells show; union_accuracy by default")
+    parser.add_argument("--metric", metavar="NAME", help="its cells; union_accuracy (or average_accuracy) by default")
     parser.add_argument(
         "--format",
         choices=("terminal", "csv", "markdown", "html"),
@@ -97,14 +97,21 @@ def _writing(path: Path) -> Iterator[None]:
 
 def _single(run: Run) -> None:
     """The page of one run, and its matrix on the terminal."""
-    from cl_runner.report.page import value_text, write_run_report
+    from cl_runner.report.ability import change_text, changes
+    from cl_runner.report.page import cell_text, interval_text, protocol_note, value_text, write_run_report
 
     with _writing(run.folder / "report.html"):
         path = write_run_report(run.folder)
     names = ["start", *(f"after {task}" for task in run.tasks)]
-    rows = [[name, *(f"{value:.2f}" for value in row)] for name, row in zip(names, run.rows, strict=False)]
-    notes = [f"{name} {value_text(name, value)}" for name, value in run.metrics.items()]
-    title = f"{run.method} on {run.task_order}, seed {run.seed}, {run.status}: accuracy in %"
+    rows = [[name, *map(cell_text, row)] for name, row in zip(names, run.rows, strict=False)]
+    bounds = {name: interval_text(run, name) for name in run.metrics}
+    notes = [protocol_note(run)] if run.marks else []
+    notes += [
+        f"{name} {value_text(name, value)}" + (f" (95 % interval {bounds[name]})" if bounds[name] else "")
+        for name, value in run.metrics.items()
+    ]
+    notes += [f"{name} {change_text(name, value)}" for name, value in changes(run).items()]
+    title = f"{run.method} on {run.task_order}, seed {run.seed}, {run.status}: {run.measure} in %"
     _print(Table(title, ["", *run.tasks], rows, 1, notes))
     print(path)
 
@@ -117,14 +124,14 @@ def _joined(asked: argparse.Namespace) -> None:
     if not runs:
         places = ", ".join(map(str, asked.folders))
         raise ValueError(f"no completed run in {places}. The page of an unfinished one: name its own folder, seed...")
-    if asked.metric:
-        check_metric(asked.metric)
     groups = group_runs(runs)
+    if asked.metric:
+        check_metric(groups, asked.metric)
     if asked.rows or asked.columns:
-        metric = asked.metric or "union_accuracy"
+        metric = asked.metric or headline_of(groups)
         tables = [table_shape(groups, asked.rows or "task_order", asked.columns or "method", metric)]
     else:
-        tables = [long_table(groups), *paper_tables(groups, asked.metric or "union_accuracy")]
+        tables = all_tables(groups, asked.metric)
     pivoted = bool(asked.rows or asked.columns)
     csv = table_csv(tables[0]) if pivoted else as_csv(groups)
     markdown = "\n".join(as_markdown(table) for table in tables)

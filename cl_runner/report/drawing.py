@@ -102,10 +102,11 @@ def draw_cells(
 
 
 def name_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Names of a heat map's rows on the left and of its columns above, without lines."""
-    axes.set_xticks(range(len(columns)), [short(name) for name in columns])
+    """Names of a heat map's rows on the left and of its columns above, of one line or two each."""
+    lines = [[short(line) for line in name.split("\n")] for name in columns]
+    axes.set_xticks(range(len(columns)), ["\n".join(parts) for parts in lines])
     axes.set_yticks(range(len(rows)), [short(name) for name in rows])
-    turned = max(map(len, columns)) > 9
+    turned = max(len(line) for parts in lines for line in parts) > 9
     axes.tick_params(axis="x", rotation=35 if turned else 0, length=0, top=True, labeltop=True)
     axes.tick_params(axis="x", bottom=False, labelbottom=False)
     axes.tick_params(axis="y", length=0)

@@ -16,6 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cl_runner.intervals import by_task, derived_intervals, draw, interval, read_scores
 from cl_runner.matrix import Floats, after, derived, read_matrix
 
 Status = Literal["completed", "failed", "unfinished"]
@@ -55,9 +56,47 @@ class Run:
     def test_examples(self) -> list[int] | None:
         """Test items per task, from the summary or else from the kept predictions."""
         sizes = self.summary.get("test_examples")
-        if sizes is None and self.answers:
-            sizes = {task: len(correct) for task, correct in self.answers[max(self.answers)].items()}
+        if sizes is None and self.scores:
+            sizes = {task: len(scores) for row in self.scores.values() for task, scores in row.items()}
         return [sizes[task] for task in self.tasks] if sizes and set(self.tasks) <= set(sizes) else None
+
+    @property
+    def scored_by(self) -> dict[str, str]:
+        """The metric that fills each task's column: from the summary, or else from the configuration."""
+        found = self.summary.get("scored_by")
+        if found is not None:
+            return {task: metrics[0] for task, metrics in found.items()}
+        order, scoring = self.config["task_order"], self.config.get("evaluation", {}).get("scoring")
+        named = {}
+        for task in order["tasks"]:
+            definition = self.config.get("task", {}).get(task.get("task") or order.get("task"), {})
+            metrics = definition.get("released_metrics", {}).get(scoring) or definition.get("metrics") or ["accuracy"]
+            named[task["name"]] = metrics[0]
+        return named
+
+    @property
+    def measure(self) -> str:
+        """What a cell of the matrix is: the one metric of all tasks, or `score`."""
+        metrics = set(self.scored_by.values())
+        return metrics.pop() if len(metrics) == 1 else "score"
+
+    @property
+    def marks(self) -> list[str]:
+        """What sets a run's evaluation apart from the standard protocol; empty where nothing does."""
+        evaluation = self.config.get("evaluation", {})
+        marks = []
+        sampling = evaluation.get("sampling")
+        if sampling is not None:
+            values = [f"{key.replace('_', '-')} {value:g}" for key, value in sampling.items() if value is not None]
+            marks.append(f"sampled decoding ({', '.join(values)})")
+        scoring = evaluation.get("scoring", "standard")
+        if scoring != "standard":
+            marks.append(f"scored as released with {scoring}")
+        if evaluation.get("answer_slice") == "prefix":
+            marks.append("answers cut out by the prompt's text")
+        if evaluation.get("labels") == "likelihood":
+            marks.append("labels chosen by likelihood")
+        return marks
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -66,8 +105,37 @@ class Run:
             return cast(dict[str, float], self.summary["metrics"])
         if not self.done:
             return {}
+        return derived(after(self.rows, self.done), self._union_sizes())
+
+    def _union_sizes(self) -> list[int] | None:
+        """Test items of the tasks done, None where they have no union: unknown, or different metrics."""
         sizes = self.test_examples
-        return derived(after(self.rows, self.done), sizes[: self.done] if sizes else None)
+        alike = len({self.scored_by[task] for task in self.tasks[: self.done]}) == 1
+        return sizes[: self.done] if sizes and alike else None
+
+    @cached_property
+    def intervals(self) -> dict[str, list[float]]:
+        """95 % intervals [low, high] of `metrics`; empty where predictions are missing."""
+        if "intervals" in self.summary:
+            return cast(dict[str, list[float]], self.summary["intervals"])
+        done = self.tasks[: self.done]
+        if not done or not set(done) <= set(self.scores.get(self.done, {})):
+            return {}
+        return derived_intervals(draw(by_task(self.scores, done, self.done + 1)), self._union_sizes())
+
+    @property
+    def first_task_interval(self) -> Floats | None:
+        """[t, 2] percent: the 95 % interval of the first task after each; None where predictions are missing."""
+        if not self.done or any(self.tasks[0] not in self.scores.get(row, {}) for row in range(1, self.done + 1)):
+            return None
+        drawn = draw(by_task(self.scores, self.tasks[:1], self.done + 1))
+        return interval(drawn[:, 1:, 0]).T
+
+    @cached_property
+    def ability(self) -> tuple[list[str], Floats]:
+        """Names (probe/number) and values [t + 1, K] of ability.csv, before the first and after every task so far."""
+        path = self.folder / "ability.csv"
+        return _matrix(path) if path.exists() else ([], np.empty((0, 0)))
 
     @property
     def details(self) -> list[dict[str, Any]]:
@@ -90,15 +158,15 @@ class Run:
         return _json(self.folder / "plan.json")
 
     @cached_property
-    def answers(self) -> dict[int, dict[str, np.ndarray]]:
-        """Which answers were right: row of the matrix -> task -> bool [n]."""
-        found: dict[int, dict[str, np.ndarray]] = {}
-        for path in sorted((self.folder / "predictions").glob("[0-9]*_*.jsonl")):
-            by_task: dict[str, list[bool]] = {}
-            for line in _json_lines(path):
-                by_task.setdefault(line["task"], []).append(line["answer"] == line["prediction"])
-            found[int(path.name.partition("_")[0])] = {k: np.array(v, dtype=bool) for k, v in by_task.items()}
-        return found
+    def scores(self) -> dict[int, dict[str, Floats]]:
+        """Row of the matrix -> task -> percent of each test example [n], from the kept predictions."""
+        return read_scores(self.folder)
+
+    @property
+    def all_scores(self) -> dict[str, dict[str, float]]:
+        """Task -> metric -> percent, of the last evaluation; empty where metrics.jsonl holds none."""
+        lines = [line for line in self.log if line["kind"] == "evaluation" and "scores" in line]
+        return cast(dict[str, dict[str, float]], lines[-1]["scores"]) if lines else {}
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cl_runner.matrix import FORMULAS, bootstrap_interval, forgetting_matrix
+from cl_runner.matrix import START, forgetting_matrix, formula_of
 from cl_runner.report import plots
+from cl_runner.report.ability import DRAWN, change_formula, change_text, changes, describe, signed
 from cl_runner.report.atlas import atlas_sections
 from cl_runner.report.costs import COSTS, bytes_text, cost_text, costs
 from cl_runner.report.folder import Run, read_run
 from cl_runner.report.html import document, folded, picture, section, table, write
+from cl_runner.report.tables import AFTER_K
 
 HEADLINE = (
     "union_accuracy",
@@ -25,10 +28,14 @@ HEADLINE = (
     "first_task/last",
     "plasticity/diagonal",
 )
-UNITS = {"forgetting/chaudhry18": "points", "forgetting/first_minus_last": "points", "bwt/gem": "points"} | {
-    "forward_transfer/gem": "points"
+DIFFERENCES = ("forgetting/", "bwt/", "forward_transfer/")
+#: What tasks_detail of summary.json may say of training -> column, and how a value reads.
+THROUGHPUT: dict[str, tuple[str, Callable[[float], str]]] = {
+    "tokens": ("training tokens", lambda value: f"{value:,.0f}"),
+    "tokens_per_second": ("tokens / s", lambda value: f"{value:,.0f}"),
+    "padding_share": ("padding, %", lambda value: f"{100 * value:.1f}"),
+    "model_flops_share": ("model FLOPs, % of the device's", lambda value: f"{100 * value:.1f}"),
 }
-BOOTSTRAP_SEED = 0
 
 
 def write_run_report(folder: Path) -> Path:
@@ -44,7 +51,8 @@ def write_run_report(folder: Path) -> Path:
         ValueError: `folder` holds no config.yaml.
     """
     run = read_run(folder)
-    body = [_heading(run), _banner(run), _tiles(run), *_matrices(run), *_importance(run)]
+    body = [_heading(run), _banner(run), _tiles(run), *_matrices(run), *_all_metrics(run), *_ability(run)]
+    body += _importance(run)
     body += [*atlas_sections(run.masks, folder / "plots"), *_costs(run), _planned(run), *_losses(run)]
     body += [_numbers(run), *_settings(run)]
     return write(folder / "report.html", document(f"{run.method} on {run.task_order}, seed {run.seed}", body))
@@ -55,7 +63,13 @@ def _heading(run: Run) -> str:
     facts = [f"seed {run.seed}", f"{run.done} of {len(run.tasks)} tasks", run.status]
     if run.hash:
         facts.insert(1, f"configuration {run.hash}")
-    return f"<h1>{escape(names)}</h1><p>{escape(' · '.join(facts))}</p>"
+    heading = f"<h1>{escape(names)}</h1><p>{escape(' · '.join(facts))}</p>"
+    return heading + (f'<div class="banner">{escape(protocol_note(run))}</div>' if run.marks else "")
+
+
+def protocol_note(run: Run) -> str:
+    """How a run's evaluation differs from the standard protocol; empty where it does not."""
+    return f"Not the standard protocol: {', '.join(run.marks)}." if run.marks else ""
 
 
 def _banner(run: Run) -> str:
@@ -72,16 +86,26 @@ def _banner(run: Run) -> str:
 
 def value_text(name: str, value: float) -> str:
     """A derived number with its unit."""
-    unit = UNITS.get(name, "%")
-    return f"{value:+.2f} {unit}" if unit == "points" else f"{value:.2f} {unit}"
+    return f"{value:+.2f} points" if name.startswith(DIFFERENCES) else f"{value:.2f} %"
+
+
+def interval_text(run: Run, name: str) -> str:
+    """The 95 % interval of a derived number; empty where it is not known."""
+    if name not in run.intervals:
+        return ""
+    low, high = run.intervals[name]
+    sign = "+" if name.startswith(DIFFERENCES) else ""
+    return f"{low:{sign}.2f} to {high:{sign}.2f}"
 
 
 def _tiles(run: Run) -> str:
     tiles = []
     for name in HEADLINE:
         if name in run.metrics:
-            note = _interval_text(run) if name == "union_accuracy" else ""
+            bounds, items = interval_text(run, name), sum((run.test_examples or [])[: run.done])
+            note = f"95 % interval {bounds} ({items:,} test items, bootstrap)" if bounds else ""
             tiles.append((value_text(name, run.metrics[name]), name, note))
+    tiles += [(change_text(name, value), name, "") for name, value in changes(run).items()][:4]
     tiles += [(cost_text(name, value), name, "") for name, value in costs(run).items()]
     shown = []
     for value, name, note in tiles:
@@ -91,30 +115,35 @@ def _tiles(run: Run) -> str:
     return f'<div class="tiles">{"".join(shown)}</div>' if tiles else ""
 
 
-def _interval_text(run: Run) -> str:
-    answers = run.answers.get(run.done)
-    if not answers:
-        return ""
-    # Of an unfinished run the union covers the tasks done, as its derived numbers do.
-    correct = np.concatenate([answers[task] for task in run.tasks[: run.done]])
-    low, high = bootstrap_interval(correct, BOOTSTRAP_SEED)
-    return f"95 % interval {low:.2f} to {high:.2f} ({correct.size} test items, bootstrap)"
+def _columns(run: Run, between: str) -> list[str]:
+    """Names of the test sets; where their metrics differ, each with its own."""
+    if run.measure != "score":
+        return run.tasks
+    return [f"{task}{between}{run.scored_by[task]}" for task in run.tasks]
+
+
+def cell_text(value: float) -> str:
+    """A cell of a matrix, empty where nothing was measured."""
+    return "" if np.isnan(value) else f"{value:.2f}"
 
 
 def _matrices(run: Run) -> list[str]:
     if not run.rows.size:
         return []
     drawn = run.folder / "plots"
-    plots.accuracy_heat_map(run.tasks, run.rows, drawn / "accuracy.png")
+    plots.accuracy_heat_map(run.tasks, run.rows, drawn / "accuracy.png", run.measure, _columns(run, "\n"))
     names = ["start", *(f"after {task}" for task in run.tasks)]
-    cells = [[name, *(f"{v:.2f}" for v in row)] for name, row in zip(names, run.rows, strict=False)]
+    cells = [[name, *map(cell_text, row)] for name, row in zip(names, run.rows, strict=False)]
+    what = {"accuracy": "Percent right", "score": "Each task's own metric, in percent,"}
+    missing = " Empty cells were not measured." if np.isnan(run.rows).any() else ""
     sections = [
         section(
-            "Accuracy",
-            "Percent right on every test set, before the first and after each task. The diagonal is the task just "
-            "trained, left of it are older tasks, right of it tasks still to come.",
-            picture(drawn / "accuracy.png", "heat map of the accuracy matrix"),
-            folded("as a table", table(["", *run.tasks], cells)),
+            "Accuracy" if run.measure == "accuracy" else "Scores",
+            f"{what.get(run.measure, f'The metric {run.measure}, in percent,')} on every test set, before the first "
+            "and after each task. The diagonal is the task just trained, left of it are older tasks, right of it tasks "
+            f"still to come.{missing} {protocol_note(run)}".rstrip(),
+            picture(drawn / "accuracy.png", f"heat map of the matrix of scores ({run.measure})"),
+            folded("as a table", table(["", *_columns(run, ", ")], cells)),
         )
     ]
     if run.done > 1:
@@ -122,32 +151,68 @@ def _matrices(run: Run) -> list[str]:
         sections.append(
             section(
                 "Forgetting",
-                "Best accuracy since a task was trained minus accuracy now: F[t,u] = max of A[l,u] over u <= l < t, "
-                "minus A[t,u]. Red is lost, blue is gained.",
+                f"Best {run.measure} since a task was trained minus {run.measure} now: F[t,u] = max of A[l,u] over "
+                "u <= l < t, minus A[t,u]. Red is lost, blue is gained.",
                 picture(drawn / "forgetting.png", "heat map of the forgetting matrix"),
             )
         )
     if run.done:
-        curve = run.rows[1:, 0]
-        bounds = _first_task_bounds(run)
-        plots.first_task_lines(run.tasks, {run.method: curve[None]}, drawn / "first_task.png", bounds)
+        curve, bounds = run.rows[1:, 0], run.first_task_interval
+        metric = run.scored_by[run.tasks[0]]
+        plots.first_task_lines(run.tasks, {run.method: curve[None]}, drawn / "first_task.png", metric, bounds)
         band = "" if bounds is None else " The band is the 95 % bootstrap interval over its test items."
         sections.append(
             section(
                 "The first task over the sequence",
-                f"Accuracy on the test set of {run.tasks[0]} after each task (figure 3 of the PE paper).{band}",
-                picture(drawn / "first_task.png", "accuracy of the first task after each task"),
+                f"{'Accuracy' if metric == 'accuracy' else f'The metric {metric}'} on the test set of {run.tasks[0]} "
+                f"after each task (figure 3 of the PE paper).{band}",
+                picture(drawn / "first_task.png", f"{metric} of the first task after each task"),
             )
         )
     return sections
 
 
-def _first_task_bounds(run: Run) -> np.ndarray | None:
-    """[t, 2] percent, or None where predictions are missing."""
-    steps = range(1, run.done + 1)
-    if any(run.tasks[0] not in run.answers.get(step, {}) for step in steps):
-        return None
-    return np.array([bootstrap_interval(run.answers[step][run.tasks[0]], BOOTSTRAP_SEED) for step in steps])
+def _all_metrics(run: Run) -> list[str]:
+    """Every metric of every task after the last one, where there is more to see than the matrix shows."""
+    scores = {task: run.all_scores[task] for task in run.tasks if task in run.all_scores}
+    metrics = list(dict.fromkeys(metric for found in scores.values() for metric in found))
+    if not run.done or len(metrics) < 2:
+        return []
+    rows = [[task, *(f"{found[m]:.2f}" if m in found else "" for m in metrics)] for task, found in scores.items()]
+    return [
+        section(
+            "All metrics",
+            f"Every metric of every task after {run.tasks[run.done - 1]}, in percent; a task's first metric fills the "
+            f"matrix. {protocol_note(run)}".rstrip(),
+            table(
+                ["task", "in the matrix", *metrics], [[task, run.scored_by[task], *cells] for task, *cells in rows], 2
+            ),
+        )
+    ]
+
+
+def _ability(run: Run) -> list[str]:
+    """The retention curve of a run with the values behind it; none without probes."""
+    names, rows = run.ability
+    if not len(rows):
+        return []
+    steps = [START, *run.tasks]
+    parts = []
+    if len(rows) > 1:
+        path = run.folder / "plots" / "ability.png"
+        drawn = {describe(name): {run.method: rows[None, :, k]} for k, name in enumerate(names[:DRAWN])}
+        plots.ability_lines(steps, drawn, path)
+        parts.append(picture(path, "change of general ability after each task"))
+    cells = [
+        [after, *(f"{value:.4g} ({signed(value - rows[0, k])})" for k, value in enumerate(row))]
+        for after, row in zip(steps, rows, strict=False)
+    ]
+    parts.append(table(["after", *map(describe, names)], cells))
+    more = f" The first {DRAWN} of {len(names)} numbers are drawn." if len(names) > DRAWN else ""
+    note = (
+        f"What the model could do before it learned the tasks: values, and in brackets the change since `start`.{more}"
+    )
+    return [section("General ability", note, *parts)]
 
 
 def _importance(run: Run) -> list[str]:
@@ -184,17 +249,18 @@ def _costs(run: Run) -> list[str]:
         "stored, % of the model's bytes": lambda task: f"{task['stored_share_percent']:.3g}",
     }
     storage = [[cell(task) for cell in columns.values()] for task in run.details]
-    seconds = [
-        [
-            str(task["name"]),
-            f"{task['train_examples']:,}",
-            f"{task['steps']:,}",
-            f"{task['offline_seconds']:.1f}",
-            f"{task['online_seconds']:.1f}",
-            f"{task['phases'].get('evaluate', 0.0):.1f}",
-        ]
-        for task in run.details
-    ]
+    seconds: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "task": lambda task: str(task["name"]),
+        "training examples": lambda task: f"{task['train_examples']:,}",
+        "steps": lambda task: f"{task['steps']:,}",
+        "offline, s": lambda task: f"{task['offline_seconds']:.1f}",
+        "online, s": lambda task: f"{task['online_seconds']:.1f}",
+        "evaluation, s": lambda task: f"{task['phases'].get('evaluate', 0.0):.1f}",
+    } | {
+        head: partial(_if_known, name, form)
+        for name, (head, form) in THROUGHPUT.items()
+        if any(task.get(name) is not None for task in run.details)
+    }
     model = run.details[0]
     peak = run.summary.get("peak_memory_mib") or {}
     memory = table(["phase", "peak memory, MiB"], [[phase, f"{mib:,.0f}"] for phase, mib in peak.items()])
@@ -211,10 +277,7 @@ def _costs(run: Run) -> list[str]:
             "Offline is importance and selection, done between tasks; online is what must happen once the new data "
             "are there: preparation and training.",
             picture(drawn / "phases.png", "seconds per task and phase"),
-            table(
-                ["task", "training examples", "steps", "offline, s", "online, s", "evaluation, s"],
-                seconds,
-            ),
+            table(list(seconds), [[cell(task) for cell in seconds.values()] for task in run.details]),
             folded("peak memory by phase", memory) if peak else "",
         ),
     ]
@@ -229,6 +292,10 @@ def _costs(run: Run) -> list[str]:
         rows = [[layer, *(f"{100 * share[layer]:.2f}" for share in zeros.values())] for layer in layers]
         sections[0] += folded("share of exact zeros in each layer's Fisher, %, by task", table(["", *zeros], rows))
     return sections
+
+
+def _if_known(name: str, form: Callable[[float], str], task: Mapping[str, Any]) -> str:
+    return "-" if task.get(name) is None else form(task[name])
 
 
 def certificate_text(proof: Mapping[str, Any]) -> str:
@@ -298,13 +365,21 @@ def _losses(run: Run) -> list[str]:
 def _numbers(run: Run) -> str:
     if not run.metrics:
         return ""
-    rows = [[name, value_text(name, value), FORMULAS[name]] for name, value in run.metrics.items()]
-    rows += [[name, cost_text(name, value), COSTS[name]] for name, value in costs(run).items()]
+    shown = {name: value for name, value in run.metrics.items() if not name.startswith(AFTER_K)}
+    rows = [[n, value_text(n, value), interval_text(run, n), formula_of(n)] for n, value in shown.items()]
+    rows += [[name, change_text(name, value), "", change_formula(name)] for name, value in changes(run).items()]
+    rows += [[name, cost_text(name, value), "", COSTS[name]] for name, value in costs(run).items()]
     note = "" if run.done == len(run.tasks) else f" Here T = {run.done}, the tasks done so far."
+    numbered = [name for name in run.metrics if name.startswith(AFTER_K)]
+    cells = [[name, value_text(name, run.metrics[name]), interval_text(run, name)] for name in numbered]
     return section(
         "Derived numbers",
-        f"A[t,u] is the accuracy on task u after task t, T the number of tasks.{note}",
-        table(["name", "value", "formula"], rows, left=3, long=2),
+        f"A[t,u] is the {run.measure} on task u after task t, T the number of tasks.{note} Intervals: percentile "
+        f"bootstrap over test examples, the same draw for all rows. {protocol_note(run)}".rstrip(),
+        table(["name", "value", "95 % interval", "formula"], rows, left=4, long=3),
+        folded(f"{AFTER_K}k = {formula_of(numbered[0])}", table(["name", "value", "95 % interval"], cells, left=3))
+        if numbered
+        else "",
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
@@ -18,6 +20,7 @@ from cl_runner.report.drawing import (
     MARKERS,
     MODULES,
     STYLE,
+    blank_figure,
     colour_bar,
     draw_cells,
     heat_map_size,
@@ -31,32 +34,36 @@ from cl_runner.report.drawing import (
 )
 
 
-def accuracy_heat_map(tasks: Sequence[str], rows: Floats, path: Path) -> None:
-    """Accuracy of every test set (columns, percent) at the start and after each task (rows).
+def accuracy_heat_map(tasks: Sequence[str], rows: Floats, path: Path, measure: str, columns: Sequence[str]) -> None:
+    """The score of every test set (columns, percent) at the start and after each task (rows).
 
     Args:
-        rows: [t + 1, T], as in cl_runner/matrix.py. Cells of tasks not yet trained are pale and hatched.
+        rows: [t + 1, T], as in cl_runner/matrix.py. Cells of tasks not yet trained are pale, those not measured empty.
+        measure: what the scores are, such as accuracy.
+        columns: names of the test sets; a second line may name a metric.
     """
     from matplotlib import colormaps
 
     colours = colormaps["viridis"]
     trained = np.arange(len(rows))[:, None] > np.arange(len(tasks))
     # The scale serves the tasks that were trained; `start` would take half of it.
-    spread = rows[trained] if trained.any() else rows
+    measured = np.isfinite(rows)
+    spread = rows[trained & measured] if (trained & measured).any() else np.append(rows[measured], 0.0)
     scale = Normalize(float(np.floor(spread.min())), max(float(np.ceil(spread.max())), spread.min() + 1), clip=True)
     width, height, size = heat_map_size(len(rows), len(tasks))
     with rc_context(STYLE):
         figure, axes = new_figure(width, height)
-        texts = [[f"{value:.1f}" for value in row] for row in rows]
+        texts = [["" if np.isnan(value) else f"{value:.1f}" for value in row] for row in rows]
         draw_cells(axes, np.where(trained, rows, np.nan), colours, scale, texts, size)
-        for row, column in np.argwhere(~trained):
+        for row, column in np.argwhere(~trained & measured):
             face = (*colours(scale(rows[row, column]))[:3], 0.14)
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=face, linewidth=0))
         axes.set_xlim(-0.5, len(tasks) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        name_axes(axes, ["start", *(f"after {short(task)}" for task in tasks[: len(rows) - 1])], tasks)
-        axes.set_xlabel("test set · accuracy in % · pale: task not yet trained")
-        colour_bar(figure, axes, colours, scale, "accuracy, %")
+        name_axes(axes, ["start", *(f"after {short(task)}" for task in tasks[: len(rows) - 1])], columns)
+        empty = "" if measured.all() else " · empty: not measured"
+        axes.set_xlabel(f"test set · {measure} in %\npale: task not yet trained{empty}")
+        colour_bar(figure, axes, colours, scale, f"{measure}, %")
         save(figure, path)
 
 
@@ -72,7 +79,7 @@ def forgetting_heat_map(tasks: Sequence[str], forgetting: Floats, path: Path) ->
         texts = [[signed(value) if np.isfinite(value) else "" for value in row] for row in shown]
         draw_cells(axes, shown, colormaps["RdBu_r"], Normalize(-limit, limit), texts, size)
         name_axes(axes, [f"after {short(task)}" for task in tasks[1 : len(forgetting)]], tasks[: len(forgetting) - 1])
-        axes.set_xlabel("test set · forgetting/chaudhry18 in percentage points · blue: improved")
+        axes.set_xlabel("test set · forgetting/chaudhry18 in points\nblue: improved")
         colour_bar(figure, axes, colormaps["RdBu_r"], Normalize(-limit, limit), "points lost")
         save(figure, path)
 
@@ -81,47 +88,92 @@ def first_task_lines(
     tasks: Sequence[str],
     curves: Mapping[str, Floats],
     path: Path,
+    measure: str,
     interval: Floats | None = None,
 ) -> None:
-    """Accuracy of the first task's test set after each task (PE, figure 3), a line per method.
+    """The score on the first task's test set after each task (PE, figure 3), a line per method.
 
     Args:
         tasks: [T] names, the x axis.
         curves: label -> [n seeds, t] percent, t <= T; the line is the mean, the band one sample deviation around it.
+        measure: what the scores are, such as accuracy.
         interval: [t, 2] bounds in percent around the only line of a single run.
     """
     with rc_context(STYLE):
         figure, axes = new_figure(max(6.4, 0.45 * len(tasks) + 3.2), 4.2)
-        shade = 0.15 if len(curves) < 5 else 0.07
-        for number, (label, runs) in enumerate(curves.items()):
-            steps, mean = np.arange(runs.shape[1]), runs.mean(axis=0)
-            colour = COLOURS[number % len(COLOURS)]
-            name = f"{label} (n = {len(runs)})" if len(runs) > 1 else label
-            dashes = "-" if number < len(COLOURS) else "--"
-            axes.plot(
-                steps,
-                mean,
-                dashes,
-                color=colour,
-                label=name,
-                marker=MARKERS[number % len(MARKERS)],
-                markersize=4.5,
-            )
-            if len(runs) > 1:
-                spread = runs.std(axis=0, ddof=1)
-                axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=shade, linewidth=0)
-            if interval is not None:
-                axes.fill_between(steps, *interval.T, color=colour, alpha=0.15, linewidth=0)
-        axes.set_xticks(range(len(tasks)), [short(task) for task in tasks])
-        if len(tasks) > 6 or max(map(len, tasks)) > 10:
-            axes.tick_params(axis="x", rotation=40)
-            for tick in axes.get_xticklabels():
-                tick.set(ha="right", rotation_mode="anchor")
+        _lines(axes, curves, list(curves))
+        if interval is not None:
+            axes.fill_between(range(len(interval)), *interval.T, color=COLOURS[0], alpha=0.15, linewidth=0)
+        _name_steps(axes, tasks)
         axes.set_xlabel("after task")
-        axes.set_ylabel(f"accuracy on {short(tasks[0])}, %")
-        axes.margins(x=0.03)
+        axes.set_ylabel(f"{measure} on {short(tasks[0])}, %")
         if len(curves) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+        save(figure, path)
+
+
+def _lines(axes: Axes, curves: Mapping[str, Floats], labels: Sequence[str]) -> None:
+    """A line through the mean over seeds, with a band of one sample deviation.
+
+    Args:
+        curves: label -> [n seeds, steps].
+        labels: all there are, each with its own colour and marker.
+    """
+    shade = 0.15 if len(curves) < 5 else 0.07
+    for label, runs in curves.items():
+        number, steps, mean = labels.index(label), np.arange(runs.shape[1]), runs.mean(axis=0)
+        colour = COLOURS[number % len(COLOURS)]
+        name = f"{label} (n = {len(runs)})" if len(runs) > 1 else label
+        dashes = "-" if number < len(COLOURS) else "--"
+        marker = MARKERS[number % len(MARKERS)]
+        axes.plot(steps, mean, dashes, color=colour, label=name, marker=marker, markersize=4.5)
+        if len(runs) > 1:
+            spread = runs.std(axis=0, ddof=1)
+            axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=shade, linewidth=0)
+
+
+def _name_steps(axes: Axes, steps: Sequence[str]) -> None:
+    """Names below the places 0, 1, ... of a curve, slanted where they are long or many."""
+    axes.set_xticks(range(len(steps)), [short(step) for step in steps])
+    if len(steps) > 6 or max(map(len, steps)) > 10:
+        axes.tick_params(axis="x", rotation=40)
+        for tick in axes.get_xticklabels():
+            tick.set(ha="right", rotation_mode="anchor")
+    axes.margins(x=0.03)
+
+
+def ability_lines(steps: Sequence[str], panels: Mapping[str, Mapping[str, Floats]], path: Path) -> None:
+    """The change of general ability since `start` (retention curve), a panel per number and a line per method.
+
+    Args:
+        steps: `start`, then the tasks.
+        panels: number with its unit -> label -> values [n seeds, steps so far], in the number's unit.
+    """
+    labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
+    with rc_context(STYLE):
+        figure = blank_figure(max(6.4, 0.45 * len(steps) + 3.0) if across == 1 else 10.6, 2.5 * down + 1.2)
+        grid = figure.subplots(down, across, squeeze=False)
+        handles: dict[str, Artist] = {}
+        for place, axes in enumerate(grid.flat):
+            if place >= len(panels):
+                axes.set_visible(False)
+                continue
+            title, curves = list(panels.items())[place]
+            axes.axhline(0, color="#888888", linewidth=1)
+            _lines(axes, {label: values - values[:, :1] for label, values in curves.items()}, labels)
+            lines, names = axes.get_legend_handles_labels()
+            handles |= dict(zip(names, lines, strict=True))
+            axes.set_title(short(title, 62), loc="left")
+            # Names only below the lowest panel of each column.
+            _name_steps(axes, steps)
+            if place + across < len(panels):
+                axes.tick_params(axis="x", labelbottom=False)
+            if place % across == 0:
+                axes.set_ylabel("change since start")
+        if len(labels) > 1:
+            figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(4, len(labels)))
         save(figure, path)
 
 
@@ -201,7 +253,7 @@ def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Seconds per task: importance and selection, preparation and training, evaluation, the rest.
+    """Seconds per task: importance and selection, preparation and training, evaluation and probes, the rest.
 
     Args:
         details: `tasks_detail` of summary.json: name, phases {phase: seconds}.
@@ -209,7 +261,7 @@ def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
     groups = {
         "importance, selection": ("importance", "selection"),
         "prepare, train": ("prepare", "train"),
-        "evaluation": ("evaluate",),
+        "evaluation, probes": ("evaluate", "probe"),
         "saving and reporting": ("load", "snapshot", "checkpoint", "report"),
     }
     with rc_context(STYLE):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cl_runner.report.folder import Run
 from cl_runner.report.html import write
-from cl_runner.report.tables import as_markdown, group_runs, long_table, paper_tables, values_of
+from cl_runner.report.tables import STANDARD, all_tables, as_markdown, group_runs, values_of
 
 
 def published(runs: Sequence[Run], folder: Path, command: str) -> list[Path]:
@@ -49,9 +50,13 @@ def published(runs: Sequence[Run], folder: Path, command: str) -> list[Path]:
                 "overrides": [text for text in run.overrides if not text.startswith(("data_root=", "root="))],
                 "environment": _place(environments, environment),
                 "data": _place(data, definition),
+                "protocol": ", ".join(run.marks) or STANDARD,
                 "metrics": values_of(run),
+                "intervals": run.intervals,
                 "tasks": run.tasks,
-                "accuracy": run.rows.tolist(),
+                "scored_by": run.scored_by,
+                "accuracy": [[None if math.isnan(cell) else cell for cell in row] for row in run.rows.tolist()],
+                "ability": {name: run.ability[1][:, k].tolist() for k, name in enumerate(run.ability[0])},
                 "wall_seconds": run.summary.get("wall_seconds"),
             }
         )
@@ -100,7 +105,7 @@ def _markdown(
 ) -> str:
     groups = group_runs(runs)
     lines = [f"# {name}", "", "```", command, "```", ""]
-    lines += [as_markdown(table) for table in (long_table(groups), *paper_tables(groups))]
+    lines += [as_markdown(table) for table in all_tables(groups)]
     lines += [f"Seeds: {', '.join(str(seed) for seed in sorted({run.seed for run in runs}))}.", ""]
     for entry in data:
         train, test = entry["train_examples"], entry["test_examples"]

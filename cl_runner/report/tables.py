@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from cl_runner.config import NOT_IDENTITY
-from cl_runner.matrix import FORMULAS
+from cl_runner.matrix import FORMULAS, formula_of, headline
+from cl_runner.report.ability import CHANGE, change_formula, changes, signed
 from cl_runner.report.costs import COSTS, cost_text, costs
 from cl_runner.report.folder import Run
 
-NAMES = ("task_order", "backbone", "method")
+NAMES = ("task_order", "backbone", "method", "protocol")
+STANDARD = "standard"
 #: What the long table shows, in this order.
 METRICS = (
     "union_accuracy",
@@ -27,17 +29,34 @@ METRICS = (
     "plasticity/diagonal",
     *COSTS,
 )
+AFTER_K = "forgetting/slm_after_"
+#: Keys that the protocol's name tells.
+_PROTOCOL = ("evaluation.sampling", "evaluation.scoring", "evaluation.answer_slice", "evaluation.labels")
 #: Which choice explains a key's value: a key below it is no column of its own while the choice's name says it all.
 _EXPLAINS = {"task_order": "task_order", "task": "task_order", "backbone": "backbone", "method": "method"}
 
 
-def known_metrics() -> list[str]:
-    """Every name that `--metric` takes."""
-    return [*FORMULAS, *COSTS]
+def known_metrics(groups: Sequence[Group]) -> list[str]:
+    """Every name that `--metric` takes: every formula's, the costs', and what only some runs have."""
+    found = dict.fromkeys(name for group in groups for run in group.runs for name in values_of(run))
+    numbered = [name for name in found if name.startswith((AFTER_K, CHANGE))]
+    return [*(name for name in FORMULAS if not name.startswith(AFTER_K)), *numbered, *COSTS]
+
+
+def headline_of(groups: Sequence[Group]) -> str:
+    """The number that all runs can be compared by."""
+    return headline(set.intersection(*(set(run.metrics) for group in groups for run in group.runs)))
+
+
+def definition_of(metric: str) -> str:
+    """What a metric's number is."""
+    if metric.startswith(CHANGE):
+        return change_formula(metric)
+    return COSTS.get(metric) or formula_of(metric)
 
 
 def names_of(run: Run) -> dict[str, str]:
-    """Task order, backbone and method as a table's reader sees them.
+    """Task order, backbone, method and evaluation protocol as a table's reader sees them.
 
     A bound is an order in the configuration, `fdu_mtl+joint`, but a column of the paper's tables: it is named as a
     method here, over the same order.
@@ -47,12 +66,13 @@ def names_of(run: Run) -> dict[str, str]:
     for bound in bounds:
         order = "+".join(part for part in order.split("+") if part != bound)
         method = bound if method == "seq_ft" else f"{method}, {bound}"
-    return {"task_order": order, "backbone": run.backbone, "method": method}
+    protocol = ", ".join(run.marks) or STANDARD
+    return {"task_order": order, "backbone": run.backbone, "method": method, "protocol": protocol}
 
 
 def values_of(run: Run) -> dict[str, float]:
-    """All numbers of a run: derived from its matrix, and its costs."""
-    return run.metrics | costs(run)
+    """All numbers of a run: derived from its matrix, the change of general ability, and its costs."""
+    return run.metrics | changes(run) | costs(run)
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -64,14 +84,14 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    """Everything a configuration says about what is computed, but the seed, by dotted key."""
+    """Everything a configuration says about what is computed, but seed and protocol, by dotted key."""
     ignored = {*NOT_IDENTITY, "seed"}
     keys = {key: value for key, value in _flat(run.config) if key.split(".")[0] not in ignored}
     root = str(run.config["data_root"])
     return {
         key: value.replace(f"{root}/", "${data_root}/") if isinstance(value, str) and value.startswith(root) else value
         for key, value in keys.items()
-        if not key.startswith("hardware.slurm")
+        if not key.startswith(("hardware.slurm", *_PROTOCOL))
     }
 
 
@@ -166,6 +186,8 @@ def cell_text(metric: str, cell: Cell | None) -> str:
         return "-"
     if metric in COSTS:
         return cost_text(metric, cell.mean, unit=False)
+    if metric.startswith(CHANGE):
+        return signed(cell.mean) + (f" ± {cell.spread:.3g}" if cell.spread is not None else "")
     return f"{cell.mean:.2f}" + (f" ± {cell.spread:.2f}" if cell.spread is not None else "")
 
 
@@ -188,20 +210,37 @@ class Table:
     notes: list[str]
 
 
+def _shown_axes(groups: Sequence[Group]) -> list[str]:
+    """What tells the rows of a table apart; the protocol is told by a sign at the method."""
+    keys = [key for key in groups[0].axes if key not in ("method", "protocol")]
+    differ = [key for key in keys if len({repr(group.axes[key]) for group in groups}) > 1]
+    return [key for key in groups[0].axes if key == "method" or key in differ]
+
+
+def _axis_cells(group: Group, axes: Sequence[str], signs: Mapping[str, str]) -> list[str]:
+    sign = signs.get(group.axes["protocol"], "")
+    return [axis_text(group.axes[key]) + (sign if key == "method" else "") for key in axes]
+
+
 def long_table(groups: Sequence[Group]) -> Table:
     """One row per group: what differs, the number of seeds, every metric of `METRICS` that some run has."""
-    axes = [key for key in groups[0].axes if key == "method" or len({repr(g.axes[key]) for g in groups}) > 1]
-    metrics = [metric for metric in METRICS if any(group.values(metric) for group in groups)]
+    axes, signs = _shown_axes(groups), protocol_signs(groups)
+    known = [*METRICS, *(name for name in known_metrics(groups) if name.startswith(CHANGE))]
+    metrics = [metric for metric in known if any(group.values(metric) for group in groups)]
     rows = [
         [
-            *(axis_text(group.axes[key]) for key in axes),
+            *_axis_cells(group, axes, signs),
             str(len(group.runs)),
             *(cell_text(metric, cell_of(group.values(metric))) for metric in metrics),
         ]
         for group in groups
     ]
-    fixed = ", ".join(f"{key} {groups[0].axes[key]}" for key in NAMES if key not in axes)
-    notes = ["mean ± sample standard deviation over n seeds; accuracies in %, forgetting and transfer in points"]
+    told = (*axes, "protocol")
+    fixed = ", ".join(f"{key} {groups[0].axes[key]}" for key in NAMES if key not in told)
+    notes = ["mean ± sample standard deviation over n seeds; scores in %, forgetting and transfer in points"]
+    if any(metric.startswith(CHANGE) for metric in metrics):
+        notes.append(f"{CHANGE}: general ability after the last task minus before the first, in the probe's unit")
+    notes += protocol_notes(groups, signs)
     title = "All runs" + (f": {fixed}" if fixed else "")
     return Table(title, [*axes, "n", *(UNIT_HEADS.get(m, m) for m in metrics)], rows, len(axes), notes)
 
@@ -218,7 +257,7 @@ def table_shape(groups: Sequence[Group], rows_key: str, column_key: str, metric:
     """
     check_axis(groups, rows_key)
     check_axis(groups, column_key)
-    check_metric(metric)
+    check_metric(groups, metric)
     cells: dict[tuple[str, str], Group] = {}
     for group in groups:
         place = axis_text(_axis(group, rows_key)), axis_text(_axis(group, column_key))
@@ -234,21 +273,27 @@ def table_shape(groups: Sequence[Group], rows_key: str, column_key: str, metric:
     if all(isinstance(_axis(group, column_key), int | float) for group in groups):
         across.sort(key=float)
     numbers = {place: cell_of(group.values(metric)) for place, group in cells.items()}
-    rows = [[row, *(cell_text(metric, numbers.get((row, column))) for column in across)] for row in down]
+    apart = {} if "protocol" in (rows_key, column_key) else protocol_signs(groups)
+    signs = {place: apart.get(group.axes["protocol"], "") for place, group in cells.items()}
+    rows = [
+        [row, *(cell_text(metric, numbers.get((row, column))) + signs.get((row, column), "") for column in across)]
+        for row in down
+    ]
     if len(down) > 1:
         means = []
         for column in across:
             full = [cell.mean for row in down if (cell := numbers.get((row, column)))]
-            means.append(
-                cell_text(metric, cell_of(full[:1] and [float(np.mean(full))])) if len(full) == len(down) else "-"
-            )
+            alike = len({signs.get((row, column)) for row in down}) == 1  # protocols are not averaged
+            whole = alike and len(full) == len(down)
+            means.append(cell_text(metric, cell_of([float(np.mean(full))] if whole else [])))
         rows.append(["mean", *means])
     counts = sorted({cell.count for cell in numbers.values() if cell})
     seeds = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1])))) if counts else "0"
-    notes = [f"mean ± sample standard deviation, n = {seeds}; {metric} = {(FORMULAS | COSTS)[metric]}"]
+    notes = [f"mean ± sample standard deviation, n = {seeds}; {metric} = {definition_of(metric)}"]
+    notes += protocol_notes(groups, apart)
     for key in groups[0].axes:
         values = {repr(group.axes[key]) for group in groups}
-        if key not in (rows_key, column_key) and len(values) > 1:
+        if key not in (rows_key, column_key, "protocol") and len(values) > 1:
             notes.append(_also_differs(groups, key, column_key))
     return Table(f"{UNIT_HEADS.get(metric, metric)}: {rows_key} by {column_key}", [rows_key, *across], rows, 1, notes)
 
@@ -272,11 +317,11 @@ def check_axis(groups: Sequence[Group], key: str) -> None:
         raise ValueError(f"no run has the key {key!r}.{_nearest(key, known)}")
 
 
-def check_metric(metric: str) -> None:
+def check_metric(groups: Sequence[Group], metric: str) -> None:
     """A metric's name is one of `known_metrics`, or a ValueError lists them."""
-    if metric not in known_metrics():
-        known = ", ".join(known_metrics())
-        raise ValueError(f"there is no metric {metric!r}; known: {known}.{_nearest(metric, known_metrics())}")
+    known = known_metrics(groups)
+    if metric not in known:
+        raise ValueError(f"there is no metric {metric!r}; known: {', '.join(known)}.{_nearest(metric, known)}")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -286,7 +331,41 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f" Nearest: {close}. Type: {close}" if close else ""
 
 
-def paper_tables(groups: Sequence[Group], metric: str = "union_accuracy") -> list[Table]:
+def protocol_signs(groups: Sequence[Group]) -> dict[str, str]:
+    """Protocol -> the sign that its numbers carry, where runs differ in it; none for the standard one."""
+    protocols = list(dict.fromkeys(str(group.axes["protocol"]) for group in groups))
+    marked = [protocol for protocol in protocols if protocol != STANDARD]
+    return {protocol: " " + "†" * count for count, protocol in enumerate(marked, 1)} if len(protocols) > 1 else {}
+
+
+def protocol_notes(groups: Sequence[Group], signs: Mapping[str, str]) -> list[str]:
+    """What the signs of `protocol_signs` mean, or the one protocol of all runs unless it is the standard one."""
+    if signs:
+        return [f"{sign.strip()} not the standard protocol: {protocol}" for protocol, sign in signs.items()]
+    protocols = {str(group.axes["protocol"]) for group in groups}
+    return (
+        [f"not the standard protocol: {protocols.pop()}"] if len(protocols) == 1 and STANDARD not in protocols else []
+    )
+
+
+def forgetting_table(groups: Sequence[Group]) -> Table | None:
+    """Forgetting after k tasks (SLM's table), a row per group; None where no run has three tasks."""
+    names = list(
+        dict.fromkeys(n for group in groups for run in group.runs for n in run.metrics if n.startswith(AFTER_K))
+    )
+    if len(names) < 2:
+        return None
+    names.sort(key=lambda name: int(name.removeprefix(AFTER_K)))
+    axes, signs = _shown_axes(groups), protocol_signs(groups)
+    rows = [
+        [*_axis_cells(group, axes, signs), *(cell_text(n, cell_of(group.values(n))) for n in names)] for group in groups
+    ]
+    notes = [f"{AFTER_K}k = {formula_of(names[0])}", *protocol_notes(groups, signs)]
+    header = [*axes, *(f"after {name.removeprefix(AFTER_K)}" for name in names)]
+    return Table("Forgetting after k tasks, points", header, rows, len(axes), notes)
+
+
+def paper_tables(groups: Sequence[Group], metric: str) -> list[Table]:
     """PE's Table 1 (order by method) and Table 2 (order by fraction), where the runs vary in those axes.
 
     A shape whose cells would mix runs is left out: the long table has them apart.
@@ -306,19 +385,28 @@ def paper_tables(groups: Sequence[Group], metric: str = "union_accuracy") -> lis
     return tables
 
 
+def all_tables(groups: Sequence[Group], metric: str | None = None) -> list[Table]:
+    """Every table that the runs can fill; `metric` is that of the papers' shapes."""
+    forgetting = forgetting_table(groups)
+    shapes = paper_tables(groups, metric or headline_of(groups))
+    return [long_table(groups), *shapes, *([forgetting] if forgetting else [])]
+
+
 def label_of(group: Group, groups: Sequence[Group]) -> str:
     """What tells a group apart from the others, for a legend: the method, and more only where that is not enough."""
+    sign = protocol_signs(groups).get(group.axes["protocol"], "")
     if len({group.axes["method"] for group in groups}) == len(groups):
-        return str(group.axes["method"])
-    apart = [key for key in group.axes if key != "method" and len({repr(g.axes[key]) for g in groups}) > 1]
+        return f"{group.axes['method']}{sign}"
+    told = ("method", "protocol")
+    apart = [key for key in group.axes if key not in told and len({repr(g.axes[key]) for g in groups}) > 1]
     parts = [f"{key.rpartition('.')[2]} {axis_text(group.axes[key])}" for key in apart if group.axes[key] is not None]
-    return ", ".join([str(group.axes["method"]), *parts])
+    return ", ".join([str(group.axes["method"]), *parts]) + sign
 
 
 def as_csv(groups: Sequence[Group]) -> str:
     """One line per group with exact numbers: axes, n, seeds, and mean and spread of every metric."""
     axes = list(groups[0].axes)
-    metrics = [metric for metric in known_metrics() if any(group.values(metric) for group in groups)]
+    metrics = [metric for metric in known_metrics(groups) if any(group.values(metric) for group in groups)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*axes, "n", "seeds", *(f"{m} {what}" for m in metrics for what in ("mean", "std"))])
@@ -328,7 +416,8 @@ def as_csv(groups: Sequence[Group]) -> str:
             cell = cell_of(group.values(metric))
             numbers += ["", ""] if cell is None else [repr(cell.mean), "" if cell.spread is None else repr(cell.spread)]
         seeds = " ".join(map(str, group.seeds))
-        writer.writerow([*(axis_text(v) for v in group.axes.values()), len(group.runs), seeds, *numbers])
+        texts = [v if key == "protocol" else axis_text(v) for key, v in group.axes.items()]
+        writer.writerow([*texts, len(group.runs), seeds, *numbers])
     return text.getvalue()
 
 

@@ -30,11 +30,15 @@ FORMAT = 1
 STALE_SECONDS = 24 * 3600.0
 
 
+def named(key: str, names: Collection[str]) -> str:
+    """The key of a file that holds the sums of these parameters."""
+    return hashlib.sha256(json.dumps([key, sorted(names)]).encode()).hexdigest()
+
+
 def key(
     *,
     weights: str,
     data: object,
-    names: Collection[str],
     micro_batch: int,
     gradient: bool,
     labels: str,
@@ -44,13 +48,12 @@ def key(
     precision: str,
     device: str,
 ) -> str:
-    """SHA-256 of everything that the sums depend on; any difference gives another key.
+    """SHA-256 of everything that the sums of a parameter depend on; any difference gives another key.
 
     Args:
         weights: hash of all the model's weights.
         data: what the model reads, as JSON can hold it: the examples, in order, and the settings of backbone and
             tokenizer that turn them into batches, with the batch size.
-        names: the parameters that are measured.
         micro_batch, gradient, max_examples, dtype: as given to `measure` and `cap`.
         labels: true labels, or drawn from the model.
         seed: of what was drawn; None if nothing was, so that runs of different seeds share the result.
@@ -62,7 +65,6 @@ def key(
         "torch": torch.__version__,
         "weights": weights,
         "data": data,
-        "names": sorted(names),
         "micro_batch": micro_batch,
         "gradient": gradient,
         "labels": labels,

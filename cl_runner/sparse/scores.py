@@ -19,6 +19,8 @@ from cl_runner.sparse.importance import Importance
 #: Scores that a pass over data comes before, and those of them that need its G.
 NEEDS_PASS = frozenset(get_args(Score)) - {"magnitude", "random"}
 NEEDS_GRADIENT = NEEDS_PASS - {"fisher"}
+#: Those that hold the mean over all weights.
+NEEDS_MEAN = frozenset({"gradient_over_shifted_fisher", "gradient_over_shifted_root"})
 
 
 def scores(

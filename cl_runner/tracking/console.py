@@ -244,22 +244,24 @@ class Console:
             self._rich.print(Text(text))
         self._plain(text)
 
-    def row(self, after: str, accuracies: Mapping[str, float], extra: Mapping[str, float] | None = None) -> None:
-        """The accuracies in percent, by task, after the task `after` (or `start`).
+    def row(self, after: str, scores: Mapping[str, float], extra: Mapping[str, float] | None = None) -> None:
+        """The scores in percent, by task, after the task `after` (or `start`); without any, nothing is shown.
 
         Args:
             extra: further numbers by the name of their formula, such as {"union": 81.2}.
         """
-        named = {**accuracies, **(extra or {})}
+        named = {**scores, **(extra or {})}
+        if not named:
+            return
         if self.terminal:
             # Beyond a line's width the tasks' names are left out; their order is the table's.
             brief = sum(len(name) + 8 for name in named) + len(after) + 6 > self._rich.width
             text = Text("after ").append(after, style="bold")
             for name, value in named.items():
-                text.append(" " if brief and name in accuracies else f"  {name} ", style="dim")
+                text.append(" " if brief and name in scores else f"  {name} ", style="dim")
                 text.append(f"{value:.1f}", style="bold cyan" if name == after else "")
             self._rich.print(text)
-        self._plain(f"accuracy after {after}: " + ", ".join(f"{k} {v:.1f}" for k, v in named.items()))
+        self._plain(f"scores after {after}: " + ", ".join(f"{k} {v:.1f}" for k, v in named.items()))
 
     def matrix(
         self,
@@ -271,7 +273,7 @@ class Console:
 
         Args:
             names: the T tasks, one column each.
-            rows: (after, T accuracies), None for an empty cell.
+            rows: (after, T scores), None for an empty cell.
             extra: further columns by the name of their formula, such as {"union": [...]}, one value per row.
         """
         columns = {name: [values[c] for _, values in rows] for c, name in enumerate(names)}

@@ -95,15 +95,24 @@ def next_step(folder: Path, run_id: str) -> int:
 
 
 def points(line: Mapping[str, Any]) -> dict[str, float]:
-    """A line of metrics.jsonl as W&B's names and numbers: `step`, `train/loss`, `accuracy/<task>`."""
+    """A line of metrics.jsonl as W&B's names and numbers: `step`, `train/loss`, `scores/<task>/<metric>`."""
     found: dict[str, float] = {}
     for key, value in line.items():
-        values = {f"{key}/{sub}": v for sub, v in value.items()} if isinstance(value, dict) else None
-        if values is None:
-            values = {key if key in ("step", "epoch") else f"{line['kind']}/{key}": value}
-        for name, number in values.items():
-            if isinstance(number, int | float) and math.isfinite(number):
-                found[name] = number
+        if isinstance(value, dict):
+            found |= _numbers(value, f"{key}/")
+        else:
+            found |= _numbers({key: value}, "" if key in ("step", "epoch") else f"{line['kind']}/")
+    return found
+
+
+def _numbers(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """The finite numbers of nested mappings by their path."""
+    found: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and math.isfinite(value):
+            found[prefix + key] = value
     return found
 
 

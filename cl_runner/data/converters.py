@@ -1,0 +1,93 @@
+"""Records of some releases as rows with plain columns (`convert` of a task definition)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+Record = Mapping[str, Any]
+
+_TURN = re.compile(r"###\s*(Instruction|Human|Assistant)\s*:")
+
+
+def converted(kind: str | None, records: Iterable[Record], where: str) -> Iterable[Record]:
+    """The records of a source as `convert` of its definition asks; None leaves them as they are.
+
+    Raises:
+        ValueError: a record is not of that kind.
+    """
+    return records if kind is None else _each(CONVERTERS[kind], records, where)
+
+
+def _each(convert: Callable[[Record], Iterable[Record]], records: Iterable[Record], where: str) -> Iterator[Record]:
+    for number, record in enumerate(records, start=1):
+        try:
+            yield from convert(record)
+        except _Unfit as unfit:
+            raise ValueError(f"record {number} of {where} {unfit}") from None
+
+
+class _Unfit(Exception):
+    """What is wrong with a record."""
+
+
+def _field(record: Any, name: str, kind: type) -> Any:
+    value = record.get(name) if isinstance(record, Mapping) else None
+    if not isinstance(value, kind):
+        held = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
+        raise _Unfit(f"has no {kind.__name__} {name!r}; it holds: {held}")
+    return value
+
+
+def squad(document: Record) -> Iterator[Record]:
+    """A SQuAD document, as LAMOL's archive has one per data set: a row per question with context, question, answer.
+
+    Of several answers it is the first; a question without one has the answer None.
+    """
+    for article in _field(document, "data", list):
+        for paragraph in _field(article, "paragraphs", list):
+            context = _field(paragraph, "context", str)
+            for question in _field(paragraph, "qas", list):
+                answers = _field(question, "answers", list)
+                yield {
+                    "context": context,
+                    "question": _field(question, "question", str),
+                    "answer": _field(answers[0], "text", str) if answers else None,
+                }
+
+
+def multiple_choice(record: Record) -> Iterator[Record]:
+    """A question with `choices` and the index (from 0) or letter of the right one, as in MMLU.
+
+    The new column `text` holds question and lettered choices, `answer` the letter.
+    """
+    question, choices, answer = _field(record, "question", str), _field(record, "choices", list), record.get("answer")
+    letters = [chr(ord("A") + index) for index in range(len(choices))]
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(letters):
+        answer = letters[answer]
+    if answer not in letters:
+        raise _Unfit(f"has {len(letters)} choices, but the answer {answer!r}; an index from 0 or a letter is expected")
+    lines = [f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
+    yield {**record, "text": "\n".join([f"Question: {question.strip()}", "Choices:", *lines]), "answer": answer}
+
+
+def marked_turns(record: Record) -> Iterator[Record]:
+    """A `text` of turns marked "### Instruction:", "### Human:", "### Assistant:": a column for each.
+
+    The instruction may be missing (empty then); the other two may not, and none may come twice.
+    """
+    _, *parts = _TURN.split(_field(record, "text", str))
+    names = parts[::2]
+    if len(set(names)) < len(names) or not {"Human", "Assistant"} <= set(names):
+        found = ", ".join(f"### {name}:" for name in names) or "none"
+        raise _Unfit(f"has the marks {found}; expected are ### Instruction: (or none), ### Human: and ### Assistant:")
+    turns = dict(zip(names, parts[1::2], strict=True))
+    yield {name.lower(): turns.get(name, "").strip() for name in ("Instruction", "Human", "Assistant")}
+
+
+CONVERTERS: dict[str, Callable[[Record], Iterator[Record]]] = {
+    "squad": squad,
+    "multiple_choice": multiple_choice,
+    "marked_turns": marked_turns,
+}

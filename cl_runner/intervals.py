@@ -1,0 +1,101 @@
+"""95 % percentile bootstrap intervals over test examples, of the matrix and of every number derived from it.
+
+A draw takes, of every task with n test examples, n with replacement; the same draw serves all rows, so that what
+compares two rows (forgetting, transfer) is compared on the same examples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cl_runner.matrix import Floats, derived_arrays
+
+DRAWS = 1000
+SEED = 0
+_CELLS = 1_000_000  # drawn examples held at once
+
+
+def read_scores(folder: Path) -> dict[int, dict[str, Floats]]:
+    """The kept scores of a run: row of the matrix -> task -> percent of each test example, [n].
+
+    Raises:
+        ValueError: a file of predictions is damaged.
+    """
+    found = {}
+    for path in sorted((folder / "predictions").glob("[0-9]*_*.jsonl")):
+        by_task: dict[str, list[float]] = {}
+        try:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                answer = json.loads(line)
+                by_task.setdefault(answer["task"], []).append(_score(answer))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
+        found[int(path.name.partition("_")[0])] = {task: np.array(scores) for task, scores in by_task.items()}
+    return found
+
+
+def _score(answer: Mapping[str, Any]) -> float:
+    """Predictions of version 0.2 and before hold no score: they were right or wrong."""
+    return float(answer["score"]) if "score" in answer else 100.0 * (answer["answer"] == answer["prediction"])
+
+
+def by_task(scores: Mapping[int, Mapping[str, Floats]], tasks: Sequence[str], rows: int) -> list[Floats]:
+    """The scores of each of `tasks` over the first `rows` rows: [rows, n] each, NaN where a task was not evaluated."""
+    result = []
+    for task in tasks:
+        size = max((len(row[task]) for row in scores.values() if task in row), default=0)
+        missing = np.full(size, np.nan)
+        result.append(np.stack([scores.get(row, {}).get(task, missing) for row in range(rows)]))
+    return result
+
+
+def draw(scores: Sequence[Floats], draws: int = DRAWS) -> Floats:
+    """Bootstrapped matrices.
+
+    Args:
+        scores: per task [rows, n], n > 0, percent of each test example after each row.
+
+    Returns:
+        [draws, rows, tasks], percent.
+    """
+    return np.stack([_means(task, draws, number) for number, task in enumerate(scores)], axis=-1)
+
+
+def _means(scores: Floats, draws: int, number: int) -> Floats:
+    """The mean score of every draw and row, [draws, rows], of scores [rows, n]; its own stream for each task."""
+    rows, size = scores.shape
+    assert size > 0, "no test examples"
+    random = np.random.default_rng([SEED, number])
+    result = np.empty((draws, rows))
+    for begin, end in _chunks(draws, max(1, _CELLS // size)):
+        # How often each example was drawn: as many counts as examples, so that a product makes all rows' means.
+        cells = random.integers(size, size=(end - begin, size)) + np.arange(end - begin)[:, None] * size
+        counts = np.bincount(cells.ravel(), minlength=(end - begin) * size).reshape(-1, size)
+        result[begin:end] = counts.astype(np.float64) @ scores.T / size
+    return result
+
+
+def _chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
+    for begin in range(0, count, size):
+        yield begin, min(begin + size, count)
+
+
+def interval(values: Floats) -> Floats:
+    """The 2.5 and 97.5 percentiles over the draws of [draws, ...]: [2, ...]; NaN where a cell was not measured."""
+    bounds: Floats = np.percentile(values, [2.5, 97.5], axis=0)
+    return bounds
+
+
+def derived_intervals(drawn: Floats, test_examples: Sequence[int] | None) -> dict[str, list[float]]:
+    """[low, high] of every number that `cl_runner.matrix.derived` gives for the same arguments.
+
+    Args:
+        drawn: [draws, T + 1, T], of `draw`.
+    """
+    found = {name: interval(values) for name, values in derived_arrays(drawn, test_examples).items()}
+    return {name: bounds.tolist() for name, bounds in found.items() if not np.isnan(bounds).any()}

@@ -1,0 +1,49 @@
+"""General ability over a run: what the probes measured before the first and after every task (ability.csv)."""
+
+from __future__ import annotations
+
+from cl_runner.config import probe_spec
+from cl_runner.probes import PROBES
+from cl_runner.report.folder import Run
+
+CHANGE = "ability_change/"
+#: Numbers that are drawn; the table beside the picture has all.
+DRAWN = 12
+
+
+def unit_of(name: str) -> str:
+    """The unit of a number `probe/name`."""
+    probe = name.partition("/")[0]
+    if name.endswith("perplexity") or probe not in PROBES:
+        return ""
+    return probe_spec(probe).unit
+
+
+def describe(name: str) -> str:
+    """A number with its unit and its direction."""
+    probe = name.partition("/")[0]
+    lower = probe in PROBES and not probe_spec(probe).higher_is_better
+    return ", ".join(part for part in (name, unit_of(name), "lower is better" if lower else "") if part)
+
+
+def changes(run: Run) -> dict[str, float]:
+    """`ability_change/probe/name` -> the last value minus that of the untouched model, in the probe's unit."""
+    names, rows = run.ability
+    return {CHANGE + name: float(rows[-1, k] - rows[0, k]) for k, name in enumerate(names)} if len(rows) > 1 else {}
+
+
+def change_formula(name: str) -> str:
+    """What a number of `changes` is."""
+    probe = name.removeprefix(CHANGE)
+    return f"{describe(probe)}: after the last task minus before the first, that is, what training for the tasks cost"
+
+
+def change_text(name: str, value: float) -> str:
+    """A change with its sign and unit."""
+    unit = unit_of(name.removeprefix(CHANGE))
+    return f"{signed(value)} {'points' if unit == '%' else unit}".rstrip()
+
+
+def signed(value: float) -> str:
+    """A change as people read it."""
+    return f"{value:+.2f}" if abs(value) >= 1 else f"{value:+.3g}"

@@ -1,0 +1,325 @@
+"""Language models: losses, padding, truncation and answers against the plainest way to compute them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import run_command, tiny, tiny_config, tiny_learner
+from torch.nn import functional
+
+from cl_runner.compose import compose
+from cl_runner.config import Backbone
+from cl_runner.data.example import Example
+from cl_runner.families.base import IGNORED, Answering
+from cl_runner.families.causal import Causal
+from cl_runner.families.encoding import Encoding
+from cl_runner.families.loading import bytes_tokenizer
+from cl_runner.families.seq2seq import Seq2Seq
+from cl_runner.train import epoch_order
+
+EXAMPLES = [
+    Example("Was the film good?\nAnswer: ", "yes, very"),
+    Example("Stance:", "B"),
+    Example("Wie heißt das? 这是中文。 " * 3, "neutral – aber nicht ganz"),
+]
+MODELS = ("tiny_llama", "tiny_gpt2", "tiny_t5")
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def backbone(name: str, **changes: Any) -> Backbone:
+    return compose([f"backbone={name}"]).config.backbone.model_copy(update=changes)
+
+
+def built(name: str, **changes: Any) -> tuple[Causal | Seq2Seq, Any]:
+    torch.set_num_threads(1)
+    family = (Seq2Seq if name == "tiny_t5" else Causal)(backbone(name, **changes), [])
+    model, _ = family.build(3)  # with other seeds a random T5 writes its padding token only
+    return family, model.double().eval()
+
+
+def plain_losses(family: Causal | Seq2Seq, model: Any, example: Example) -> torch.Tensor:
+    """-log p of each of the answer's tokens, one example without padding, as the model's class computes it."""
+    tokenizer = family.tokenizer
+    answer = [*tokenizer(example.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    prompt = tokenizer(example.prompt)["input_ids"]
+    if isinstance(family, Seq2Seq):
+        labels = torch.tensor([answer])
+        logits = model(input_ids=torch.tensor([prompt]), labels=labels).logits[0]
+    else:
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    return functional.cross_entropy(logits, torch.tensor(answer), reduction="none")
+
+
+@every_model
+def test_loss_is_on_the_answers_tokens_their_end_included(name: str) -> None:
+    family, model = built(name)
+    wanted = [plain_losses(family, model, example).detach() for example in EXAMPLES]
+    batch = family.collate(EXAMPLES)
+    output = family.forward(model, batch)
+    assert [len(losses) for losses in wanted] == family.targets(EXAMPLES)
+    assert len(output.targets) == sum(family.targets(EXAMPLES)) == len(output.logits)
+    everything = torch.cat(wanted)
+    found = functional.cross_entropy(output.logits, output.targets, reduction="none").detach()
+    # Logits are cast to fp32 for the loss.
+    assert torch.allclose(found.double(), everything, rtol=0, atol=1e-5)
+    assert output.loss.item() == pytest.approx(float(everything.mean()), abs=1e-5)
+    for tokens, of in (("mean", torch.Tensor.mean), ("sum", torch.Tensor.sum)):
+        total = sum(float(of(losses)) for losses in wanted)
+        assert family.loss_sum(model, batch, tokens).item() == pytest.approx(total, abs=1e-5)  # type: ignore[arg-type]
+
+
+@every_model
+def test_padding_has_no_part_in_gradients(name: str) -> None:
+    family, model = built(name)
+    family.loss_sum(model, family.collate(EXAMPLES), "sum").backward()
+    together = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for example in EXAMPLES:
+        family.loss_sum(model, family.collate([example]), "sum").backward()
+    for n, p in model.named_parameters():
+        if p.grad is not None:
+            assert torch.allclose(together[n], p.grad, rtol=1e-4, atol=1e-6), n
+
+
+@every_model
+def test_other_targets_leave_what_is_read(name: str) -> None:
+    family, model = built(name)
+    batch = family.collate(EXAMPLES)
+    output = family.forward(model, batch)
+    drawn = (output.targets + 1) % output.logits.shape[1]
+    changed = family.relabel(batch, drawn)
+    again = family.forward(model, changed)
+    assert torch.equal(again.targets, drawn) and torch.equal(again.logits, output.logits)
+    assert int((changed["labels"] != batch["labels"]).sum()) == len(drawn)
+
+
+def greedy(family: Causal | Seq2Seq, model: Any, prompt: str, count: int) -> list[int]:
+    """Token after token without cache or padding."""
+    ids = family.tokenizer(prompt)["input_ids"]
+    written: list[int] = []
+    while len(written) < count:
+        if isinstance(family, Seq2Seq):
+            start = [model.config.decoder_start_token_id]
+            given = {"input_ids": torch.tensor([ids]), "decoder_input_ids": torch.tensor([start + written])}
+        else:
+            given = {"input_ids": torch.tensor([ids + written])}
+        written.append(int(model(**given).logits[0, -1].argmax()))
+        if written[-1] == family.tokenizer.eos_token_id:
+            break
+    return written
+
+
+@every_model
+@torch.no_grad()
+def test_answers_are_those_of_the_plain_greedy_loop_at_every_batch_size(name: str) -> None:
+    family, model = built(name)
+    wanted = [
+        family.tokenizer.decode(greedy(family, model, e.prompt, 12), skip_special_tokens=True).strip() for e in EXAMPLES
+    ]
+    how = Answering(max_new_tokens=12)
+    together = [p.text for p in family.answer(model, family.collate(EXAMPLES, answers=False), how)]
+    alone = [family.answer(model, family.collate([e], answers=False), how)[0].text for e in EXAMPLES]
+    assert together == alone == wanted
+    assert any(wanted), "nothing to compare"
+
+
+@every_model
+@torch.no_grad()
+def test_likelihood_of_labels_by_brute_force(name: str) -> None:
+    """Labels of different lengths, one the beginning of another; the prompt is read once."""
+    family, model = built(name)
+    labels = ("no", "yes", "yes, very", "B")
+    wanted = torch.tensor(
+        [[-float(plain_losses(family, model, Example(e.prompt, label)).sum()) for label in labels] for e in EXAMPLES]
+    )
+    found = family._label_scores(model, family.collate(EXAMPLES, answers=False), labels)
+    assert torch.allclose(found, wanted.to(found.dtype), rtol=0, atol=1e-4)
+    answers = family.answer(model, family.collate(EXAMPLES, answers=False), Answering(4, labels))
+    for answer, row in zip(answers, wanted, strict=True):
+        assert answer.text == labels[int(row.argmax())]
+        assert answer.confidence == pytest.approx(float(row.softmax(0).max()), abs=1e-4)
+
+
+def test_sampled_answers_depend_on_the_seed_alone() -> None:
+    from cl_runner.config import Sampling
+
+    family, model = built("tiny_llama")
+    how = Answering(20, sampling=Sampling(temperature=1.5, top_k=None, top_p=None))
+
+    def drawn(seed: int) -> list[str]:
+        torch.manual_seed(seed)
+        return [p.text for p in family.answer(model, family.collate(EXAMPLES, answers=False), how)]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
+def test_cutting_by_the_prompts_text_is_another_answer_where_decoding_changes_it() -> None:
+    """As released with PIECE: a prompt that does not come back as it was stays in front of the answer."""
+
+    def answers(length: int) -> list[str]:
+        family, model = built("tiny_llama", max_length=length, truncation="keep_end")
+        batch = family.collate([Example("a sentence with no room", "x"), Example("ok", "x")], answers=False)
+        found = [family.answer(model, batch, Answering(8, slice_by=by)) for by in ("ids", "prefix")]  # type: ignore[arg-type]
+        assert found[0][1] == found[1][1], "a prompt that is whole is cut off by either"
+        return [found[0][0].text, found[1][0].text]
+
+    by_ids, by_prefix = answers(64)
+    assert by_ids == by_prefix
+    by_ids, by_prefix = answers(8)
+    assert by_prefix == ("no room" + by_ids).strip() != by_ids
+
+
+def encoding(**changes: Any) -> Encoding:
+    chosen = backbone("tiny_llama", **changes)
+    tokenizer = bytes_tokenizer("causal")
+    return Encoding(chosen, tokenizer, tokenizer.eos_token_id, open_end=True)
+
+
+@pytest.mark.parametrize(
+    ("truncation", "kept"), [("keep_start", "01234567"), ("keep_end", "cdefghij"), ("keep_both", "0123ghij")]
+)
+def test_truncation_keeps_what_it_says_and_the_special_tokens(truncation: str, kept: str) -> None:
+    tokenizer = bytes_tokenizer("causal")
+    (ids,) = encoding(max_length=9, truncation=truncation).prompts(["0123456789abcdefghij"])
+    assert ids[0] == tokenizer.bos_token_id and tokenizer.decode(ids[1:]) == kept
+
+
+def test_an_answer_that_is_cut_has_no_end() -> None:
+    whole, cut = encoding(max_answer_length=4).answers(["abc", "abcd"])
+    end = bytes_tokenizer("causal").eos_token_id
+    assert len(whole) == len(cut) == 4 and whole[-1] == end and end not in cut
+
+
+def test_chat_template_asks_for_the_answer() -> None:
+    tokenizer = bytes_tokenizer("causal")
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[me]{% endif %}"
+    )
+    chosen = Encoding(backbone("tiny_llama", chat_template=True), tokenizer, tokenizer.eos_token_id, open_end=True)
+    (ids,) = chosen.prompts(["Why?"])
+    assert tokenizer.decode(ids) == "[user]Why?[me]"
+
+
+def test_tokens_are_kept_by_content(tmp_path: Path) -> None:
+    texts, answers = ["one text", "another", ""], ["yes", "no"]
+    encoding().remember(texts, answers, tmp_path)
+    (file,) = tmp_path.iterdir()
+
+    class Silent:
+        """A tokenizer that must not be asked."""
+
+        def __init__(self) -> None:
+            self.inner = bytes_tokenizer("causal")
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+        def __call__(self, text: Any, **options: Any) -> Any:
+            assert isinstance(text, str), "encoded anew"
+            return self.inner(text, **options)
+
+    tokenizer: Any = Silent()
+    again = Encoding(backbone("tiny_llama"), tokenizer, tokenizer.eos_token_id, open_end=True)
+    again.remember(texts, answers, tmp_path)
+    assert again.prompts(texts) == encoding().prompts(texts) and again.answers(answers) == encoding().answers(answers)
+    encoding(max_length=5).remember(texts, answers, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    file.write_bytes(b"damaged")
+    encoding().remember(texts, answers, tmp_path)
+    assert file.stat().st_size > 100
+
+
+def test_grouping_by_length_is_a_shuffle_with_less_padding() -> None:
+    lengths = [(i * 37) % 100 for i in range(203)]
+    plain, grouped = epoch_order(0, 1, 2, 203), epoch_order(0, 1, 2, 203, lengths, 8)
+    assert sorted(grouped) == sorted(plain) == list(range(203)) and grouped != plain
+    assert grouped == epoch_order(0, 1, 2, 203, lengths, 8) != epoch_order(0, 1, 3, 203, lengths, 8)
+
+    def waste(order: list[int]) -> int:
+        parts = [order[i : i + 8] for i in range(0, 203, 8)]
+        return sum(max(lengths[i] for i in part) * len(part) - sum(lengths[i] for i in part) for part in parts)
+
+    assert waste(grouped) < 0.2 * waste(plain)
+
+
+def test_micro_batches_do_not_change_a_step_of_a_language_model(tmp_path: Path) -> None:
+    """Answers of different lengths: the mean is over all answer tokens of the batch, however it is cut."""
+    from cl_runner.train import train_task
+
+    def trained(*more: str) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+        config = tiny_config(tmp_path, "method=seq_ft", "backbone=tiny_llama", "training.max_steps=2", *more)
+        learner, method, tasks = tiny_learner(config)
+        method.activate(learner, tasks[0])
+        steps: list[dict[str, float]] = []
+        stage = config.training.base
+        train_task(learner, method, tasks[0], stage, config.training, None, lambda p, n: steps.append(n))
+        return learner.weights(), steps
+
+    whole, steps = trained()
+    cut, parts = trained("training.base.micro_batch=3")
+    assert [s["loss"] for s in parts] == pytest.approx([s["loss"] for s in steps], rel=1e-5)
+    assert [s["tokens"] for s in parts] == [s["tokens"] for s in steps]
+    assert all(p["padding_share"] < s["padding_share"] for p, s in zip(parts, steps, strict=True))
+    assert all(torch.allclose(cut[n], whole[n], rtol=1e-3, atol=1e-5) for n in whole)
+
+
+def test_lwf_of_language_models_is_the_distance_to_the_old_weights_outputs(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "method=[lwf,pe_select]", "method.lwf.strength=2.0", "backbone=tiny_llama")
+    learner, method, tasks = tiny_learner(config)
+    method.activate(learner, tasks[0])
+    method.before_task(learner, tasks[1])
+    method.activate(learner, tasks[1])
+    batch = learner.collate(tasks[1].train, [0, 1])
+    before = learner.weights()
+    learner.model.eval()
+    old = learner.forward(batch).logits.detach()
+    with torch.no_grad():
+        for name, index in learner.selected.items():
+            learner.parameters()[name].view(-1)[index] += 0.5
+    moved = learner.weights()
+    output = learner.forward(batch)
+    term = method.loss(learner, method.prepare(learner, batch), output).detach()  # type: ignore[union-attr]
+    wanted = 2.0 * (output.logits.detach() - old).square().sum(-1).mean()
+    assert float(term) == pytest.approx(float(wanted), rel=1e-5) and float(term) > 0
+    assert all(torch.equal(p, moved[n]) for n, p in learner.parameters().items())
+    assert any(not torch.equal(before[n], moved[n]) for n in before)
+
+
+def test_a_model_at_other_weights_comes_back_after_an_error(tmp_path: Path) -> None:
+    learner, _, _ = tiny_learner(tiny_config(tmp_path, "method=seq_ft", "backbone=tiny_llama"))
+    before = learner.weights()
+    other = {name: torch.zeros_like(p) for name, p in before.items()}
+    with pytest.raises(RuntimeError), learner.at(other):
+        assert all(not bool(p.any()) for p in learner.parameters().values())
+        raise RuntimeError
+    assert all(torch.equal(p, before[n]) for n, p in learner.parameters().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["backbone=tiny_llama", "backbone.max_length=1000"], r"reads 1024 tokens.*Type: backbone.max_length=960"),
+        (["backbone=tiny_llama", "backbone.max_answer_length=null"], "Type: backbone.max_answer_length=512"),
+        (["backbone=tiny_t5", "backbone.chat_template=true"], "Type: backbone.chat_template=false"),
+        (["backbone=tiny_llama", "backbone.tokenizer=null"], "Type: backbone.tokenizer=bytes"),
+        (["backbone=causal_folder"], "backbone.checkpoint=./model: no config.json in that folder"),
+        (["probe=held_text", "backbone=tiny_bert"], "Type: probe=none"),
+        (["method=pe_qkv", "backbone=tiny_llama"], "query"),
+    ],
+)
+def test_mistakes(arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import re
+
+    assert run_command(tiny(tmp_path, *arguments)) == 2
+    assert re.search(said, capsys.readouterr().err), said
+
+
+def test_labels_are_ignored_where_there_is_no_answer() -> None:
+    family, _ = built("tiny_llama")
+    batch = family.collate(EXAMPLES)
+    assert (batch["labels"][:, -1] == family.tokenizer.eos_token_id).all(), "answers end in the last column"
+    assert int((batch["labels"] == IGNORED).sum()) == batch["labels"].numel() - sum(family.targets(EXAMPLES))
+    assert set(family.collate(EXAMPLES, answers=False)) == {"input_ids", "attention_mask", "position_ids"}
