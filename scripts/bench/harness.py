@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -135,3 +137,12 @@ def peak_rise(work: Callable[[], object], device: str = "cpu") -> int:
         rise = resident_bytes("VmHWM") - held
     del kept  # alive until here: a result counts
     return rise
+
+
+def own_process(variant: str) -> float:
+    """What this script prints at last when it is called again with --variant: one variant in a process of its own."""
+    # glibc keeps freed blocks; above this size it asks the system anew, and the peak is what is in use.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, *sys.argv, "--variant", variant]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return float(done.stdout.split()[-1])
