@@ -14,6 +14,8 @@ from tiny import TINY, run_command
 
 from cl_runner.compose import CONF, GROUPS, compose, options
 
+#: A tiny backbone of the same family stands for a preset's own.
+TWINS = {"classifier": "bert", "causal": "llama", "seq2seq": "t5"}
 OPTIONS = [(group, option) for group in GROUPS if group != "task" for option in options(group)]
 
 
@@ -42,9 +44,15 @@ def test_every_task_definition_composes(option: str) -> None:
 @pytest.mark.parametrize("option", options("experiment"))
 def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
     """Its own method, strengths and schedule, on a tiny backbone and generated reviews."""
-    small = [o for o in TINY if not o.startswith("training")]
+    config = compose([f"experiment={option}"]).config
+    small = [o for o in TINY if not o.startswith(("training", "backbone"))]
     arguments = [f"experiment={option}", "task_order=reviews", "hardware=cpu", *small, f"root={tmp_path}"]
-    assert run_command([*arguments, "training.max_steps=2", "method.pe.fraction=0.01"]) == 0
+    arguments += [f"backbone=tiny_{TWINS[config.backbone.family]}", "training.max_steps=2"]
+    arguments += [f"method.{node}.fraction=0.01" for node in config.method if node in ("pe", "piece")]
+    arguments += [
+        f"probe.{node}.{few}" for node in config.probe if node == "held_text" for few in ("texts=3", "tokens=8")
+    ]
+    assert run_command(arguments) == 0
     (summary,) = tmp_path.rglob("summary.json")
     detail = json.loads(summary.read_text())["tasks_detail"]
     assert [d["steps"] for d in detail] == [2, 2, 2]

@@ -158,6 +158,7 @@ def test_micro_batches_of_importance_are_another_fisher(tmp_path: Path) -> None:
     wanted = torch.zeros_like(weight)
     learner.model.eval()
     for start in range(0, 24, 4):
-        loss = learner.family.loss_sum(learner.model, learner.collate(tasks[1].train, range(start, start + 4)), "mean") / 4
+        batch = learner.collate(tasks[1].train, range(start, start + 4))
+        loss = learner.family.loss_sum(learner.model, batch, "mean") / 4
         wanted += torch.autograd.grad(loss, weight)[0].square()
     torch.testing.assert_close(found.fisher["classifier.bias"], wanted)

@@ -153,6 +153,39 @@ def test_death_in_the_importance_pass(
     assert content(folder_of(tmp_path)) == uninterrupted
 
 
+LANGUAGE_MODEL = (
+    "method=[lwf,piece_s]",
+    "backbone=tiny_llama",
+    "probe=[held_text,task_loss]",
+    "probe.held_text.texts=3",
+    "probe.held_text.tokens=8",
+    "training.base.micro_batch=3",
+    "training.group_by_length=true",
+    "evaluation.tasks=seen",
+    "protocol=trace",
+)
+
+
+def language_model(root: Path) -> list[str]:
+    return [o for o in command(root) if not o.startswith(("method=", "backbone="))] + list(LANGUAGE_MODEL)
+
+
+def test_death_of_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampled answers, probes, old weights of LwF, grouped batches: all as if nothing had happened."""
+    assert run_command(language_model(tmp_path / "whole")) == 0
+    wanted = compose(language_model(tmp_path / "whole")).folder
+    for number in (7, 17):
+        root = tmp_path / str(number)
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint, "save", die_at_save(number, after_tensors=True))
+            with pytest.raises(Death):
+                run_command(language_model(root))
+        assert run_command(language_model(root)) == 0
+        folder = compose(language_model(root)).folder
+        assert content(folder) == content(wanted)
+        assert (folder / "ability.csv").read_bytes() == (wanted / "ability.csv").read_bytes()
+
+
 def start(root: Path, *more: str) -> subprocess.Popen[str]:
     arguments = [sys.executable, "-m", "cl_runner", *command(root, *more)]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from cl_runner.matrix import START, Floats
 from cl_runner.report import plots
-from cl_runner.report.ability import DRAWN, describe
+from cl_runner.report.ability import CHANGE, DRAWN, OWN, describe, unit_of
 from cl_runner.report.folder import Run
 from cl_runner.report.html import document, picture, section, table, write
 from cl_runner.report.tables import (
@@ -22,6 +22,7 @@ from cl_runner.report.tables import (
     label_of,
     protocol_notes,
     protocol_signs,
+    values_of,
 )
 
 
@@ -74,7 +75,34 @@ def _pictures(order: str, groups: Sequence[Group], folder: Path) -> list[str]:
             "Change since the untouched model of what the probes measured: the mean over seeds, one sample deviation."
         )
         sections.append(section(f"General ability over {order}", note, ability))
+    sections += _trade_offs(groups, folder, name)
     return sections
+
+
+def _trade_offs(groups: Sequence[Group], folder: Path, name: str) -> list[str]:
+    """What a method learned against what it lost: a dot per run, a colour per method."""
+    runs = [(str(group.axes["method"]), values_of(run)) for group in groups for run in group.runs]
+    learned = dict.fromkeys(key for _, values in runs for key in values if key.startswith(OWN))
+    lost = dict.fromkeys(
+        key
+        for _, values in runs
+        for key in values
+        if key.startswith(CHANGE)
+        and not key.endswith("perplexity")
+        and key[len(CHANGE) :].partition("/")[0] not in {own.removeprefix(OWN) for own in learned}
+    )
+    parts = []
+    for x, y in ((x, y) for x in learned for y in list(lost)[:DRAWN]):
+        points: dict[str, list[tuple[float, float]]] = {}
+        for method, values in runs:
+            if x in values and y in values:
+                points.setdefault(method, []).append((values[x], values[y]))
+        path = folder / f"trade_off_{y.removeprefix(CHANGE).replace('/', '_')}_{name}.png"
+        units = [f"{key}, {unit_of(key.partition('/')[2])}".rstrip(", ") for key in (x, y)]
+        plots.trade_off(points, units[0], units[1], path)
+        note = f"{x}: {definition_of(x)}. {y}: {definition_of(y)}. A dot is a run; lines join a method's runs by {x}."
+        parts.append(section("Learned against kept", note, picture(path, f"{y} over {x}")))
+    return parts
 
 
 def _ability(runs: Mapping[str, Sequence[Run]], path: Path) -> str:

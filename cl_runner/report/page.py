@@ -13,7 +13,7 @@ import numpy as np
 
 from cl_runner.matrix import START, forgetting_matrix, formula_of
 from cl_runner.report import plots
-from cl_runner.report.ability import DRAWN, change_formula, change_text, changes, describe, signed
+from cl_runner.report.ability import DRAWN, change_formula, change_text, changes, describe, own, signed
 from cl_runner.report.atlas import atlas_sections
 from cl_runner.report.costs import COSTS, bytes_text, cost_text, costs
 from cl_runner.report.folder import Run, read_run
@@ -105,7 +105,7 @@ def _tiles(run: Run) -> str:
             bounds, items = interval_text(run, name), sum((run.test_examples or [])[: run.done])
             note = f"95 % interval {bounds} ({items:,} test items, bootstrap)" if bounds else ""
             tiles.append((value_text(name, run.metrics[name]), name, note))
-    tiles += [(change_text(name, value), name, "") for name, value in changes(run).items()][:4]
+    tiles += [(change_text(name, value), name, "") for name, value in (changes(run) | own(run)).items()][:4]
     tiles += [(cost_text(name, value), name, "") for name, value in costs(run).items()]
     shown = []
     for value, name, note in tiles:
@@ -367,7 +367,8 @@ def _numbers(run: Run) -> str:
         return ""
     shown = {name: value for name, value in run.metrics.items() if not name.startswith(AFTER_K)}
     rows = [[n, value_text(n, value), interval_text(run, n), formula_of(n)] for n, value in shown.items()]
-    rows += [[name, change_text(name, value), "", change_formula(name)] for name, value in changes(run).items()]
+    found = changes(run) | own(run)
+    rows += [[name, change_text(name, value), "", change_formula(name)] for name, value in found.items()]
     rows += [[name, cost_text(name, value), "", COSTS[name]] for name, value in costs(run).items()]
     note = "" if run.done == len(run.tasks) else f" Here T = {run.done}, the tasks done so far."
     numbered = [name for name in run.metrics if name.startswith(AFTER_K)]

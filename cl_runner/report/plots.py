@@ -356,3 +356,27 @@ def final_points(values: Mapping[str, Sequence[float]], metric: str, unit: str, 
         axes.set_xlabel(f"{metric}, {unit} · dot: a seed, whisker: ± one sample deviation" if unit else metric)
         axes.margins(x=0.08)
         save(figure, path)
+
+
+def trade_off(points: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, path: Path) -> None:
+    """Two numbers of many runs against each other.
+
+    Args:
+        points: label -> (x, y) of each run.
+        x, y: names and units of the axes.
+    """
+    with rc_context(STYLE):
+        figure, axes = new_figure(7.6, 4.6)
+        axes.axhline(0, color="#888888", linewidth=1)
+        for number, (label, pairs) in enumerate(points.items()):
+            ordered = np.array(sorted(pairs))
+            colour = COLOURS[number % len(COLOURS)]
+            marker = "osD^vPX*"[number % 8]
+            axes.plot(ordered[:, 0], ordered[:, 1], "-", color=colour, linewidth=1, alpha=0.5)
+            axes.plot(
+                ordered[:, 0], ordered[:, 1], marker, color=colour, markersize=5, linestyle="", label=short(label)
+            )
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.legend(loc="best", fontsize=8)
+        save(figure, path)

@@ -12,7 +12,7 @@ import numpy as np
 
 from cl_runner.config import NOT_IDENTITY
 from cl_runner.matrix import FORMULAS, formula_of, headline
-from cl_runner.report.ability import CHANGE, change_formula, changes, signed
+from cl_runner.report.ability import CHANGE, OWN, change_formula, changes, own, signed
 from cl_runner.report.costs import COSTS, cost_text, costs
 from cl_runner.report.folder import Run
 
@@ -39,7 +39,7 @@ _EXPLAINS = {"task_order": "task_order", "task": "task_order", "backbone": "back
 def known_metrics(groups: Sequence[Group]) -> list[str]:
     """Every name that `--metric` takes: every formula's, the costs', and what only some runs have."""
     found = dict.fromkeys(name for group in groups for run in group.runs for name in values_of(run))
-    numbered = [name for name in found if name.startswith((AFTER_K, CHANGE))]
+    numbered = [name for name in found if name.startswith((AFTER_K, CHANGE, OWN))]
     return [*(name for name in FORMULAS if not name.startswith(AFTER_K)), *numbered, *COSTS]
 
 
@@ -50,7 +50,7 @@ def headline_of(groups: Sequence[Group]) -> str:
 
 def definition_of(metric: str) -> str:
     """What a metric's number is."""
-    if metric.startswith(CHANGE):
+    if metric.startswith((CHANGE, OWN)):
         return change_formula(metric)
     return COSTS.get(metric) or formula_of(metric)
 
@@ -72,7 +72,7 @@ def names_of(run: Run) -> dict[str, str]:
 
 def values_of(run: Run) -> dict[str, float]:
     """All numbers of a run: derived from its matrix, the change of general ability, and its costs."""
-    return run.metrics | changes(run) | costs(run)
+    return run.metrics | changes(run) | own(run) | costs(run)
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -225,7 +225,10 @@ def _axis_cells(group: Group, axes: Sequence[str], signs: Mapping[str, str]) -> 
 def long_table(groups: Sequence[Group]) -> Table:
     """One row per group: what differs, the number of seeds, every metric of `METRICS` that some run has."""
     axes, signs = _shown_axes(groups), protocol_signs(groups)
-    known = [*METRICS, *(name for name in known_metrics(groups) if name.startswith(CHANGE))]
+    ability = [name for name in known_metrics(groups) if name.startswith((CHANGE, OWN))]
+    # Of a probe with a number per task the mean is enough here.
+    means = tuple(CHANGE + name.removeprefix(OWN) + "/" for name in ability if name.startswith(OWN))
+    known = [*METRICS, *(name for name in ability if not name.startswith(means))]
     metrics = [metric for metric in known if any(group.values(metric) for group in groups)]
     rows = [
         [
@@ -240,6 +243,8 @@ def long_table(groups: Sequence[Group]) -> Table:
     notes = ["mean ± sample standard deviation over n seeds; scores in %, forgetting and transfer in points"]
     if any(metric.startswith(CHANGE) for metric in metrics):
         notes.append(f"{CHANGE}: general ability after the last task minus before the first, in the probe's unit")
+    if any(metric.startswith(OWN) for metric in metrics):
+        notes.append(f"{OWN}: mean over tasks of a probe's number for each task right after it was learned")
     notes += protocol_notes(groups, signs)
     title = "All runs" + (f": {fixed}" if fixed else "")
     return Table(title, [*axes, "n", *(UNIT_HEADS.get(m, m) for m in metrics)], rows, len(axes), notes)
