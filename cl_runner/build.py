@@ -16,9 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cl_runner.compose import check
 from cl_runner.config import Backbone, Hardware
+from cl_runner.data.task import Task
 from cl_runner.families.base import Family
 from cl_runner.families.causal import Causal
 from cl_runner.families.classifier import Classifier
+from cl_runner.families.image_text import ImageText
 from cl_runner.families.seq2seq import Seq2Seq
 from cl_runner.methods import METHODS
 from cl_runner.methods.base import Chain, Method
@@ -29,6 +31,7 @@ FAMILIES: dict[str, Callable[[Backbone, Sequence[str]], Family]] = {
     "classifier": Classifier,
     "causal": Causal,
     "seq2seq": Seq2Seq,
+    "image_text": ImageText,
 }
 
 
@@ -40,6 +43,27 @@ def rebuild(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     labels = json.loads((folder / "data.json").read_text(encoding="utf-8"))["labels"]
     transformers.utils.logging.disable_progress_bar()
     return FAMILIES[config.backbone.family](config.backbone, labels).build(config.seed)
+
+
+def check_pictures(backbone: Backbone, tasks: Sequence[Task]) -> None:
+    """A backbone that reads pictures has some in every example, and another one has none that it would not see.
+
+    Raises:
+        ValueError: otherwise, with what to type.
+    """
+    sees = backbone.family == "image_text"
+    for task in tasks:
+        for example in (*task.train, *task.validation, *task.test):
+            if sees and example.picture is None:
+                raise ValueError(
+                    f"backbone {backbone.name} reads pictures, and task {task.name} has examples without one. "
+                    "Type: task_order=vqa (or choose another backbone)"
+                )
+            if not sees and example.picture is not None:
+                raise ValueError(
+                    f"task {task.name} asks about pictures, and backbone {backbone.name} reads texts alone. "
+                    "Type: backbone=llava_1_5_7b"
+                )
 
 
 def build_method(options: dict[str, dict[str, Any]]) -> Chain:

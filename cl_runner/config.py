@@ -68,7 +68,7 @@ class Backbone(Schema):
     """conf/backbone: which model, where its weights come from, how text enters it."""
 
     name: str
-    family: Literal["classifier", "causal", "seq2seq"]
+    family: Literal["classifier", "causal", "seq2seq", "image_text"]
     checkpoint: str | None  # hub name or local folder; null = random weights of `architecture`
     revision: str | None  # hub commit or tag; null = the newest
     package: str | None  # an installed package that carries the same checkpoint in its folder `model`
@@ -84,6 +84,7 @@ class Backbone(Schema):
     dropout: Annotated[float, Field(ge=0, lt=1)] | None  # of hidden states and attention; null = the checkpoint's own
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     dtype: Literal["float32", "bfloat16"]  # of the weights in memory; selected ones train in fp32 either way
+    frozen: list[str]  # name patterns of tensors that never train, such as a vision tower's
 
 
 class TaskDefinition(Schema):
@@ -107,6 +108,7 @@ class TaskDefinition(Schema):
     ]  # our split -> the source's; one name twice = shared without overlap
     text: list[str]  # columns, joined by a space
     label: str  # column of the label or answer
+    picture: str | None  # FOLDER/{COLUMN}: the picture that a row asks about; null = texts alone
     max_rows: Count | None  # rows read at most per file or hub split; null = all
     label_noise: Share  # generated: share of training labels replaced at random
 
@@ -281,7 +283,7 @@ class PartSpec:
 
 def method_spec(name: str) -> PartSpec:
     """The options, their types and the class attributes of the method under node `name`."""
-    return _spec("methods", METHODS[name], ("classifier", "causal", "seq2seq"))
+    return _spec("methods", METHODS[name], ("classifier", "causal", "seq2seq", "image_text"))
 
 
 def probe_spec(name: str) -> PartSpec:

@@ -16,6 +16,7 @@ from cl_runner.config import TaskOrder
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Answering, Batch, Family, Output, Prediction
+from cl_runner.families.freezing import frozen
 from cl_runner.sparse import importance_cache
 from cl_runner.sparse.bits import weights_hash
 from cl_runner.sparse.importance import Batch as ImportanceBatch
@@ -103,8 +104,10 @@ class Learner:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def train_all(self, trains: bool) -> None:
-        """Let all weights train, or none."""
-        self.model.requires_grad_(trains)
+        """Let all weights train but those that the backbone freezes, or none."""
+        never = frozen(self.model)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(trains and name not in never)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of every parameter."""
@@ -212,10 +215,12 @@ class Learner:
         Args:
             gradient: whether the sum of gradients is needed as well.
             dtype: of the sums.
-            names: of the parameters to measure; None = all. What was measured of more of them serves as well.
+            names: of the parameters to measure; None = all but frozen ones. What was measured of more of them serves
+                as well.
         """
         options = self._importance or EXACT
-        wanted = [name for name in self.parameters() if names is None or name in names]
+        never = frozen(self.model)
+        wanted = [name for name in self.parameters() if name not in never and (names is None or name in names)]
         with self.clock.phase("importance"):
             chosen = cap(examples, options.max_examples, self.seed_of("importance", "examples"))
             weights = weights_hash(self.parameters())
@@ -292,7 +297,7 @@ class Learner:
     ) -> str:
         """Everything the bits of the result depend on: weights, data, how they enter the model, options, machine."""
         kind = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
-        texts = hashlib.sha256(json.dumps([(e.prompt, e.answer) for e in examples]).encode()).hexdigest()
+        texts = hashlib.sha256(json.dumps([e.content() for e in examples]).encode()).hexdigest()
         return importance_cache.key(
             weights=weights,
             data={

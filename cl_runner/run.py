@@ -23,7 +23,14 @@ import transformers
 from torch import Tensor
 
 from cl_runner import checkpoint
-from cl_runner.build import FAMILIES, build_method, build_probes, prepare_hardware, recompute_activations
+from cl_runner.build import (
+    FAMILIES,
+    build_method,
+    build_probes,
+    check_pictures,
+    prepare_hardware,
+    recompute_activations,
+)
 from cl_runner.compose import Request
 from cl_runner.config import Stage
 from cl_runner.data.task import Task, label_union
@@ -101,6 +108,7 @@ class Run:
             for i, task in enumerate(tasks)
         ]
         self.own_tasks = list(tasks)
+        check_pictures(config.backbone, tasks)
         self.device = prepare_hardware(config.hardware)
         self.family = FAMILIES[config.backbone.family](config.backbone, label_union(tasks))
         self.family.check([task.labels for task in tasks], max(task.max_new_tokens for task in tasks))
@@ -109,6 +117,7 @@ class Run:
             probe.check()
         self.method = build_method(config.method)
         self.method.check(self.family.skeleton())
+        self.cache = Path(config.root) / "cache" if config.importance.cache_gb else None
         self.clock = Clock()
         self.stop = Stop()
         # What a checkpoint holds; the initial values are those of a fresh run.
@@ -164,7 +173,10 @@ class Run:
         """Build, learn task after task, report."""
         with self.clock.phase("load"):
             self._describe()
+            everything = [e for t in self.own_tasks for split in (t.train, t.validation, t.test) for e in split]
+            self.family.tokenize(everything, self.cache / "tokens" if self.cache else None)
             if not (self.folder / "plan.json").is_file():
+                self.console.line("Planning memory and time (of billions of weights this takes some seconds)")
                 try:
                     write_plan(self.folder, plan_run(self.request, self.own_tasks, self.family)[2])
                 except ValueError as error:  # what cannot be planned can be run
@@ -209,9 +221,6 @@ class Run:
 
     def _build(self, saved: dict[str, Any] | None) -> None:
         """The starting model, brought to where the checkpoint was."""
-        cache = Path(self.config.root) / "cache" if self.config.importance.cache_gb else None
-        everything = [e for task in self.own_tasks for split in (task.train, task.validation, task.test) for e in split]
-        self.family.tokenize(everything, cache / "tokens" if cache else None)
         model, _ = self.family.build(self.config.seed)
         if self.config.hardware.gradient_checkpointing:
             recompute_activations(model)
@@ -227,7 +236,7 @@ class Run:
             self.clock,
             self.shown,
             self.config.importance,
-            cache / "importance" if cache else None,
+            self.cache / "importance" if self.cache else None,
             self.console.line,
         )
         self.base_hash = self.weights = weights_hash(self.learner.parameters())

@@ -44,6 +44,7 @@ def definition(**changes: Any) -> TaskDefinition:
         "max_new_tokens": 16,
         "convert": None,
         "download": None,
+        "picture": None,
     }
     return TaskDefinition.model_validate(values | changes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,13 +16,26 @@ from tiny import TINY, run_command
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, PreTrainedModel
 
+from cl_runner.build import FAMILIES
 from cl_runner.compose import compose
+from cl_runner.data.example import Example
+from cl_runner.families.base import Answering, Family
+from cl_runner.families.freezing import freeze
+from cl_runner.families.seq2seq import Seq2Seq
 from cl_runner.planning import memory as machine
 from cl_runner.planning.imitation import Cost, Imitation, Ledger, checkpointing
 from cl_runner.planning.memory import advice, is_out_of_memory, smallest_change
-from cl_runner.planning.numbers import counts_of, setting_of, skeleton
-from cl_runner.planning.past import past_seconds
+from cl_runner.planning.numbers import (
+    Lengths,
+    counts_of,
+    local_family,
+    local_tasks,
+    setting_of,
+    skeleton,
+    text_lengths,
+)
 from cl_runner.planning.passes import loss_sum, outputs
+from cl_runner.planning.past import past_seconds
 from cl_runner.planning.planner import Planner
 from cl_runner.planning.setting import Answers, Memory, Setting, TaskNumbers
 from cl_runner.planning.speed import Speed, calibrate
@@ -192,6 +206,181 @@ def test_selected_training_lives_like_the_real_layers(clustered: bool) -> None:
     assert planned == pytest.approx(ledger.peak_bytes, rel=0.1)
 
 
+# Language models ----------------------------------------------------------------------------------------------------
+
+PROMPT, ANSWER, GENERATED, EXAMPLES = 60, 20, 12, 4
+
+
+@functools.cache
+def language_model(name: str) -> tuple[Family, PreTrainedModel]:
+    """A tiny one with its family."""
+    backbone = compose([f"backbone={name}", "method=seq_ft"]).config.backbone
+    family = FAMILIES[backbone.family](backbone, [])
+    model, _ = family.build(0)
+    return family, model
+
+
+def writing(name: str, **changes: Any) -> Setting:
+    """The setting of a run with it, in which all examples are equally long."""
+    answers = Answers(ANSWER, ANSWER, PROMPT + ANSWER, PROMPT + ANSWER, GENERATED, GENERATED)
+    family = language_model(name)[0]
+    return setting(
+        family="seq2seq" if isinstance(family, Seq2Seq) else "causal",
+        answers=dataclasses.replace(answers, **changes),
+        max_length=PROMPT,
+        mean_length=PROMPT,
+        batch_size={"base": EXAMPLES, "incremental": EXAMPLES},
+        micro_batch={"base": EXAMPLES, "incremental": EXAMPLES},
+        evaluation_batch=EXAMPLES,
+    )
+
+
+def prompts(name: str) -> list[Example]:
+    """All but one have the greatest length, which a byte and the special tokens make up: there is padding."""
+    family = language_model(name)[0]
+    examples = [Example("x" * (PROMPT - 1 - shorter), "y" * (ANSWER - 1), "d") for shorter in (0, 0, 0, 3)]
+    assert family.lengths(examples, answers=False) == [PROMPT] * 3 + [PROMPT - 3]
+    assert family.targets(examples) == [ANSWER] * 4
+    return examples
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2", "tiny_t5"])
+def test_language_models_train_as_imitated(name: str) -> None:
+    family, model = language_model(name)
+    planner, s = Planner(family.skeleton, 0), writing(name)
+    model.requires_grad_(True).train()
+    with Ledger() as ledger:
+        output = family.forward(model, family.collate(prompts(name)))  # a step holds it until the end
+        output.loss.backward()
+    model.zero_grad()
+    real, planned = ledger.cost(), planner._train(s, "base", "all", False)
+    assert planned.peak_bytes == pytest.approx(real.peak_bytes, rel=0.02)
+    assert planned.flops == real.flops
+    with Ledger() as ledger:
+        family.loss_sum(model, family.collate(prompts(name)), "mean").backward()
+    model.zero_grad()
+    imitated = Imitation(family.skeleton(), torch.float32, "cpu")
+    planned = imitated.cost(lambda model: loss_sum(model.requires_grad_(True).train(), s, EXAMPLES).backward())
+    assert planned.peak_bytes == pytest.approx(ledger.cost().peak_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2", "tiny_t5"])
+def test_language_models_answer_as_imitated(name: str) -> None:
+    family, model = language_model(name)
+    model.eval()
+    batch = family.collate(prompts(name), answers=False)
+    planner = Planner(family.skeleton, 0)
+    with torch.no_grad(), Ledger() as ledger:
+        family.answer(model, batch, Answering(GENERATED))
+    real = ledger.cost()
+    prompt, _, token = planner._evaluate(writing(name))["generate"]
+    # Of these weights some answer has no early end, so that there are as many passes as there may be.
+    assert prompt.peak_bytes == pytest.approx(real.peak_bytes, rel=0.03)
+    assert prompt.flops + (GENERATED - 1) * token.flops == pytest.approx(real.flops, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2", "tiny_t5"])
+def test_labels_are_weighed_as_imitated(name: str) -> None:
+    family, model = language_model(name)
+    model.eval()
+    labels = tuple(letter * (ANSWER - 1) for letter in "abc")
+    with torch.no_grad(), Ledger() as ledger:
+        family.answer(model, family.collate(prompts(name), answers=False), Answering(GENERATED, labels=labels))
+    real = ledger.cost()
+    s = writing(name, generated=0, mean_generated=0, labels=3, label_length=ANSWER, by_label=300)
+    ways = Planner(family.skeleton, 0)._evaluate(s)
+    assert set(ways) == {"labels"}
+    assert max(cost.peak_bytes for cost in ways["labels"]) == pytest.approx(real.peak_bytes, rel=0.03)
+    assert sum(cost.flops for cost in ways["labels"]) == pytest.approx(real.flops, rel=0.15)
+
+
+def test_memory_of_a_cache_by_hand() -> None:
+    """Of long answers to short prompts what counts is the cache: keys and values of every head and layer."""
+    family, _ = language_model("tiny_llama")
+    s = dataclasses.replace(writing("tiny_llama", generated=400, mean_generated=400), max_length=4, mean_length=4)
+    prompt, _, token = Planner(family.skeleton, 0)._evaluate(s)["generate"]
+    of_a_token = 2 * 2 * 2 * 8 * 4  # keys and values, 2 layers, 2 heads of their own, 8 wide, fp32
+    cache = EXAMPLES * (4 + 400 - 1) * of_a_token
+    largest = cache // 4  # the keys or values of one layer, which are copied to add a token
+    assert cache + largest < token.peak_bytes < 1.4 * (cache + largest)
+    assert prompt.peak_bytes < token.peak_bytes
+
+
+def test_seconds_of_an_answer() -> None:
+    family, _ = language_model("tiny_llama")
+    planner, speed = Planner(family.skeleton, 0), Speed(1e9, 1e9, 1e-5)
+    s = writing("tiny_llama")
+    prompt, _, token = planner._evaluate(s)["generate"]
+    weights = 4 * planner.parameters(s) / 1e9
+    of_a_batch = speed.seconds(prompt) + GENERATED * (speed.seconds(token) + weights)
+    assert planner.seconds(s, speed)["evaluate"] == pytest.approx(300 / EXAMPLES * of_a_batch)
+    half = writing("tiny_llama", mean_generated=GENERATED / 2, labels=3, label_length=ANSWER, by_label=150)
+    labels = sum(speed.seconds(cost) for cost in planner._evaluate(half)["labels"])
+    expected = 150 / EXAMPLES * (of_a_batch + labels)
+    assert planner.seconds(half, speed)["evaluate"] == pytest.approx(expected)
+
+
+def test_a_teacher_holds_old_weights_and_outputs() -> None:
+    family, model = language_model("tiny_llama")
+    planner = Planner(family.skeleton, 0)
+    plain = dataclasses.replace(
+        writing("tiny_llama"),
+        device="cuda",
+        tasks=(TASKS[0], dataclasses.replace(TASKS[1], trains="all")),
+        memory=Memory(),
+    )
+    taught = dataclasses.replace(plain, memory=Memory(teacher="logits"))
+    weights = sum(p.numel() for p in model.parameters())
+    assert planner.peak(taught, "train base") == planner.peak(plain, "train base")
+    assert planner.peak(taught, "evaluate") - planner.peak(plain, "evaluate") == 4 * weights
+    outputs = 4 * EXAMPLES * ANSWER * 259  # of the old weights, for the answers' tokens
+    step = planner._train(taught, "incremental", "all", True).peak_bytes
+    assert step - planner._train(plain, "incremental", "all", True).peak_bytes >= outputs
+    assert planner.peak(taught, "train incremental") >= planner.peak(plain, "train incremental") + 4 * weights + outputs
+
+
+def test_whole_tensors_of_a_list_train() -> None:
+    names = {"bert.encoder.layer.0.output.LayerNorm.weight": 64, "bert.encoder.layer.0.output.LayerNorm.bias": 64}
+    planner = Planner(lambda: meta("bert"), 0)
+    s = setting(device="cuda", memory=Memory(listed=names), tasks=(dataclasses.replace(TASKS[0], trains="listed"),))
+    assert planner.trained(s, s.tasks[0]) == 128
+    step = planner._train(s, "base", "listed", False)
+    assert planner.peak(s, "train base") == planner.peak(s, "load") + 128 * 12 + step.peak_bytes
+    assert step.peak_bytes < planner._train(s, "base", "all", False).peak_bytes
+    assert planner.disk(s)["snapshots"] == 4 * 128
+    everything = Planner(lambda: meta("bert"), 0)._train(s, "base", "all", False)
+    assert step.flops < 0.7 * everything.flops
+
+
+def test_frozen_tensors_do_not_train() -> None:
+    def skeleton() -> PreTrainedModel:
+        model = meta("bert")
+        freeze(model, ["bert.embeddings.*"])
+        return model
+
+    planner, plain = Planner(skeleton, 0), Planner(lambda: meta("bert"), 0)
+    s = setting(device="cuda", tasks=TASKS[:1])
+    embeddings = (300 + 512 + 2 + 2) * 64  # words, positions, types, and a norm
+    assert plain.trained(s, TASKS[0]) - planner.trained(s, TASKS[0]) == embeddings
+    assert plain.peak(s, "importance") - planner.peak(s, "importance") >= 4 * embeddings
+    assert planner._train(s, "base", "all", False).peak_bytes < plain._train(s, "base", "all", False).peak_bytes
+
+
+def test_flops_of_a_token_by_hand() -> None:
+    planner, s = Planner(lambda: meta("bert"), 0), setting()
+    layer = 2 * (4 * 64**2 + 2 * 64 * 256) + 4 * 64 * 32  # products with weights, and with 32 other positions
+    pooled = 2 * (64 * 64 + 64 * 3) / 32  # one position of 32
+    forward = 2 * layer + pooled
+    assert planner.flops_per_token(s, TASKS[0]) == pytest.approx(3 * forward)
+    assert planner.flops_per_token(s, TASKS[1]) == pytest.approx(2 * forward)
+    assert planner.flops_per_token(s, dataclasses.replace(TASKS[1], trains="nothing")) == 0
+    saving = dataclasses.replace(s, gradient_checkpointing=True)
+    assert planner.flops_per_token(saving, TASKS[0]) == pytest.approx(3 * forward)
+    # The backward pass of fused attention computes its scores once more.
+    real = planner._train(s, "base", "all", False).flops / (8 * 32)
+    assert real == pytest.approx(3 * forward, rel=0.05)
+
+
 # Sums ---------------------------------------------------------------------------------------------------------------
 
 
@@ -231,9 +420,8 @@ def test_half_precision_trains_in_full() -> None:
 
 def test_smaller_parts_of_a_batch_take_less() -> None:
     planner = Planner(lambda: meta("bert"), 0)
-    parts = [
-        planner._train(setting(micro_batch={"base": m, "incremental": m}), "base", "all", False).peak_bytes for m in (8, 4, 1)
-    ]
+    settings = [setting(micro_batch={"base": m, "incremental": m}) for m in (8, 4, 1)]
+    parts = [planner._train(s, "base", "all", False).peak_bytes for s in settings]
     assert parts[0] > parts[1] > parts[2]
 
 
@@ -297,6 +485,7 @@ def numbers_of(*overrides: str) -> Setting:
         ("pe_rand", ["all", "selected", "selected"], [0, 48, 72]),  # its EWC measures
         ("piece_s", ["selected", "selected", "selected"], [48, 24, 24]),
         ("lwf", ["all", "all", "all"], [0, 0, 0]),
+        ("layer_norm", ["listed", "listed", "listed"], [0, 0, 0]),
     ],
 )
 def test_what_trains_and_what_is_measured(method: str, trains: list[str], measured: list[int]) -> None:
@@ -321,20 +510,84 @@ def test_options_reach_the_numbers() -> None:
     assert {task.trains for task in alone.tasks} == {"all"} and alone.restart
 
 
+def test_numbers_of_a_language_model() -> None:
+    config = compose([*TINY, "backbone=tiny_llama", "method=lwf", "task.reviews.max_new_tokens=5"]).config
+    model = skeleton(config.backbone, 0)
+    counts = [("base", 48, 20), ("kettles", 24, 10), ("software", 24, 10)]
+    unknown = setting_of(config, counts, 0, model, "cpu", None)
+    assert unknown.family == "causal" and unknown.max_length == 256 and unknown.max_whole == 256 + 64
+    assert unknown.memory.teacher == "logits" and unknown.memory.example_bytes == 0
+    assert unknown.evaluated == 4 * 40
+    lengths = Lengths(prompts=[10, 20, 30], answers=[3, 5], whole=[14, 26])
+    s = setting_of(config, counts, 0, model, "cpu", lengths)
+    assert (s.max_length, s.mean_length, s.max_whole, s.mean_whole) == (30, 20, 26, 26)
+    assert s.answers == Answers(5, 4, 26, 26, 5, 5)
+    assert dataclasses.replace(s, max_length=8).max_whole == 13  # a shorter prompt, the same answer
+    mean = s.at_mean()
+    assert (mean.max_length, mean.max_whole) == (20, 24)
+    likely = compose([*TINY, "backbone=tiny_llama", "method=lwf", "evaluation.labels=likelihood"]).config
+    s = setting_of(likely, counts, 0, model, "cpu", lengths)
+    assert s.answers == Answers(5, 4, 26, 26, 0, 0, labels=3, label_length=len("2 stars") + 1, by_label=160)
+    sorted_by_length = compose([*TINY, "backbone=tiny_llama", "method=lwf", "training.group_by_length=true"]).config
+    assert setting_of(sorted_by_length, counts, 0, model, "cpu", lengths).mean_whole == 20
+
+
+def test_lengths_of_prompts_and_answers() -> None:
+    config = compose([*TINY, "backbone=tiny_t5", "method=seq_ft"]).config
+    tasks = local_tasks(config)
+    assert tasks is not None
+    lengths = text_lengths(local_family(config.backbone, tasks), tasks)
+    assert lengths is not None
+    train = [example for task in tasks for example in task.train]
+    assert lengths.answers == [len(example.answer) + 1 for example in train]  # bytes and the end token
+    assert lengths.whole == [len(example.prompt) + 1 + len(example.answer) + 1 for example in train]
+    assert len(lengths.prompts) == len(train) + 40
+
+
+def test_tasks_seen_so_far_are_evaluated() -> None:
+    # After task 1: 20, after task 2: 20 + 10, after task 3: 20 + 10 + 10.
+    assert numbers_of("method=seq_ft", "evaluation.tasks=seen").evaluated == 90
+    assert numbers_of("method=seq_ft").evaluated == 4 * 40
+
+
+def test_importance_of_what_may_be_selected() -> None:
+    s = numbers_of("method=piece_s")
+    assert s.memory.measured == s.memory.candidates
+    assert numbers_of("method=pe").memory.measured == numbers_of("method=pe").memory.candidates
+    assert numbers_of("method=ewc").memory.measured is None
+    planner = Planner(lambda: meta("bert"), 0)
+    weights = sum(p.numel() for p in meta("bert").parameters())
+    measured = {"bert.encoder.layer.0.output.dense.weight": 64 * 256}
+    plain = setting(device="cuda", memory=Memory(mean_bytes=4))
+    fewer = dataclasses.replace(plain, memory=Memory(mean_bytes=4, measured=measured), importance_batch=1)
+    assert planner._sums(plain) == 4 * weights and planner._sums(fewer) == 4 * 64 * 256
+    assert planner.disk(dataclasses.replace(fewer, cache_bytes=10**9))["cached importance"] == 4 * 64 * 256
+    small = planner._importance(fewer)
+    assert small.peak_bytes < planner._importance(dataclasses.replace(plain, importance_batch=1)).peak_bytes
+
+
 def test_a_hub_order_without_numbers_says_what_to_type() -> None:
     config = compose([*TINY, "method=seq_ft", "task_order.incremental.train=null"]).config
     with pytest.raises(ValueError, match=r"task_order\.incremental\.train=1000"):
         counts_of(config, None)
+    counts = "{train: 5, validation: 0, test: null}"
+    tasks = f"task_order.tasks=[{{name: base, domains: [novels]}}, {{name: kettles, counts: {counts}}}]"
+    config = compose([*TINY, "method=seq_ft", tasks]).config
+    with pytest.raises(ValueError, match=r"task_order\.tasks\[1\]\.counts\.test=1000"):
+        counts_of(config, None)
 
 
-def test_plan_of_a_run_is_in_its_folder(tmp_path: Path) -> None:
-    arguments = [*TINY, "method=pe", f"root={tmp_path}"]
+@pytest.mark.parametrize("backbone", ["tiny_bert", "tiny_t5"])
+def test_plan_of_a_run_is_in_its_folder(backbone: str, tmp_path: Path) -> None:
+    arguments = [*TINY, "method=pe", f"root={tmp_path}", f"backbone={backbone}"]
     assert run_command(arguments) == 0
     (folder,) = {path.parent for path in tmp_path.rglob("summary.json")}
     plan = json.loads((folder / "plan.json").read_text())
     summary = json.loads((folder / "summary.json").read_text())
     assert set(plan) == {"phases", "disk_bytes", "trainable", "flops_per_token", "flops_per_second", "basis"}
     assert set(plan["phases"]) == {"load", "importance", "train", "evaluate"}
+    assert len(plan["flops_per_token"]) == 3 and plan["flops_per_second"] > 1e6
+    assert plan["flops_per_token"][0] == pytest.approx(1.5 * plan["flops_per_token"][1])
     trained = [task["trainable"] for task in summary["tasks_detail"]]
     # Every layer's share is rounded by itself.
     assert plan["trainable"] == [pytest.approx(n, abs=5) for n in trained]
@@ -366,20 +619,26 @@ def test_command_explains_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "parameters"), [(8, 1_750_155_264), pytest.param(32, 6_607_355_904, marks=pytest.mark.slow)]
+    ("layers", "parameters"), [(8, 1_881_214_976), pytest.param(32, 6_738_415_616, marks=pytest.mark.slow)]
 )
 def test_llama_without_network(layers: int, parameters: int, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["method=piece_s", "backbone=llama2_7b", "hardware=gpu", "hardware.gradient_checkpointing=true"]
     overrides += [f"training.{stage}.micro_batch=2" for stage in ("base", "incremental")]
     assert run_command(["plan", "--json", *overrides, f"backbone.architecture.num_hidden_layers={layers}"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    # A layer: 4 x 4096^2 + 3 x 4096 x 11008 and two norms; embeddings, the last norm, and a head of three rows.
-    assert parameters == layers * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096) + 32000 * 4096 + 4096 + 3 * 4096
+    # A layer: 4 x 4096^2 + 3 x 4096 x 11008 and two norms; embeddings, the last norm, and the output layer.
+    linear = layers * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert parameters == linear + layers * 2 * 4096 + 4096 + 2 * 32000 * 4096
     assert plan["parameters"] == parameters
     assert plan["phases"]["load"]["bytes"] == 2 * parameters
     # 0.1 % of all but the embeddings, in bf16: weights, 28 bytes an entry, and less than 2 GB of activations.
     assert 0 < plan["phases"]["train"]["bytes"] - 2 * parameters < 2e9
-    assert plan["longest_text"] == 512
+    assert (plan["longest_text"], plan["longest_answer"], plan["longest_generated"]) == (1024, 512, 16)
+    # Of 1536 tokens 513 reach the output layer; attention: two products with all positions. Selected entries train, so
+    # that backward costs one more forward pass.
+    forward = 2 * linear + 2 * 32000 * 4096 * 513 / 1536 + layers * 4 * 4096 * 1536
+    assert plan["flops_per_token"] == [pytest.approx(2 * forward)] * 5
+    assert plan["flops_per_second"] is None
 
 
 def test_a_run_that_does_not_fit_gets_advice(

@@ -17,21 +17,23 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from cl_runner.config import TaskDefinition
 from cl_runner.data.converters import Record, converted
+from cl_runner.data.example import Picture
 from cl_runner.data.prompts import RESERVED, check_template, placeholders, prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A usable row of a source: its number there (from 1), its prompt, its label's name or its answer."""
+    """A usable row of a source: its number there (from 1), its prompt, its label's name or its answer, its picture."""
 
     number: int
     prompt: str
     label: str
+    picture: str = ""  # as the row names it
 
 
 def local_path(definition: TaskDefinition, name: str, domain: str, split: str, variant: str | int | None) -> Path:
@@ -104,6 +106,8 @@ def _rows(records: Iterable[Record], definition: TaskDefinition, name: str, wher
     columns: dict[str, None] = {}
     number = 0
     wanted = [column for column in placeholders(definition) if column not in RESERVED]
+    shown = picture_column(definition, name)
+    seen: dict[int, str] = {}
     for number, record in enumerate(records, start=1):
         columns.update(dict.fromkeys(record))
         text = _text(record, definition.text, number, where)
@@ -124,6 +128,7 @@ def _rows(records: Iterable[Record], definition: TaskDefinition, name: str, wher
         cells = {column: _cell(record, column, number, where) for column in wanted if column in record}
         if label is not None and (text or any(cell.strip() for cell in cells.values())):
             found.append((number, label, {**cells, "text": text}))
+            seen[number] = _cell(record, shown, number, where) if shown else ""
     if number == 0:
         raise ValueError(f"{where} holds no rows")
     _check_columns(columns, definition, name, where)
@@ -131,7 +136,7 @@ def _rows(records: Iterable[Record], definition: TaskDefinition, name: str, wher
     if not found:
         raise ValueError(f"none of the {number} rows of {where} can be used: no text, or a label that is dropped")
     empty = dict.fromkeys(columns, "")
-    return [Row(number, prompt(definition, {**empty, **cells}), label) for number, label, cells in found]
+    return [Row(number, prompt(definition, {**empty, **cells}), label, seen[number]) for number, label, cells in found]
 
 
 def _missing_cell(cell: Any) -> bool:
@@ -171,6 +176,9 @@ def _answer(record: Record, column: str, number: int, where: str) -> str | None:
 def _check_columns(columns: Iterable[str], definition: TaskDefinition, name: str, where: str) -> None:
     known = list(columns)
     wanted = [(column, f"task.{name}.text=[COLUMN]") for column in definition.text]
+    shown = picture_column(definition, name)
+    if shown:
+        wanted.append((shown, f"task.{name}.picture=FOLDER/{{COLUMN}}"))
     for column, remedy in [*wanted, (definition.label, f"task.{name}.label=COLUMN")]:
         if column not in known:
             raise ValueError(
@@ -182,6 +190,52 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     """' Nearest: ...' or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" Nearest: {close[0]!r}." if close else ""
+
+
+# Pictures ---------------------------------------------------------------------------------------------------
+
+
+def picture_column(definition: TaskDefinition, name: str) -> str:
+    """The column that names each row's picture; "" = there are none.
+
+    Raises:
+        ValueError: the definition's `picture` is not FOLDER/{COLUMN}.
+    """
+    if definition.picture is None:
+        return ""
+    folder, _, column = definition.picture.rpartition("/")
+    if not folder or len(column) < 3 or column[0] != "{" or column[-1] != "}":
+        raise ValueError(f"task.{name}.picture={definition.picture} must be a folder and a column: FOLDER/{{COLUMN}}")
+    return column[1:-1]
+
+
+def find_picture(definition: TaskDefinition, given: str, where: str) -> Picture:
+    """The file that a row means.
+
+    Data sets name pictures by their place on the machine that made them, so that it is the longest end of that path
+    which lies below the definition's folder.
+
+    Args:
+        given: as the row names it.
+        where: the row, for messages.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    assert definition.picture is not None
+    folder = Path(definition.picture.rpartition("/")[0]).expanduser()
+    parts = [part for part in PurePosixPath(given).parts if part not in ("/", "..", ".")]
+    for start in range(len(parts)):
+        path = folder.joinpath(*parts[start:])
+        if path.is_file():
+            return Picture(str(path), "/".join(parts[start:]), path.stat().st_size)
+    if not parts:
+        raise ValueError(f"{where} names no picture")
+    fetch = f" {definition.download.strip().removesuffix('.')}." if definition.download else ""
+    raise ValueError(
+        f"{where} asks about the picture {given}, of which no end lies below {folder}.{fetch} "
+        "Set data_root=FOLDER, or CL_RUNNER_DATA, to the folder that holds the data sets."
+    )
 
 
 # Local files ------------------------------------------------------------------------------------------------

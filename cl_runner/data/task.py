@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cl_runner.config import OrderedTask, TaskDefinition, TaskOrder
 from cl_runner.data import prompts, reviews, sources
@@ -57,8 +57,13 @@ def label_union(tasks: Iterable[Task]) -> tuple[str, ...]:
 
 def fingerprint(task: Task) -> str:
     """SHA-256 (hexadecimal) of everything in a task."""
-    text = json.dumps(dataclasses.asdict(task), separators=(",", ":"))
+    text = json.dumps(dataclasses.asdict(task, dict_factory=_content), separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _content(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Without what is not there, and without where pictures lie on this machine."""
+    return {name: value for name, value in fields if name != "path" and (name, value) != ("picture", None)}
 
 
 def source_files(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[Path]:
@@ -264,7 +269,15 @@ def _drawn(plan: _Plan, position: int, labels: Sequence[str]) -> dict[Split, lis
         if not chosen:
             raise ValueError(f"nothing is left in {place} for {plan.key(split)}. Type: {plan.key(split)}=0")
         taken[place].update(row.number for row in chosen)
-        drawn[split] = [Example(row.prompt, row.label, domain) for row in chosen]
+        pictures = [
+            sources.find_picture(plan.definition, row.picture, f"row {row.number} of {place}")
+            if plan.definition.picture
+            else None
+            for row in chosen
+        ]
+        drawn[split] = [
+            Example(row.prompt, row.label, domain, picture) for row, picture in zip(chosen, pictures, strict=True)
+        ]
     return drawn
 
 

@@ -19,6 +19,7 @@ from cl_runner.families.base import IGNORED, Answering, Batch, Family, Output, P
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.loading import Source
 from cl_runner.families.tokens import (
+    branched,
     example_losses,
     generation_config,
     most_probable,
@@ -151,7 +152,6 @@ class Causal(Family):
 
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
         """log p(label and its end | prompt), [B, labels]; the prompt is read once."""
-        ends = self._encoding.answers(labels)
         examples, device = len(batch["input_ids"]), batch["input_ids"].device
         known = _forward_arguments(model)
         given = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -159,30 +159,25 @@ class Causal(Family):
             given["position_ids"] = batch["position_ids"]
         read = model(**given, **({"logits_to_keep": 1} if "logits_to_keep" in known else {}), use_cache=True)
         first = read.logits[:, -1].float().log_softmax(-1)  # [B, V]: the labels' first tokens
-        cache = read.past_key_values
-        cache.batch_repeat_interleave(len(labels))
-        tokens = padded(ends, IGNORED, "right").to(device)  # [labels, A]
-        tokens = tokens.repeat(examples, 1)  # [B * labels, A]
-        present = tokens != IGNORED
-        inputs = torch.where(present, tokens, self.tokenizer.pad_token_id)[:, :-1]
-        scores = first.repeat_interleave(len(labels), 0).gather(1, tokens[:, :1])[:, 0]
-        if inputs.shape[1]:
-            past = batch["attention_mask"].repeat_interleave(len(labels), 0)
-            following: dict[str, Any] = {
-                "input_ids": inputs,
-                "attention_mask": torch.cat([past, present[:, :-1].to(past.dtype)], 1),
-                "past_key_values": cache,
-                "use_cache": True,
-            }
-            if "position_ids" in given:
-                last = batch["position_ids"][:, -1:].repeat_interleave(len(labels), 0)
-                following["position_ids"] = last + 1 + torch.arange(inputs.shape[1], device=device)
-            logits = model(**following).logits.float()
-            losses = functional.cross_entropy(
-                logits.transpose(1, 2), tokens[:, 1:], reduction="none", ignore_index=IGNORED
-            )
-            scores = scores - losses.sum(1)
-        return scores.view(examples, len(labels))
+        scores = []
+        # One label at a time: a cache for every row and label would outgrow the model.
+        for ids in self._encoding.answers(labels):
+            label = torch.tensor([ids], device=device).expand(examples, -1)
+            score = first[:, ids[0]]
+            if len(ids) > 1:
+                mask = given["attention_mask"]
+                following: dict[str, Any] = {
+                    "input_ids": label[:, :-1],
+                    "attention_mask": torch.cat([mask, mask.new_ones(examples, len(ids) - 1)], 1),
+                }
+                if "position_ids" in given:
+                    steps = torch.arange(1, len(ids), device=device)
+                    following["position_ids"] = given["position_ids"][:, -1:] + steps
+                logits = model(**following, past_key_values=branched(read.past_key_values), use_cache=True).logits
+                losses = functional.cross_entropy(logits.float().transpose(1, 2), label[:, 1:], reduction="none")
+                score = score - losses.sum(1)
+            scores.append(score)
+        return torch.stack(scores, 1)
 
 
 def _forward_arguments(model: nn.Module) -> Container[str]:

@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
+    AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -26,6 +27,7 @@ from transformers import (
 
 from cl_runner.config import Backbone
 from cl_runner.data.reviews import vocabulary
+from cl_runner.families.freezing import freeze
 
 WORD_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 BYTE_TOKENS = ("<pad>", "<s>", "</s>")
@@ -106,6 +108,7 @@ class Source:
                     attn_implementation=self.backbone.attention,
                     use_safetensors=True,
                 )
+        freeze(model, self.backbone.frozen)
         return model
 
     def skeleton(self, configuration: PreTrainedConfig) -> PreTrainedModel:
@@ -116,7 +119,24 @@ class Source:
                 attn_implementation=self.backbone.attention,
                 dtype=getattr(torch, self.backbone.dtype),
             )
+        freeze(model, self.backbone.frozen)
         return model
+
+    def processor(self) -> Any:
+        """The checkpoint's processor of pictures and prompts.
+
+        Raises:
+            ValueError: it cannot be loaded, or needs a package that is not installed.
+        """
+        try:
+            with readable(self.backbone):
+                return AutoProcessor.from_pretrained(self._place, revision=self._revision)
+        except ImportError as error:
+            reason = " ".join(str(error).split())[:150]
+            raise ValueError(
+                f"the processor of {self.backbone.name} needs another package ({reason}). "
+                "Type: pip install 'cl-runner[pictures]'"
+            ) from None
 
     def tokenizer_hash(self) -> str:
         """SHA-256 of the tokenizer's rules and vocabulary."""
@@ -237,7 +257,7 @@ def bytes_tokenizer(family: str) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(pieces, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    single = "<s> $A" if family == "causal" else "$A </s>"
+    single = "<s> $A" if family in ("causal", "image_text") else "$A </s>"
     ids = [(token, pieces[token]) for token in BYTE_TOKENS]
     tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")

@@ -136,17 +136,16 @@ class Seq2Seq(Family):
 
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
         """log p(label and its end | prompt), [B, labels]; the prompt is read once."""
-        targets = padded(self._encoding.answers(labels), IGNORED, "right").to(batch["input_ids"].device)
-        read = model.get_encoder()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        examples, count = len(batch["input_ids"]), len(labels)
-        states = read.last_hidden_state.repeat_interleave(count, 0)
-        logits = model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            attention_mask=batch["attention_mask"].repeat_interleave(count, 0),
-            decoder_input_ids=self._shifted(targets).repeat(examples, 1),
-            use_cache=False,
-        ).logits.float()
-        losses = functional.cross_entropy(
-            logits.transpose(1, 2), targets.repeat(examples, 1), reduction="none", ignore_index=IGNORED
-        )
-        return -losses.sum(1).view(examples, count)
+        given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        states = model.get_encoder()(**given).last_hidden_state
+        scores = []
+        for ids in self._encoding.answers(labels):  # one at a time: memory does not grow with their number
+            label = torch.tensor([ids], device=states.device).expand(len(states), -1)
+            logits = model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                attention_mask=given["attention_mask"],
+                decoder_input_ids=self._shifted(label),
+                use_cache=False,
+            ).logits.float()
+            scores.append(-functional.cross_entropy(logits.transpose(1, 2), label, reduction="none").sum(1))
+        return torch.stack(scores, 1)

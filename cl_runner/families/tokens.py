@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cl_runner.families.base import IGNORED, Answering, Output, Prediction
 
@@ -69,6 +70,14 @@ def generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         decoder_start_token_id=start,
         **chosen,
     )
+
+
+def branched(cache: Cache) -> Cache:
+    """A copy of a cache that grows on its own."""
+    own = copy.copy(cache)
+    own.layers = [copy.copy(layer) for layer in cache.layers]
+    own.batch_repeat_interleave(1)  # copies the tensors, those without content as well, as deepcopy does not
+    return own
 
 
 def most_probable(scores: Tensor, labels: Sequence[str]) -> list[Prediction]:

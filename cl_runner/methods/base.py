@@ -30,7 +30,7 @@ class Method:
     """
 
     state: ClassVar[tuple[str, ...]] = ()  # attributes saved for resume: tensors, numbers, dicts and lists of them
-    families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq")  # checked before a model is loaded
+    families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq", "image_text")  # checked before loading
     last: ClassVar[bool] = False  # selects what trains: must end a chain
     node: str  # where its options stand in the configuration: method.<node>
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from cl_runner.config import Positive
 from cl_runner.data.task import Task
+from cl_runner.families.freezing import frozen
 from cl_runner.methods.base import Method
 from cl_runner.sparse.selection import module_types
 
@@ -31,7 +32,7 @@ class LayerNorm(Method):
 
     def candidates(self, model: nn.Module) -> dict[str, int]:
         """Entries of the normalisations' tensors, by name."""
-        sizes = {name: p.numel() for name, p in model.named_parameters()}
+        sizes = {name: p.numel() for name, p in model.named_parameters() if name not in frozen(model)}
         types = module_types(model)
         return {name: size for name, size in sizes.items() if any("norm" in kind.lower() for kind in types[name])}
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cl_runner.config import Fraction, NonNegative, Positive, Score
 from cl_runner.data.task import Task
+from cl_runner.families.freezing import frozen
 from cl_runner.methods.base import Method
 from cl_runner.sparse.layers import CompactValues
 from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_MEAN, NEEDS_PASS, scores
@@ -73,13 +74,13 @@ class Selector(Method):
 
     def candidates(self, model: nn.Module) -> dict[str, int]:
         """Entries of every tensor of a model that may be selected from, by name."""
-        sizes = {name: p.numel() for name, p in model.named_parameters()}
+        sizes = {name: p.numel() for name, p in model.named_parameters() if name not in frozen(model)}
         names = match(list(sizes), self.include, self.exclude, self.exclude_modules, module_types(model))
         return {name: sizes[name] for name in names}
 
     def _select(self, learner: Learner, task: Task) -> dict[str, Tensor]:
         weights = learner.parameters()
-        everything = {name: p.numel() for name, p in weights.items()}
+        everything = {name: p.numel() for name, p in weights.items() if name not in frozen(learner.model)}
         sizes = self.candidates(learner.model)
         groups = layer_groups(list(everything), self.scope)
         counted = group_sizes(everything, groups) if "count_excluded" in self.compat else None

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         asked = parser.parse_intermixed_args(arguments)
         request = compose(asked.overrides, asked.config_dir)
-        with Console(stderr=True).status(f"Planning {request.method} on {request.backbone}"):  # of a large model: seconds
+        with Console(stderr=True).status(f"Planning {request.method} on {request.backbone} ..."):
             _quiet()
             from cl_runner.planning.numbers import local_family, local_tasks
 
@@ -63,6 +63,8 @@ def plan_run(
     Raises:
         ValueError: also if the model computes with the content of its tensors, as a mixture of experts does.
     """
+    if request.config.backbone.family == "image_text":
+        raise ValueError("plans know texts alone, no pictures yet; the run itself is not concerned")
     try:
         return _plan_run(request, tasks, family, calibrates)
     except ValueError:

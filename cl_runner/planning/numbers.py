@@ -20,6 +20,7 @@ from cl_runner.build import FAMILIES, build_method
 from cl_runner.config import Backbone, Config
 from cl_runner.data.task import Task, build_tasks, label_union
 from cl_runner.families.base import Family
+from cl_runner.families.freezing import freeze
 from cl_runner.families.loading import from_sizes
 from cl_runner.methods.ewc import EWC
 from cl_runner.methods.frozen import Frozen
@@ -110,6 +111,7 @@ def skeleton(backbone: Backbone, labels: int) -> PreTrainedModel:
         model: PreTrainedModel = MODELS[backbone.family].from_config(
             configuration, attn_implementation=backbone.attention
         )
+    freeze(model, backbone.frozen)
     return model
 
 

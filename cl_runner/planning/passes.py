@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from cl_runner.families.base import Output
+from cl_runner.families.tokens import branched
 from cl_runner.planning.setting import Answers, Setting
 
 #: A part of a pass: given the model and what the part before returned.
@@ -62,6 +63,7 @@ def answers(s: Setting) -> dict[str, list[Stage]]:
         return {"forward": [lambda model, _: outputs(model, s, s.evaluation_batch).logits]}
     ways: dict[str, list[Stage]] = {}
     read = _read_causal if s.family == "causal" else _read_seq2seq
+    before_labels = _read_causal if s.family == "causal" else _encode
     following = _token_causal if s.family == "causal" else _token_seq2seq
     of_labels = _labels_causal if s.family == "causal" else _labels_seq2seq
     length = s.max_length
@@ -78,7 +80,7 @@ def answers(s: Setting) -> dict[str, list[Stage]]:
         ]
     if said.by_label:
         ways["labels"] = [
-            lambda model, _: read(model, s.evaluation_batch, length),
+            lambda model, _: before_labels(model, s.evaluation_batch, length),
             lambda model, given: of_labels(model, s.evaluation_batch, length, said, given),
         ]
     return ways
@@ -98,24 +100,31 @@ def _token_causal(model: PreTrainedModel, examples: int, length: int, generated:
     return logits
 
 
-def _labels_causal(model: PreTrainedModel, examples: int, length: int, said: Answers, given: Any) -> Tensor:
-    given[0].batch_repeat_interleave(said.labels)
-    rows, tokens = examples * said.labels, max(1, said.label_length - 1)
-    texts = {"input_ids": _ids(rows, tokens), "attention_mask": _ids(rows, length + tokens)}
-    texts |= _positions(model, rows, tokens)
-    logits = model(**texts, past_key_values=given[0], use_cache=True).logits.float()
-    return functional.cross_entropy(logits.transpose(1, 2), _ids(rows, tokens), reduction="none")
+def _labels_causal(model: PreTrainedModel, examples: int, length: int, said: Answers, given: Any) -> list[Tensor]:
+    tokens = max(1, said.label_length - 1)
+    texts = {"input_ids": _ids(examples, tokens), "attention_mask": _ids(examples, length + tokens)}
+    texts |= _positions(model, examples, tokens)
+    losses = []
+    for _ in range(said.labels):
+        logits = model(**texts, past_key_values=branched(given[0]), use_cache=True).logits.float()
+        losses.append(functional.cross_entropy(logits.transpose(1, 2), _ids(examples, tokens), reduction="none").sum(1))
+    return losses
+
+
+def _encode(model: PreTrainedModel, examples: int, length: int) -> tuple[Any, Tensor]:
+    states: Tensor = model.get_encoder()(**_texts(examples, length)).last_hidden_state
+    return None, states
 
 
 def _read_seq2seq(model: PreTrainedModel, examples: int, length: int) -> tuple[Any, Tensor]:
-    read = model.get_encoder()(**_texts(examples, length))
+    _, states = _encode(model, examples, length)
     wrote = model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=read.last_hidden_state),
+        encoder_outputs=BaseModelOutput(last_hidden_state=states),
         attention_mask=_ids(examples, length),
         decoder_input_ids=_ids(examples, 1),
         use_cache=True,
     )
-    return wrote.past_key_values, read.last_hidden_state
+    return wrote.past_key_values, states
 
 
 def _token_seq2seq(model: PreTrainedModel, examples: int, length: int, generated: int, given: Any) -> Tensor:
@@ -131,15 +140,18 @@ def _token_seq2seq(model: PreTrainedModel, examples: int, length: int, generated
     return logits
 
 
-def _labels_seq2seq(model: PreTrainedModel, examples: int, length: int, said: Answers, given: Any) -> Tensor:
-    rows, tokens = examples * said.labels, said.label_length
-    logits = model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=given[1].repeat_interleave(said.labels, 0)),
-        attention_mask=_ids(examples, length).repeat_interleave(said.labels, 0),
-        decoder_input_ids=_ids(rows, tokens),
-        use_cache=False,
-    ).logits.float()
-    return functional.cross_entropy(logits.transpose(1, 2), _ids(rows, tokens), reduction="none")
+def _labels_seq2seq(model: PreTrainedModel, examples: int, length: int, said: Answers, given: Any) -> list[Tensor]:
+    losses = []
+    for _ in range(said.labels):
+        logits = model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=given[1]),
+            attention_mask=_ids(examples, length),
+            decoder_input_ids=_ids(examples, said.label_length),
+            use_cache=False,
+        ).logits.float()
+        targets = _ids(examples, said.label_length)
+        losses.append(functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none").sum(1))
+    return losses
 
 
 def _grow(cache: Any, tokens: int) -> None:

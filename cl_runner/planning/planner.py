@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cl_runner.checkpoint import replace_file
 from cl_runner.families.base import Output
+from cl_runner.families.freezing import frozen
 from cl_runner.planning import passes
 from cl_runner.planning.imitation import Cost, Device, Imitation, checkpointing, keeping_inputs
 from cl_runner.planning.setting import Setting, TaskNumbers, Trains
@@ -110,6 +111,7 @@ class Planner:
         columns = self._columns(s) if trains == "selected" else {}
         half = s.dtype.itemsize < 4
         teacher = s.memory.teacher if later else None
+        trainable = self._trainable(s)
 
         def of_teacher(logits: Tensor) -> Tensor:
             return logits if teacher == "logits" else logits.softmax(-1)
@@ -135,7 +137,7 @@ class Planner:
                     run(model)
                 return
             for name, parameter in model.named_parameters():
-                parameter.requires_grad_(trains == "all" or name in s.memory.listed)
+                parameter.requires_grad_(name in (s.memory.listed if trains == "listed" else trainable))
             learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
             full: dict[Tensor, Tensor] = {}  # gradients of half-precision weights are kept in fp32
             if accumulates:  # there are gradients of the part of the batch before
@@ -275,7 +277,12 @@ class Planner:
 
     def _measured(self, s: Setting) -> Mapping[str, int]:
         """Entries of what importance is measured of, by parameter name."""
-        return self._sizes(s) if s.memory.measured is None else s.memory.measured
+        return self._trainable(s) if s.memory.measured is None else s.memory.measured
+
+    def _trainable(self, s: Setting) -> Mapping[str, int]:
+        """Entries of all tensors but those that the backbone freezes."""
+        never = frozen(self._imitation(s.dtype, s.device).model)
+        return {name: size for name, size in self._sizes(s).items() if name not in never}
 
     def _sizes(self, s: Setting) -> dict[str, int]:
         return self._imitation(s.dtype, s.device).sizes()
@@ -294,7 +301,7 @@ class Planner:
         """Entries that a task trains."""
         match task.trains:
             case "all":
-                return self.parameters(s)
+                return sum(self._trainable(s).values())
             case "selected":
                 return round(s.memory.fraction * sum(s.memory.candidates.values()))
             case "listed":

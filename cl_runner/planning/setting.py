@@ -92,7 +92,7 @@ class Setting:
     restart: bool  # every task starts from the first weights, which are kept
     snapshots: Literal["all", "sparse", "none"]
     cache_bytes: int  # room for importance that runs share
-    family: Literal["classifier", "causal", "seq2seq"] = "classifier"
+    family: Literal["classifier", "causal", "seq2seq", "image_text"] = "classifier"
     answers: Answers | None = None  # of language models
 
     @property

@@ -18,7 +18,7 @@ from cl_runner.probes.base import Probe, at_rest
 class TaskLoss(Probe):
     """Mean of -log p over the tokens of a task's answers, their end included, in nats."""
 
-    families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq")
+    families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq", "image_text")
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str] = "nats per token"
     split: Literal["test", "validation"]

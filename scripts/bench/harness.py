@@ -39,11 +39,18 @@ def arguments(purpose: str, **extra: Any) -> argparse.Namespace:
     return given
 
 
-def interleaved(variants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every variant in each of `repeats` rounds, after one round that does not count."""
+def interleaved(
+    variants: Mapping[str, Callable[[], object]], repeats: int, ready: Callable[[str], None] = lambda name: None
+) -> dict[str, list[float]]:
+    """Seconds of every variant in each of `repeats` rounds, after one round that does not count.
+
+    Args:
+        ready: called with a variant's name before each time, which does not count.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(repeats + 1):
         for name, work in variants.items():
+            ready(name)
             _wait()
             began = time.perf_counter()
             work()

@@ -69,6 +69,7 @@ def setting(given: Any, *overrides: str) -> Setting:
         config = compose([backbone, f"root={folder}", "wandb=disabled", "importance.cache_gb=0", *overrides]).config
     changes: dict[str, Any] = {
         "max_length": given.longest_prompt,
+        "truncation": "keep_start",  # as tokenizers do
         "max_answer_length": given.longest_answer,
     }
     if given.checkpoint:

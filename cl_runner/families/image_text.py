@@ -1,0 +1,316 @@
+"""Language models that see: any AutoModelForImageTextToText; a prompt is a picture and a question about it.
+
+Every tensor of a batch has the examples along its first dimension, as passes over parts of a batch need it. Models with
+one size of pictures (LLaVA) have that by themselves; of models that cut a picture into a grid of patches (Qwen-VL) the
+patches of a batch, which they take as one long row, are padded to [examples, patches, values].
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava.processing_llava import LlavaProcessor
+
+from cl_runner.config import Backbone
+from cl_runner.data.example import Example
+from cl_runner.families.base import IGNORED, Answering, Batch, Family, Output, Prediction
+from cl_runner.families.encoding import Encoding
+from cl_runner.families.loading import Source
+from cl_runner.families.tokens import (
+    example_losses,
+    generation_config,
+    most_probable,
+    padded,
+    relabelled,
+    spoken,
+    token_output,
+)
+
+#: LLaVA-1.5's words around a turn, for a random model.
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role.upper() }}: "
+    "{% for part in message.content %}{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+#: EXIF: how a camera was held, and the values by which width and height change places.
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+
+
+class ImageText(Family):
+    """As `Causal`, with a picture in front of every question; nothing of a prompt is ever cut."""
+
+    one_target = False
+
+    def __init__(self, backbone: Backbone, labels: Sequence[str]):
+        if backbone.max_answer_length is None:
+            raise ValueError(f"backbone {backbone.name} is a language model. Type: backbone.max_answer_length=32")
+        if not backbone.chat_template:
+            raise ValueError(
+                f"backbone {backbone.name} is asked about pictures by its chat template. "
+                "Type: backbone.chat_template=true"
+            )
+        self.backbone = backbone
+        self.source = Source(backbone, AutoModelForImageTextToText)
+        self.tokenizer = self.source.tokenizer
+        own = backbone.tokenizer is not None
+        self.processor = small_processor(backbone, self.tokenizer) if own else self.source.processor()
+        if not self.processor.chat_template:
+            raise ValueError(f"{backbone.name} has no chat template, by which it could be asked about pictures")
+        self._image: int = self.processor.image_token_id
+        # The processor's template makes a whole prompt; only special tokens around it are left to add.
+        whole = backbone.model_copy(update={"chat_template": False, "max_length": 2**31})
+        self._encoding = Encoding(whole, self.tokenizer, self.tokenizer.eos_token_id, open_end=True)
+        self._starts = self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
+        self._written: dict[str, str] = {}
+        self._places: dict[str, int] = {}
+
+    @functools.cached_property
+    def _configuration(self) -> PreTrainedConfig:
+        return self.source.configuration()
+
+    def build(self, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The checkpoint's model; one with random weights depends on `seed`."""
+        return self.source.build(self._configuration, seed), self.tokenizer
+
+    def skeleton(self) -> PreTrainedModel:
+        """The architecture on the meta device."""
+        return self.source.skeleton(self._configuration)
+
+    def check(self, labels: Sequence[Sequence[str]], max_new_tokens: int) -> None:
+        """Prompt and answer have room among the model's positions."""
+        assert self.backbone.max_answer_length is not None
+        positions = getattr(self._configuration.get_text_config(), "max_position_embeddings", None)
+        answer = max(self.backbone.max_answer_length, max_new_tokens)
+        if positions is not None and self.backbone.max_length + answer > positions:
+            raise ValueError(
+                f"{self.backbone.name} reads {positions} tokens, and a prompt with its picture and an answer may have "
+                f"{self.backbone.max_length} + {answer}. Type: backbone.max_length={max(3, positions - answer)}"
+            )
+
+    def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:
+        """Prompts and answers; pictures are read when a batch needs them.
+
+        Raises:
+            ValueError: a prompt with its picture is too long, or a picture cannot be read.
+        """
+        self._encoding.remember([self._prompt(e) for e in examples], [e.answer for e in examples], cache)
+        longest = max(self.lengths(examples, answers=False), default=0)
+        if longest > self.backbone.max_length:
+            raise ValueError(
+                f"the longest prompt has {longest} tokens, its picture included, and none is cut. "
+                f"Type: backbone.max_length={longest}"
+            )
+
+    def _prompt(self, example: Example) -> str:
+        """The question as the chat template puts it, with one token for the picture."""
+        if example.prompt not in self._written:
+            content = [{"type": "image"}, {"type": "text", "text": example.prompt}]
+            turn: Any = {"role": "user", "content": content}
+            text = self.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+            if self._starts:  # the tokenizer will add what the template may have written
+                text = text.removeprefix(self.tokenizer.bos_token)
+            self._written[example.prompt] = text
+        return self._written[example.prompt]
+
+    def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Ids of each prompt, with as many tokens for the picture as the model has features of it."""
+        prompts = []
+        for example, row in zip(examples, self._encoding.prompts([self._prompt(e) for e in examples]), strict=True):
+            if row.count(self._image) != 1:
+                raise ValueError(
+                    f"the prompt {example.prompt!r} holds {self.processor.image_token}, which stands for a picture; "
+                    "leave such examples out"
+                )
+            place = row.index(self._image)
+            prompts.append([*row[:place], *[self._image] * self._features(example), *row[place + 1 :]])
+        return prompts
+
+    def _features(self, example: Example) -> int:
+        """Tokens that the picture takes; its header is read, no more."""
+        assert example.picture is not None, "the task has no pictures"
+        path = example.picture.path
+        if path not in self._places:
+            with opened(path) as picture:
+                width, height = picture.size
+                if picture.getexif().get(_ORIENTATION) in _TURNED:
+                    width, height = height, width
+            counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
+            self._places[path] = int(counted.num_image_tokens[0])
+        return self._places[path]
+
+    def lengths(self, examples: Sequence[Example], answers: bool = True) -> list[int]:
+        """Tokens of each prompt, those of its picture included, and answer."""
+        prompts = [len(row) for row in self._prompts(examples)]
+        if not answers:
+            return prompts
+        return [n + len(a) for n, a in zip(prompts, self._encoding.answers([e.answer for e in examples]), strict=True)]
+
+    def targets(self, examples: Sequence[Example]) -> list[int]:
+        """Tokens of each answer."""
+        return [len(row) for row in self._encoding.answers([e.answer for e in examples])]
+
+    def collate(self, examples: Sequence[Example], answers: bool = True) -> Batch:
+        """The pictures, and tokens padded on the left.
+
+        Returns:
+            input_ids, attention_mask, position_ids [B, L]; labels [B, A], the last A positions; and what the processor
+            makes of the pictures: pixel_values [B, 3, H, W], or [B, patches, values] with image_grid_thw [B, 3].
+
+        Raises:
+            ValueError: a picture cannot be read, or the model wants pictures of different shapes in another way.
+        """
+        prompts = self._prompts(examples)
+        ends = self._encoding.answers([e.answer for e in examples]) if answers else [[] for _ in examples]
+        rows = [[*prompt, *end] for prompt, end in zip(prompts, ends, strict=True)]
+        mask = padded([[1] * len(row) for row in rows], 0, "left")
+        batch = {
+            "input_ids": padded(rows, self.tokenizer.pad_token_id, "left"),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+            **self._pictures(examples),
+        }
+        if answers:
+            batch["labels"] = padded(ends, IGNORED, "left")
+        return batch
+
+    def _pictures(self, examples: Sequence[Example]) -> Batch:
+        made = []
+        for example in examples:
+            assert example.picture is not None, "the task has no pictures"
+            with opened(example.picture.path) as picture:
+                try:
+                    upright = ImageOps.exif_transpose(picture).convert("RGB")
+                except OSError as error:
+                    raise _unreadable(example.picture.path, error) from None
+            made.append(self.processor.image_processor(images=upright, return_tensors="pt"))
+        pixels = [one["pixel_values"] for one in made]
+        if "image_grid_thw" in made[0]:
+            patches = nn.utils.rnn.pad_sequence(pixels, batch_first=True)
+            return {"pixel_values": patches, "image_grid_thw": torch.cat([one["image_grid_thw"] for one in made])}
+        if set(made[0].keys()) != {"pixel_values"} or any(one.shape != pixels[0].shape for one in pixels):
+            raise ValueError(
+                f"{self.backbone.name} reads pictures in another way than as one size (LLaVA-1.5) or a grid of patches "
+                "(Qwen-VL). Choose another: backbone=llava_1_5_7b"
+            )
+        return {"pixel_values": torch.cat(pixels)}
+
+    def forward(self, model: nn.Module, batch: Batch) -> Output:
+        """Cross-entropy of the answers' tokens; logits [tokens, vocabulary]."""
+        labels = batch["labels"]
+        count = labels.shape[1] + 1
+        given = self._given(model, batch)
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            given["logits_to_keep"] = count
+        logits: Tensor = model(**given, use_cache=False).logits
+        return token_output(logits[:, -count:-1], labels)
+
+    def _given(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """The model's arguments."""
+        known = inspect.signature(model.forward).parameters
+        pixels = batch["pixel_values"].to(next(model.parameters()).dtype)
+        given: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if "image_grid_thw" in batch:
+            grid = batch["image_grid_thw"]
+            present = torch.arange(pixels.shape[1], device=pixels.device) < grid.prod(1, keepdim=True)
+            given |= {"pixel_values": pixels[present], "image_grid_thw": grid}
+        else:  # a grid has positions of its own, which the model finds out
+            given |= {"pixel_values": pixels, "position_ids": batch["position_ids"]}
+        if "mm_token_type_ids" in known:
+            given["mm_token_type_ids"] = (batch["input_ids"] == self._image).int()
+        return given
+
+    def loss_sum(self, model: nn.Module, batch: Batch, tokens: Literal["mean", "sum"]) -> Tensor:
+        """Sum over the examples of the mean, or sum, of -log p of the answer's tokens."""
+        return example_losses(self.forward(model, batch), batch["labels"], tokens).sum()
+
+    def relabel(self, batch: Batch, targets: Tensor) -> Batch:
+        """Other targets; the answer that the model reads stays."""
+        return {**batch, "labels": relabelled(batch["labels"], targets)}
+
+    def identity(self) -> str:
+        """Backbone, tokenizer, how pictures and prompts are prepared, and the library that they are put together by."""
+        return self.source.identity(
+            pictures=self.processor.image_processor.to_json_string(), template=self.processor.chat_template
+        )
+
+    def answer(self, model: nn.Module, batch: Batch, how: Answering) -> list[Prediction]:
+        """Generated text, or the most probable label."""
+        assert isinstance(model, PreTrainedModel)
+        if how.labels:
+            return most_probable(self._label_scores(model, batch, how.labels), how.labels)
+        given = self._given(model, batch)
+        given.pop("position_ids", None)  # generation makes them from the mask
+        ids = model.generate(  # type: ignore[operator]  # typed as a module's attribute
+            **given, generation_config=generation_config(model, self.tokenizer, how)
+        )
+        assert isinstance(ids, Tensor)
+        # No prompt is ever cut, so that both ways to slice are one.
+        texts = self.tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [Prediction(text if how.raw else spoken(text), None) for text in texts]
+
+    def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
+        """log p(label and its end | prompt), [B, labels]; one pass for each label."""
+        scores = []
+        for end in self._encoding.answers(labels):
+            label = torch.tensor(end, device=batch["input_ids"].device).expand(len(batch["input_ids"]), -1)
+            ids = torch.cat([batch["input_ids"], label], 1)
+            mask = torch.cat([batch["attention_mask"], torch.ones_like(label)], 1)
+            answered = {**batch, "input_ids": ids, "attention_mask": mask, "labels": label}
+            answered["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+            scores.append(-example_losses(self.forward(model, answered), label, "sum"))
+        return torch.stack(scores, 1)
+
+
+def opened(path: str) -> Image.Image:
+    """A picture of which only the header is read yet.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return Image.open(path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str, error: OSError) -> ValueError:
+    return ValueError(f"{path} is not a readable picture ({error}). Fetch it again")
+
+
+def small_processor(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
+    """LLaVA's processor for a model with random weights: nothing is downloaded.
+
+    Raises:
+        ValueError: the architecture is none that it fits.
+    """
+    architecture = backbone.architecture or {}
+    vision = architecture.get("vision_config", {})
+    if architecture.get("model_type") != "llava" or not {"image_size", "patch_size"} <= vision.keys():
+        raise ValueError(
+            "backbone.architecture: of models with pictures and random weights only model_type: llava is known, "
+            "with vision_config.image_size and .patch_size. See: backbone=tiny_llava"
+        )
+    size = vision["image_size"]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}),
+        tokenizer=tokenizer,
+        patch_size=vision["patch_size"],
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,  # the class token, which "default" leaves out again
+        chat_template=TEMPLATE,
+    )
