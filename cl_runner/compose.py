@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
-from cl_runner.config import Config, check_chain, check_probes, config_hash, method_spec, probe_spec
+from cl_runner.config import Config, check_chain, check_probes, check_scoring, config_hash, method_spec, probe_spec
 
 HERE = Path(__file__).parent
 #: In a wheel the configuration lies inside the package, in a checkout beside it.
@@ -293,6 +293,7 @@ def check(resolved: dict[str, Any]) -> Config:
             method_spec(name).schema.model_validate(values)
         except ValidationError as error:
             raise _explain(error, resolved, f"method.{name}") from None
+    check_scoring(config)
     check_probes(config.probe, config.backbone.family)
     for name, values in config.probe.items():
         try:

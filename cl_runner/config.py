@@ -184,7 +184,7 @@ class Bertscore(Schema):
 class Evaluation(Schema):
     """Every test set before the first and after every task."""
 
-    batch_size: Count  # does not change a score
+    batch_size: Count  # does not change a greedy answer in fp32; in bf16 other padding rounds differently
     split: Literal["test", "validation"]
     tasks: Literal["all", "seen"]  # seen: cells of tasks that are still to come stay empty
     labels: Literal["generate", "likelihood"]  # language models: how one of a closed set of labels is answered
@@ -225,7 +225,7 @@ class Importance(Schema):
     answer_tokens: Literal["mean", "sum"]  # the loss of an example over its answer's tokens; micro_batch > 1: mean
     accumulate: Literal["device", "cpu"]  # where the fp32 sums lie
     passes: Count  # layers are measured in so many groups, one pass over the data each
-    cache_gb: NonNegative  # results are kept under <root>/cache up to this size, 10^9 bytes; 0 = not at all
+    cache_gb: NonNegative  # kept under <root>/cache up to this size, 10^9 bytes; 0 = neither these nor tokens
 
 
 class Checkpoint(Schema):
@@ -336,6 +336,18 @@ def check_chain(methods: Mapping[str, Mapping[str, Any]], family: str) -> None:
         if family not in method_spec(name).families:
             supported = ", ".join(method_spec(name).families)
             raise ValueError(f"method {name} supports the families {supported}, not {family}; choose another backbone")
+
+
+def check_scoring(config: Config) -> None:
+    """Some task has the metrics of the release that `evaluation.scoring` names, or a ValueError says which it has."""
+    known = sorted({release for task in config.task.values() for release in task.released_metrics})
+    asked = config.evaluation.scoring
+    if asked != "standard" and asked not in known:
+        has = f"its releases: {', '.join(known)}" if known else "it has no release's metrics"
+        raise ValueError(
+            f"evaluation.scoring={asked}: no task of this order is scored so ({has}). "
+            "Type: protocol=standard (or evaluation.scoring=standard)"
+        )
 
 
 def check_probes(probes: Iterable[str], family: str) -> None:

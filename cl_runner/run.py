@@ -374,6 +374,11 @@ class Run:
         }
         changed = sum(int((changes[name].values != before[name]).sum()) for name in changes)
         parameters = sum(p.numel() for p in now.values())
+        if changed == 0 < entries:
+            self.console.line(
+                f"Note: {entries} weights trained in {task.name} and none changed. In bfloat16 small steps round away: "
+                "raise the learning rate, or type backbone.dtype=float32"
+            )
         untouched = rest_digests(now, selected) if rest else {}
         if rest:
             self.details[task.index]["certificate"] = certify(rest, untouched, selected, parameters, changed)

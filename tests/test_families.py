@@ -193,14 +193,50 @@ def test_an_answer_that_is_cut_has_no_end() -> None:
     assert len(whole) == len(cut) == 4 and whole[-1] == end and end not in cut
 
 
-def test_chat_template_asks_for_the_answer() -> None:
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[me]{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("truncation", "kept"), [("keep_start", "01234567"), ("keep_end", "cdefghij"), ("keep_both", "0123ghij")]
+)
+def test_a_chat_template_stays_whole_around_a_text_that_is_cut(truncation: str, kept: str) -> None:
     tokenizer = bytes_tokenizer("causal")
-    tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[me]{% endif %}"
+    tokenizer.chat_template = TEMPLATE
+    chosen = backbone("tiny_llama", chat_template=True, max_length=19, truncation=truncation)
+    short, long = Encoding(chosen, tokenizer, tokenizer.eos_token_id, open_end=True).prompts(
+        ["Why?", "0123456789abcdefghij"]
     )
-    chosen = Encoding(backbone("tiny_llama", chat_template=True), tokenizer, tokenizer.eos_token_id, open_end=True)
-    (ids,) = chosen.prompts(["Why?"])
-    assert tokenizer.decode(ids) == "[user]Why?[me]"
+    assert tokenizer.decode(short) == "<s>[user]Why?[me]"
+    assert tokenizer.decode(long) == f"<s>[user]{kept}[me]" and len(long) == 19
+
+
+def test_a_chat_template_that_is_not_there_or_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(tiny(tmp_path, "backbone=tiny_llama", "backbone.chat_template=true")) == 2
+    assert "Type: backbone.chat_template=false" in capsys.readouterr().err
+    tokenizer = bytes_tokenizer("causal")
+    tokenizer.chat_template = TEMPLATE
+    with pytest.raises(ValueError, match="Type: backbone.max_length=75"):
+        Encoding(backbone("tiny_llama", chat_template=True, max_length=9), tokenizer, 2, open_end=True)
+
+
+@torch.no_grad()
+def test_a_checkpoints_own_penalties_do_not_count() -> None:
+    family, model = built("tiny_llama")
+    batch = family.collate(EXAMPLES, answers=False)
+    plain = family.answer(model, batch, Answering(12))
+    own = model.generation_config
+    own.repetition_penalty, own.no_repeat_ngram_size, own.suppress_tokens = 50.0, 1, list(range(3, 200))
+    assert family.answer(model, batch, Answering(12)) == plain and model.generation_config is own
+
+
+def test_scoring_of_a_release_that_no_task_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(tiny(tmp_path, "backbone=tiny_llama", "protocol=piece")) == 2
+    assert "Type: protocol=standard" in capsys.readouterr().err
+    assert run_command(["task_order=trace", "backbone=tiny_llama", "evaluation.scoring=peice", f"root={tmp_path}"]) == 2
+    assert "its releases: piece, trace" in capsys.readouterr().err
 
 
 def test_tokens_are_kept_by_content(tmp_path: Path) -> None:
@@ -302,7 +338,7 @@ def test_a_model_at_other_weights_comes_back_after_an_error(tmp_path: Path) -> N
     ("arguments", "said"),
     [
         (["backbone=tiny_llama", "backbone.max_length=1000"], r"reads 1024 tokens.*Type: backbone.max_length=960"),
-        (["backbone=tiny_llama", "backbone.max_answer_length=null"], "Type: backbone.max_answer_length=512"),
+        (["backbone=tiny_llama", "backbone.max_answer_length=null"], "Type: backbone.max_answer_length=128"),
         (["backbone=tiny_t5", "backbone.chat_template=true"], "Type: backbone.chat_template=false"),
         (["backbone=tiny_llama", "backbone.tokenizer=null"], "Type: backbone.tokenizer=bytes"),
         (["backbone=causal_folder"], "backbone.checkpoint=./model: no config.json in that folder"),

@@ -45,6 +45,7 @@ ROWS = (
     Row("piece_f_1", 0.01),
     Row("piece_s_1", 0.01),
     Row("piece_rand", 0.001),
+    Row("piece_rand_1", 0.01),
     Row("[ewc,lwf,pe_select]", 0.005),
 )
 #: Of the tied GPT-2 some rows are enough: its layers are the other architectures' but for Conv1D and the tie.

@@ -162,7 +162,7 @@ LANGUAGE_MODEL = (
     "training.base.micro_batch=3",
     "training.group_by_length=true",
     "evaluation.tasks=seen",
-    "protocol=trace",
+    "evaluation.sampling={temperature: 0.7, top_k: null, top_p: 0.9}",
 )
 
 

@@ -15,6 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from cl_runner.config import Backbone
 
+#: Stands for a user's words in a chat template.
+MARK = "§words§"
+
 
 class Encoding:
     """Token ids of texts and answers by one backbone's rules; each text is encoded once.
@@ -39,6 +42,9 @@ class Encoding:
         self._before, self._after = whole[:start], whole[start + len(bare) :]
         if open_end:
             self._after = [i for i in self._after if i != ends]
+        if backbone.chat_template:
+            self._sides = self._template_sides()
+            self._before, self._after = (self._ids(side) for side in self._sides)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text with its special tokens, at most `backbone.max_length`."""
@@ -64,14 +70,42 @@ class Encoding:
         return [self._answers[text] for text in texts]
 
     def _encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        before, after = self._before, self._after
-        if self._backbone.chat_template:
-            turns = [[{"role": "user", "content": text}] for text in texts]
-            written = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-            texts, before, after = [str(text) for text in written], [], []
-        room = self._backbone.max_length - len(before) - len(after)
+        room = self._backbone.max_length - len(self._before) - len(self._after)
         ids = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return [[*before, *self._cut(row, room), *after] for row in ids]
+        if not self._backbone.chat_template:
+            return [[*self._before, *self._cut(row, room), *self._after] for row in ids]
+        left, right = self._sides
+        # Side by side template and text may make other tokens than apart; where the text is cut, the template stays.
+        whole = self._tokenizer([left + text + right for text in texts], add_special_tokens=False, verbose=False)
+        return [
+            row if len(row) <= self._backbone.max_length else [*self._before, *self._cut(alone, room), *self._after]
+            for row, alone in zip(whole["input_ids"], ids, strict=True)
+        ]
+
+    def _template_sides(self) -> tuple[str, str]:
+        """What the chat template writes before and after a user's words.
+
+        Raises:
+            ValueError: the tokenizer has no template, one that changes the words, or one longer than `max_length`.
+        """
+        name = self._backbone.name
+        if not self._tokenizer.chat_template:
+            raise ValueError(f"backbone {name} has no chat template. Type: backbone.chat_template=false")
+        turn = [{"role": "user", "content": MARK}]
+        written = str(self._tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+        if written.count(MARK) != 1:
+            raise ValueError(f"the chat template of {name} changes a user's words. Type: backbone.chat_template=false")
+        left, _, right = written.partition(MARK)
+        needed = len(self._ids(left)) + len(self._ids(right))
+        if needed >= self._backbone.max_length:
+            raise ValueError(
+                f"the chat template of {name} alone has {needed} tokens. Type: backbone.max_length={needed + 64}"
+            )
+        return left, right
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def _cut(self, ids: list[int], room: int) -> list[int]:
         if len(ids) <= room:

@@ -7,38 +7,24 @@ patches of a batch, which they take as one long row, are padded to [examples, pa
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForImageTextToText,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.processing_llava import LlavaProcessor
 
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example
-from cl_runner.families.base import IGNORED, Answering, Batch, Family, Output, Prediction
+from cl_runner.families.base import IGNORED, Answering, Batch, Output
 from cl_runner.families.encoding import Encoding
-from cl_runner.families.loading import Source
-from cl_runner.families.tokens import (
-    example_losses,
-    generation_config,
-    most_probable,
-    padded,
-    relabelled,
-    spoken,
-    token_output,
-)
+from cl_runner.families.language import LanguageModel
+from cl_runner.families.tokens import example_losses, padded, token_output
 
 #: LLaVA-1.5's words around a turn, for a random model.
 TEMPLATE = (
@@ -50,45 +36,29 @@ TEMPLATE = (
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 
 
-class ImageText(Family):
+class ImageText(LanguageModel):
     """As `Causal`, with a picture in front of every question; nothing of a prompt is ever cut."""
 
-    one_target = False
-
     def __init__(self, backbone: Backbone, labels: Sequence[str]):
-        if backbone.max_answer_length is None:
-            raise ValueError(f"backbone {backbone.name} is a language model. Type: backbone.max_answer_length=32")
         if not backbone.chat_template:
             raise ValueError(
                 f"backbone {backbone.name} is asked about pictures by its chat template. "
                 "Type: backbone.chat_template=true"
             )
-        self.backbone = backbone
-        self.source = Source(backbone, AutoModelForImageTextToText)
-        self.tokenizer = self.source.tokenizer
+        super().__init__(backbone, AutoModelForImageTextToText)
         own = backbone.tokenizer is not None
         self.processor = small_processor(backbone, self.tokenizer) if own else self.source.processor()
         if not self.processor.chat_template:
             raise ValueError(f"{backbone.name} has no chat template, by which it could be asked about pictures")
         self._image: int = self.processor.image_token_id
-        # The processor's template makes a whole prompt; only special tokens around it are left to add.
-        whole = backbone.model_copy(update={"chat_template": False, "max_length": 2**31})
-        self._encoding = Encoding(whole, self.tokenizer, self.tokenizer.eos_token_id, open_end=True)
         self._starts = self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
         self._written: dict[str, str] = {}
         self._places: dict[str, int] = {}
 
-    @functools.cached_property
-    def _configuration(self) -> PreTrainedConfig:
-        return self.source.configuration()
-
-    def build(self, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The checkpoint's model; one with random weights depends on `seed`."""
-        return self.source.build(self._configuration, seed), self.tokenizer
-
-    def skeleton(self) -> PreTrainedModel:
-        """The architecture on the meta device."""
-        return self.source.skeleton(self._configuration)
+    def _rules(self) -> Encoding:
+        # The processor's template makes a whole prompt; only special tokens around it are left to add.
+        whole = self.backbone.model_copy(update={"chat_template": False, "max_length": 2**31})
+        return Encoding(whole, self.tokenizer, self.tokenizer.eos_token_id, open_end=True)
 
     def check(self, labels: Sequence[Sequence[str]], max_new_tokens: int) -> None:
         """Prompt and answer have room among the model's positions."""
@@ -151,17 +121,6 @@ class ImageText(Family):
             counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
             self._places[path] = int(counted.num_image_tokens[0])
         return self._places[path]
-
-    def lengths(self, examples: Sequence[Example], answers: bool = True) -> list[int]:
-        """Tokens of each prompt, those of its picture included, and answer."""
-        prompts = [len(row) for row in self._prompts(examples)]
-        if not answers:
-            return prompts
-        return [n + len(a) for n, a in zip(prompts, self._encoding.answers([e.answer for e in examples]), strict=True)]
-
-    def targets(self, examples: Sequence[Example]) -> list[int]:
-        """Tokens of each answer."""
-        return [len(row) for row in self._encoding.answers([e.answer for e in examples])]
 
     def collate(self, examples: Sequence[Example], answers: bool = True) -> Batch:
         """The pictures, and tokens padded on the left.
@@ -233,34 +192,17 @@ class ImageText(Family):
             given["mm_token_type_ids"] = (batch["input_ids"] == self._image).int()
         return given
 
-    def loss_sum(self, model: nn.Module, batch: Batch, tokens: Literal["mean", "sum"]) -> Tensor:
-        """Sum over the examples of the mean, or sum, of -log p of the answer's tokens."""
-        return example_losses(self.forward(model, batch), batch["labels"], tokens).sum()
-
-    def relabel(self, batch: Batch, targets: Tensor) -> Batch:
-        """Other targets; the answer that the model reads stays."""
-        return {**batch, "labels": relabelled(batch["labels"], targets)}
-
     def identity(self) -> str:
         """Backbone, tokenizer, how pictures and prompts are prepared, and the library that they are put together by."""
         return self.source.identity(
             pictures=self.processor.image_processor.to_json_string(), template=self.processor.chat_template
         )
 
-    def answer(self, model: nn.Module, batch: Batch, how: Answering) -> list[Prediction]:
-        """Generated text, or the most probable label."""
-        assert isinstance(model, PreTrainedModel)
-        if how.labels:
-            return most_probable(self._label_scores(model, batch, how.labels), how.labels)
+    def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> list[str]:
         given = self._given(model, batch)
         given.pop("position_ids", None)  # generation makes them from the mask
-        ids = model.generate(  # type: ignore[operator]  # typed as a module's attribute
-            **given, generation_config=generation_config(model, self.tokenizer, how)
-        )
-        assert isinstance(ids, Tensor)
         # No prompt is ever cut, so that both ways to slice are one.
-        texts = self.tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [Prediction(text if how.raw else spoken(text), None) for text in texts]
+        return self._decoded(self._generated(model, how, **given)[:, batch["input_ids"].shape[1] :])
 
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
         """log p(label and its end | prompt), [B, labels]; one pass for each label."""

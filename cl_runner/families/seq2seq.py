@@ -4,45 +4,34 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example
-from cl_runner.families.base import IGNORED, Answering, Batch, Family, Output, Prediction
+from cl_runner.families.base import IGNORED, Answering, Batch, Output
 from cl_runner.families.encoding import Encoding
-from cl_runner.families.loading import Source
-from cl_runner.families.tokens import (
-    example_losses,
-    generation_config,
-    most_probable,
-    padded,
-    relabelled,
-    spoken,
-    token_output,
-)
+from cl_runner.families.language import LanguageModel
+from cl_runner.families.tokens import padded, token_output
 
 
-class Seq2Seq(Family):
+class Seq2Seq(LanguageModel):
     """The encoder reads the prompt, the decoder writes the answer."""
 
-    one_target = False
-
     def __init__(self, backbone: Backbone, labels: Sequence[str]):
-        if backbone.max_answer_length is None:
-            raise ValueError(f"backbone {backbone.name} is a language model. Type: backbone.max_answer_length=128")
         if backbone.chat_template:
             raise ValueError(f"backbone {backbone.name} has no chat template. Type: backbone.chat_template=false")
-        self.backbone = backbone
-        self.source = Source(backbone, AutoModelForSeq2SeqLM)
-        self.tokenizer = self.source.tokenizer
-        self._encoding = Encoding(backbone, self.tokenizer, self.tokenizer.eos_token_id)
+        super().__init__(backbone, AutoModelForSeq2SeqLM)
+
+    def _rules(self) -> Encoding:
+        return Encoding(self.backbone, self.tokenizer, self.tokenizer.eos_token_id)
+
+    def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        return self._encoding.prompts([e.prompt for e in examples])
 
     @functools.cached_property
     def _configuration(self) -> PreTrainedConfig:
@@ -50,14 +39,6 @@ class Seq2Seq(Family):
         if getattr(configuration, "decoder_start_token_id", None) is None:
             raise ValueError(f"{self.backbone.name} does not say what its decoder starts with (decoder_start_token_id)")
         return configuration
-
-    def build(self, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The checkpoint's model; one with random weights depends on `seed`."""
-        return self.source.build(self._configuration, seed), self.tokenizer
-
-    def skeleton(self) -> PreTrainedModel:
-        """The architecture on the meta device."""
-        return self.source.skeleton(self._configuration)
 
     def check(self, labels: Sequence[Sequence[str]], max_new_tokens: int) -> None:
         """Prompts and answers have room among the model's positions; T5's are relative and have no end."""
@@ -70,24 +51,9 @@ class Seq2Seq(Family):
                 f"Type: backbone.max_length={positions} backbone.max_answer_length={positions}"
             )
 
-    def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:
-        """Prompts and answers."""
-        self._encoding.remember([e.prompt for e in examples], [e.answer for e in examples], cache)
-
-    def lengths(self, examples: Sequence[Example], answers: bool = True) -> list[int]:
-        """Tokens of each prompt and answer."""
-        prompts = [len(row) for row in self._encoding.prompts([e.prompt for e in examples])]
-        if not answers:
-            return prompts
-        return [n + len(a) for n, a in zip(prompts, self._encoding.answers([e.answer for e in examples]), strict=True)]
-
-    def targets(self, examples: Sequence[Example]) -> list[int]:
-        """Tokens of each answer."""
-        return [len(row) for row in self._encoding.answers([e.answer for e in examples])]
-
     def collate(self, examples: Sequence[Example], answers: bool = True) -> Batch:
         """input_ids, attention_mask [B, L]; decoder_input_ids, labels [B, A]; all padded on the right."""
-        prompts = self._encoding.prompts([e.prompt for e in examples])
+        prompts = self._prompts(examples)
         batch = {
             "input_ids": padded(prompts, self.tokenizer.pad_token_id, "right"),
             "attention_mask": padded([[1] * len(row) for row in prompts], 0, "right"),
@@ -108,31 +74,10 @@ class Seq2Seq(Family):
         given = {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
         return token_output(model(**given, use_cache=False).logits, batch["labels"])
 
-    def loss_sum(self, model: nn.Module, batch: Batch, tokens: Literal["mean", "sum"]) -> Tensor:
-        """Sum over the examples of the mean, or sum, of -log p of the answer's tokens."""
-        return example_losses(self.forward(model, batch), batch["labels"], tokens).sum()
-
-    def relabel(self, batch: Batch, targets: Tensor) -> Batch:
-        """Other targets; the answer that the decoder reads stays."""
-        return {**batch, "labels": relabelled(batch["labels"], targets)}
-
-    def identity(self) -> str:
-        """Backbone, tokenizer, and the library that they are put together by."""
-        return self.source.identity()
-
-    def answer(self, model: nn.Module, batch: Batch, how: Answering) -> list[Prediction]:
-        """Generated text, or the most probable label."""
-        assert isinstance(model, PreTrainedModel)
-        if how.labels:
-            return most_probable(self._label_scores(model, batch, how.labels), how.labels)
-        ids = model.generate(  # type: ignore[operator]  # typed as a module's attribute
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            generation_config=generation_config(model, self.tokenizer, how),
-        )
+    def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> list[str]:
         # The decoder's output holds no prompt, so that both ways to slice are one.
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [Prediction(text if how.raw else spoken(text), None) for text in texts]
+        read = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return self._decoded(self._generated(model, how, **read))
 
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
         """log p(label and its end | prompt), [B, labels]; the prompt is read once."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache
 
-from cl_runner.families.base import IGNORED, Answering, Output, Prediction
+from cl_runner.families.base import IGNORED, Output, Prediction
 
 
 def padded(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> Tensor:
@@ -43,33 +43,6 @@ def relabelled(labels: Tensor, targets: Tensor) -> Tensor:
     changed = labels.clone()
     changed[labels != IGNORED] = targets
     return changed
-
-
-def generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, how: Answering) -> GenerationConfig:
-    """Greedy, or the sampling asked for, and nothing of the checkpoint's own settings but its special tokens."""
-    own = model.generation_config
-    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
-    # A chat model may end its turn with another token than the text's end.
-    ids = list(dict.fromkeys(i for i in [tokenizer.eos_token_id, *ends] if i is not None))
-    start = own.decoder_start_token_id
-    if start is None:
-        start = getattr(model.config, "decoder_start_token_id", None)
-    chosen: dict[str, Any] = {"do_sample": False}
-    if how.sampling is not None:
-        chosen = {
-            "do_sample": True,
-            "temperature": how.sampling.temperature,
-            "top_k": how.sampling.top_k or 0,
-            "top_p": how.sampling.top_p if how.sampling.top_p is not None else 1.0,
-        }
-    return GenerationConfig(
-        max_new_tokens=how.max_new_tokens,
-        num_beams=1,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=ids,
-        decoder_start_token_id=start,
-        **chosen,
-    )
 
 
 def branched(cache: Cache) -> Cache:

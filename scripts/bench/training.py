@@ -1,8 +1,8 @@
 """Training of a language model against transformers' Trainer: the same examples, batches, losses and AdamW, in fp32.
 
-A pass over all examples, every variant from the same weights, in the same order but for those grouped by length, whose
-orders are each side's own. The Trainer gets tokenised examples with -100 on the prompt and pads each batch; it does not
-evaluate, save or log. The losses of seq_ft and of the Trainer in the same order are equal. Aim: not slower, not larger.
+A pass over all examples, every variant from the same weights and in the same order, shuffled, or shuffled and then
+grouped by length as `training.group_by_length` does. The Trainer gets tokenised examples with -100 on the prompt and
+pads each batch; it does not evaluate, save or log. The losses of seq_ft are the Trainer's. Aim: not slower, not larger.
 Peak memory is what a process of its own needs beyond the model: activations, gradients, the optimizer.
 
     python scripts/bench/training.py --threads 2 --repeats 5 --output outputs/published/bench/training.json
@@ -28,6 +28,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, Train
 from cl_runner.train import epoch_order, train_task
 
 PEER = "Trainer"
+GROUPED = ", by length"
 
 
 class Pass:
@@ -91,7 +92,8 @@ def peer(given: Any, by_length: bool, folder: str, preparing: list[float]) -> Pa
     train = examples(given, house.family, given.examples)
     learner, _ = house.learner(task_of(train, (), 1))
     rows = []
-    for i in range(len(train)) if by_length else epoch_order(house.config.seed, 0, 0, len(train)):
+    lengths = house.family.lengths(train)
+    for i in epoch_order(house.config.seed, 0, 0, len(train), lengths if by_length else None, given.size):
         row = house.family.collate([train[i]])
         ids, answer = row["input_ids"][0].tolist(), row["labels"][0].tolist()
         labels = [-100] * (len(ids) - len(answer)) + answer
@@ -106,7 +108,7 @@ def peer(given: Any, by_length: bool, folder: str, preparing: list[float]) -> Pa
         lr_scheduler_type="constant",
         weight_decay=house.config.training.weight_decay,
         max_grad_norm=house.config.training.clip,
-        train_sampling_strategy="group_by_length" if by_length else "sequential",
+        train_sampling_strategy="sequential",
         logging_strategy="no",
         save_strategy="no",
         eval_strategy="no",
@@ -131,7 +133,7 @@ def peer(given: Any, by_length: bool, folder: str, preparing: list[float]) -> Pa
 
         return run
 
-    return Pass(learner.model, sum(house.family.lengths(train)), make)
+    return Pass(learner.model, sum(lengths), make)
 
 
 def builders(given: Any, folder: str, preparing: list[float]) -> dict[str, Callable[[], Pass]]:
@@ -140,9 +142,9 @@ def builders(given: Any, folder: str, preparing: list[float]) -> dict[str, Calla
         PEER: lambda: peer(given, False, folder, preparing),
         "seq_ft": lambda: ours(given, "seq_ft", False),
         "piece_s": lambda: ours(given, "piece_s", False),
-        f"{PEER}, by length": lambda: peer(given, True, folder, preparing),
-        "seq_ft, by length": lambda: ours(given, "seq_ft", True),
-        "piece_s, by length": lambda: ours(given, "piece_s", True),
+        PEER + GROUPED: lambda: peer(given, True, folder, preparing),
+        "seq_ft" + GROUPED: lambda: ours(given, "seq_ft", True),
+        "piece_s" + GROUPED: lambda: ours(given, "piece_s", True),
     }
 
 
@@ -163,25 +165,24 @@ def main() -> None:
         passes = {name: make() for name, make in made.items()}
         tokens = passes[PEER].tokens
         losses = {name: one.run() for name, one in passes.items()}
-        difference = abs(losses["seq_ft"] - losses[PEER]) / losses[PEER]
-        assert difference < 1e-4, f"mean loss {losses['seq_ft']}, the Trainer's {losses[PEER]}"
+        pairs = [(losses[PEER + how], losses["seq_ft" + how]) for how in ("", GROUPED)]
+        assert all(math.isclose(*pair, rel_tol=1e-4) for pair in pairs), f"mean losses, the Trainer's and ours: {pairs}"
         runs = {name: lambda one=one: one.run() for name, one in passes.items()}
         seconds = interleaved(runs, given.repeats, lambda name: passes[name].ready())
         results: dict[str, Any] = {
             "tokens": tokens,
-            "difference_of_losses": difference,
             "seconds_before_the_trainers_first_step": spread(preparing),
         }
         rows = []
         for name in runs:
-            same = PEER if "by length" not in name else f"{PEER}, by length"
+            same = PEER + GROUPED if name.endswith(GROUPED) else PEER
             middle, low, high = ratio(seconds[name], seconds[same])
             peak = own_process(name) if given.memory else None
             results[name] = {
                 "mean_loss": losses[name],
                 "seconds": spread(seconds[name]),
                 "tokens_per_second": tokens / spread(seconds[name])["median"],
-                "ratio_to_trainer_in_the_same_way": {"median": middle, "lower_quartile": low, "upper_quartile": high},
+                "ratio_to_trainer_in_the_same_order": {"median": middle, "lower_quartile": low, "upper_quartile": high},
                 "ratio_to_trainer": ratio(seconds[name], seconds[PEER])[0],
                 "peak_mebibytes": peak,
             }
@@ -194,7 +195,7 @@ def main() -> None:
                     "" if peak is None else f"{peak:.0f} MiB",
                 ]
             )
-    columns = ("way", "median", "tokens/s", "x Trainer in the same way [quartiles]", "peak rise")
+    columns = ("way", "median", "tokens/s", "x Trainer in the same order [quartiles]", "peak rise")
     print(f"of each pass of the Trainer {spread(preparing)['median']:.2f} s lie before its first step")
     show(f"{given.examples} examples, batches of {given.size}, {given.threads} threads", columns, rows)
     keep(given.output, results)

@@ -1,0 +1,141 @@
+"""What all language models share, with or without an encoder, with or without pictures: tokens, losses, answers."""
+
+from __future__ import annotations
+
+import functools
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from cl_runner.config import Backbone
+from cl_runner.data.example import Example
+from cl_runner.families.base import Answering, Batch, Family, Prediction
+from cl_runner.families.encoding import Encoding
+from cl_runner.families.loading import Source
+from cl_runner.families.tokens import example_losses, most_probable, relabelled, spoken
+
+
+class LanguageModel(Family):
+    """Abstract: an example has a target for every token of its answer, the end included.
+
+    Args:
+        auto: transformers' class that makes the models.
+    """
+
+    one_target = False
+
+    def __init__(self, backbone: Backbone, auto: Any):
+        if backbone.max_answer_length is None:
+            raise ValueError(f"backbone {backbone.name} is a language model. Type: backbone.max_answer_length=128")
+        self.backbone = backbone
+        self.source = Source(backbone, auto)
+        self.tokenizer = self.source.tokenizer
+        self._encoding = self._rules()
+
+    @abstractmethod
+    def _rules(self) -> Encoding:
+        """How texts become tokens."""
+
+    @abstractmethod
+    def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Ids of each prompt."""
+
+    @abstractmethod
+    def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> list[str]:
+        """Generated texts, one per example."""
+
+    @abstractmethod
+    def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
+        """log p(label and its end | prompt), [B, labels]."""
+
+    @functools.cached_property
+    def _configuration(self) -> PreTrainedConfig:
+        return self.source.configuration()
+
+    def build(self, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The checkpoint's model; one with random weights depends on `seed`."""
+        return self.source.build(self._configuration, seed), self.tokenizer
+
+    def skeleton(self) -> PreTrainedModel:
+        """The architecture on the meta device."""
+        return self.source.skeleton(self._configuration)
+
+    def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:
+        """Prompts and answers."""
+        self._encoding.remember([e.prompt for e in examples], [e.answer for e in examples], cache)
+
+    def lengths(self, examples: Sequence[Example], answers: bool = True) -> list[int]:
+        """Tokens of each prompt, and of its answer."""
+        prompts = [len(row) for row in self._prompts(examples)]
+        return [n + t for n, t in zip(prompts, self.targets(examples), strict=True)] if answers else prompts
+
+    def targets(self, examples: Sequence[Example]) -> list[int]:
+        """Tokens of each answer."""
+        return [len(row) for row in self._encoding.answers([e.answer for e in examples])]
+
+    def loss_sum(self, model: nn.Module, batch: Batch, tokens: Literal["mean", "sum"]) -> Tensor:
+        """Sum over the examples of the mean, or sum, of -log p of the answer's tokens."""
+        return example_losses(self.forward(model, batch), batch["labels"], tokens).sum()
+
+    def relabel(self, batch: Batch, targets: Tensor) -> Batch:
+        """Other targets; the answer that the model reads stays."""
+        return {**batch, "labels": relabelled(batch["labels"], targets)}
+
+    def identity(self) -> str:
+        """Backbone, tokenizer, and the library that they are put together by."""
+        return self.source.identity()
+
+    def answer(self, model: nn.Module, batch: Batch, how: Answering) -> list[Prediction]:
+        """Generated text, or the most probable label."""
+        assert isinstance(model, PreTrainedModel)
+        if how.labels:
+            return most_probable(self._label_scores(model, batch, how.labels), how.labels)
+        texts = self._generate(model, batch, how)
+        return [Prediction(text if how.raw else spoken(text), None) for text in texts]
+
+    def _generated(self, model: PreTrainedModel, how: Answering, **given: Tensor) -> Tensor:
+        """Token ids of prompt and answer: greedy, or the sampling asked for.
+
+        Of the checkpoint's own settings only its special tokens count: transformers would fill in the rest, such as a
+        penalty on repetitions, where none is given.
+        """
+        own = model.generation_config
+        ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+        start = own.decoder_start_token_id
+        special = {
+            # A chat model may end its turn with another token than the text's end.
+            "eos_token_id": list(dict.fromkeys(i for i in [self.tokenizer.eos_token_id, *ends] if i is not None)),
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "decoder_start_token_id": getattr(model.config, "decoder_start_token_id", None) if start is None else start,
+        }
+        chosen: dict[str, Any] = {"do_sample": False}
+        if how.sampling is not None:
+            chosen = {
+                "do_sample": True,
+                "temperature": how.sampling.temperature,
+                "top_k": how.sampling.top_k or 0,
+                "top_p": how.sampling.top_p if how.sampling.top_p is not None else 1.0,
+            }
+        asked = GenerationConfig(max_new_tokens=how.max_new_tokens, num_beams=1, **special, **chosen)
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        try:
+            model.generation_config = GenerationConfig(**special)
+            if how.sampling is not None:  # its cumulative sums have no deterministic kernel on a GPU
+                torch.use_deterministic_algorithms(False)
+            ids = model.generate(  # type: ignore[operator]  # typed as a module's attribute
+                **given, generation_config=asked
+            )
+        finally:
+            model.generation_config = own
+            torch.use_deterministic_algorithms(deterministic)
+        assert isinstance(ids, Tensor)
+        return ids
+
+    def _decoded(self, ids: Tensor) -> list[str]:
+        texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return texts
