@@ -110,9 +110,11 @@ class Causal(LanguageModel):
                 if "position_ids" in given:
                     steps = torch.arange(1, len(ids), device=device)
                     following["position_ids"] = given["position_ids"][:, -1:] + steps
-                logits = model(**following, past_key_values=branched(read.past_key_values), use_cache=True).logits
-                losses = functional.cross_entropy(logits.float().transpose(1, 2), label[:, 1:], reduction="none")
-                score = score - losses.sum(1)
+                following |= {"past_key_values": branched(read.past_key_values), "use_cache": True}
+                losses = functional.cross_entropy(
+                    model(**following).logits.float().flatten(0, 1), label[:, 1:].flatten(), reduction="none"
+                )
+                score = score - losses.view(examples, -1).sum(1)
             scores.append(score)
         return torch.stack(scores, 1)
 

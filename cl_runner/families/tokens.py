@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import Cache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from cl_runner.families.base import IGNORED, Output, Prediction
 
@@ -46,11 +48,22 @@ def relabelled(labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def branched(cache: Cache) -> Cache:
-    """A copy of a cache that grows on its own."""
+    """The same cache for a pass whose tokens it does not keep: room for one layer's is all that this needs."""
     own = copy.copy(cache)
-    own.layers = [copy.copy(layer) for layer in cache.layers]
-    own.batch_repeat_interleave(1)  # copies the tensors, those without content as well, as deepcopy does not
+    own.layers = []
+    for layer in cache.layers:
+        # These make new tensors of the old ones; others may write in place.
+        if isinstance(layer, DynamicLayer) and type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+            mine = copy.copy(layer)
+            mine.update = functools.partial(_update_a_copy, layer)  # type: ignore[method-assign]
+            own.layers.append(mine)
+        else:
+            own.layers.append(copy.deepcopy(layer))
     return own
+
+
+def _update_a_copy(layer: DynamicLayer, *given: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    return type(layer).update(copy.copy(layer), *given, **named)
 
 
 def most_probable(scores: Tensor, labels: Sequence[str]) -> list[Prediction]:

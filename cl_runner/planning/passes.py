@@ -102,12 +102,15 @@ def _token_causal(model: PreTrainedModel, examples: int, length: int, generated:
 
 def _labels_causal(model: PreTrainedModel, examples: int, length: int, said: Answers, given: Any) -> list[Tensor]:
     tokens = max(1, said.label_length - 1)
-    texts = {"input_ids": _ids(examples, tokens), "attention_mask": _ids(examples, length + tokens)}
+    texts: dict[str, Any] = {"input_ids": _ids(examples, tokens), "attention_mask": _ids(examples, length + tokens)}
     texts |= _positions(model, examples, tokens)
     losses = []
     for _ in range(said.labels):
-        logits = model(**texts, past_key_values=branched(given[0]), use_cache=True).logits.float()
-        losses.append(functional.cross_entropy(logits.transpose(1, 2), _ids(examples, tokens), reduction="none").sum(1))
+        texts |= {"past_key_values": branched(given[0]), "use_cache": True}
+        of_tokens = functional.cross_entropy(
+            model(**texts).logits.float().flatten(0, 1), _ids(examples * tokens), reduction="none"
+        )
+        losses.append(of_tokens.view(examples, -1).sum(1))
     return losses
 
 

@@ -2,8 +2,9 @@
 
 Written: cl_runner's evaluation (sorted by length, cached, greedy) by a loop over the same prompts in their given order
 through tokenizer and `generate`, with the same batch size and one by one. Scored: the most probable of a closed set of
-labels by a pass over each prompt with each label, in batches and one by one. All of a kind give the same answers. Aim:
-not slower, not larger. Peak memory is what a process of its own needs beyond the model.
+labels by a pass over each prompt with each label, in batches and one by one, with no more logits than it needs. All of
+a kind give the same answers. Aim: not slower, not larger. Peak memory is what a process of its own needs beyond the
+model.
 
     python scripts/bench/evaluation.py --threads 2 --repeats 5 --output outputs/published/bench/evaluation.json
 """
@@ -68,8 +69,9 @@ def variants(given: Any) -> tuple[dict[str, Callable[[], list[str]]], int, Calla
                 ids = torch.cat([read["input_ids"], ends], 1)
                 mask = torch.cat([read["attention_mask"], torch.ones_like(ends)], 1)
                 places = (mask.cumsum(1) - 1).clamp(min=0)
-                logits = model(input_ids=ids, attention_mask=mask, position_ids=places).logits
-                of_label = logits[:, -len(end) - 1 : -1].transpose(1, 2)
+                inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
+                logits = model(**inputs, logits_to_keep=len(end) + 1, use_cache=False).logits
+                of_label = logits[:, :-1].transpose(1, 2)
                 scores.append(-functional.cross_entropy(of_label, ends, reduction="none").sum(1))
             answers += [LABELS[i] for i in torch.stack(scores, 1).argmax(1).tolist()]
         return answers
