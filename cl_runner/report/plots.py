@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,17 @@ def first_task_lines(
         _name_steps(axes, tasks)
         axes.set_xlabel("after task")
         axes.set_ylabel(f"{measure} on {short(tasks[0])}, %")
-        if len(curves) > 1:
+        if len(curves) > 1 and max(map(len, curves)) <= 24:
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+        elif len(curves) > 1:
+            figure.set_size_inches(figure.get_figwidth() + 1.2, 4.2 + 0.2 * -(-len(curves) // _columns(curves)))
+            figure.legend(loc="outside upper center", ncols=_columns(curves))
         save(figure, path)
+
+
+def _columns(labels: Iterable[str], most: int = 4) -> int:
+    """Columns of a legend as wide as a figure."""
+    return max(1, min(most, 96 // (max(map(len, labels)) + 6)))
 
 
 def _lines(axes: Axes, curves: Mapping[str, Floats], labels: Sequence[str]) -> None:
@@ -135,7 +143,7 @@ def _lines(axes: Axes, curves: Mapping[str, Floats], labels: Sequence[str]) -> N
 def _name_steps(axes: Axes, steps: Sequence[str]) -> None:
     """Names below the places 0, 1, ... of a curve, slanted where they are long or many."""
     axes.set_xticks(range(len(steps)), [short(step) for step in steps])
-    if len(steps) > 6 or max(map(len, steps)) > 10:
+    if len(steps) > 6 or max(map(len, steps)) > 9:
         axes.tick_params(axis="x", rotation=40)
         for tick in axes.get_xticklabels():
             tick.set(ha="right", rotation_mode="anchor")
@@ -153,7 +161,9 @@ def ability_lines(steps: Sequence[str], panels: Mapping[str, Mapping[str, Floats
     across = min(2, len(panels))
     down = -(-len(panels) // across)
     with rc_context(STYLE):
-        figure = blank_figure(max(6.4, 0.45 * len(steps) + 3.0) if across == 1 else 10.6, 2.5 * down + 1.2)
+        rows = -(-len(labels) // _columns(labels, len(labels)))
+        width = max(6.4, 0.45 * len(steps) + 3.0) if across == 1 else 10.6
+        figure = blank_figure(width, 2.5 * down + 1.0 + 0.2 * rows)
         grid = figure.subplots(down, across, squeeze=False)
         handles: dict[str, Artist] = {}
         for place, axes in enumerate(grid.flat):
@@ -173,7 +183,9 @@ def ability_lines(steps: Sequence[str], panels: Mapping[str, Mapping[str, Floats
             if place % across == 0:
                 axes.set_ylabel("change since start")
         if len(labels) > 1:
-            figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(4, len(labels)))
+            figure.legend(
+                handles.values(), handles.keys(), loc="outside upper center", ncols=_columns(labels, len(labels))
+            )
         save(figure, path)
 
 

@@ -115,6 +115,8 @@ def _markdown(
         hardware, packages = entry["hardware"] or {}, entry["packages"] or {}
         machine = ", ".join(f"{key} {value}" for key, value in hardware.items())
         versions = ", ".join(f"{key} {value}" for key, value in packages.items())
-        lines += [f"Hardware: {machine}. Python {entry['python']}; {versions}.", ""]
+        line = f"Hardware: {machine}. Python {entry['python']}; {versions}."
+        if line not in lines:  # environments may differ in what is not shown here, such as the commit
+            lines += [line, ""]
     lines.append("results.json beside this page has every run's matrix, numbers and overrides.")
     return "\n".join(lines) + "\n"

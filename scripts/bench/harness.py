@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "transformers", "peft", "numpy", "safetensors")
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy", "safetensors")
 
 
 def arguments(purpose: str, **extra: Any) -> argparse.Namespace:
