@@ -152,7 +152,7 @@ def _hydra(given: argparse.Namespace, sweep: str = "") -> int:
     """Hand over to Hydra: multirun with its launchers, --cfg, --info, completion."""
     import hydra
 
-    from cl_runner.compose import CONF, search_path, version_base
+    from cl_runner.compose import CONF, for_sweeper, search_path, version_base
     from cl_runner.job import job
 
     passed = ["-m"] * given.multirun + ["--resolve"] * given.resolve
@@ -161,7 +161,8 @@ def _hydra(given: argparse.Namespace, sweep: str = "") -> int:
         if getattr(given, name) is not None:
             passed += [f"--{name}", getattr(given, name)]
     where = [f"hydra.sweep.dir=${{root}}/sweeps/{sweep}"] if sweep else []
-    sys.argv = ["cl_runner", *passed, *given.overrides, *search_path(given.config_dir), *where]
+    overrides = for_sweeper(given.overrides) if given.multirun else given.overrides
+    sys.argv = ["cl_runner", *passed, *overrides, *search_path(given.config_dir), *where]
     hydra.main(config_path=str(CONF), config_name="config", **version_base())(job)()
     return 0
 

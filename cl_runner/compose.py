@@ -151,6 +151,24 @@ def jobs_of(overrides: Sequence[str]) -> list[list[str]]:
     return [list(job) for batch in batches for job in batch]
 
 
+def for_sweeper(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a multirun as Hydra's sweeper can take them.
+
+    Before it makes the jobs it composes once without what is swept, so that a key which only a swept choice brings,
+    such as method.piece.fraction with method=piece_f,piece_s, would be unknown. A sweep over one value is left out.
+    """
+    parsed = list(zip(parse(overrides), overrides, strict=True))
+    if not any(override.is_sweep_override() and override.key_or_group in GROUPS for override, _ in parsed):
+        return list(overrides)
+    given = []
+    for override, text in parsed:
+        key, _, value = text.partition("=")
+        name = override.key_or_group
+        plain = not (override.is_sweep_override() or override.is_delete() or name in GROUPS or name.startswith("hydra"))
+        given.append(f"{key}=choice({value})" if plain and value else text)
+    return given
+
+
 def _replaced(overrides: Sequence[str], wrong: str, right: str, folders: Sequence[Path]) -> str:
     return command_line([right if o == wrong else o for o in overrides], folders)
 

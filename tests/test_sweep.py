@@ -19,7 +19,8 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sweep(root: Path, *more: str) -> list[str]:
     short = [o for o in TINY if "epochs" not in o and not o.startswith("method")]
-    return ["-m", "seed=0,1", *more, *short, "training.max_steps=2", f"root={root}"]
+    seeds = [] if any(o.startswith("seed=") for o in more) else ["seed=0,1"]
+    return ["-m", *seeds, *more, *short, "training.max_steps=2", f"root={root}"]
 
 
 def test_runs_resumes_and_skips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,6 +38,14 @@ def test_runs_resumes_and_skips(tmp_path: Path, capsys: pytest.CaptureFixture[st
     shown = capsys.readouterr().out
     assert "4 jobs, 3 of them completed before" in shown
     assert shown.count("This run is completed") == 3
+
+
+def test_a_key_that_only_the_swept_choices_have(tmp_path: Path) -> None:
+    keys = ["method.piece.first_task=whole", "method.piece.exclude=[]"]
+    assert run_command(sweep(tmp_path, "method=piece_f,piece_rand", "seed=0", *keys)) == 0
+    folders = [path.parent for path in tmp_path.rglob("COMPLETED")]
+    assert {folder.parent.name for folder in folders} == {"piece_f", "piece_rand"}
+    assert all(keys[0] in (folder / "overrides.txt").read_text() for folder in folders)
 
 
 def test_a_failing_job_does_not_stop_the_others(
