@@ -141,8 +141,8 @@ def test_death_in_the_importance_pass(
 
     real = Learner.fisher
 
-    def partly(self: Learner, examples: Any) -> Any:
-        real(self, examples[:5])
+    def partly(self: Learner, examples: Any, names: Any) -> Any:
+        real(self, examples[:5], names)
         raise Death
 
     with monkeypatch.context() as patched:
