@@ -4,4 +4,5 @@
 set -euo pipefail
 
 . "$(dirname "${BASH_SOURCE[0]}")/install.sh" embedded,slurm,test
-exec "$python" -m pytest "$@"
+# Two processes, each test file in one of them; a later -n 0 runs all in this one, as a debugger needs it.
+exec "$python" -m pytest -n 2 --dist loadfile "$@"
