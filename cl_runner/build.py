@@ -23,7 +23,7 @@ from cl_runner.families.classifier import Classifier
 from cl_runner.families.image_text import ImageText
 from cl_runner.families.seq2seq import Seq2Seq
 from cl_runner.methods import METHODS
-from cl_runner.methods.base import Chain, Method
+from cl_runner.methods.base import Chain
 from cl_runner.probes import PROBES
 from cl_runner.probes.base import Probe
 
@@ -68,22 +68,22 @@ def check_pictures(backbone: Backbone, tasks: Sequence[Task]) -> None:
 
 def build_method(options: dict[str, dict[str, Any]]) -> Chain:
     """The chain of methods that the configuration's node `method` describes."""
-    methods: dict[str, Method] = {}
-    for name, values in options.items():
-        module, _, class_name = METHODS[name].partition(":")
-        methods[name] = getattr(importlib.import_module(f"cl_runner.methods.{module}"), class_name)(**values)
-        methods[name].node = name
-    return Chain(methods)
+    return Chain(_parts("methods", METHODS, options))
 
 
 def build_probes(options: dict[str, dict[str, Any]]) -> dict[str, Probe]:
     """The probes of general ability that the configuration's node `probe` describes."""
-    probes: dict[str, Probe] = {}
+    return _parts("probes", PROBES, options)
+
+
+def _parts(package: str, places: dict[str, str], options: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """An instance for each node, with its options; `places` says which file and class it is of."""
+    found = {}
     for name, values in options.items():
-        module, _, class_name = PROBES[name].partition(":")
-        probes[name] = getattr(importlib.import_module(f"cl_runner.probes.{module}"), class_name)(**values)
-        probes[name].node = name
-    return probes
+        module, _, class_name = places[name].partition(":")
+        found[name] = getattr(importlib.import_module(f"cl_runner.{package}.{module}"), class_name)(**values)
+        found[name].node = name
+    return found
 
 
 def recompute_activations(model: PreTrainedModel) -> None:

@@ -28,7 +28,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
-from cl_runner.config import Config, check_chain, check_probes, check_scoring, config_hash, method_spec, probe_spec
+from cl_runner.config import (
+    Config,
+    PartSpec,
+    check_chain,
+    check_probes,
+    check_scoring,
+    config_hash,
+    method_spec,
+    probe_spec,
+)
 
 HERE = Path(__file__).parent
 #: In a wheel the configuration lies inside the package, in a checkout beside it.
@@ -306,19 +315,20 @@ def check(resolved: dict[str, Any]) -> Config:
     except ValidationError as error:
         raise _explain(error, resolved) from None
     check_chain(config.method, config.backbone.family)
-    for name, values in config.method.items():
-        try:
-            method_spec(name).schema.model_validate(values)
-        except ValidationError as error:
-            raise _explain(error, resolved, f"method.{name}") from None
+    _check_parts("method", {name: method_spec(name) for name in config.method}, resolved)
     check_scoring(config)
     check_probes(config.probe, config.backbone.family)
-    for name, values in config.probe.items():
-        try:
-            probe_spec(name).schema.model_validate(values)
-        except ValidationError as error:
-            raise _explain(error, resolved, f"probe.{name}") from None
+    _check_parts("probe", {name: probe_spec(name) for name in config.probe}, resolved)
     return config
+
+
+def _check_parts(node: str, specs: Mapping[str, PartSpec], resolved: Mapping[str, Any]) -> None:
+    """The options of every method or probe by the schema of its class."""
+    for name, spec in specs.items():
+        try:
+            spec.schema.model_validate(resolved[node][name])
+        except ValidationError as error:
+            raise _explain(error, resolved, f"{node}.{name}") from None
 
 
 def _choice(group: str, composed: DictConfig, nodes: Iterable[str]) -> str:

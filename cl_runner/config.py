@@ -365,7 +365,7 @@ def check_probes(probes: Iterable[str], family: str) -> None:
 def option_of(node: str, options: Mapping[str, Any]) -> str:
     """The option of group `method` that holds the node alone."""
     if node == "piece":
-        return "piece_f" if options.get("score") == "fisher" else "piece_s"
+        return {"fisher": "piece_f", "random": "piece_rand"}.get(str(options.get("score")), "piece_s")
     return "pe_select" if node == "pe" else node
 
 

@@ -151,14 +151,17 @@ class Learner:
             yield order[start : start + size]
 
     # passes
+    def _in_precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
     def forward(self, batch: Batch) -> Output:
         """One forward pass at the current weights, in the run's precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with self._in_precision():
             return self.family.forward(self.model, batch)
 
     def answer(self, batch: Batch, how: Answering) -> list[Prediction]:
         """The model's answers to a batch without answers, in the run's precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with self._in_precision():
             return self.family.answer(self.model, batch, how)
 
     @contextmanager
@@ -263,7 +266,7 @@ class Learner:
                     yield self.collate(examples, range(start, min(start + size, len(examples))))
 
         def loss(model: nn.Module, batch: ImportanceBatch) -> Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with self._in_precision():
                 if options.micro_batch == 1:
                     return self.family.loss_sum(model, dict(batch), options.answer_tokens)
                 return self.family.forward(model, dict(batch)).loss

@@ -144,12 +144,12 @@ def headline_column(rows: Floats, test_examples: Sequence[int] | None) -> dict[s
 
 def write_accuracy(path: Path, tasks: Sequence[str], rows: Floats) -> None:
     """accuracy.csv: `after`, then a column per task; row `start`, then a row per finished task. Exact (repr)."""
-    _write(path, tasks, [START, *tasks], rows)
+    write_table(path, tasks, [START, *tasks], rows)
 
 
 def write_forgetting(path: Path, tasks: Sequence[str], rows: Floats) -> None:
     """forgetting.csv of the accuracy matrix `rows`: as accuracy.csv without `start`; empty where u >= t."""
-    _write(path, tasks, tasks, forgetting_matrix(rows))
+    write_table(path, tasks, tasks, forgetting_matrix(rows))
 
 
 def read_matrix(path: Path) -> tuple[list[str], Floats]:
@@ -169,11 +169,12 @@ def read_matrix(path: Path) -> tuple[list[str], Floats]:
     return lines[0][1:], np.array(values, dtype=np.float64).reshape(len(values), len(lines[0]) - 1)
 
 
-def _write(path: Path, tasks: Sequence[str], names: Sequence[str], values: Floats) -> None:
-    assert values.ndim == 2 and values.shape[1] == len(tasks) and len(values) <= len(names), values.shape
+def write_table(path: Path, columns: Sequence[str], names: Sequence[str], values: Floats) -> None:
+    """A row per name, as far as there are values, and a column for each of `columns`; exact (repr), empty for NaN."""
+    assert values.ndim == 2 and values.shape[1] == len(columns) and len(values) <= len(names), values.shape
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["after", *tasks])
+    writer.writerow(["after", *columns])
     for name, row in zip(names, values, strict=False):
         writer.writerow([name, *("" if np.isnan(value) else repr(float(value)) for value in row)])
     # A reader, or a run that is killed here, never sees half a file.

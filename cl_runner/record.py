@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from cl_runner.data.example import Example
 from cl_runner.data.task import Task, fingerprint, label_union, source_files
 from cl_runner.families.base import Prediction
 from cl_runner.intervals import by_task, derived_intervals, draw, read_scores
-from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting
+from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting, write_table
 from cl_runner.tracking.clock import OFFLINE, ONLINE, Clock
 from cl_runner.tracking.environment import describe_environment
 
@@ -107,12 +105,7 @@ def throughput(folder: Path, task: str, index: int) -> dict[str, float]:
 
 def write_ability(folder: Path, names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> None:
     """ability.csv: what the probes measured before the first and after every task so far."""
-    text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["after", *rows[0]])
-    for name, row in zip(names, rows, strict=False):
-        writer.writerow([name, *(repr(float(value)) for value in row.values())])
-    replace_file(folder / "ability.csv", text.getvalue())
+    write_table(folder / "ability.csv", list(rows[0]), names, np.array([list(row.values()) for row in rows]))
 
 
 def tables(names: Sequence[str], rows: Sequence[Sequence[float]]) -> tuple[list[list[Any]], list[list[Any]]]:

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example
-from cl_runner.families.base import IGNORED, Answering, Batch, Output
+from cl_runner.families.base import Answering, Batch, Output
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.language import LanguageModel
-from cl_runner.families.tokens import branched, padded, token_output
+from cl_runner.families.tokens import branched, left_padded, token_output
 
 
 class Causal(LanguageModel):
@@ -27,9 +27,6 @@ class Causal(LanguageModel):
 
     def _rules(self) -> Encoding:
         return Encoding(self.backbone, self.tokenizer, self.tokenizer.eos_token_id, open_end=True)
-
-    def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
-        return self._encoding.prompts([e.prompt for e in examples])
 
     def check(self, labels: Sequence[Sequence[str]], max_new_tokens: int) -> None:
         """Prompt and answer have room among the model's positions."""
@@ -45,18 +42,8 @@ class Causal(LanguageModel):
 
     def collate(self, examples: Sequence[Example], answers: bool = True) -> Batch:
         """input_ids, attention_mask, position_ids [B, L], padded on the left; labels [B, A], the last A positions."""
-        prompts = self._prompts(examples)
-        ends = self._encoding.answers([e.answer for e in examples]) if answers else [[] for _ in examples]
-        rows = [[*prompt, *end] for prompt, end in zip(prompts, ends, strict=True)]
-        mask = padded([[1] * len(row) for row in rows], 0, "left")
-        batch = {
-            "input_ids": padded(rows, self.tokenizer.pad_token_id, "left"),
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-        }
-        if answers:
-            batch["labels"] = padded(ends, IGNORED, "left")
-        return batch
+        ends = self._encoding.answers([e.answer for e in examples]) if answers else None
+        return left_padded(self._prompts(examples), ends, self.tokenizer.pad_token_id)
 
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         """Cross-entropy of the answers' tokens; logits [tokens, vocabulary]."""

@@ -19,6 +19,13 @@ from cl_runner.config import Backbone
 MARK = "§words§"
 
 
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of a tokenizer's rules and vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(rules.encode()).hexdigest()
+
+
 class Encoding:
     """Token ids of texts and answers by one backbone's rules; each text is encoded once.
 
@@ -140,8 +147,7 @@ class Encoding:
             for name in ("max_length", "max_answer_length", "truncation", "chat_template")
         }
         said = hashlib.sha256(json.dumps([rules, self._before, self._after, self._ends]).encode())
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        said.update(backend.to_str().encode() if backend else json.dumps(self._tokenizer.get_vocab()).encode())
+        said.update(tokenizer_hash(self._tokenizer).encode())
         said.update(str(self._tokenizer.chat_template).encode())
         for texts in (prompts, answers):
             said.update(json.dumps(texts).encode())

@@ -21,10 +21,10 @@ from transformers.models.llava.processing_llava import LlavaProcessor
 
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example
-from cl_runner.families.base import IGNORED, Answering, Batch, Output
+from cl_runner.families.base import Answering, Batch, Output
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.language import LanguageModel
-from cl_runner.families.tokens import example_losses, padded, token_output
+from cl_runner.families.tokens import example_losses, left_padded, token_output
 
 #: LLaVA-1.5's words around a turn, for a random model.
 TEMPLATE = (
@@ -132,19 +132,9 @@ class ImageText(LanguageModel):
         Raises:
             ValueError: a picture cannot be read, or the model wants pictures of different shapes in another way.
         """
-        prompts = self._prompts(examples)
-        ends = self._encoding.answers([e.answer for e in examples]) if answers else [[] for _ in examples]
-        rows = [[*prompt, *end] for prompt, end in zip(prompts, ends, strict=True)]
-        mask = padded([[1] * len(row) for row in rows], 0, "left")
-        batch = {
-            "input_ids": padded(rows, self.tokenizer.pad_token_id, "left"),
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-            **self._pictures(examples),
-        }
-        if answers:
-            batch["labels"] = padded(ends, IGNORED, "left")
-        return batch
+        ends = self._encoding.answers([e.answer for e in examples]) if answers else None
+        tokens = left_padded(self._prompts(examples), ends, self.tokenizer.pad_token_id)
+        return {**tokens, **self._pictures(examples)}
 
     def _pictures(self, examples: Sequence[Example]) -> Batch:
         made = []

@@ -41,9 +41,9 @@ class LanguageModel(Family):
     def _rules(self) -> Encoding:
         """How texts become tokens."""
 
-    @abstractmethod
     def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """Ids of each prompt."""
+        return self._encoding.prompts([e.prompt for e in examples])
 
     @abstractmethod
     def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> list[str]:

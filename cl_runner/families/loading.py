@@ -27,6 +27,7 @@ from transformers import (
 
 from cl_runner.config import Backbone
 from cl_runner.data.reviews import vocabulary
+from cl_runner.families.encoding import tokenizer_hash
 from cl_runner.families.freezing import freeze
 
 WORD_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -138,15 +139,9 @@ class Source:
                 "Type: pip install 'cl-runner[pictures]'"
             ) from None
 
-    def tokenizer_hash(self) -> str:
-        """SHA-256 of the tokenizer's rules and vocabulary."""
-        if isinstance(self.tokenizer, PreTrainedTokenizerFast):
-            return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-        return hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
-
     def identity(self, **named: Any) -> str:
         """JSON of backbone and tokenizer, of what else is `named`, and of the library that puts them together."""
-        known = {"backbone": self.backbone.model_dump(), "tokenizer": self.tokenizer_hash(), **named}
+        known = {"backbone": self.backbone.model_dump(), "tokenizer": tokenizer_hash(self.tokenizer), **named}
         return json.dumps({**known, "transformers": transformers.__version__}, sort_keys=True)
 
     def _load_tokenizer(self) -> PreTrainedTokenizerBase:

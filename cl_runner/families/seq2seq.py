@@ -30,9 +30,6 @@ class Seq2Seq(LanguageModel):
     def _rules(self) -> Encoding:
         return Encoding(self.backbone, self.tokenizer, self.tokenizer.eos_token_id)
 
-    def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
-        return self._encoding.prompts([e.prompt for e in examples])
-
     @functools.cached_property
     def _configuration(self) -> PreTrainedConfig:
         configuration = self.source.configuration()

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from cl_runner.families.base import IGNORED, Output, Prediction
+from cl_runner.families.base import IGNORED, Batch, Output, Prediction
 
 
 def padded(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> Tensor:
@@ -22,6 +22,19 @@ def padded(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "rig
     if side == "left":
         return torch.tensor([[value] * (length - len(row)) + list(row) for row in rows])
     return torch.tensor([list(row) + [value] * (length - len(row)) for row in rows])
+
+
+def left_padded(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]] | None, pad: int) -> Batch:
+    """Prompts and their answers, if there are some, padded on the left, so that all answers end in the last column.
+
+    Returns:
+        input_ids, attention_mask, position_ids [B, L]; with answers labels [B, A], the last A positions.
+    """
+    rows = [[*p, *a] for p, a in zip(prompts, answers, strict=True)] if answers is not None else prompts
+    mask = padded([[1] * len(row) for row in rows], 0, "left")
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    batch = {"input_ids": padded(rows, pad, "left"), "attention_mask": mask, "position_ids": positions}
+    return batch if answers is None else {**batch, "labels": padded(answers, IGNORED, "left")}
 
 
 def token_output(logits: Tensor, labels: Tensor) -> Output:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from harness import arguments, interleaved, keep, own_process, peak_rise, ratio, show, spread
+from harness import arguments, interleaved, keep, own_process, pace_row, peak_rise, ratio, show, spread
 from language import OPTIONS, examples, setting, task_of
 from torch.nn import functional
 
@@ -119,15 +119,7 @@ def main() -> None:
             "ours_by_this": {"median": middle, "lower_quartile": low, "upper_quartile": high},
             "peak_mebibytes": peak,
         }
-        rows.append(
-            [
-                name,
-                f"{spread(seconds[name])['median']:.2f} s",
-                f"{tokens / spread(seconds[name])['median']:,.0f}",
-                f"{middle:.3f} [{low:.3f}, {high:.3f}]",
-                "" if peak is None else f"{peak:.0f} MiB",
-            ]
-        )
+        rows.append(pace_row(name, seconds[name], tokens, (middle, low, high), peak))
     columns = ("way", "median", "tokens/s", "cl_runner / this [quartiles]", "peak rise")
     show(f"{given.examples} prompts, batches of {given.size}, {given.threads} threads", columns, rows)
     keep(given.output, results)

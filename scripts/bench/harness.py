@@ -114,6 +114,16 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> N
     Console(width=150).print(table)
 
 
+def pace_row(
+    name: str, seconds: list[float], tokens: int, compared: tuple[float, float, float], peak: float | None
+) -> list[str]:
+    """A line of `show`: seconds and tokens per second, a ratio with its quartiles, and MiB of its own process."""
+    taken = spread(seconds)["median"]
+    middle, low, high = compared
+    memory = "" if peak is None else f"{peak:.0f} MiB"
+    return [name, f"{taken:.2f} s", f"{tokens / taken:,.0f}", f"{middle:.3f} [{low:.3f}, {high:.3f}]", memory]
+
+
 def keep(output: Path | None, results: Mapping[str, Any]) -> None:
     """Write results with the command and the machine to a JSON file, if one is asked for."""
     if output is not None:

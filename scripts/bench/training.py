@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import transformers
-from harness import arguments, interleaved, keep, own_process, peak_rise, ratio, show, spread
+from harness import arguments, interleaved, keep, own_process, pace_row, peak_rise, ratio, show, spread
 from language import OPTIONS, examples, setting, task_of
 from torch import nn
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
@@ -186,15 +186,7 @@ def main() -> None:
                 "ratio_to_trainer": ratio(seconds[name], seconds[PEER])[0],
                 "peak_mebibytes": peak,
             }
-            rows.append(
-                [
-                    name,
-                    f"{spread(seconds[name])['median']:.2f} s",
-                    f"{tokens / spread(seconds[name])['median']:,.0f}",
-                    f"{middle:.3f} [{low:.3f}, {high:.3f}]",
-                    "" if peak is None else f"{peak:.0f} MiB",
-                ]
-            )
+            rows.append(pace_row(name, seconds[name], tokens, (middle, low, high), peak))
     columns = ("way", "median", "tokens/s", "x Trainer in the same order [quartiles]", "peak rise")
     print(f"of each pass of the Trainer {spread(preparing)['median']:.2f} s lie before its first step")
     show(f"{given.examples} examples, batches of {given.size}, {given.threads} threads", columns, rows)
