@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cl_runner.compose import check
-from cl_runner.config import Backbone, Hardware
-from cl_runner.data.task import Task
+from cl_runner.config import Backbone, Hardware, PartSpec, method_spec, probe_spec
+from cl_runner.data.task import Task, outlines
 from cl_runner.families.base import Family
 from cl_runner.families.causal import Causal
 from cl_runner.families.classifier import Classifier
@@ -42,7 +42,11 @@ def rebuild(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     config = check({str(key): value for key, value in resolved.items()})
     labels = json.loads((folder / "data.json").read_text(encoding="utf-8"))["labels"]
     transformers.utils.logging.disable_progress_bar()
-    return FAMILIES[config.backbone.family](config.backbone, labels).build(config.seed)
+    model, tokenizer = FAMILIES[config.backbone.family](config.backbone, labels).build(config.seed)
+    tasks = outlines(config.task_order, config.task)
+    built = build_method(config.method).build(model, tasks, config.seed)
+    assert isinstance(built, PreTrainedModel)
+    return built, tokenizer
 
 
 def check_pictures(backbone: Backbone, tasks: Sequence[Task]) -> None:
@@ -68,19 +72,22 @@ def check_pictures(backbone: Backbone, tasks: Sequence[Task]) -> None:
 
 def build_method(options: dict[str, dict[str, Any]]) -> Chain:
     """The chain of methods that the configuration's node `method` describes."""
-    return Chain(_parts("methods", METHODS, options))
+    return Chain(_parts("methods", METHODS, options, method_spec))
 
 
 def build_probes(options: dict[str, dict[str, Any]]) -> dict[str, Probe]:
     """The probes of general ability that the configuration's node `probe` describes."""
-    return _parts("probes", PROBES, options)
+    return _parts("probes", PROBES, options, probe_spec)
 
 
-def _parts(package: str, places: dict[str, str], options: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _parts(
+    package: str, places: dict[str, str], options: dict[str, dict[str, Any]], spec: Callable[[str], PartSpec]
+) -> dict[str, Any]:
     """An instance for each node, with its options; `places` says which file and class it is of."""
     found = {}
-    for name, values in options.items():
+    for name, given in options.items():
         module, _, class_name = places[name].partition(":")
+        values = dict(spec(name).schema.model_validate(given))
         found[name] = getattr(importlib.import_module(f"cl_runner.{package}.{module}"), class_name)(**values)
         found[name].node = name
     return found

@@ -87,6 +87,16 @@ class Backbone(Schema):
     frozen: list[str]  # name patterns of tensors that never train, such as a vision tower's
 
 
+class Encoder(Schema):
+    """A frozen sentence encoder: where its weights come from, as a backbone's."""
+
+    checkpoint: str  # hub name of a sentence-transformers model, or a local folder
+    revision: str | None
+    package: str | None  # an installed package that carries the same checkpoint in its folder `model`
+    weights_sha256: str | None
+    max_length: Count | None  # tokens of a text; null = the encoder's own
+
+
 class TaskDefinition(Schema):
     """conf/task: where examples come from and how a row becomes text and label (node task.<name>)."""
 
@@ -276,6 +286,7 @@ class PartSpec:
 
     schema: type[Schema]
     last: bool
+    not_with: tuple[str, ...]
     families: tuple[str, ...]
     higher_is_better: bool  # probes: of their numbers, and the unit of these
     unit: str
@@ -302,7 +313,14 @@ def _spec(package: str, place: str, families: tuple[str, ...]) -> PartSpec:
     source = (Path(__file__).parent / package / f"{module}.py").read_text(encoding="utf-8")
     body = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == class_name).body
     fields: dict[str, Any] = {}
-    attributes: dict[str, Any] = {"last": False, "families": families, "higher_is_better": True, "unit": "%"}
+    attributes: dict[str, Any] = {
+        "last": False,
+        "not_with": (),
+        "families": families,
+        "higher_is_better": True,
+        "unit": "%",
+    }
+    known = list(attributes)
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             annotation = ast.unparse(node.annotation)
@@ -313,8 +331,7 @@ def _spec(package: str, place: str, families: tuple[str, ...]) -> PartSpec:
                 # Our own source, evaluated with the type names of this module.
                 fields[node.target.id] = (eval(annotation, globals()), ...)
     schema = create_model(class_name, __base__=Schema, **fields)
-    families = tuple(attributes["families"])
-    return PartSpec(schema, attributes["last"], families, attributes["higher_is_better"], attributes["unit"])
+    return PartSpec(schema, **{name: attributes[name] for name in known})
 
 
 def check_chain(methods: Mapping[str, Mapping[str, Any]], family: str) -> None:
@@ -333,6 +350,14 @@ def check_chain(methods: Mapping[str, Mapping[str, Any]], family: str) -> None:
         corrected = [option_of(name, methods[name]) for name in ordered]
         raise ValueError(f"{masks[0]} selects what trains and must come last. Type: method=[{','.join(corrected)}]")
     for name in names:
+        idle = [other for other in names if other in method_spec(name).not_with]
+        if idle:
+            kept = [option_of(other, methods[other]) for other in names if other not in idle]
+            choice = kept[0] if len(kept) == 1 else f"[{','.join(kept)}]"
+            raise ValueError(
+                f"{name} leaves all weights of the backbone and all that earlier tasks learned as they are, so that "
+                f"{' and '.join(idle)} would have nothing to do. Type: method={choice}"
+            )
         if family not in method_spec(name).families:
             supported = ", ".join(method_spec(name).families)
             raise ValueError(f"method {name} supports the families {supported}, not {family}; choose another backbone")

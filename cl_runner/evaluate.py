@@ -21,16 +21,6 @@ def evaluation_examples(task: Task, split: Literal["test", "validation"]) -> tup
     return task.test if split == "test" else task.validation
 
 
-def answering(task: Task, options: Evaluation) -> Answering:
-    """How the examples of a task are answered."""
-    return Answering(
-        max_new_tokens=task.max_new_tokens,
-        labels=task.labels if options.labels == "likelihood" else (),
-        sampling=options.sampling,
-        slice_by=options.answer_slice,
-    )
-
-
 @torch.no_grad()
 def evaluate(
     learner: Learner, method: Method, tasks: Sequence[Task], options: Evaluation, after: str
@@ -46,7 +36,7 @@ def evaluate(
     learner.model.eval()
     ways: dict[Answering, list[Task]] = {}
     for task in tasks:
-        ways.setdefault(answering(task, options), []).append(task)
+        ways.setdefault(learner.answering(task), []).append(task)
     total = sum(len(evaluation_examples(task, options.split)) for task in tasks)
     found: dict[str, list[Prediction]] = {}
     done = 0

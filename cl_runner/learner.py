@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cl_runner.config import Evaluation, TaskOrder
 from cl_runner.config import Importance as ImportanceOptions
-from cl_runner.config import TaskOrder
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Answering, Batch, Family, Output, Prediction
 from cl_runner.families.freezing import frozen
+from cl_runner.methods.base import Method
 from cl_runner.sparse import importance_cache
 from cl_runner.sparse.bits import weights_hash
 from cl_runner.sparse.importance import Batch as ImportanceBatch
@@ -55,6 +56,8 @@ class Learner:
             selects them.
         selectable: entries of every tensor that they were selected from, by name.
         trained: what the optimizer holds now, by the name of the tensor it belongs to; set by the training loop.
+        written: what the method itself set when the task began, as it was before, by name; apart from what trains.
+        added: names of parameters that the method brought along; the others are the backbone's.
         terms: what methods logged in the current step.
     """
 
@@ -72,8 +75,13 @@ class Learner:
         importance: ImportanceOptions | None = None,
         cache: Path | None = None,
         warn: Callable[[str], None] = print,
+        method: Method | None = None,
+        evaluation: Evaluation | None = None,
     ):
-        self.model = model.to(device)
+        self.method = method or Method()
+        backbone = {name for name, _ in model.named_parameters()}
+        self.model = self.method.build(model, tasks, seed).to(device)
+        self.added = frozenset(name for name, _ in self.model.named_parameters() if name not in backbone)
         self.family = family
         self.tasks = tasks
         self.seed = seed
@@ -85,14 +93,21 @@ class Learner:
         self.trained: dict[str, nn.Parameter] = {}
         self.selected: dict[str, Tensor] = {}
         self.selectable: dict[str, int] = {}
+        self.written: dict[str, Tensor] = {}
         self.terms: dict[str, float] = {}
         self.measured: dict[str, Importance] = {}  # of the current task, by everything it depends on
         self.measured_on_new_data = False  # whether importance of the current task needed its own data
         self.importance_cached = False  # whether it came from disk
         self.precision = precision
+        self.cache = cache
+        self._evaluation = evaluation
         self._importance = importance
-        self._cache = cache
         self._warn = warn
+        self._task_of = {
+            id(example): task.index
+            for task in reversed(tasks)  # of a joint order's examples each belongs to the first task that has it
+            for example in (*task.train, *task.validation, *task.test)
+        }
 
     # weights
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -128,13 +143,18 @@ class Learner:
             return list(self.tasks[task.index - 1].train)
         return [example for old in self.tasks[: task.index] for example in old.train]
 
+    def task_of(self, example: Example) -> int:
+        """Index of the task that an example belongs to; -1 for one that is in none, such as a probe's."""
+        return self._task_of.get(id(example), -1)
+
     def seed_of(self, *parts: object) -> int:
         """A seed for one purpose, derived from the run's seed."""
         return derive_seed(self.seed, *parts)
 
     def collate(self, examples: Sequence[Example], positions: Sequence[int], answers: bool = True) -> Batch:
         """The examples at `positions` as a batch on the device; `index` holds the positions."""
-        batch = self.family.collate([examples[i] for i in positions], answers)
+        chosen = [examples[i] for i in positions]
+        batch = self.family.collate(chosen, answers) | self.method.inputs(self, chosen)
         batch["index"] = torch.tensor(list(positions))
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
@@ -157,12 +177,23 @@ class Learner:
     def forward(self, batch: Batch) -> Output:
         """One forward pass at the current weights, in the run's precision."""
         with self._in_precision():
-            return self.family.forward(self.model, batch)
+            return self.family.forward(self.model, self.method.before_forward(self, batch))
+
+    def answering(self, task: Task) -> Answering:
+        """How the examples of a task are answered."""
+        if self._evaluation is None:
+            return Answering(task.max_new_tokens)
+        return Answering(
+            max_new_tokens=task.max_new_tokens,
+            labels=task.labels if self._evaluation.labels == "likelihood" else (),
+            sampling=self._evaluation.sampling,
+            slice_by=self._evaluation.answer_slice,
+        )
 
     def answer(self, batch: Batch, how: Answering) -> list[Prediction]:
         """The model's answers to a batch without answers, in the run's precision."""
         with self._in_precision():
-            return self.family.answer(self.model, batch, how)
+            return self.family.answer(self.model, self.method.before_forward(self, batch), how)
 
     @contextmanager
     def at(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
@@ -221,7 +252,7 @@ class Learner:
             names: of the parameters to measure; None = all but frozen ones. What was measured of more of them serves
                 as well.
         """
-        options = self._importance or EXACT
+        options, cache = self._importance or EXACT, self.cache / "importance" if self.cache else None
         never = frozen(self.model)
         wanted = [name for name in self.parameters() if name not in never and (names is None or name in names)]
         with self.clock.phase("importance"):
@@ -234,7 +265,7 @@ class Learner:
                     return self.measured[key]
             self.measured = {}  # of other data: as large as the model, and not needed any more
             for key in keys.values():
-                kept = importance_cache.load(self._cache, named(key, wanted)) if self._cache else None
+                kept = importance_cache.load(cache, named(key, wanted)) if cache else None
                 if kept is not None:
                     whole = options.accumulate == "device" and options.passes == 1
                     self.measured[key] = kept.to(self.device) if whole else kept
@@ -242,9 +273,9 @@ class Learner:
                     return self.measured[key]
             found = self._measure(chosen, gradient, dtype, options, wanted)
             self.measured[keys[gradient]] = found
-            if self._cache:
+            if cache:
                 limit = int(options.cache_gb * 1e9)
-                importance_cache.store(self._cache, named(keys[gradient], wanted), found, limit, self._warn)
+                importance_cache.store(cache, named(keys[gradient], wanted), found, limit, self._warn)
         return found
 
     def _measure(
@@ -267,9 +298,10 @@ class Learner:
 
         def loss(model: nn.Module, batch: ImportanceBatch) -> Tensor:
             with self._in_precision():
+                given = self.method.before_forward(self, dict(batch))
                 if options.micro_batch == 1:
-                    return self.family.loss_sum(model, dict(batch), options.answer_tokens)
-                return self.family.forward(model, dict(batch)).loss
+                    return self.family.loss_sum(model, given, options.answer_tokens)
+                return self.family.forward(model, given).loss
 
         def draw(batch: ImportanceBatch, generator: torch.Generator) -> ImportanceBatch:
             output = self.forward(dict(batch))

@@ -224,9 +224,8 @@ class Run:
         model, _ = self.family.build(self.config.seed)
         if self.config.hardware.gradient_checkpointing:
             recompute_activations(model)
-        built = self.method.build(model, self.tasks)
         self.learner = Learner(
-            built,
+            model,
             self.family,
             self.tasks,
             self.config.seed,
@@ -236,8 +235,10 @@ class Run:
             self.clock,
             self.shown,
             self.config.importance,
-            self.cache / "importance" if self.cache else None,
+            self.cache,
             self.console.line,
+            self.method,
+            self.config.evaluation,
         )
         self.base_hash = self.weights = weights_hash(self.learner.parameters())
         self.kept = self.learner.weights() if self.learner.restart else {}
@@ -310,8 +311,8 @@ class Run:
             self._save("prepared", task.index)
         method.activate(learner, task)
         with self.clock.phase("snapshot"):
-            before = {n: learner.part(n, p.detach()).clone() for n, p in learner.params().items()}
-            rest = rest_digests(learner.parameters(), learner.selected) if learner.selected else {}
+            before = {n: learner.part(n, p.detach()).clone() for n, p in learner.params().items()} | learner.written
+            rest = rest_digests(self._fixed(), learner.selected)
         self._saved_at = time.monotonic()
 
         def on_step(progress: Progress, numbers: dict[str, float]) -> None:
@@ -336,9 +337,19 @@ class Run:
         del before  # a second model's worth, if all weights train
         method.after_task(learner, task)
         learner.measured = {}
-        learner.trained, learner.selected, learner.selectable = {}, {}, {}
+        learner.trained, learner.selected, learner.selectable, learner.written = {}, {}, {}, {}
         self._evaluate(task.name)
+        with self.clock.phase("describe"):
+            self.details[task.index]["method"] = method.describe(learner, task, self.folder)
         self._save("begin", task.index + 1)
+
+    def _fixed(self) -> dict[str, Tensor]:
+        """Tensors of which something must stay what it is while the task trains; none where all of the model learns."""
+        everything: dict[str, Tensor] = dict(self.learner.parameters())
+        whole = {*self.learner.params(), *self.learner.written}
+        if self.learner.selected:
+            return everything  # whose selected entries are left out
+        return {name: p for name, p in everything.items() if name not in whole} if whole else {}
 
     def _describe_importance(self, task: Task) -> None:
         """fisher.json for the report, and the share of zeros by layer."""
@@ -370,21 +381,25 @@ class Run:
         selected = self.learner.selected
         changes = {
             name: Change(self.learner.part(name, now[name].detach()), selected.get(name), before[name])
-            for name in self.learner.trained
+            for name in [*self.learner.trained, *self.learner.written]
         }
         changed = sum(int((changes[name].values != before[name]).sum()) for name in changes)
-        parameters = sum(p.numel() for p in now.values())
+        backbone = {name: p for name, p in now.items() if name not in self.learner.added}
+        parameters = sum(p.numel() for p in backbone.values())
         if changed == 0 < entries:
             self.console.line(
                 f"Note: {entries} weights trained in {task.name} and none changed. In bfloat16 small steps round away: "
                 "raise the learning rate, or type backbone.dtype=float32"
             )
-        untouched = rest_digests(now, selected) if rest else {}
+        untouched = rest_digests({name: now[name] for name in rest}, selected)
         if rest:
-            self.details[task.index]["certificate"] = certify(rest, untouched, selected, parameters, changed)
+            trained = sum(change.values.numel() for change in changes.values())
+            total = sum(p.numel() for p in now.values())
+            self.details[task.index]["certificate"] = certify(rest, untouched, trained, total, changed)
+        if selected:
             self._describe_masks(task)
         keep = self.config.snapshots.save
-        whole = any(change.index is None for change in changes.values())
+        whole = any(change.index is None for name, change in changes.items() if name in backbone)
         kept = keep == "all" or (keep == "sparse" and not (whole and task.index))
         path = self.folder / ("snapshots" if kept else "state") / f"{task.index:02d}_{task.name}.safetensors"
         path.parent.mkdir(exist_ok=True)
@@ -405,7 +420,7 @@ class Run:
         self.weights = after
         everything = len(changes) == len(now) and all(change.index is None for change in changes.values())
         self.chain = [*([] if everything else self.chain), str(path.relative_to(self.folder))]
-        model_bytes = sum(p.numel() * p.element_size() for p in now.values())
+        model_bytes = sum(p.numel() * p.element_size() for p in backbone.values())
         self.details[task.index].update(
             trainable=entries,
             changed=changed,

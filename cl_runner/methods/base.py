@@ -1,4 +1,4 @@
-"""A continual-learning method as eleven small hooks, and a chain of methods, which is a method again.
+"""A continual-learning method as a few small hooks, and a chain of methods, which is a method again.
 
 The order around a task: `before_task` (fresh tasks only; what it finds out is named in `state`) -> `activate` (pure in
 task and state, redone on resume) -> training steps -> `after_task`. Of a chain, the method that selects what trains
@@ -9,6 +9,7 @@ whose layers are its own again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class Method:
     state: ClassVar[tuple[str, ...]] = ()  # attributes saved for resume: tensors, numbers, dicts and lists of them
     families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq", "image_text")  # checked before loading
     last: ClassVar[bool] = False  # selects what trains: must end a chain
+    not_with: ClassVar[tuple[str, ...]] = ()  # nodes of methods that have nothing to do beside this one
     node: str  # where its options stand in the configuration: method.<node>
 
     def __init_subclass__(cls) -> None:
@@ -39,12 +41,16 @@ class Method:
             "state",
             "families",
             "last",
+            "not_with",
         }
         assert not hidden, f"{cls.__name__}: fields {sorted(hidden)} hide the hooks of the same name"
 
     # structure
-    def build(self, model: nn.Module, tasks: Sequence[Task]) -> nn.Module:
-        """Once, before anything is trained: add adapters, prompts, heads for all tasks."""
+    def build(self, model: nn.Module, tasks: Sequence[Task], seed: int) -> nn.Module:
+        """Once, before anything is trained: add adapters, prompts, heads for all tasks.
+
+        The same model, tasks (of which names and labels count, not examples) and seed give the same bits.
+        """
         return model
 
     def check(self, skeleton: nn.Module) -> None:
@@ -91,10 +97,27 @@ class Method:
     def after_step(self, learner: Learner) -> None:
         """After the optimizer's step: write through, moving averages, path integrals."""
 
+    # every pass of the model
+    def inputs(self, learner: Learner, examples: Sequence[Example]) -> Batch:
+        """What a pass over these examples needs besides their tokens; first dimension = examples."""
+        return {}
+
+    def before_forward(self, learner: Learner, batch: Batch) -> Batch:
+        """Before every pass, of training or not: set up what this batch needs, or change what the model reads."""
+        return batch
+
     # inference
     def predict(self, learner: Learner, batch: Batch, inner: Predict) -> list[Prediction]:
         """Wrap the prediction: route, retrieve, adapt."""
         return inner(batch)
+
+    # afterwards
+    def describe(self, learner: Learner, task: Task, folder: Path) -> dict[str, Any]:
+        """What is worth knowing once a task is learned and evaluated, for its entry in summary.json.
+
+        Numbers in percent under "metrics" join those of the matrix. Files of its own may go into the run's folder.
+        """
+        return {}
 
     # resume
     def state_dict(self) -> dict[str, Any]:
@@ -117,9 +140,9 @@ class Chain(Method):
         self.methods = dict(methods)
         self._selecting_first = sorted(self.methods.values(), key=lambda method: not method.last)
 
-    def build(self, model: nn.Module, tasks: Sequence[Task]) -> nn.Module:
+    def build(self, model: nn.Module, tasks: Sequence[Task], seed: int) -> nn.Module:
         for method in self.methods.values():
-            model = method.build(model, tasks)
+            model = method.build(model, tasks, seed)
         return model
 
     def check(self, skeleton: nn.Module) -> None:
@@ -171,6 +194,18 @@ class Chain(Method):
     def after_step(self, learner: Learner) -> None:
         for method in self.methods.values():
             method.after_step(learner)
+
+    def inputs(self, learner: Learner, examples: Sequence[Example]) -> Batch:
+        return {name: t for method in self.methods.values() for name, t in method.inputs(learner, examples).items()}
+
+    def before_forward(self, learner: Learner, batch: Batch) -> Batch:
+        for method in self.methods.values():
+            batch = method.before_forward(learner, batch)
+        return batch
+
+    def describe(self, learner: Learner, task: Task, folder: Path) -> dict[str, Any]:
+        found = {name: method.describe(learner, task, folder) for name, method in self.methods.items()}
+        return {name: numbers for name, numbers in found.items() if numbers}
 
     def predict(self, learner: Learner, batch: Batch, inner: Predict) -> list[Prediction]:
         for method in reversed(self.methods.values()):

@@ -35,12 +35,13 @@ def rest_digests(weights: Mapping[str, Tensor], selected: Mapping[str, Tensor]) 
 
 
 def certify(
-    before: Mapping[str, str], after: Mapping[str, str], selected: Mapping[str, Tensor], entries: int, changed: int
+    before: Mapping[str, str], after: Mapping[str, str], selected: int, entries: int, changed: int
 ) -> dict[str, Any]:
     """What summary.json says of a sparse task: counts, and one hash over everything it must not touch.
 
     Args:
         before, after: `rest_digests` before and after the task.
+        selected: entries that may change.
         entries: of the whole model.
         changed: selected entries whose value is another one now.
 
@@ -53,11 +54,10 @@ def certify(
             f"{len(different)} tensors changed outside the selected entries, the first is {different[0]}: "
             "something other than the selected values trained, and the result is not what the method promises"
         )
-    count = sum(index.numel() for index in selected.values())
     return {
-        "selected": count,
+        "selected": selected,
         "changed": changed,
-        "untouched": entries - count,
+        "untouched": entries - selected,
         "untouched_sha256": combine(after),
         "holds": True,
     }

@@ -1,0 +1,274 @@
+"""Scalable language model (Peng et al., ICLR 2024): a text's query retrieves low-rank increments of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cl_runner.config import Count, Encoder, Positive, Whole
+from cl_runner.data.example import Example
+from cl_runner.data.task import Task
+from cl_runner.families.base import Batch
+from cl_runner.methods.base import Method
+from cl_runner.retrieval.bank import Bank, Values
+from cl_runner.retrieval.encoder import Queries, check_encoder
+from cl_runner.retrieval.heads import Heads, find_head
+from cl_runner.retrieval.increments import Increments
+from cl_runner.retrieval.keys import new_keys, retrieve, similarities, train_keys
+from cl_runner.retrieval.measures import accuracies, measure_time, write_keys
+from cl_runner.retrieval.prompts import GatedPrefixes, Prompts, attention_layers
+from cl_runner.retrieval.targets import find_targets
+
+if TYPE_CHECKING:
+    from cl_runner.learner import Learner
+
+KINDS = ("query", "key", "value", "attention_output")
+
+
+@dataclass
+class SLM(Method):
+    """A task has `slots` keys, trained on its texts alone (DTKR), and a value for each, trained on its answers (JARe).
+
+    A text is given the values of the keys nearest to its query, weighted. Nothing else of the model moves: neither the
+    backbone, nor what earlier tasks stored.
+    """
+
+    encoder: Encoder
+    groups: Count
+    slots: Count
+    top_k: Count
+    key_mask: Annotated[float, Field(ge=0, lt=1)]
+    key_epochs: Whole
+    key_batch_size: Count
+    key_learning_rate: Positive
+    key_decay_every: Count
+    key_clip: Positive
+    scope: Literal["sample", "batch"]
+    aggregate: Literal["mean_sim", "per_group"]
+    weights: Literal["normalised_cos", "uniform", "softmax"]
+    temperature: Positive
+    pool: Literal["prefix", "current", "all"]
+    task_identity: bool
+    value: Literal["jare", "prompt", "adapter"]
+    targets: Annotated[list[Literal["attention_output", "query", "key", "value"]], Field(min_length=1)]
+    cross_attention: bool
+    rank: Count
+    prompt_length: Count
+    head: Literal["shared", "by_num_labels", "per_task"]
+    learning_rate: Positive | None
+
+    state: ClassVar[tuple[str, ...]] = ("new_keys", "learned")
+    families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq")
+    last: ClassVar[bool] = True
+    not_with: ClassVar[tuple[str, ...]] = ("ewc", "lwf", "seq_ft", "frozen")
+
+    def __post_init__(self) -> None:
+        self.new_keys: dict[str, Tensor] = {}  # of the task under way, by parameter
+        self.learned = 0  # tasks
+        self.training: int | None = None  # the task under way
+        self.queries: Queries | None = None
+
+    # structure
+    def check(self, skeleton: nn.Module) -> None:
+        width = check_encoder(self.encoder)
+        if width % self.groups:
+            near = [g for g in range(1, width + 1) if width % g == 0]
+            best = min(near, key=lambda g: abs(g - self.groups))
+            raise ValueError(
+                f"method.slm.groups={self.groups}: the encoder's {width} numbers cannot be cut into so many equal "
+                f"groups. Type: method.slm.groups={best}"
+            )
+        if self.top_k > self.slots:
+            raise ValueError(
+                f"method.slm.top_k={self.top_k}, but the first task has {self.slots} slots only. "
+                f"Type: method.slm.top_k={self.slots}"
+            )
+        if self.head == "per_task" and not self.task_identity and _classifies(skeleton):
+            raise ValueError(
+                "method.slm.head=per_task is told every example's task, so that retrieval may know it too. "
+                "Type: method=slm_ti (or method.slm.head=shared)"
+            )
+        assert isinstance(skeleton, PreTrainedModel)
+        self._values(skeleton)
+
+    def build(self, model: nn.Module, tasks: Sequence[Task], seed: int) -> nn.Module:
+        assert isinstance(model, PreTrainedModel)
+        # Which parameter holds a task; names of modules have no full stop.
+        self.names = [f"{task.index:02d}_{task.name}".replace(".", "_") for task in tasks]
+        generator = torch.Generator().manual_seed(seed)
+        width = check_encoder(self.encoder) // self.groups
+        keys = torch.cat([new_keys(self.groups, self.slots, width, generator) for _ in tasks], 1)
+        self.values = self._values(model)
+        rows = torch.cat([self.values.initial(self.slots, generator) for _ in tasks])
+        self.heads: Heads | None = None
+        if _classifies(model):
+            name, linear = find_head(model)
+            place = {str(label): int(row) for row, label in (model.config.id2label or {}).items()}
+            labels = [[place[label] for label in task.labels] for task in tasks]
+            self.heads = Heads(linear, labels, self.names, self.head)
+            model.set_submodule(name, self.heads)
+        self.values.attach(model)
+        self.bank = Bank(self.names, keys, rows)
+        model.add_module("slm", self.bank)
+        return model
+
+    def _values(self, model: PreTrainedModel) -> Values:
+        """What a slot's value is, for this architecture.
+
+        Raises:
+            ValueError: the architecture has not the layers that it needs.
+        """
+        if self.value == "jare":
+            return Increments(find_targets(model, self.targets, self.cross_attention), self.rank)
+        if self.value == "prompt":
+            pad = model.config.pad_token_id
+            return Prompts(model, self.prompt_length, 0 if pad is None else pad, first=int(_classifies(model)))
+        layers = attention_layers(find_targets(model, KINDS, self.cross_attention))
+        config: Any = model.config
+        heads = config.num_attention_heads
+        return GatedPrefixes(layers, heads, self.prompt_length, scaled=config.model_type not in ("t5", "mt5"))
+
+    # around a task
+    def before_task(self, learner: Learner, task: Task) -> None:
+        self._remember(learner, task)
+        wanted = [task]
+        if self.pool == "all" and not learner.restart:  # as released: keys of all tasks are there from the beginning
+            wanted = list(learner.tasks) if task.index == 0 else []
+        with learner.clock.phase("keys"):
+            self.new_keys = {self._key(one): self._train_keys(learner, one).to(learner.device) for one in wanted}
+
+    def _key(self, task: Task) -> str:
+        return f"slm.keys.{self.names[task.index]}"
+
+    def _train_keys(self, learner: Learner, task: Task) -> Tensor:
+        """The keys of a task, from its texts (3.2: the preparation stage)."""
+        assert self.queries is not None
+        return train_keys(
+            learner.parameters()[self._key(task)].detach().cpu(),
+            self.queries([example.prompt for example in task.train]),
+            top_k=self.top_k,
+            mask=self.key_mask,
+            epochs=self.key_epochs,
+            batch_size=self.key_batch_size,
+            learning_rate=self.key_learning_rate,
+            decay_every=self.key_decay_every,
+            clip=self.key_clip,
+            generator=torch.Generator().manual_seed(learner.seed_of("keys", task.index)),
+            on_step=lambda done, total: learner.progress("train keys", done, total),
+        )
+
+    def _remember(self, learner: Learner, task: Task) -> None:
+        """Queries of the task's texts and, once, of all that will be asked: each set at once, or from disk."""
+        with learner.clock.phase("queries"):
+            if self.queries is None:
+                cache = learner.cache / "queries" if learner.cache else None
+                self.queries = Queries(self.encoder, learner.device, cache, learner.progress)
+                for one in learner.tasks:
+                    for split in (one.test, one.validation):
+                        self.queries.remember([example.prompt for example in split])
+            tasks = learner.tasks if self.pool == "all" else [task]
+            for one in tasks:
+                self.queries.remember([example.prompt for example in one.train])
+
+    @torch.no_grad()
+    def activate(self, learner: Learner, task: Task) -> None:
+        self._remember(learner, task)
+        parameters = learner.parameters()
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+        for name, keys in self.new_keys.items():
+            learner.written[name] = parameters[name].detach().clone()
+            parameters[name].copy_(keys)
+        self.bank.values[self.names[task.index]].requires_grad_(True)
+        for own in self.heads.trained_by(task.index) if self.heads else []:
+            own.requires_grad_(True)
+        self.training = task.index
+
+    def peak_learning_rate(self, task: Task, rate: float) -> float:
+        return rate if self.learning_rate is None else self.learning_rate
+
+    def after_task(self, learner: Learner, task: Task) -> None:
+        for parameter in learner.params().values():
+            parameter.requires_grad_(False)
+        self.training, self.new_keys, self.learned = None, {}, task.index + 1
+
+    # every pass of the model
+    def inputs(self, learner: Learner, examples: Sequence[Example]) -> Batch:
+        tasks = torch.tensor([learner.task_of(example) for example in examples])
+        if not self._visible(learner)[1]:
+            return {"true_task": tasks}
+        assert self.queries is not None
+        return {"query": self.queries([example.prompt for example in examples]), "true_task": tasks}
+
+    def before_forward(self, learner: Learner, batch: Batch) -> Batch:
+        if self.heads is not None:
+            self.heads.tasks = batch["true_task"]
+        first, end = self._visible(learner)
+        if first == end:
+            self.values.stop()
+            return batch
+        if "query" not in batch:  # a batch that was not made of examples: its text says where it belongs
+            texts = learner.family.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+            batch = {**batch, **self.query_of(learner, texts)}
+        cosines = similarities(batch["query"], self.bank.all_keys(first, end))
+        found = retrieve(
+            cosines,
+            self.top_k,
+            aggregate=self.aggregate,
+            weighting=self.weights,
+            temperature=self.temperature,
+            whole_batch=self.scope == "batch",
+            visible=self._of_own_task(batch["true_task"], first, end) if self.task_identity else None,
+        )
+        return self.values.use(self.bank.rows(found.slots + first * self.slots), found, batch)
+
+    def query_of(self, learner: Learner, texts: Sequence[str]) -> Batch:
+        """What `inputs` gives examples, for texts of no task."""
+        if self.queries is None:
+            self._remember(learner, learner.tasks[0])
+        assert self.queries is not None
+        unknown = torch.full((len(texts),), -1)
+        found = {"query": self.queries(texts), "true_task": unknown}
+        return {name: tensor.to(learner.device) for name, tensor in found.items()}
+
+    def _visible(self, learner: Learner) -> tuple[int, int]:
+        """Tasks whose slots can be retrieved now, from the first up to, not including, the second."""
+        if self.training is None:
+            first = max(0, self.learned - 1) if learner.restart else 0
+            end = len(self.names) if self.pool == "all" and self.learned and not learner.restart else self.learned
+            return first, end
+        if self.pool == "current" or learner.restart:
+            return self.training, self.training + 1
+        return 0, len(self.names) if self.pool == "all" else self.training + 1
+
+    def _of_own_task(self, true_task: Tensor, first: int, end: int) -> Tensor:
+        """[B, N]: the slots of each text's own task; all of them for texts of no task, or of one still to come."""
+        owner = torch.arange(first, end, device=true_task.device).repeat_interleave(self.slots)
+        own = owner == true_task[:, None]
+        return own | ~own.any(1, keepdim=True)
+
+    # afterwards
+    def describe(self, learner: Learner, task: Task, folder: Path) -> dict[str, Any]:
+        """Retrieval accuracy (eq. 13) on every test set learned so far; at the end how long retrieval takes."""
+        assert self.queries is not None
+        first, end = self._visible(learner)
+        keys = self.bank.all_keys(first, end).cpu()
+        found = accuracies(self.queries, keys, learner.tasks[first : task.index + 1], self.top_k, self.slots, first)
+        described: dict[str, Any] = {"retrieval_accuracy": found}
+        if found:
+            described["metrics"] = {"retrieval_accuracy/slm": sum(found.values()) / len(found)}
+        write_keys(folder, {learner.tasks[i].name: self.bank.keys[self.names[i]] for i in range(first, end)})
+        if task.index == len(learner.tasks) - 1:
+            described["timing"] = measure_time(learner, self.queries, learner.tasks)
+        return described
+
+
+def _classifies(model: nn.Module) -> bool:
+    return type(model).__name__.endswith("ForSequenceClassification")

@@ -1,0 +1,93 @@
+"""What key slots stand for: a row of numbers for each slot, of all tasks in one store, and how rows enter a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cl_runner.families.base import Batch
+from cl_runner.retrieval.keys import Retrieved
+
+
+class Bank(nn.Module):
+    """Keys and values of all tasks' slots, a parameter of each for every task.
+
+    The values lie side by side in one tensor, so that slots of any tasks are fetched at once and the cost does not
+    grow with the number of tasks. Slot j of task t is number t * slots + j.
+
+    Args:
+        tasks: names of parameters, one per task.
+        keys: [g, tasks * slots, c].
+        values: [tasks * slots, width].
+    """
+
+    def __init__(self, tasks: Sequence[str], keys: Tensor, values: Tensor):
+        super().__init__()
+        self.slots = len(values) // len(tasks)
+        self.store = values
+        parts = zip(tasks, keys.split(self.slots, 1), values.split(self.slots), strict=True)
+        self.keys = nn.ParameterDict()
+        self.values = nn.ParameterDict()
+        for name, key, value in parts:
+            self.keys[name] = nn.Parameter(key.contiguous(), requires_grad=False)
+            self.values[name] = nn.Parameter(value, requires_grad=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bank:
+        super()._apply(fn, recurse)  # of .to and .cuda, which take the parameters apart
+        self.store = torch.cat([value.detach() for value in self.values.values()])
+        for value, rows in zip(self.values.values(), self.store.split(self.slots), strict=True):
+            value.data = rows
+        return self
+
+    def all_keys(self, first: int, end: int) -> Tensor:
+        """[g, N, c] of the tasks from `first` up to, not including, `end`."""
+        return torch.cat(list(self.keys.values())[first:end], 1)
+
+    def rows(self, slots: Tensor) -> Tensor:
+        """[*slots, width]; a gradient reaches the task that trains, and no other."""
+        training = [(i, value) for i, value in enumerate(self.values.values()) if value.requires_grad]
+        if not (training and torch.is_grad_enabled()):
+            return self.store[slots]
+        ((task, learned),) = training
+        own = slots - task * self.slots
+        mine = (own >= 0) & (own < self.slots)
+        if bool(mine.all()):
+            return learned[own]
+        return self.store[slots].index_put((mine,), learned[own[mine]])
+
+
+class Values(ABC):
+    """How the rows of a bank enter a model; subclasses are final.
+
+    Attributes:
+        width: numbers of a row.
+    """
+
+    width: int
+
+    @abstractmethod
+    def initial(self, slots: int, generator: torch.Generator) -> Tensor:
+        """[slots, width] to begin with."""
+
+    @abstractmethod
+    def attach(self, model: nn.Module) -> None:
+        """Hook into the model; as long as nothing is used, it computes what it did."""
+
+    @abstractmethod
+    def use(self, rows: Tensor, retrieved: Retrieved, batch: Batch) -> Batch:
+        """From now on the model's passes are given these rows.
+
+        Args:
+            rows: [B, K, width].
+            batch: what the model will read.
+
+        Returns:
+            The batch, with room for what is put before its texts.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """The model computes what it did before."""

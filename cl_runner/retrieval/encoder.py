@@ -1,0 +1,122 @@
+"""Queries: the vectors that a frozen sentence encoder gives texts, computed once per set of texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig
+
+from cl_runner.config import Encoder
+from cl_runner.families.loading import locate, readable
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+#: Texts of one pass of the encoder.
+AT_ONCE = 64
+KEY = "method.slm.encoder.checkpoint"
+
+
+def check_encoder(options: Encoder) -> int:
+    """The width of the encoder's vectors, read from its configuration; no weights are loaded.
+
+    Raises:
+        ValueError: the library or the encoder is missing, with what to type.
+    """
+    try:
+        import sentence_transformers  # noqa: F401  # whether it is there
+    except ImportError:
+        raise ValueError(
+            "method slm encodes texts with sentence-transformers. Type: pip install 'cl-runner[retrieval]'"
+        ) from None
+    with readable(options, KEY):
+        return int(AutoConfig.from_pretrained(locate(options, KEY), revision=options.revision or "main").hidden_size)
+
+
+class Queries:
+    """Vectors of texts, in memory and, if there is a folder, on disk by content.
+
+    Args:
+        cache: a folder that other runs share, or None.
+        progress: called with a phase, texts done and texts in all.
+    """
+
+    def __init__(
+        self, options: Encoder, device: torch.device, cache: Path | None, progress: Callable[[str, int, int], None]
+    ):
+        self._options, self._device, self._cache, self._progress = options, device, cache, progress
+        self._loaded: SentenceTransformer | None = None
+        self._sets: list[Tensor] = []
+        self._places: dict[str, tuple[int, int]] = {}  # of a text: which set, which row
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """[texts, width], fp32 on the CPU; texts that were not remembered are encoded now."""
+        self.remember(texts)
+        return torch.stack([self._sets[number][row] for number, row in map(self._places.__getitem__, texts)])
+
+    def remember(self, texts: Sequence[str]) -> None:
+        """Encode those of a set of texts that are not known, all at once."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._places]
+        if not new:
+            return
+        path = self._cache / f"{self._key(new)}.safetensors" if self._cache and len(new) > AT_ONCE else None
+        if path is not None and path.is_file():
+            vectors = load_file(path)["queries"]
+        else:
+            vectors = self._encode(new)
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_suffix(f".{os.getpid()}.tmp")  # runs beside this one may write the same
+                save_file({"queries": vectors}, temporary)
+                os.replace(temporary, path)
+        self._places |= {text: (len(self._sets), row) for row, text in enumerate(new)}
+        self._sets.append(vectors)
+
+    def encode_again(self, text: str) -> None:
+        """Encode a text as if it were not known: for measuring how long that takes."""
+        self._vectors([text])
+
+    def _key(self, texts: Sequence[str]) -> str:
+        """Everything the bits of the vectors depend on."""
+        import sentence_transformers
+
+        known = {
+            "texts": list(texts),
+            "encoder": self._options.model_dump(),
+            "libraries": [transformers.__version__, sentence_transformers.__version__, torch.__version__],
+            "device": f"{self._device.type}/{torch.get_num_threads()}",
+        }
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _encode(self, texts: Sequence[str]) -> Tensor:
+        order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))
+        rows: list[Tensor | None] = [None] * len(texts)
+        for start in range(0, len(order), AT_ONCE):
+            chosen = order[start : start + AT_ONCE]
+            for place, row in zip(chosen, self._vectors([texts[i] for i in chosen]), strict=True):
+                rows[place] = row
+            self._progress("encode texts", start + len(chosen), len(order))
+        return torch.stack([row for row in rows if row is not None])
+
+    @torch.no_grad()
+    def _vectors(self, texts: Sequence[str]) -> Tensor:
+        """Mean over tokens of the last hidden states, or whatever pooling the encoder was trained with."""
+        if self._loaded is None:
+            from sentence_transformers import SentenceTransformer
+
+            with readable(self._options, KEY):
+                place, device = locate(self._options, KEY), str(self._device)
+                self._loaded = SentenceTransformer(place, revision=self._options.revision, device=device)
+            if self._options.max_length is not None:
+                self._loaded.max_seq_length = self._options.max_length
+        found = self._loaded.encode(list(texts), batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
+        return found.float().cpu()

@@ -1,0 +1,82 @@
+"""Heads of a classifier whose encoder is frozen: rows that a task learns once, and which rows answer an example.
+
+SLM (ICLR 2024): its release has one head per number of classes and picks it by the example's true task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Head = Literal["shared", "by_num_labels", "per_task"]
+
+
+def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of a classifier's last layer."""
+    count = model.config.num_labels  # type: ignore[union-attr,unused-ignore]
+    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == count]
+    assert found, "a classifier ends with a linear layer"
+    return found[-1]
+
+
+class Heads(nn.Module):
+    """In place of a classifier's last layer; logits are those of the union of labels.
+
+    `shared`: all rows answer every example; a task trains those of its labels that no earlier task had.
+    `by_num_labels`: one head for each number of labels, trained by the first task with that number.
+    `per_task`: one head for each task. In both the head of an example's true task answers, and other labels have -inf.
+
+    Args:
+        linear: the layer, from which rows begin.
+        labels: of each task, as rows of the layer.
+        names: of parameters, one per task.
+    """
+
+    def __init__(self, linear: nn.Linear, labels: Sequence[Sequence[int]], names: Sequence[str], kind: Head):
+        super().__init__()
+        self.kind, self.labels, self.out_features = kind, [list(rows) for rows in labels], linear.out_features
+        self.tasks: Tensor | None = None  # [B], the true task of each example
+        self.owner: list[str | None] = []  # the parameter that a task trains
+        self.head_of: list[str] = []  # the head that answers a task's examples, if they do not share one
+        self.weight, self.bias = nn.ParameterDict(), nn.ParameterDict()
+        self.rows: dict[str, list[int]] = {}
+        taken: set[int] = set()
+        by_count: dict[int, str] = {}
+        for name, rows in zip(names, self.labels, strict=True):
+            own = [row for row in rows if row not in taken] if kind == "shared" else rows
+            head = by_count.setdefault(len(rows), name) if kind == "by_num_labels" else name
+            taken.update(rows)
+            new = bool(own) and head not in self.rows
+            if new:
+                self.rows[head] = own
+                self.weight[head] = nn.Parameter(linear.weight.detach()[own].clone(), requires_grad=False)
+                bias = torch.zeros(len(own)) if linear.bias is None else linear.bias.detach()[own].clone()
+                self.bias[head] = nn.Parameter(bias.to(linear.weight.dtype), requires_grad=False)
+            self.owner.append(head if new else None)
+            self.head_of.append(head)
+
+    def trained_by(self, task: int) -> list[nn.Parameter]:
+        """What a task learns; nothing if earlier tasks learned all of it."""
+        owner = self.owner[task]
+        return [] if owner is None else [self.weight[owner], self.bias[owner]]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits [B, labels] of states [B, width]."""
+        if self.kind == "shared":
+            weight, bias = (torch.cat(list(part.values())) for part in (self.weight, self.bias))
+            order = torch.tensor([row for rows in self.rows.values() for row in rows], device=hidden.device)
+            logits = functional.linear(hidden, weight, bias)
+            return torch.empty_like(logits).index_copy(1, order, logits)
+        assert self.tasks is not None and len(self.tasks) == len(hidden), "the true task of every example"
+        logits = hidden.new_full((len(hidden), self.out_features), -torch.inf)
+        for task in self.tasks.unique().tolist():
+            head = self.head_of[task]
+            mine = (self.tasks == task).nonzero()[:, 0]
+            own = functional.linear(hidden[mine], self.weight[head], self.bias[head])
+            columns = torch.tensor(self.labels[task], device=hidden.device)
+            logits = logits.index_put((mine[:, None], columns[None]), own.to(logits.dtype))
+        return logits
