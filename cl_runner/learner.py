@@ -104,7 +104,7 @@ class Learner:
         self._importance = importance
         self._warn = warn
         self._task_of = {
-            id(example): task.index
+            example: task.index
             for task in reversed(tasks)  # of a joint order's examples each belongs to the first task that has it
             for example in (*task.train, *task.validation, *task.test)
         }
@@ -145,7 +145,7 @@ class Learner:
 
     def task_of(self, example: Example) -> int:
         """Index of the task that an example belongs to; -1 for one that is in none, such as a probe's."""
-        return self._task_of.get(id(example), -1)
+        return self._task_of.get(example, -1)
 
     def seed_of(self, *parts: object) -> int:
         """A seed for one purpose, derived from the run's seed."""

@@ -120,6 +120,11 @@ def _named(names: Sequence[str], rows: Sequence[Sequence[float]]) -> list[list[A
     ]
 
 
+def _noted(detail: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of the run that methods noted with a task, by their formulas."""
+    return {name: value for found in detail["method"].values() for name, value in found.get("metrics", {}).items()}
+
+
 def write_summary(
     request: Request,
     test_examples: Mapping[str, int],
@@ -157,7 +162,7 @@ def write_summary(
         "tasks": list(test_examples),
         "test_examples": dict(test_examples),
         "scored_by": {task: list(metrics) for task, metrics in scored_by.items()},
-        "metrics": derived(np.array(rows), sizes),
+        "metrics": derived(np.array(rows), sizes) | _noted(details[-1]),
         "intervals": derived_intervals(drawn, sizes),
         "ability": list(ability),
         "phases": totals,

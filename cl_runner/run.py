@@ -111,12 +111,14 @@ class Run:
         check_pictures(config.backbone, tasks)
         self.device = prepare_hardware(config.hardware)
         self.family = FAMILIES[config.backbone.family](config.backbone, label_union(tasks))
-        self.family.check([task.labels for task in tasks], max(task.max_new_tokens for task in tasks))
+        generated = max(task.max_new_tokens for task in tasks)
+        self.family.check([task.labels for task in tasks], generated)
         self.probes = build_probes(config.probe)
         for probe in self.probes.values():
             probe.check()
         self.method = build_method(config.method)
-        self.method.check(self.family.skeleton())
+        answers = max(config.backbone.max_answer_length or 0, generated) if config.backbone.family == "causal" else 0
+        self.method.check(self.family.skeleton(), config.backbone.max_length + answers)
         self.cache = Path(config.root) / "cache" if config.importance.cache_gb else None
         self.clock = Clock()
         self.stop = Stop()

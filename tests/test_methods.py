@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import TINY, learn, tiny_config, tiny_learner, weights_of
+from tiny import TINY, learn, tiny_config, tiny_encoder, tiny_learner, weights_of
 
 from cl_runner.compose import compose, options
 from cl_runner.config import method_spec
@@ -47,14 +47,22 @@ ROWS = (
     Row("piece_rand", 0.001),
     Row("piece_rand_1", 0.01),
     Row("[ewc,lwf,pe_select]", 0.005),
+    Row("slm", 0.0, ("bert", "llama", "t5", "gpt2")),
+    Row("slm_ti", 0.0, ("bert", "llama")),
+    Row("slm_prompt", 0.0, ("bert", "llama", "t5", "gpt2")),
+    Row("slm_adapter", 0.0, ("bert", "llama", "t5")),
+    Row("slm_release", 0.0, ("bert",)),
 )
 #: Of the tied GPT-2 some rows are enough: its layers are the other architectures' but for Conv1D and the tie.
-TABLE = [(r, f) for r in ROWS for f in r.families if f != "gpt2" or r.choice in ("seq_ft", "pe", "piece_s")]
+TABLE = [(r, f) for r in ROWS for f in r.families if f != "gpt2" or r.choice in ("seq_ft", "pe", "piece_s", "slm", "slm_prompt")]
 every = pytest.mark.parametrize(("row", "family"), TABLE, ids=[f"{row.choice}-{family}" for row, family in TABLE])
 
 
 def options_of(row: Row, family: str, *more: str) -> list[str]:
-    return [f"method={row.choice}", f"backbone=tiny_{family}", *more]
+    chosen = [f"method={row.choice}", f"backbone=tiny_{family}", *more]
+    if row.choice.startswith("slm"):
+        chosen += [*tiny_encoder(), "method.slm.learning_rate=null", "backbone.max_length=44"]
+    return chosen
 
 
 def test_the_table_has_every_method() -> None:
@@ -75,7 +83,12 @@ def test_learns_and_moves_only_what_it_may(row: Row, family: str, tmp_path: Path
     moved = {name: (after[name] != before[name]).flatten() for name in before}
     total = sum(m.numel() for m in moved.values())
     count = sum(int(m.sum()) for m in moved.values())
-    if row.trained == 0:
+    if learner.added:
+        own = {name for name, flags in moved.items() if bool(flags.any())}
+        assert own <= learner.added and all(".01_" in name for name in own), "something of another task moved"
+        assert "slm.values.01_kettles" in own
+        assert ("slm.keys.01_kettles" in own) == (row.choice != "slm_release"), "there from the first task on"
+    elif row.trained == 0:
         assert count == 0 and losses == []
     elif row.trained == 1:
         assert count > 0.5 * total
@@ -146,7 +159,7 @@ def test_schema_read_from_source_is_the_dataclass(name: str) -> None:
     cls = getattr(importlib.import_module(f"cl_runner.methods.{module}"), class_name)
     spec = method_spec(name)
     assert list(spec.schema.model_fields) == [field.name for field in dataclasses.fields(cls)]
-    assert spec.last == cls.last and spec.families == cls.families
+    assert spec.last == cls.last and spec.families == cls.families and spec.not_with == cls.not_with
 
 
 def test_ewc_gradient_is_the_gradient_of_its_penalty_and_selected_entries_only(tmp_path: Path) -> None:
@@ -296,7 +309,7 @@ def test_impossible_fraction_is_refused(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "method=pe_select", "method.pe.fraction=1e-9")
     learner, method, _ = tiny_learner(config)
     with pytest.raises(ValueError, match=r"selects not one.*Type: method\.pe\.fraction="):
-        method.check(learner.model)
+        method.check(learner.model, 64)
 
 
 class Toy(Method):

@@ -110,7 +110,7 @@ def test_no_old_data_before_the_first_task(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "method=piece_f", "method.piece.score_data=old_tasks")
     learner, method, _ = tiny_learner(config)
     with pytest.raises(ValueError, match=r"before the first task.*Type: method\.piece\.score_data=new_task"):
-        method.check(learner.model)
+        method.check(learner.model, 64)
 
 
 def test_importance_is_shared_between_runs_and_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

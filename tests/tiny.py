@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import BertConfig, BertModel
 
 from cl_runner.build import FAMILIES, build_method
 from cl_runner.compose import compose
 from cl_runner.config import Config
 from cl_runner.data.task import Task, build_tasks, label_union
+from cl_runner.families.loading import words_tokenizer
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Chain
 from cl_runner.train import train_task
@@ -44,13 +50,34 @@ def tiny(root: Path, *overrides: str) -> list[str]:
     return [*(o for o in TINY if o.partition("=")[0] not in chosen), f"root={root}", *overrides]
 
 
+@functools.cache
+def tiny_encoder() -> tuple[str, ...]:
+    """Overrides for a random sentence encoder of one layer and 48 numbers, which takes milliseconds."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    folder = Path(tempfile.mkdtemp(prefix="encoder"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    tokenizer = words_tokenizer(64)
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    reader = modules.Transformer(str(folder / "bert"), max_seq_length=64)
+    pooling = modules.Pooling(48, pooling_mode="mean")
+    SentenceTransformer(modules=[reader, pooling], device="cpu").save(str(folder / "whole"))
+    place = f"method.slm.encoder.checkpoint={folder / 'whole'}"
+    return (place, *(f"method.slm.encoder.{key}=null" for key in ("revision", "package", "weights_sha256")))
+
+
 def tiny_learner(config: Config) -> tuple[Learner, Chain, list[Task]]:
     """A fresh learner with its methods and tasks."""
     torch.set_num_threads(1)
     tasks = build_tasks(config.task_order, config.task)
     family = FAMILIES[config.backbone.family](config.backbone, label_union(tasks))
     model, _ = family.build(config.seed)
-    return Learner(model, family, tasks, config.seed, torch.device("cpu")), build_method(config.method), tasks
+    method = build_method(config.method)
+    return Learner(model, family, tasks, config.seed, torch.device("cpu"), method=method), method, tasks
 
 
 def learn(learner: Learner, method: Chain, task: Task, config: Config) -> list[float]:
@@ -70,7 +97,7 @@ def learn(learner: Learner, method: Chain, task: Task, config: Config) -> list[f
         lambda progress, numbers: losses.append(numbers["loss"]),
     )
     method.after_task(learner, task)
-    learner.trained, learner.selected, learner.selectable = {}, {}, {}
+    learner.trained, learner.selected, learner.selectable, learner.written = {}, {}, {}, {}
     return losses
 
 

@@ -53,8 +53,13 @@ class Method:
         """
         return model
 
-    def check(self, skeleton: nn.Module) -> None:
-        """Raise ValueError if the options do not fit this architecture, given without weights."""
+    def check(self, skeleton: nn.Module, longest: int) -> None:
+        """Raise ValueError if the options do not fit the backbone.
+
+        Args:
+            skeleton: the architecture without weights.
+            longest: tokens that the model may have to read at once, of an answer as well where it reads its own.
+        """
 
     def activate(self, learner: Learner, task: Task) -> None:
         """Set which parameters run and train in this task. Pure in task and state: redone on resume."""
@@ -145,9 +150,9 @@ class Chain(Method):
             model = method.build(model, tasks, seed)
         return model
 
-    def check(self, skeleton: nn.Module) -> None:
+    def check(self, skeleton: nn.Module, longest: int) -> None:
         for method in self.methods.values():
-            method.check(skeleton)
+            method.check(skeleton, longest)
 
     def activate(self, learner: Learner, task: Task) -> None:
         for method in self._selecting_first:

@@ -26,7 +26,7 @@ class LayerNorm(Method):
 
     last: ClassVar[bool] = True
 
-    def check(self, skeleton: nn.Module) -> None:
+    def check(self, skeleton: nn.Module, longest: int) -> None:
         if not self.candidates(skeleton):
             raise ValueError("method=layer_norm: this backbone has no normalisation weights. Type: method=seq_ft")
 

@@ -50,7 +50,7 @@ class Selector(Method):
         self.indices: dict[str, Tensor] = {}  # flat positions of the selected entries by tensor name
         self.values: CompactValues | None = None
 
-    def check(self, skeleton: nn.Module) -> None:
+    def check(self, skeleton: nn.Module, longest: int) -> None:
         sizes = self.candidates(skeleton)
         entries = sum(sizes.values())
         if self.fraction * entries < 1:

@@ -76,7 +76,7 @@ class SLM(Method):
         self.queries: Queries | None = None
 
     # structure
-    def check(self, skeleton: nn.Module) -> None:
+    def check(self, skeleton: nn.Module, longest: int) -> None:
         width = check_encoder(self.encoder)
         if width % self.groups:
             near = [g for g in range(1, width + 1) if width % g == 0]
@@ -97,6 +97,14 @@ class SLM(Method):
             )
         assert isinstance(skeleton, PreTrainedModel)
         self._values(skeleton)
+        positions = getattr(skeleton.config, "max_position_embeddings", None)
+        before = self.top_k * self.prompt_length if self.value == "prompt" else 0
+        if positions is not None and before + longest > positions:
+            raise ValueError(
+                f"method.slm.value=prompt puts {self.top_k} x {self.prompt_length} vectors before a text, and the "
+                f"backbone reads {positions} tokens, of which texts may take {longest}. "
+                f"Type: backbone.max_length=N, with N smaller by {before + longest - positions}"
+            )
 
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int) -> nn.Module:
         assert isinstance(model, PreTrainedModel)

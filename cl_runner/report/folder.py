@@ -15,6 +15,8 @@ import numpy as np
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from cl_runner.intervals import by_task, derived_intervals, draw, interval, read_scores
 from cl_runner.matrix import Floats, after, derived, read_matrix
@@ -141,6 +143,28 @@ class Run:
     def details(self) -> list[dict[str, Any]]:
         """Per task: name, phases, seconds, counts and bytes (summary.json)."""
         return cast(list[dict[str, Any]], self.summary.get("tasks_detail", []))
+
+    @property
+    def retrieval(self) -> list[dict[str, Any]]:
+        """What a method that retrieves noted of each task in `details`: retrieval_accuracy, timing; {} if nothing."""
+        noted = [(task.get("method") or {}).values() for task in self.details]
+        return [next((found for found in entries if "retrieval_accuracy" in found), {}) for entries in noted]
+
+    @property
+    def retrieval_accuracy(self) -> dict[str, float]:
+        """Task -> percent of its test texts that retrieve its own keys, after the last task, or empty."""
+        return cast(dict[str, float], self.retrieval[-1].get("retrieval_accuracy", {})) if self.retrieval else {}
+
+    @cached_property
+    def keys(self) -> dict[str, Floats]:
+        """Keys [g, n, c] of each task learned so far (keys.safetensors); empty where there are none."""
+        path = self.folder / "keys.safetensors"
+        if not path.exists():
+            return {}
+        try:
+            return {task: keys.astype(np.float64) for task, keys in load_file(path).items()}
+        except (OSError, SafetensorError) as error:
+            raise _damaged(path, error) from None
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:

@@ -18,7 +18,8 @@ from cl_runner.report.atlas import atlas_sections
 from cl_runner.report.costs import COSTS, bytes_text, cost_text, costs
 from cl_runner.report.folder import Run, read_run
 from cl_runner.report.html import document, folded, picture, section, table, write
-from cl_runner.report.tables import AFTER_K
+from cl_runner.report.retrieval import retrieval_sections
+from cl_runner.report.tables import AFTER_K, RETRIEVAL
 
 HEADLINE = (
     "union_accuracy",
@@ -27,6 +28,7 @@ HEADLINE = (
     "bwt/gem",
     "first_task/last",
     "plasticity/diagonal",
+    RETRIEVAL,
 )
 DIFFERENCES = ("forgetting/", "bwt/", "forward_transfer/")
 #: What tasks_detail of summary.json may say of training -> column, and how a value reads.
@@ -53,7 +55,8 @@ def write_run_report(folder: Path) -> Path:
     run = read_run(folder)
     body = [_heading(run), _banner(run), _tiles(run), *_matrices(run), *_all_metrics(run), *_ability(run)]
     body += _importance(run)
-    body += [*atlas_sections(run.masks, folder / "plots"), *_costs(run), _planned(run), *_losses(run)]
+    body += [*atlas_sections(run.masks, folder / "plots"), *retrieval_sections(run)]
+    body += [*_costs(run), _planned(run), *_losses(run)]
     body += [_numbers(run), *_settings(run)]
     return write(folder / "report.html", document(f"{run.method} on {run.task_order}, seed {run.seed}", body))
 

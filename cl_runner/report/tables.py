@@ -18,6 +18,7 @@ from cl_runner.report.folder import Run
 
 NAMES = ("task_order", "backbone", "method", "protocol")
 STANDARD = "standard"
+RETRIEVAL = "retrieval_accuracy/slm"
 #: What the long table shows, in this order.
 METRICS = (
     "union_accuracy",
@@ -27,6 +28,7 @@ METRICS = (
     "first_task/after_first",
     "first_task/last",
     "plasticity/diagonal",
+    RETRIEVAL,
     *COSTS,
 )
 AFTER_K = "forgetting/slm_after_"
@@ -370,6 +372,23 @@ def forgetting_table(groups: Sequence[Group]) -> Table | None:
     return Table("Forgetting after k tasks, points", header, rows, len(axes), notes)
 
 
+def retrieval_table(groups: Sequence[Group]) -> Table | None:
+    """Retrieval accuracy by task after the last one (SLM, table 12), a row per group; None where no run has it."""
+    chosen = [group for group in groups if any(run.retrieval_accuracy for run in group.runs)]
+    if not chosen:
+        return None
+    found = [[run.retrieval_accuracy for run in group.runs] for group in chosen]
+    tasks = list(dict.fromkeys(task for runs in found for percent in runs for task in percent))
+    axes, signs = _shown_axes(groups), protocol_signs(groups)
+    rows = []
+    for group, runs in zip(chosen, found, strict=True):
+        by_task = [[percent[task] for percent in runs if task in percent] for task in tasks]
+        cells = [cell_text(RETRIEVAL, cell_of(values)) for values in [*by_task, group.values(RETRIEVAL)]]
+        rows.append([*_axis_cells(group, axes, signs), *cells])
+    notes = [f"mean: {RETRIEVAL} = {formula_of(RETRIEVAL)}", *protocol_notes(groups, signs)]
+    return Table("Retrieval accuracy by task, %", [*axes, *tasks, "mean"], rows, len(axes), notes)
+
+
 def paper_tables(groups: Sequence[Group], metric: str) -> list[Table]:
     """PE's Table 1 (order by method) and Table 2 (order by fraction), where the runs vary in those axes.
 
@@ -392,9 +411,9 @@ def paper_tables(groups: Sequence[Group], metric: str) -> list[Table]:
 
 def all_tables(groups: Sequence[Group], metric: str | None = None) -> list[Table]:
     """Every table that the runs can fill; `metric` is that of the papers' shapes."""
-    forgetting = forgetting_table(groups)
     shapes = paper_tables(groups, metric or headline_of(groups))
-    return [long_table(groups), *shapes, *([forgetting] if forgetting else [])]
+    others = [table for table in (forgetting_table(groups), retrieval_table(groups)) if table]
+    return [long_table(groups), *shapes, *others]
 
 
 def label_of(group: Group, groups: Sequence[Group]) -> str:
