@@ -54,7 +54,12 @@ ROWS = (
     Row("slm_release", 0.0, ("bert",)),
 )
 #: Of the tied GPT-2 some rows are enough: its layers are the other architectures' but for Conv1D and the tie.
-TABLE = [(r, f) for r in ROWS for f in r.families if f != "gpt2" or r.choice in ("seq_ft", "pe", "piece_s", "slm", "slm_prompt")]
+TABLE = [
+    (r, f)
+    for r in ROWS
+    for f in r.families
+    if f != "gpt2" or r.choice in ("seq_ft", "pe", "piece_s", "slm", "slm_prompt")
+]
 every = pytest.mark.parametrize(("row", "family"), TABLE, ids=[f"{row.choice}-{family}" for row, family in TABLE])
 
 

@@ -102,7 +102,8 @@ def train_keys(
 
 def similarities(queries: Tensor, keys: Tensor) -> Tensor:
     """Cosines [g, B, N] of queries [B, g * c] and keys [g, N, c], in each group by itself."""
-    return grouped(queries, keys.shape[0]) @ functional.normalize(keys, dim=-1).transpose(1, 2)
+    with torch.autocast(queries.device.type, enabled=False):  # which slots are nearest is no matter of precision
+        return grouped(queries.to(keys.dtype), keys.shape[0]) @ functional.normalize(keys, dim=-1).transpose(1, 2)
 
 
 def retrieve(
