@@ -62,7 +62,7 @@ def test_every_number_of_a_hand_worked_matrix() -> None:
 
 def test_every_number_has_a_formula() -> None:
     names = [re.sub(r"after_\d+$", "after_k", name) for name in derived(ROWS, SIZES)]
-    assert list(dict.fromkeys(names)) == list(FORMULAS)
+    assert [*dict.fromkeys(names), "retrieval_accuracy/slm"] == list(FORMULAS), "the last one is a method's own"
     assert formula_of("forgetting/slm_after_12") == FORMULAS["forgetting/slm_after_k"]
     assert "Chaudhry" in formula_of("forgetting/chaudhry18")
 

@@ -52,6 +52,10 @@ ROWS = (
     Row("slm_prompt", 0.0, ("bert", "llama", "t5", "gpt2")),
     Row("slm_adapter", 0.0, ("bert", "llama", "t5")),
     Row("slm_release", 0.0, ("bert",)),
+    Row("slm_bert", 0.0, ("bert",)),
+    Row("slm_t5", 0.0, ("t5",)),
+    Row("slm_llama", 0.0, ("llama",)),
+    Row("slm_llama_release", 0.0, ("llama",)),
 )
 #: Of the tied GPT-2 some rows are enough: its layers are the other architectures' but for Conv1D and the tie.
 TABLE = [

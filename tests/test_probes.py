@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from cl_runner.build import FAMILIES, build_probes
 from cl_runner.families.base import Answering, Batch, Prediction
 from cl_runner.learner import Learner
 from cl_runner.probes import sandbox
+from cl_runner.probes.base import at_rest
 from cl_runner.probes.held_text import halved
 from cl_runner.probes.humaneval import first_paragraph, pass_at
 from cl_runner.probes.lm_eval import percents
 from cl_runner.probes.sandbox import execute
-from tests.tiny import run_command, tiny, tiny_config
+from tests.tiny import learn, run_command, tiny, tiny_config, tiny_encoder, tiny_learner
 
 MEMORY = 512 << 20
 PROBLEMS = [
@@ -537,16 +539,81 @@ def test_the_harness_measures_the_live_model_and_leaves_it_alone(backbone: str, 
 
 
 @torch.no_grad()
-def likelihood(learner: Learner, context: str, continuation: str) -> float:
-    """log p(continuation | context), without an end token."""
+def likelihood(learner: Learner, context: str, continuation: str, about: str | None = None) -> float:
+    """log p(continuation | context), without an end token; the method is told that the text is `about`."""
     tokenizer = learner.family.tokenizer
     target = torch.tensor([tokenizer(continuation, add_special_tokens=False)["input_ids"]])
     given = tokenizer(context, return_tensors="pt")["input_ids"]
+    batch = {"input_ids": given, "attention_mask": torch.ones_like(given)}
+    batch |= learner.method.for_texts(learner, [context if about is None else about])
+    given = learner.method.before_forward(learner, batch)["input_ids"]
     if learner.family.backbone.family == "seq2seq":
         logits = learner.model(input_ids=given, labels=target).logits[0].log_softmax(-1)
         return float(logits.gather(1, target[0][:, None]).sum())
     logits = learner.model(torch.cat([given, target], 1)).logits[0, given.shape[1] - 1 : -1].log_softmax(-1)
     return float(logits.gather(1, target[0][:, None]).sum())
+
+
+@pytest.mark.filterwarnings("default")  # of the harness and its own packages
+@pytest.mark.parametrize("value", ["jare", "prompt", "adapter"])
+@pytest.mark.parametrize("backbone", ["tiny_llama", "tiny_t5"])
+def test_what_the_harness_asks_retrieves_by_its_context(backbone: str, value: str, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+    from lm_eval.api.instance import Instance
+
+    from cl_runner.probes.live_model import LiveModel
+
+    learner = retrieving(tmp_path, f"backbone={backbone}", f"method.slm.value={value}")
+    asked = [  # of the first two all tokens are the same; some choices share all tokens but the last
+        ("Once up", "on a"),
+        ("Once upon", " a"),
+        *((str(q["question"]), f" {c}") for q in QUESTIONS[:3] for c in (*q["choices"], "yet")),  # type: ignore[attr-defined]
+    ]
+    seq2seq = learner.family.backbone.family == "seq2seq"
+    with at_rest(learner.model):
+        tokenizer = learner.family.tokenizer
+        live = LiveModel(learner, backend="seq2seq" if seq2seq else "causal", tokenizer=tokenizer, batch_size=3)
+        requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(asked)]
+        scores = [score for score, _ in live.loglikelihood(requests, disable_tqdm=True)]
+        expected = [likelihood(learner, *pair) for pair in asked]
+        wrong = likelihood(learner, *asked[0], about=asked[1][0])
+        learner.method.methods["slm"].values.stop()  # type: ignore[attr-defined]
+        plain = Learner(learner.model, learner.family, [], 0, torch.device("cpu"))
+        untouched = [likelihood(plain, *pair) for pair in asked]
+
+        stop = {"max_gen_toks": 5, "do_sample": False, "until": ["\n\n"]}
+        contexts = ["Once upon", "A much longer context, which comes first:", "x"]
+        requests = [Instance("generate_until", {}, (text, dict(stop)), i) for i, text in enumerate(contexts)]
+        written = live.generate_until(requests, disable_tqdm=True)
+        ids = [tokenizer(text, return_tensors="pt") for text in contexts]
+        answers = [
+            learner.answer({**row, **learner.method.for_texts(learner, [text])}, Answering(5, raw=True))[0].text
+            for row, text in zip(ids, contexts, strict=True)
+        ]
+    assert scores == [pytest.approx(score, abs=1e-4) for score in expected]
+    assert abs(expected[0] - wrong) > 5e-4
+    assert sum(abs(a - b) for a, b in zip(expected, untouched, strict=True)) > 0.02
+    # The harness lets an encoder-decoder write more, by the length of the prompt.
+    assert all(whole.startswith(answer) for whole, answer in zip(written, answers, strict=True))
+    assert written == answers or seq2seq
+    assert all(answers) or value != "jare"
+
+
+def retrieving(tmp_path: Path, *overrides: str) -> Learner:
+    """A learner after two tasks of slm; what a text retrieves is drawn by its content, and large enough to be seen."""
+    config = tiny_config(tmp_path, "method=slm", "training.max_steps=1", *tiny_encoder(), *overrides)
+    learner, method, tasks = tiny_learner(config)
+    for task in tasks[:2]:
+        learn(learner, method, task, config)
+    for name, parameter in learner.parameters().items():
+        if name.startswith("slm."):
+            parameter.data.copy_(drawn(name, *parameter.shape))
+    method.methods["slm"].queries = lambda texts: torch.stack([drawn(text, 48) for text in texts])  # type: ignore[attr-defined]
+    return learner
+
+
+def drawn(name: str, *shape: int) -> torch.Tensor:
+    return 0.5 * torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
 
 
 # In a run ---------------------------------------------------------------------------------------------------

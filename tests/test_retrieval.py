@@ -18,7 +18,7 @@ from cl_runner.families.base import Answering
 from cl_runner.retrieval.bank import Bank
 from cl_runner.retrieval.heads import Heads
 from cl_runner.retrieval.increments import Increments
-from cl_runner.retrieval.keys import Retrieved, hits, new_keys, retrieve, similarities, train_keys
+from cl_runner.retrieval.keys import Retrieved, hits, new_keys, retrieve, similarities, train_keys, unit_keys
 from cl_runner.retrieval.targets import find_targets
 
 FAMILIES = ("bert", "llama", "gpt2", "t5")
@@ -69,8 +69,8 @@ def test_the_mask_lets_every_slot_learn() -> None:
     masked = train_keys(keys, queries, **options(batch_size=4, epochs=3, mask=0.5, learning_rate=1e-2))
     assert not bool((alone != keys).any(-1).all()), "without a mask some slots never learn"
     assert bool((masked != keys).any(-1).all())
-    near = similarities(queries, masked).mean()
-    assert near > similarities(queries, keys).mean() + 0.2
+    near = similarities(queries, unit_keys(masked)).mean()
+    assert near > similarities(queries, unit_keys(keys)).mean() + 0.2
     again = train_keys(keys, queries, **options(batch_size=4, epochs=3, mask=0.5, learning_rate=1e-2))
     assert torch.equal(masked, again), "the same seed gives other keys"
 
@@ -194,7 +194,7 @@ def test_composition_equals_weights_with_dense_increments(family: str, kinds: tu
         pytest.skip("its query, key and value are one matrix")
     learner, slm, tasks = prepared(family, tmp_path, f"method.slm.targets=[{','.join(kinds)}]", "method.slm.rank=3")
     batch = learner.collate(tasks[1].test, range(5))
-    cosines = similarities(batch["query"], slm.bank.all_keys(0, 2))
+    cosines = similarities(batch["query"], unit_keys(slm.bank.all_keys(0, 2)))
     found = retrieve(cosines, 2)
     assert len({tuple(row) for row in found.slots.tolist()}) > 1, "all texts retrieve the same"
     with torch.no_grad():
@@ -281,7 +281,7 @@ def greedy(learner: Any, batch: dict[str, Tensor], count: int, family: str) -> l
 def test_prompts_are_read_as_embeddings_before_the_text(family: str, tmp_path: Path) -> None:
     learner, slm, tasks = prepared(family, tmp_path, "method=slm_prompt", "method.slm.prompt_length=2")
     batch = learner.collate(tasks[0].test, [1], answers=True)
-    found = retrieve(similarities(batch["query"], slm.bank.all_keys(0, 2)), 2)
+    found = retrieve(similarities(batch["query"], unit_keys(slm.bank.all_keys(0, 2))), 2)
     vectors = slm.bank.store[found.slots[0]].view(4, -1)
     with torch.no_grad():
         got = learner.forward(batch).logits
@@ -313,7 +313,7 @@ def test_a_closed_gate_changes_nothing_and_an_open_one_attends_to_the_prefix(tmp
         handle.remove()
         output.module.register_forward_pre_hook(lambda module, given: seen.update(before=given[0]))
         learner.family.forward(learner.model, batch)
-        found = retrieve(similarities(batch["query"], slm.bank.all_keys(0, 2)), 2)
+        found = retrieve(similarities(batch["query"], unit_keys(slm.bank.all_keys(0, 2))), 2)
         size = 3 * key.width_in
         row = slm.bank.store[found.slots[1]][:, : size + 1]  # the first layer's, of the second text
         prefix, gate = row[:, :size].reshape(6, -1), row[:, size].tanh().repeat_interleave(3)

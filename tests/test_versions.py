@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import cl_runner.build
+from cl_runner.sparse import history
 from cl_runner.sparse.bits import bits_of, weights_hash
 from cl_runner.sparse.command import main
 from cl_runner.sparse.snapshots import (
@@ -31,6 +32,7 @@ from cl_runner.sparse.versions import (
     undo,
     undoing,
 )
+from tests.tiny import run_command, tiny, tiny_encoder
 
 Weights = dict[str, Tensor]
 
@@ -424,3 +426,45 @@ def test_wrong_requests(
     shown = capsys.readouterr()
     assert shown.err.startswith("cl_runner: ") and put(message) in shown.err and not shown.out
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# a method that adds tensors
+
+
+def test_versions_of_what_a_method_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """slm: every task stores its own keys, values and rows of the head, and nothing else moves."""
+    overrides = ("method=slm", "training.max_steps=2", *tiny_encoder())
+    assert run_command(tiny(tmp_path, *overrides)) == 0
+    (folder,) = (path.parent for path in tmp_path.rglob("COMPLETED"))
+    start, output = history.starting_weights(folder), tmp_path / "out.safetensors"
+    moved: dict[str, set[str]] = {}
+    before = start
+    for task in ("base", "kettles", "software"):
+        assert main(["restore", str(folder), "--after", task, "--output", str(output)]) == 0
+        after = load_file(output)
+        moved[task] = {name for name in after if not torch.equal(bits_of(before[name]), bits_of(after[name]))}
+        before = after
+    head = {"classifier.weight.00_base", "classifier.bias.00_base"}
+    assert moved["base"] == {"slm.keys.00_base", "slm.values.00_base", *head}
+    assert moved["kettles"] == {"slm.keys.01_kettles", "slm.values.01_kettles"}
+    assert moved["software"] == {"slm.keys.02_software", "slm.values.02_software"}
+    capsys.readouterr()
+    assert main(["verify", str(folder)]) == 0
+    assert "3 snapshots, no problems" in capsys.readouterr().out
+    assert main(["list", str(folder)]) == main(["size", str(folder)]) == main(["overlap", str(folder)]) == 0
+    assert main(["diff", f"{folder}:base", f"{folder}:kettles", "--json"]) == 0
+    capsys.readouterr()
+
+    reverted = tmp_path / "reverted.safetensors"
+    assert main(["revert", f"{folder}:kettles", "--output", str(reverted)]) == 0
+    assert f"snapshot restore {folder} --after {reverted}" in capsys.readouterr().out
+    assert main(["restore", str(folder), "--after", str(reverted), "--output", str(output)]) == 0
+    assert_same_bits(load_file(output), after | {name: start[name] for name in moved["kettles"]})
+    assert main(["compose", f"{folder}:base", f"{folder}:kettles", "--output", str(reverted)]) == 0
+    capsys.readouterr()
+
+    assert main(["export", str(folder), "--after", "kettles", "--output", str(tmp_path / "exported")]) == 2
+    shown = capsys.readouterr().err
+    assert "added 8 tensors, such as classifier.weight.00_base" in shown
+    assert f"snapshot restore {folder} --after kettles --output FILE.safetensors" in shown
+    assert not (tmp_path / "exported").exists()

@@ -107,6 +107,10 @@ class Method:
         """What a pass over these examples needs besides their tokens; first dimension = examples."""
         return {}
 
+    def for_texts(self, learner: Learner, texts: Sequence[str]) -> Batch:
+        """The same for texts that are no examples, such as a benchmark's questions; first dimension = texts."""
+        return {}
+
     def before_forward(self, learner: Learner, batch: Batch) -> Batch:
         """Before every pass, of training or not: set up what this batch needs, or change what the model reads."""
         return batch
@@ -202,6 +206,9 @@ class Chain(Method):
 
     def inputs(self, learner: Learner, examples: Sequence[Example]) -> Batch:
         return {name: t for method in self.methods.values() for name, t in method.inputs(learner, examples).items()}
+
+    def for_texts(self, learner: Learner, texts: Sequence[str]) -> Batch:
+        return {name: t for method in self.methods.values() for name, t in method.for_texts(learner, texts).items()}
 
     def before_forward(self, learner: Learner, batch: Batch) -> Batch:
         for method in self.methods.values():

@@ -197,6 +197,7 @@ class SLM(Method):
         self.bank.values[self.names[task.index]].requires_grad_(True)
         for own in self.heads.trained_by(task.index) if self.heads else []:
             own.requires_grad_(True)
+        self.bank.renew()
         self.training = task.index
 
     def peak_learning_rate(self, task: Task, rate: float) -> float:
@@ -215,6 +216,15 @@ class SLM(Method):
         assert self.queries is not None
         return {"query": self.queries([example.prompt for example in examples]), "true_task": tasks}
 
+    def for_texts(self, learner: Learner, texts: Sequence[str]) -> Batch:
+        found = {"true_task": torch.full((len(texts),), -1)}
+        if self._visible(learner)[1]:
+            if self.queries is None:
+                self._remember(learner, learner.tasks[0])
+            assert self.queries is not None
+            found["query"] = self.queries(texts)
+        return {name: tensor.to(learner.device) for name, tensor in found.items()}
+
     def before_forward(self, learner: Learner, batch: Batch) -> Batch:
         if self.heads is not None:
             self.heads.tasks = batch["true_task"]
@@ -224,8 +234,8 @@ class SLM(Method):
             return batch
         if "query" not in batch:  # a batch that was not made of examples: its text says where it belongs
             texts = learner.family.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
-            batch = {**batch, **self.query_of(learner, texts)}
-        cosines = similarities(batch["query"], self.bank.all_keys(first, end))
+            batch = {**batch, **self.for_texts(learner, texts)}
+        cosines = similarities(batch["query"], self.bank.units(first, end))
         found = retrieve(
             cosines,
             self.top_k,
@@ -236,15 +246,6 @@ class SLM(Method):
             visible=self._of_own_task(batch["true_task"], first, end) if self.task_identity else None,
         )
         return self.values.use(self.bank.rows(found.slots + first * self.slots), found, batch)
-
-    def query_of(self, learner: Learner, texts: Sequence[str]) -> Batch:
-        """What `inputs` gives examples, for texts of no task."""
-        if self.queries is None:
-            self._remember(learner, learner.tasks[0])
-        assert self.queries is not None
-        unknown = torch.full((len(texts),), -1)
-        found = {"query": self.queries(texts), "true_task": unknown}
-        return {name: tensor.to(learner.device) for name, tensor in found.items()}
 
     def _visible(self, learner: Learner) -> tuple[int, int]:
         """Tasks whose slots can be retrieved now, from the first up to, not including, the second."""

@@ -82,12 +82,13 @@ class LMEval(Probe):
     def measure(self, learner: Learner, folder: Path, after: str) -> dict[str, float]:
         """`<task>/<metric>`, or `<task>/<metric>/<filter>` where a task reads its answers in several ways."""
         from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
+
+        from cl_runner.probes.live_model import LiveModel
 
         causal = learner.family.backbone.family == "causal"
         with at_rest(learner.model), _quiet(folder):
-            model = HFLM(
-                pretrained=learner.model,
+            model = LiveModel(
+                learner,
                 backend="causal" if causal else "seq2seq",
                 tokenizer=copy.deepcopy(learner.family.tokenizer),  # it changes sides of padding
                 batch_size=self.batch_size,

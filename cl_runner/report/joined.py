@@ -43,7 +43,8 @@ def write_joined_report(groups: Sequence[Group], tables: Sequence[Table], notes:
     for order in dict.fromkeys(str(group.axes["task_order"]) for group in groups):
         same = [group for group in groups if group.axes["task_order"] == order]
         body += _pictures(order, same, path.parent / "plots")
-    formulas = [[name, definition_of(name)] for name in METRICS]
+    known = [name for name in METRICS if any(group.values(name) for group in groups)]
+    formulas = [[name, definition_of(name)] for name in known]
     body.append(section("Formulas", "", table(["name", "formula"], formulas, left=2, long=1)))
     if notes:
         body.append(section("Left out", "", table(["run"], [[note] for note in notes], long=0)))

@@ -272,9 +272,9 @@ def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     groups = {
         "importance, selection": ("importance", "selection"),
-        "prepare, train": ("prepare", "train"),
+        "prepare, train": ("prepare", "queries", "keys", "train"),
         "evaluation, probes": ("evaluate", "probe"),
-        "saving and reporting": ("load", "snapshot", "checkpoint", "report"),
+        "saving and reporting": ("load", "snapshot", "checkpoint", "describe", "report"),
     }
     with rc_context(STYLE):
         figure, axes = new_figure(7.6, 0.34 * len(details) + 1.7)

@@ -57,6 +57,7 @@ def published(runs: Sequence[Run], folder: Path, command: str) -> list[Path]:
                 "scored_by": run.scored_by,
                 "accuracy": [[None if math.isnan(cell) else cell for cell in row] for row in run.rows.tolist()],
                 "ability": {name: run.ability[1][:, k].tolist() for k, name in enumerate(run.ability[0])},
+                "retrieval_accuracy": run.retrieval_accuracy,
                 "wall_seconds": run.summary.get("wall_seconds"),
             }
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_runner.families.base import Batch
-from cl_runner.retrieval.keys import Retrieved
+from cl_runner.retrieval.keys import Retrieved, unit_keys
 
 
 class Bank(nn.Module):
@@ -28,6 +28,7 @@ class Bank(nn.Module):
         super().__init__()
         self.slots = len(values) // len(tasks)
         self.store = values
+        self._units: tuple[tuple[int, int], Tensor] | None = None
         parts = zip(tasks, keys.split(self.slots, 1), values.split(self.slots), strict=True)
         self.keys = nn.ParameterDict()
         self.values = nn.ParameterDict()
@@ -37,6 +38,7 @@ class Bank(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bank:
         super()._apply(fn, recurse)  # of .to and .cuda, which take the parameters apart
+        self.renew()
         self.store = torch.cat([value.detach() for value in self.values.values()])
         for value, rows in zip(self.values.values(), self.store.split(self.slots), strict=True):
             value.data = rows
@@ -46,10 +48,22 @@ class Bank(nn.Module):
         """[g, N, c] of the tasks from `first` up to, not including, `end`."""
         return torch.cat(list(self.keys.values())[first:end], 1)
 
+    def units(self, first: int, end: int) -> Tensor:
+        """The same keys with length 1, made once for as long as `renew` is not called."""
+        if self._units is None or self._units[0] != (first, end):
+            self._units = ((first, end), unit_keys(self.all_keys(first, end)))
+        return self._units[1]
+
+    def renew(self) -> None:
+        """To be called when keys have changed."""
+        self._units = None
+
     def rows(self, slots: Tensor) -> Tensor:
         """[*slots, width]; a gradient reaches the task that trains, and no other."""
+        if not torch.is_grad_enabled():
+            return self.store[slots]
         training = [(i, value) for i, value in enumerate(self.values.values()) if value.requires_grad]
-        if not (training and torch.is_grad_enabled()):
+        if not training:
             return self.store[slots]
         ((task, learned),) = training
         own = slots - task * self.slots

@@ -84,7 +84,7 @@ def train_keys(
             group["lr"] = learning_rate * 0.1 ** (epoch // decay_every)
         order = torch.randperm(len(queries), generator=generator)
         for number, chosen in enumerate(order.split(batch_size)):
-            cosines = units[:, chosen] @ functional.normalize(learned, dim=-1).transpose(1, 2)  # [g, B, n]
+            cosines = units[:, chosen] @ unit_keys(learned).transpose(1, 2)  # [g, B, n]
             hidden = torch.rand(cosines.shape, generator=generator) < mask
             # Below every cosine; if all are masked, the order of the slots decides.
             nearest = cosines.detach().masked_fill(hidden, -100.0).topk(count, dim=-1).indices
@@ -100,10 +100,15 @@ def train_keys(
     return learned.detach()
 
 
-def similarities(queries: Tensor, keys: Tensor) -> Tensor:
-    """Cosines [g, B, N] of queries [B, g * c] and keys [g, N, c], in each group by itself."""
+def unit_keys(keys: Tensor) -> Tensor:
+    """Keys [g, N, c] as `similarities` takes them: each of length 1."""
+    return functional.normalize(keys, dim=-1)
+
+
+def similarities(queries: Tensor, units: Tensor) -> Tensor:
+    """Cosines [g, B, N] of queries [B, g * c] and `unit_keys` [g, N, c], in each group by itself."""
     with torch.autocast(queries.device.type, enabled=False):  # which slots are nearest is no matter of precision
-        return grouped(queries.to(keys.dtype), keys.shape[0]) @ functional.normalize(keys, dim=-1).transpose(1, 2)
+        return grouped(queries.to(units.dtype), units.shape[0]) @ units.transpose(1, 2)
 
 
 def retrieve(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cl_runner.data.task import Task
 from cl_runner.retrieval.encoder import Queries
-from cl_runner.retrieval.keys import hits, similarities
+from cl_runner.retrieval.keys import hits, similarities, unit_keys
 
 if TYPE_CHECKING:
     from cl_runner.learner import Learner
@@ -34,13 +34,13 @@ def accuracies(
     Args:
         keys: [g, N, c], of which task t has the slots from (t - first) * slots on.
     """
-    found = {}
+    found, units = {}, unit_keys(keys)
     for task in tasks:
         texts = [example.prompt for example in task.test or task.validation]
         start = (task.index - first) * slots
         right = 0
         for begin in range(0, len(texts), 1024):
-            cosines = similarities(queries(texts[begin : begin + 1024]), keys)
+            cosines = similarities(queries(texts[begin : begin + 1024]), units)
             right += int(hits(cosines, top_k, start, start + slots).sum())
         found[task.name] = 100 * right / len(texts)
     return found

@@ -21,6 +21,7 @@ from cl_runner.arguments import Parser, unwritable
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from cl_runner.sparse.history import Place
     from cl_runner.sparse.snapshots import Snapshot
@@ -351,8 +352,8 @@ def _revert(name: str, force: bool, output: Path) -> int:
     if undone.later:
         kept = "lose the later value" if force else "keep the later value; to set these back too: --force"
         print(f"{undone.later:,} entries that later tasks changed as well {kept}")
-    hint = f"{PROGRAM} export {place.run} --after {output} --output FOLDER"
-    print(f"The model without {header.task}: {hint}")
+    hint = f"{PROGRAM} restore {place.run} --after {output} --output FILE.safetensors"
+    print(f"The weights without {header.task}: {hint} (or export, for from_pretrained)")
     return 0
 
 
@@ -386,6 +387,12 @@ def _export(run: Path, after: str, output: Path) -> int:
         raise ValueError(f"cannot write {output}: it is not a folder; choose a new one")
     chain = chain_to(_after(run, after), run)
     model, tokenizer = rebuild_model(run)
+    added = _added(model)
+    if added:
+        raise ValueError(
+            f"the method of {run} added {len(added)} tensors, such as {added[0]}, which a model of from_pretrained has "
+            f"no place for. All weights in one file: {PROGRAM} restore {run} --after {after} --output FILE.safetensors"
+        )
     apply_chain(dict(model.named_parameters()), chain)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -396,6 +403,16 @@ def _export(run: Path, after: str, output: Path) -> int:
         raise unwritable(output, error) from None
     print(f"{output}: the model after {after} with its tokenizer; load it with from_pretrained({str(output)!r})")
     return 0
+
+
+def _added(model: PreTrainedModel) -> list[str]:
+    """Names of parameters that from_pretrained would not create."""
+    import torch
+
+    with torch.device("meta"):
+        plain = type(model)(model.config)
+    own = {name for name, _ in plain.named_parameters()}
+    return [name for name, _ in model.named_parameters() if name not in own]
 
 
 def _after(run: Path, after: str) -> Path:

@@ -1,0 +1,247 @@
+"""Retrieval of a run (SLM, ICLR 2024): how often it is right, what it costs, and where its keys lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.colors import Normalize
+from matplotlib.lines import Line2D
+
+from cl_runner.matrix import Floats
+from cl_runner.report.costs import bytes_text
+from cl_runner.report.drawing import COLOURS, MARKERS, STYLE, blank_figure, new_figure, save, short
+from cl_runner.report.folder import Run
+from cl_runner.report.html import picture, section, table
+
+#: Groups whose similarities are drawn.
+DRAWN = 12
+#: t-SNE's own default; fewer points take less.
+PERPLEXITY = 30.0
+
+
+def retrieval_sections(run: Run) -> list[str]:
+    """What there is to say of a run's retrieval; nothing if its method has none."""
+    return [*_accuracy(run), *_costs(run), *_keys(run)]
+
+
+def _accuracy(run: Run) -> list[str]:
+    """Retrieval accuracy of every task learned, a row after each task."""
+    measured = [(str(task["name"]), found) for task, found in zip(run.details, run.retrieval, strict=True) if found]
+    if not measured:
+        return []
+    cells = []
+    for after, found in measured:
+        percent = found["retrieval_accuracy"]
+        values = [f"{percent[task]:.1f}" if task in percent else "" for task in run.tasks]
+        cells.append([after, *values, f"{np.mean(list(percent.values())):.1f}" if percent else ""])
+    note = (
+        "Percent of each task's test texts of which more than half of the keys that the groups retrieve are their own "
+        "task's, among the keys of all tasks so far (SLM, eq. 13 and table 12)."
+    )
+    return [section("Retrieval: accuracy", note, table(["after", *run.tasks, "mean"], cells))]
+
+
+def _costs(run: Run) -> list[str]:
+    """Seconds, storage and milliseconds of every task, and their means."""
+    if not any(run.retrieval):
+        return []
+    timing: Mapping[str, Mapping[str, float]] = run.retrieval[-1].get("timing", {})
+
+    def seconds(phase: str) -> Callable[[Mapping[str, Any]], float | None]:
+        return lambda task: task["phases"].get(phase, 0.0)
+
+    def timed(name: str) -> Callable[[Mapping[str, Any]], float | None]:
+        return lambda task: timing.get(str(task["name"]), {}).get(name)
+
+    columns: dict[str, tuple[Callable[[Mapping[str, Any]], float | None], Callable[[float], str]]] = {
+        "queries, s": (seconds("queries"), "{:.2f}".format),
+        "keys, s": (seconds("keys"), "{:.2f}".format),
+        "training, s": (seconds("train"), "{:.2f}".format),
+        "stored numbers": (lambda task: task["stored"], "{:,.0f}".format),
+        "stored": (lambda task: task["stored_bytes"], bytes_text),
+        "% of the model": (lambda task: task["stored_share_percent"], "{:.3g}".format),
+        "retrieval, ms": (timed("retrieval_ms"), "{:.1f}".format),
+        "answer, ms": (timed("answer_ms"), "{:.1f}".format),
+        "retrieval, %": (timed("retrieval_share_percent"), "{:.1f}".format),
+    }
+    names = [str(task["name"]) for task in run.details]
+    rows = {name: [value(task) for value, _ in columns.values()] for name, task in zip(names, run.details, strict=True)}
+    if len(names) > 1:
+        known = [[value for value in column if value is not None] for column in zip(*rows.values(), strict=True)]
+        means = [float(np.mean(values)) if values else None for values in known]
+        rows = {**rows, "mean": means}
+    forms = [form for _, form in columns.values()]
+    cells = [
+        [name, *("-" if value is None else form(value) for form, value in zip(forms, values, strict=True))]
+        for name, values in rows.items()
+    ]
+    note = (
+        "Encoding the queries (with the first task's those of all test texts, unless they were cached), training the "
+        "keys, and fine-tuning (table 13); what a task stores and its share of the model's bytes (table 15); median "
+        "time of one text's retrieval and answer after the last task, and retrieval's share of both (table 17)."
+    )
+    return [section("Retrieval: time and storage", note, table(["task", *columns], cells))]
+
+
+def _keys(run: Run) -> list[str]:
+    """Pictures of the keys of all tasks learned so far."""
+    if not run.keys:
+        return []
+    order = [*(task for task in run.tasks if task in run.keys), *(task for task in run.keys if task not in run.tasks)]
+    keys = {task: run.keys[task] for task in order}
+    drawn = run.folder / "plots"
+    groups = len(next(iter(keys.values())))
+    vectors = np.concatenate([each.reshape(-1, each.shape[-1]) for each in keys.values()])
+    sections = []
+    if len(vectors) > 2:
+        note = f"t-SNE of all {len(vectors)} key vectors, a colour per task and a marker per group (figure 4)."
+        try:
+            places = embed(vectors)
+        except ImportError:
+            note = "t-SNE of the keys needs scikit-learn. Type: pip install 'cl-runner[retrieval]'"
+            shown = ""
+        else:
+            keys_map(list(keys), [each.shape[:2] for each in keys.values()], places, drawn / "keys_tsne.png")
+            shown = picture(drawn / "keys_tsne.png", "t-SNE of the keys")
+        sections.append(section("Retrieval: where the keys lie", note, shown))
+    similarity_maps(keys, drawn / "keys_similarity.png")
+    more = f" The first {DRAWN} of {groups} groups are drawn." if groups > DRAWN else ""
+    note = f"Cosine similarity of all keys, in each group by itself (figure 10).{more}"
+    shown = picture(drawn / "keys_similarity.png", "cosine similarities of the keys in each group")
+    return [*sections, section("Retrieval: how alike the keys are", note, shown)]
+
+
+def unit_range(values: Floats) -> Floats:
+    """Values from -1 to 1: the least and the greatest number of the whole array, as the release scales its figure 4."""
+    low, high = values.min(), values.max()
+    return np.zeros_like(values) if high == low else 2 * (values - low) / (high - low) - 1
+
+
+def embed(vectors: Floats) -> Floats:
+    """t-SNE of scaled vectors in two dimensions with the release's options (figure 4), scaled as well.
+
+    Args:
+        vectors: [M, c], M > 2.
+
+    Returns:
+        [M, 2], from -1 to 1.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+    """
+    from sklearn.manifold import TSNE
+
+    # A third of the neighbours there are, where those are few: the perplexity must be below the number of points.
+    perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
+    start = "pca" if vectors.shape[1] > 1 else "random"
+    method = TSNE(n_components=2, random_state=42, perplexity=perplexity, init=start, n_jobs=1)
+    found: Floats = unit_range(method.fit_transform(unit_range(vectors)).astype(np.float64))
+    return found
+
+
+def task_colours(count: int) -> list[Any]:
+    """A colour for each of so many tasks, all different."""
+    from matplotlib import colormaps
+
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    if count <= 20:  # ten colours, dark and pale: first all the dark ones
+        return [colormaps["tab20"](place) for place in (*range(0, 20, 2), *range(1, 20, 2))][:count]
+    return [colormaps["turbo"](place) for place in np.linspace(0.03, 0.97, count)]
+
+
+def keys_map(tasks: Sequence[str], shapes: Sequence[Sequence[int]], places: Floats, path: Path) -> None:
+    """Where keys lie, a colour per task and a marker per group.
+
+    Args:
+        shapes: groups and slots of each task's keys.
+        places: [M, 2], task after task, in a task group after group.
+    """
+    colours = task_colours(len(tasks))
+    groups = max(shape[0] for shape in shapes)
+    with rc_context(STYLE):
+        figure, axes = new_figure(8.6, max(5.2, 0.19 * (len(tasks) + min(groups, len(MARKERS))) + 1.6))
+        begin = 0
+        for colour, (own, slots) in zip(colours, shapes, strict=True):
+            for group in range(own):
+                x, y = places[begin : begin + slots].T
+                marker = MARKERS[group % len(MARKERS)]
+                axes.plot(x, y, marker, color=colour, markersize=6.5, markeredgecolor="white", markeredgewidth=0.4)
+                begin += slots
+        assert begin == len(places), f"{begin} keys, {len(places)} places"
+        axes.set(xticks=[], yticks=[])
+        axes.set_xlabel("t-SNE, scaled; axes have no unit")
+        shown = [Line2D([], [], marker="o", linestyle="", color=colour) for colour in colours]
+        figure.legend(shown, [short(task) for task in tasks], title="task", loc="outside right upper")
+        shown = [Line2D([], [], marker=marker, linestyle="", color="#555555") for marker in MARKERS[:groups]]
+        names = [_group_name(number, groups) for number in range(len(shown))]
+        figure.legend(shown, names, title="group", loc="outside right lower")
+        save(figure, path)
+
+
+def _group_name(number: int, groups: int) -> str:
+    """The groups that share a marker, counted from 1."""
+    same = [str(group + 1) for group in range(number, groups, len(MARKERS))]
+    return ", ".join(same) if len(same) <= 3 else f"{same[0]}, {same[1]}, … {same[-1]}"
+
+
+def cosines(keys: Sequence[Floats]) -> Floats:
+    """Cosines [g, N, N] of the keys of all tasks, in each group by itself.
+
+    Args:
+        keys: [g, n, c] of each task, N of them in all in a group.
+    """
+    joined = np.concatenate(keys, axis=1)
+    units = joined / np.maximum(np.linalg.norm(joined, axis=-1, keepdims=True), 1e-12)
+    found: Floats = units @ units.transpose(0, 2, 1)
+    return found
+
+
+def similarity_maps(keys: Mapping[str, Floats], path: Path) -> None:
+    """Cosine similarity of all keys, a panel per group (SLM, figure 10), tasks apart by lines.
+
+    Args:
+        keys: [g, n, c] of each task.
+    """
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+
+    values = cosines(list(keys.values()))[:DRAWN]
+    ends = np.cumsum([each.shape[1] for each in keys.values()])
+    middles = ends - np.array([each.shape[1] for each in keys.values()]) / 2 - 0.5
+    names = [short(task) for task in keys]
+    turned = len(names) > 8
+    room = 0.07 * max(map(len, names))  # for the longest name, inches
+    across = min(3, len(values))
+    down = -(-len(values) // across)
+    size = max(2.4, 0.17 * len(names))
+    scale, colours = Normalize(-1, 1), colormaps["RdBu_r"]
+    with rc_context(STYLE):
+        figure = blank_figure(size * across + room + 1.2, (size + 0.3) * down + (1.0 if turned else 0.7) * room)
+        grid = figure.subplots(down, across, squeeze=False)
+        for place, axes in enumerate(grid.flat):
+            if place >= len(values):
+                axes.set_visible(False)
+                continue
+            axes.imshow(values[place], cmap=colours, norm=scale, interpolation="nearest", aspect="auto")
+            for end in ends[:-1]:
+                axes.axhline(end - 0.5, color="#333333", linewidth=0.7)
+                axes.axvline(end - 0.5, color="#333333", linewidth=0.7)
+            axes.set_title(f"group {place + 1}", loc="left")
+            axes.grid(False)
+            axes.tick_params(length=0, labelsize=8)
+            axes.set_yticks(middles, names if place % across == 0 else [])
+            lowest = place + across >= len(values)
+            axes.set_xticks(middles, names if lowest else [])
+            for label in axes.get_xticklabels():
+                label.set(rotation=90 if turned else 40, ha="right", rotation_mode="anchor")
+                label.set_verticalalignment("center" if turned else "top")
+        bar = figure.colorbar(ScalarMappable(scale, colours), ax=grid, aspect=30, shrink=0.8, pad=0.02)
+        bar.set_label("cosine")
+        bar.outline.set_visible(False)
+        bar.ax.grid(False)
+        save(figure, path)
