@@ -81,6 +81,16 @@ def forgetting_matrix(rows: Floats) -> Floats:
     return result
 
 
+def learned_so_far(rows: Floats) -> Floats:
+    """mean_{u<=t} A[t,u] after each task t, [..., t]; NaN where a cell was not measured.
+
+    Args:
+        rows: [..., t + 1, T], percent.
+    """
+    trained = rows[..., 1:, :]
+    return np.stack([trained[..., t, : t + 1].mean(axis=-1) for t in range(trained.shape[-2])], axis=-1)
+
+
 def derived(rows: Floats, test_examples: Sequence[int] | None = None) -> dict[str, float]:
     """Every number of `FORMULAS` that the matrix determines.
 
@@ -115,8 +125,7 @@ def derived_arrays(rows: Floats, test_examples: Sequence[int] | None = None) -> 
         numbers["union_accuracy"] = last @ weights
         numbers["union_accuracy/after_first"] = trained[..., 0, :] @ weights
     numbers["average_accuracy"] = last.mean(axis=-1)
-    seen = np.stack([trained[..., t, : t + 1].mean(axis=-1) for t in range(count)])
-    numbers["average_incremental_accuracy"] = seen.mean(axis=0)
+    numbers["average_incremental_accuracy"] = learned_so_far(rows).mean(axis=-1)
     if count > 1:
         gained = last - diagonal
         numbers["forgetting/chaudhry18"] = forgetting_matrix(rows)[..., -1, :-1].mean(axis=-1)

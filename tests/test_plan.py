@@ -486,6 +486,7 @@ def numbers_of(*overrides: str) -> Setting:
         ("piece_s", ["selected", "selected", "selected"], [48, 24, 24]),
         ("lwf", ["all", "all", "all"], [0, 0, 0]),
         ("layer_norm", ["listed", "listed", "listed"], [0, 0, 0]),
+        ("slm", ["retrieved", "retrieved", "retrieved"], [0, 0, 0]),
     ],
 )
 def test_what_trains_and_what_is_measured(method: str, trains: list[str], measured: list[int]) -> None:

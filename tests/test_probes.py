@@ -354,6 +354,21 @@ def test_other_problems_are_refused(tmp_path: Path) -> None:
         probe.check()
 
 
+@pytest.mark.parametrize("value", ["jare", "prompt", "adapter"])
+def test_held_text_retrieves_by_itself(value: str, tmp_path: Path) -> None:
+    given, texts = tmp_path / "held.jsonl", ["One text.", "Another text."]
+    given.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    learner = retrieving(tmp_path, "backbone=tiny_llama", f"method.slm.value={value}")
+    chosen = ["probe=held_text", "probe.held_text.texts=2", f"probe.held_text.path={given}"]
+    (probe,) = build_probes(tiny_config(tmp_path, "backbone=tiny_llama", "method=seq_ft", *chosen).probe).values()
+    probe.prepare(learner, tmp_path)
+    found = probe.measure(learner, tmp_path, "base")
+    learner.model.eval()
+    total = sum(likelihood(learner, "", text, about=text) for text in texts)
+    assert found["loss"] == pytest.approx(-total / sum(map(len, texts)), rel=1e-5)
+    assert total != pytest.approx(sum(likelihood(learner, "", text, about="x") for text in texts), rel=1e-5)
+
+
 # The sandbox ------------------------------------------------------------------------------------------------
 
 
@@ -608,6 +623,7 @@ def retrieving(tmp_path: Path, *overrides: str) -> Learner:
     for name, parameter in learner.parameters().items():
         if name.startswith("slm."):
             parameter.data.copy_(drawn(name, *parameter.shape))
+    method.methods["slm"].units = None  # of the keys before  # type: ignore[attr-defined]
     method.methods["slm"].queries = lambda texts: torch.stack([drawn(text, 48) for text in texts])  # type: ignore[attr-defined]
     return learner
 

@@ -252,7 +252,7 @@ def test_a_finished_run_has_every_section_and_picture(tmp_path: Path) -> None:
     assert page == folder / "report.html"
     assert_self_contained(page)
     text = page.read_text(encoding="utf-8")
-    pictures = {"accuracy", "forgetting", "first_task", "fisher", "storage", "phases", "loss"}
+    pictures = {"accuracy", "forgetting", "first_task", "learned_so_far", "fisher", "storage", "phases", "loss"}
     assert {path.stem for path in (folder / "plots").glob("*.png")} == pictures
     assert text.count("data:image/png") == len(pictures)
     for expected in ("union_accuracy", "70.00 %", "forgetting/chaudhry18", "+10.00 points", "0.5 %", "40 B"):
@@ -609,7 +609,7 @@ def test_command_joins_many_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert_self_contained(tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "72.00 ± 2.83" in text and "left out" in text
-    assert text.count("data:image/png") == 2
+    assert text.count("data:image/png") == 3
     assert "72.00 ± 2.83" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert (tmp_path / "report.csv").read_text(encoding="utf-8").startswith("task_order,backbone,method,protocol,n,")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import TINY, run_command
+from tiny import TINY, run_command, tiny_encoder
 
 from cl_runner import checkpoint
 from cl_runner.compose import compose
@@ -184,6 +184,30 @@ def test_death_of_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         folder = compose(language_model(root)).folder
         assert content(folder) == content(wanted)
         assert (folder / "ability.csv").read_bytes() == (wanted / "ability.csv").read_bytes()
+
+
+@pytest.mark.parametrize("chosen", [("slm", "tiny_bert", "prefix"), ("slm_adapter", "tiny_llama", "all")])
+def test_death_with_retrieval(chosen: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys, values, heads and queries: before a task, inside it, between two."""
+    method, backbone, pool = chosen
+    options = [f"method={method}", f"backbone={backbone}", f"method.slm.pool={pool}", *tiny_encoder()]
+    options += ["method.slm.learning_rate=1e-2", "importance.cache_gb=0"]
+
+    def typed(root: Path) -> list[str]:
+        return [o for o in command(root) if not o.startswith(("method=", "backbone="))] + options
+
+    assert run_command(typed(tmp_path / "whole")) == 0
+    wanted = compose(typed(tmp_path / "whole")).folder
+    for number in (1, 7, 18) if backbone == "tiny_bert" else (15,):
+        root = tmp_path / str(number)
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint, "save", die_at_save(number, after_tensors=True))
+            with pytest.raises(Death):
+                run_command(typed(root))
+        assert run_command(typed(root)) == 0
+        folder = compose(typed(root)).folder
+        assert content(folder) == content(wanted)
+        assert (folder / "keys.safetensors").read_bytes() == (wanted / "keys.safetensors").read_bytes()
 
 
 def start(root: Path, *more: str) -> subprocess.Popen[str]:

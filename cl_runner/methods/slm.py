@@ -96,7 +96,7 @@ class SLM(Method):
                 "Type: method=slm_ti (or method.slm.head=shared)"
             )
         assert isinstance(skeleton, PreTrainedModel)
-        self._values(skeleton)
+        self.make_values(skeleton)
         positions = getattr(skeleton.config, "max_position_embeddings", None)
         before = self.top_k * self.prompt_length if self.value == "prompt" else 0
         if positions is not None and before + longest > positions:
@@ -113,7 +113,7 @@ class SLM(Method):
         generator = torch.Generator().manual_seed(seed)
         width = check_encoder(self.encoder) // self.groups
         keys = torch.cat([new_keys(self.groups, self.slots, width, generator) for _ in tasks], 1)
-        self.values = self._values(model)
+        self.values = self.make_values(model)
         rows = torch.cat([self.values.initial(self.slots, generator) for _ in tasks])
         self.heads: Heads | None = None
         if _classifies(model):
@@ -127,7 +127,7 @@ class SLM(Method):
         model.add_module("slm", self.bank)
         return model
 
-    def _values(self, model: PreTrainedModel) -> Values:
+    def make_values(self, model: PreTrainedModel) -> Values:
         """What a slot's value is, for this architecture.
 
         Raises:
@@ -181,9 +181,12 @@ class SLM(Method):
                 for one in learner.tasks:
                     for split in (one.test, one.validation):
                         self.queries.remember([example.prompt for example in split])
-            tasks = learner.tasks if self.pool == "all" else [task]
-            for one in tasks:
-                self.queries.remember([example.prompt for example in one.train])
+            wanted = {example.prompt for example in task.train}
+            for one in learner.tasks if self.pool == "all" else learner.tasks[: task.index + 1]:
+                texts = [example.prompt for example in one.train]
+                # After a resume a text that two tasks share must have the vector of the first one, as before.
+                if self.pool == "all" or one.index == task.index or not wanted.isdisjoint(texts):
+                    self.queries.remember(texts)
 
     @torch.no_grad()
     def activate(self, learner: Learner, task: Task) -> None:

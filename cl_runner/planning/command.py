@@ -167,6 +167,7 @@ def _content(request: Request, planner: Planner, s: Setting, plan: Plan) -> dict
         "longest_text": s.max_length,
         "longest_answer": None if s.answers is None else s.answers.max_length,
         "longest_generated": None if s.answers is None else s.answers.generated,
+        "assumed": s.memory.retrieval.assumed if s.memory.retrieval is not None else "",
         "folder": str(request.folder),
         "advice": advise(request, planner, s) if over else None,
     }
@@ -205,6 +206,8 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
             f"Beside it: about {gigabytes(CUDA_CONTEXT_BYTES)} of GPU memory for CUDA itself; in main memory "
             f"{gigabytes(plan.phases['load'].bytes)} while loading"
         )
+    if s.memory.retrieval is not None and s.memory.retrieval.assumed:
+        console.print(f"Note: {s.memory.retrieval.assumed}")
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in plan.disk.items())
     console.print(f"Disk: {gigabytes(sum(plan.disk.values()))} at most ({parts}); {gigabytes(plan.kept_bytes)} stays")
     available = device_bytes(s.device)

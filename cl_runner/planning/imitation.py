@@ -179,6 +179,11 @@ class Imitation:
                     if buffer is not None:
                         module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
 
+    def empty(self, *shape: int) -> Tensor:
+        """A tensor without content, fp32, that is there before any work."""
+        with self._mode:
+            return torch.empty(shape)
+
     def sizes(self) -> dict[str, int]:
         """Number of entries of each parameter, tied ones once."""
         return {name: p.numel() for name, p in self.model.named_parameters()}

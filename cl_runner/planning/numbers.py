@@ -18,7 +18,7 @@ from transformers import (
 
 from cl_runner.build import FAMILIES, build_method
 from cl_runner.config import Backbone, Config
-from cl_runner.data.task import Task, build_tasks, label_union
+from cl_runner.data.task import Task, build_tasks, label_union, outlines
 from cl_runner.families.base import Family
 from cl_runner.families.freezing import freeze
 from cl_runner.families.loading import from_sizes
@@ -27,7 +27,9 @@ from cl_runner.methods.frozen import Frozen
 from cl_runner.methods.layer_norm import LayerNorm
 from cl_runner.methods.lwf import LwF
 from cl_runner.methods.selector import Selector
+from cl_runner.methods.slm import SLM
 from cl_runner.planning.imitation import Device
+from cl_runner.planning.retrieval import retrieval_of
 from cl_runner.planning.setting import Answers, Memory, Setting, TaskNumbers, Trains
 from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_MEAN, NEEDS_PASS
 from cl_runner.train import number_of_steps
@@ -173,6 +175,13 @@ def setting_of(
         answer = config.backbone.max_answer_length or 0
         longest = config.backbone.max_length
         lengths = Lengths([longest], [answer], [longest + answer])
+    encoder_length = 0
+    if memory.retrieval is not None:
+        longest, limit = max(lengths.prompts), memory.retrieval.encoder_tokens
+        # Of a text that is cut for the backbone the encoder reads more.
+        encoder_length = limit if longest >= config.backbone.max_length else min(limit, longest)
+        room = memory.retrieval.room
+        lengths = Lengths([n + room for n in lengths.prompts], lengths.answers, [n + room for n in lengths.whole])
     batch = 0 if training.group_by_length else training.incremental.batch_size
     seen = config.evaluation.tasks == "seen"
     evaluated = [number * (len(tasks) - i if seen else len(tasks) + 1) for i, (_, _, number) in enumerate(counts)]
@@ -202,6 +211,8 @@ def setting_of(
         cache_bytes=int(importance.cache_gb * 1e9),
         family=config.backbone.family,
         answers=None if classifies else _answers(config, evaluated, lengths, batch),
+        encoded=sum(own + tested for _, own, tested in counts) if memory.retrieval else 0,
+        encoder_length=encoder_length,
     )
 
 
@@ -289,6 +300,10 @@ def _demands(config: Config, model: nn.Module, labels: int) -> tuple[Memory, Tra
             first, later = "listed" if method.first_task == "selected" else "all", "listed"
         elif isinstance(method, Frozen):
             later = "nothing"
+        elif isinstance(method, SLM):
+            assert isinstance(model, PreTrainedModel)
+            values["retrieval"] = retrieval_of(method, model, outlines(config.task_order, config.task))
+            first = later = "retrieved"
     if measured and all(names is not None for names in measured):
         values["measured"] = measured[0]
     return Memory(**values), first, later, measures

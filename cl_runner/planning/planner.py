@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from cl_runner.families.base import Output
 from cl_runner.families.freezing import frozen
 from cl_runner.planning import passes
 from cl_runner.planning.imitation import Cost, Device, Imitation, checkpointing, keeping_inputs
+from cl_runner.planning.retrieval import Retrieval, Retrieving
 from cl_runner.planning.setting import Setting, TaskNumbers, Trains
 from cl_runner.planning.speed import Speed
+from cl_runner.retrieval.encoder import AT_ONCE
 from cl_runner.sparse.layers import WHOLE_INPUT
 
 #: A CUDA context and its kernels, which torch's allocator does not count.
@@ -88,6 +91,7 @@ class Planner:
     def __init__(self, skeleton: Callable[[], PreTrainedModel], base_bytes: int):
         self.base_bytes = base_bytes
         self._imitation = functools.cache(lambda dtype, device: Imitation(skeleton(), dtype, device))
+        self._retrieving: dict[object, Retrieving] = {}
         self._priced: dict[object, list[Cost]] = {}
 
     # passes
@@ -100,6 +104,22 @@ class Planner:
 
     def _cost(self, s: Setting, key: object, work: Callable[[PreTrainedModel], object]) -> Cost:
         return self._costs(s, key, [lambda model, _: work(model)])[0]
+
+    @contextmanager
+    def _given(self, s: Setting, examples: int, **how: bool) -> Iterator[None]:
+        """Inside, so many texts have been given what they retrieve, if they retrieve anything."""
+        if s.memory.retrieval is None:
+            yield
+            return
+        with self._retrieval(s).batch(examples, **how):
+            yield
+
+    def _retrieval(self, s: Setting) -> Retrieving:
+        key = (s.dtype, s.device)
+        assert s.memory.retrieval is not None
+        if key not in self._retrieving:
+            self._retrieving[key] = Retrieving(self._imitation(*key), s.memory.retrieval)
+        return self._retrieving[key]
 
     def _train(self, s: Setting, stage: str, trains: Trains, later: bool) -> Cost:
         """One forward and backward pass of training, with the gradients it leaves.
@@ -136,6 +156,11 @@ class Planner:
                 with keeping_inputs(model, layers, room=False):
                     run(model)
                 return
+            if trains == "retrieved":
+                model.requires_grad_(False)
+                with self._given(s, examples, learns=True, later=later, accumulates=accumulates):
+                    run(model)
+                return
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in (s.memory.listed if trains == "listed" else trainable))
             learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -161,6 +186,11 @@ class Planner:
                     handle.remove()
 
         key = ("train", trains, examples, accumulates, s.gradient_checkpointing, teacher)
+        if trains == "retrieved":
+            retrieval = self._retrieval(s)
+            found = self._cost(s, (*key, later), work)
+            retrieval.forget()
+            return found
         return self._cost(s, (*key, tuple(columns.items())), work)
 
     def _columns(self, s: Setting) -> dict[str, int | None]:
@@ -237,21 +267,54 @@ class Planner:
 
             return work
 
-        return {
-            way: self._costs(s, (way, s.evaluation_batch), [without_gradient(stage) for stage in stages])
-            for way, stages in passes.answers(s).items()
-        }
+        found = {}
+        for way, stages in passes.answers(s).items():
+            works = [without_gradient(stage) for stage in stages]
+            with ExitStack() as stack:  # what a batch retrieves serves all its stages
+                works[0] = self._giving(s, works[0], stack)
+                found[way] = self._costs(s, (way, s.evaluation_batch), works)
+        return found
 
-    def _forward_flops(self, s: Setting) -> float:
-        """FLOPs of the model's products in a forward pass, per token of examples of the mean length."""
-        mean = s.at_mean()
+    def _giving(self, s: Setting, stage: passes.Stage, stack: ExitStack) -> passes.Stage:
+        """A stage of evaluation that begins with what its texts retrieve, which is there until `stack` ends."""
+        if s.memory.retrieval is None:
+            return stage
+        retrieval = self._retrieval(s)
+
+        def work(model: PreTrainedModel, given: Any) -> Any:
+            stack.enter_context(retrieval.batch(s.evaluation_batch, learns=False, later=True))
+            return stage(model, given)
+
+        return work
+
+    def _encode(self, s: Setting, r: Retrieval) -> Cost:
+        """A pass of the sentence encoder over its longest texts."""
 
         def work(model: PreTrainedModel) -> None:
             model.eval()
             with torch.no_grad():
+                ids = torch.zeros(min(AT_ONCE, s.encoded), s.encoder_length, dtype=torch.long)
+                model(input_ids=ids, attention_mask=torch.zeros_like(ids))
+
+        key = ("encode", s.encoded, s.encoder_length, s.device)
+        if key not in self._priced:
+            self._priced[key] = [Imitation(r.encoder(), torch.float32, s.device).cost(work)]
+        return self._priced[key][0]
+
+    def _forward_flops(self, s: Setting, retrieves: bool = False) -> float:
+        """FLOPs of the model's products in a forward pass, per token of examples of the mean length."""
+        mean = s.at_mean()
+        if retrieves:
+            self._retrieval(s)
+
+        def work(model: PreTrainedModel) -> None:
+            model.eval()
+            with torch.no_grad(), ExitStack() as stack:
+                if retrieves:
+                    stack.enter_context(self._given(s, 1, learns=False, later=True))
                 self._output(model, mean, 1)
 
-        return self._cost(mean, "forward", work).flops / mean.max_whole
+        return self._cost(mean, ("forward", retrieves), work).flops / mean.max_whole
 
     def flops_per_token(self, s: Setting, task: TaskNumbers) -> float:
         """FLOPs of training for one token that is no padding, products and attention, as a share of a peak counts them.
@@ -261,7 +324,10 @@ class Planner:
         """
         if task.trains == "nothing":
             return 0.0
-        return (3 if task.trains == "all" else 2) * self._forward_flops(s)
+        forward = self._forward_flops(s)
+        if task.trains == "retrieved":  # of their own products both gradients are computed
+            return 2 * forward + 3 * (self._forward_flops(s, retrieves=True) - forward)
+        return (3 if task.trains == "all" else 2) * forward
 
     # sums
 
@@ -306,6 +372,9 @@ class Planner:
                 return round(s.memory.fraction * sum(s.memory.candidates.values()))
             case "listed":
                 return sum(s.memory.listed.values())
+            case "retrieved":
+                assert s.memory.retrieval is not None
+                return s.memory.retrieval.trained[task.name]
             case "nothing":
                 return 0
 
@@ -313,14 +382,25 @@ class Planner:
         """The phases of a run that take memory of their own, training by stage."""
         stages = dict.fromkeys(f"train {task.stage}" for task in s.tasks if task.trains != "nothing")
         importance = ["importance"] if any(task.measured for task in s.tasks) else []
-        return ["load", *importance, *stages, "evaluate"]
+        retrieval = ["queries", "keys"] if s.memory.retrieval is not None else []
+        return ["load", *importance, *retrieval, *stages, "evaluate"]
 
     def peak(self, s: Setting, phase: str) -> int:
         """Peak bytes of one of `phases`."""
         entries = self.parameters(s)
-        fixed = self.base_bytes + entries * s.dtype.itemsize * (2 if s.restart else 1)
+        copies = 2 if s.restart else 1
+        fixed = self.base_bytes + entries * s.dtype.itemsize * copies
+        r = s.memory.retrieval
+        if r is not None:
+            fixed += 4 * r.stored * copies
         if phase == "load":
-            return fixed
+            return fixed + (0 if r is None else 4 * r.stored)  # tasks' values, before they lie in one tensor
+        if r is not None:
+            fixed += 4 * (r.encoder_entries + (s.encoded * r.query if s.device == "cpu" else 0))
+            if phase == "queries":
+                return fixed + _held_by_pass(self._encode(s, r), s.device)
+            if phase == "keys":
+                return fixed
         fixed += s.memory.weight_bytes * entries
         if phase.startswith("train "):
             tasks = [(n, t) for n, t in enumerate(s.tasks) if phase == f"train {t.stage}" and t.trains != "nothing"]
@@ -357,7 +437,7 @@ class Planner:
 
     def _training(self, s: Setting, task: TaskNumbers, later: bool) -> int:
         """What training a task adds to the weights and to what the methods hold for good."""
-        sizes, item = self._sizes(s), s.dtype.itemsize
+        sizes, item = self._sizes(s), 4 if task.trains == "retrieved" else s.dtype.itemsize
         trained = self.trained(s, task)
         held = item * trained  # their values before the task
         held += 8 * trained  # AdamW's moments, fp32
@@ -369,7 +449,8 @@ class Planner:
             largest = trained
         else:
             held += 4 * trained if item < 4 else 0  # fp32 copies
-            largest = max((s.memory.listed if task.trains == "listed" else sizes).values())
+            tensors = {"listed": s.memory.listed, "retrieved": {task.name: trained}}.get(task.trains, sizes)
+            largest = max(tensors.values())
         penalty = 4 * (trained + 3 * largest) if later and s.memory.entry_bytes else 0
         return held + max(step, penalty, self._state(s, task, later))
 
@@ -390,15 +471,20 @@ class Planner:
             trained = self.trained(s, task)
             # A sparse snapshot holds a position (mostly a 16-bit gap) and old and new value in one word.
             change = trained * (2 + item) if task.trains == "selected" else trained * item
+            if s.memory.retrieval is not None:
+                change = 4 * (trained + s.memory.retrieval.keys)
             whole = task.trains in ("all", "listed")
             if s.snapshots == "all" or (s.snapshots == "sparse" and not (whole and number)):
                 kept += change
             else:
                 hidden = max(hidden, change)
             state = max(state, self._state(s, task, number > 0))
+        r = s.memory.retrieval
+        queries = {} if r is None else {"cached queries": 4 * r.query * s.encoded if s.cache_bytes else 0}
         return {
             "snapshots": kept,
             "cached importance": self._cached(s),
+            **queries,
             "predictions": round(s.evaluated * (PREDICTION_BYTES + TOKEN_BYTES * said)),
             "state while running": 2 * state + hidden,  # the state before goes when the next one is complete
         }
@@ -420,6 +506,10 @@ class Planner:
             "evaluate": s.evaluated,
         }
         length = {"evaluate": s.mean_length + (0.0 if s.answers is None else s.answers.mean_generated)}
+        r = s.memory.retrieval
+        if r is not None:
+            examples |= {"queries": s.encoded, "keys": r.key_epochs * sum(task.examples for task in s.tasks)}
+            length |= {"queries": min(s.mean_length, s.encoder_length), "keys": 0.0}  # of vectors
         return {phase: (number, number * length.get(phase, s.mean_whole)) for phase, number in examples.items()}
 
     @staticmethod
@@ -456,6 +546,12 @@ class Planner:
                     single = self._importance(dataclasses.replace(s, importance_batch=1))
                     found["importance"] += s.passes * speed.seconds(single, share) * task.measured
         found["evaluate"] = self._evaluation_seconds(s, speed)
+        r = s.memory.retrieval
+        if r is not None:
+            share = min(1.0, s.mean_length / s.encoder_length)
+            found["queries"] = speed.seconds(self._encode(s, r), share) * s.encoded / min(AT_ONCE, s.encoded)
+            steps = sum(r.key_epochs * -(-task.examples // r.key_batch_size) for task in s.tasks)
+            found["keys"] = speed.seconds(r.key_step) * steps
         return found
 
     def _evaluation_seconds(self, s: Setting, speed: Speed) -> float:

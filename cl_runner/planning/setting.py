@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 
 from cl_runner.planning.imitation import Device
+from cl_runner.planning.retrieval import Retrieval
 
-#: All weights; selected entries; some tensors as a whole; none.
-Trains = Literal["all", "selected", "listed", "nothing"]
+#: All weights; selected entries; some tensors as a whole; values that texts retrieve; none.
+Trains = Literal["all", "selected", "listed", "retrieved", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Memory:
     weight_bytes: int = 0  # held per weight from the first task on
     example_bytes: int = 0  # held per training example while a task after the first trains
     teacher: Literal["logits", "probabilities"] | None = None  # outputs of the old weights, computed for every batch
+    retrieval: Retrieval | None = None  # of what trains "retrieved"
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Setting:
     cache_bytes: int  # room for importance that runs share
     family: Literal["classifier", "causal", "seq2seq", "image_text"] = "classifier"
     answers: Answers | None = None  # of language models
+    encoded: int = 0  # texts whose vectors retrieval asks for
+    encoder_length: int = 0  # tokens of the longest of them, as its encoder reads it
 
     @property
     def per_example(self) -> bool:

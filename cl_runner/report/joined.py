@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cl_runner.matrix import START, Floats
+from cl_runner.matrix import START, Floats, learned_so_far
 from cl_runner.report import plots
 from cl_runner.report.ability import CHANGE, DRAWN, OWN, describe, unit_of
+from cl_runner.report.drawing import short
 from cl_runner.report.folder import Run
 from cl_runner.report.html import document, picture, section, table, write
 from cl_runner.report.tables import (
@@ -63,10 +64,15 @@ def _pictures(order: str, groups: Sequence[Group], folder: Path) -> list[str]:
     measure = measures.pop() if len(measures) == 1 else "score"
     if len(tasks) > 1 and alike:
         curves = {label: np.stack([run.rows[1:, 0] for run in group.runs]) for label, group in labels.items()}
-        plots.first_task_lines(tasks, curves, folder / f"first_task_{name}.png", measure)
+        what = f"{measure} on {short(tasks[0])}"
+        plots.lines_over_tasks(tasks, curves, folder / f"first_task_{name}.png", what)
         parts.append(picture(folder / f"first_task_{name}.png", f"{measure} of the first task on {order}"))
+        seen = {label: np.stack([learned_so_far(run.rows) for run in group.runs]) for label, group in labels.items()}
+        plots.lines_over_tasks(tasks, seen, folder / f"learned_so_far_{name}.png", "mean score on tasks so far")
+        parts.append(picture(folder / f"learned_so_far_{name}.png", f"mean score on the tasks learned so far, {order}"))
     note = (
-        f"{metric} = {definition_of(metric)}. Below, the {measure} on the first task's test set after each task. "
+        f"{metric} = {definition_of(metric)}. Below, the {measure} on the first task's test set after each task, "
+        "and the mean over the tasks learned so far (figure 9 of the SLM paper). "
         + " ".join(f"{mark}." for mark in protocol_notes(groups, protocol_signs(groups)))
     )
     sections = [section(f"Order {order}", note.rstrip(), *parts)]

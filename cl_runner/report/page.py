@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from cl_runner.matrix import START, forgetting_matrix, formula_of
+from cl_runner.matrix import START, forgetting_matrix, formula_of, learned_so_far
 from cl_runner.report import plots
 from cl_runner.report.ability import DRAWN, change_formula, change_text, changes, describe, own, signed
 from cl_runner.report.atlas import atlas_sections
 from cl_runner.report.costs import COSTS, bytes_text, cost_text, costs
+from cl_runner.report.drawing import short
 from cl_runner.report.folder import Run, read_run
 from cl_runner.report.html import document, folded, picture, section, table, write
 from cl_runner.report.retrieval import retrieval_sections
@@ -162,7 +163,8 @@ def _matrices(run: Run) -> list[str]:
     if run.done:
         curve, bounds = run.rows[1:, 0], run.first_task_interval
         metric = run.scored_by[run.tasks[0]]
-        plots.first_task_lines(run.tasks, {run.method: curve[None]}, drawn / "first_task.png", metric, bounds)
+        label = f"{metric} on {short(run.tasks[0])}"
+        plots.lines_over_tasks(run.tasks, {run.method: curve[None]}, drawn / "first_task.png", label, bounds)
         band = "" if bounds is None else " The band is the 95 % bootstrap interval over its test items."
         sections.append(
             section(
@@ -170,6 +172,16 @@ def _matrices(run: Run) -> list[str]:
                 f"{'Accuracy' if metric == 'accuracy' else f'The metric {metric}'} on the test set of {run.tasks[0]} "
                 f"after each task (figure 3 of the PE paper).{band}",
                 picture(drawn / "first_task.png", f"{metric} of the first task after each task"),
+            )
+        )
+    if run.done > 1:
+        seen = {run.method: learned_so_far(run.rows)[None]}
+        plots.lines_over_tasks(run.tasks, seen, drawn / "learned_so_far.png", f"{run.measure} on tasks so far")
+        sections.append(
+            section(
+                "All tasks learned so far",
+                f"Mean {run.measure} over the tasks learned, after each task (figure 9 of the SLM paper).",
+                picture(drawn / "learned_so_far.png", f"mean {run.measure} on the tasks learned so far"),
             )
         )
     return sections

@@ -84,19 +84,19 @@ def forgetting_heat_map(tasks: Sequence[str], forgetting: Floats, path: Path) ->
         save(figure, path)
 
 
-def first_task_lines(
+def lines_over_tasks(
     tasks: Sequence[str],
     curves: Mapping[str, Floats],
     path: Path,
-    measure: str,
+    what: str,
     interval: Floats | None = None,
 ) -> None:
-    """The score on the first task's test set after each task (PE, figure 3), a line per method.
+    """A score after each task, a line per method: of the first task (PE, figure 3), of all so far (SLM, figure 9).
 
     Args:
         tasks: [T] names, the x axis.
         curves: label -> [n seeds, t] percent, t <= T; the line is the mean, the band one sample deviation around it.
-        measure: what the scores are, such as accuracy.
+        what: the scores are, such as accuracy on kettles; they are percent.
         interval: [t, 2] bounds in percent around the only line of a single run.
     """
     with rc_context(STYLE):
@@ -106,7 +106,7 @@ def first_task_lines(
             axes.fill_between(range(len(interval)), *interval.T, color=COLOURS[0], alpha=0.15, linewidth=0)
         _name_steps(axes, tasks)
         axes.set_xlabel("after task")
-        axes.set_ylabel(f"{measure} on {short(tasks[0])}, %")
+        axes.set_ylabel(f"{what}, %")
         if len(curves) > 1 and max(map(len, curves)) <= 24:
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
         elif len(curves) > 1:

@@ -64,21 +64,25 @@ class Queries:
         return torch.stack([self._sets[number][row] for number, row in map(self._places.__getitem__, texts)])
 
     def remember(self, texts: Sequence[str]) -> None:
-        """Encode those of a set of texts that are not known, all at once."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._places]
-        if not new:
+        """Encode a set of texts at once, unless all of them are known; those that are known keep their vectors.
+
+        In which company a text is encoded enters the last bits: so it is always its whole set.
+        """
+        whole = list(dict.fromkeys(texts))
+        if all(text in self._places for text in whole):
             return
-        path = self._cache / f"{self._key(new)}.safetensors" if self._cache and len(new) > AT_ONCE else None
+        path = self._cache / f"{self._key(whole)}.safetensors" if self._cache and len(whole) > AT_ONCE else None
         if path is not None and path.is_file():
             vectors = load_file(path)["queries"]
         else:
-            vectors = self._encode(new)
+            vectors = self._encode(whole)
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary = path.with_suffix(f".{os.getpid()}.tmp")  # runs beside this one may write the same
                 save_file({"queries": vectors}, temporary)
                 os.replace(temporary, path)
-        self._places |= {text: (len(self._sets), row) for row, text in enumerate(new)}
+        for row, text in enumerate(whole):
+            self._places.setdefault(text, (len(self._sets), row))
         self._sets.append(vectors)
 
     def encode_again(self, text: str) -> None:
