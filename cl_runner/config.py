@@ -170,8 +170,7 @@ class Training(Schema):
     weight_decay: NonNegative
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     schedule: Literal["linear", "constant"]  # after the warm-up
-    warmup: Share  # of a task's steps
-    warmup_steps: Count | None  # the same as a number of steps, whatever the task's length; null = as `warmup` says
+    warmup: Share | Annotated[int, Field(ge=2)]  # of a task's steps; from 2 on a number of steps, whatever its length
     clip: Positive | None  # norm of the gradient of what is trained; null = no clipping
     max_steps: Count | None  # optimizer steps of a task at most; null = as the epochs say
     group_by_length: bool  # batches of texts of similar length: less padding, but another order of the examples

@@ -37,9 +37,9 @@ def number_of_steps(examples: int, stage: Stage, max_steps: int | None) -> int:
     return steps if max_steps is None else min(steps, max_steps)
 
 
-def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float, warmup_steps: int | None = None) -> float:
-    """Share of the peak learning rate at `step` (0-based) of `steps`, of which some, or a share, rise to it."""
-    rising = warmup * steps if warmup_steps is None else min(warmup_steps, steps)
+def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float) -> float:
+    """Share of the peak learning rate at `step` (0-based) of `steps`; `warmup` is their share or number that rises."""
+    rising = warmup * steps if warmup <= 1 else min(warmup, steps)
     if step < rising:
         return (step + 1) / (rising + 1)
     return (steps - step) / max(1.0, steps - rising) if schedule == "linear" else 1.0
@@ -160,7 +160,7 @@ def train_task(
                 f"{what} is not finite at step {step + 1} of task {task.name}; "
                 f"lower the learning rate (now at most {peak:g})"
             )
-        rate = peak * learning_rate_factor(step, steps, training.schedule, training.warmup, training.warmup_steps)
+        rate = peak * learning_rate_factor(step, steps, training.schedule, training.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()

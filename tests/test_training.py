@@ -75,3 +75,13 @@ def test_full_precision_weights_are_their_own_masters() -> None:
     layer = nn.Linear(2, 2)
     masters = Masters(dict(layer.named_parameters()))
     assert masters.parameters["weight"] is layer.weight
+
+
+def test_warmup_as_a_share_and_as_a_number_of_steps(tmp_path: Path) -> None:
+    from cl_runner.train import learning_rate_factor
+
+    share = [learning_rate_factor(step, 10, "linear", 0.4) for step in range(10)]
+    assert share == [learning_rate_factor(step, 10, "linear", 4) for step in range(10)]
+    assert share[:4] == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5]) and share[4] == 1.0
+    assert learning_rate_factor(9, 10, "linear", 100) == pytest.approx(10 / 11)  # a task shorter than its warm-up
+    assert tiny_config(tmp_path, "training.warmup=100").training.warmup == 100
