@@ -44,7 +44,7 @@ def rebuild(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     transformers.utils.logging.disable_progress_bar()
     model, tokenizer = FAMILIES[config.backbone.family](config.backbone, labels).build(config.seed)
     tasks = outlines(config.task_order, config.task)
-    built = build_method(config.method).build(model, tasks, config.seed)
+    built = build_method(config.method).build(model, tasks, config.seed, config.task_order.restart)
     assert isinstance(built, PreTrainedModel)
     return built, tokenizer
 

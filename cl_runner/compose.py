@@ -32,6 +32,7 @@ from cl_runner.config import (
     Config,
     PartSpec,
     check_chain,
+    check_order,
     check_probes,
     check_scoring,
     config_hash,
@@ -316,6 +317,7 @@ def check(resolved: dict[str, Any]) -> Config:
         raise _explain(error, resolved) from None
     check_chain(config.method, config.backbone.family)
     _check_parts("method", {name: method_spec(name) for name in config.method}, resolved)
+    check_order(config)
     check_scoring(config)
     check_probes(config.probe, config.backbone.family)
     _check_parts("probe", {name: probe_spec(name) for name in config.probe}, resolved)

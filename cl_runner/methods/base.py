@@ -34,6 +34,7 @@ class Method:
     families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq", "image_text")  # checked before loading
     last: ClassVar[bool] = False  # selects what trains: must end a chain
     not_with: ClassVar[tuple[str, ...]] = ()  # nodes of methods that have nothing to do beside this one
+    joint: ClassVar[bool] = True  # whether a task may be trained on all data so far (task_order=joint)
     node: str  # where its options stand in the configuration: method.<node>
 
     def __init_subclass__(cls) -> None:
@@ -42,14 +43,18 @@ class Method:
             "families",
             "last",
             "not_with",
+            "joint",
         }
         assert not hidden, f"{cls.__name__}: fields {sorted(hidden)} hide the hooks of the same name"
 
     # structure
-    def build(self, model: nn.Module, tasks: Sequence[Task], seed: int) -> nn.Module:
+    def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
         """Once, before anything is trained: add adapters, prompts, heads for all tasks.
 
-        The same model, tasks (of which names and labels count, not examples) and seed give the same bits.
+        The same arguments (of tasks their names and labels count, not examples) give the same bits.
+
+        Args:
+            restart: every task starts from the pretrained weights.
         """
         return model
 
@@ -149,9 +154,9 @@ class Chain(Method):
         self.methods = dict(methods)
         self._selecting_first = sorted(self.methods.values(), key=lambda method: not method.last)
 
-    def build(self, model: nn.Module, tasks: Sequence[Task], seed: int) -> nn.Module:
+    def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
         for method in self.methods.values():
-            model = method.build(model, tasks, seed)
+            model = method.build(model, tasks, seed, restart)
         return model
 
     def check(self, skeleton: nn.Module, longest: int) -> None:

@@ -24,12 +24,10 @@ from cl_runner.retrieval.increments import Increments
 from cl_runner.retrieval.keys import new_keys, retrieve, similarities, train_keys
 from cl_runner.retrieval.measures import accuracies, measure_time, write_keys
 from cl_runner.retrieval.prompts import GatedPrefixes, Prompts, attention_layers
-from cl_runner.retrieval.targets import find_targets
+from cl_runner.retrieval.targets import all_projections, find_targets
 
 if TYPE_CHECKING:
     from cl_runner.learner import Learner
-
-KINDS = ("query", "key", "value", "attention_output")
 
 
 @dataclass
@@ -68,6 +66,7 @@ class SLM(Method):
     families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq")
     last: ClassVar[bool] = True
     not_with: ClassVar[tuple[str, ...]] = ("ewc", "lwf", "seq_ft", "frozen")
+    joint: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.new_keys: dict[str, Tensor] = {}  # of the task under way, by parameter
@@ -97,6 +96,11 @@ class SLM(Method):
             )
         assert isinstance(skeleton, PreTrainedModel)
         self.make_values(skeleton)
+        if self.value != "jare" and self.aggregate == "per_group":
+            raise ValueError(
+                f"method.slm.value={self.value} puts all that is retrieved side by side, without weights, and votes of "
+                "groups retrieve up to groups x top_k slots. Type: method.slm.aggregate=mean_sim"
+            )
         positions = getattr(skeleton.config, "max_position_embeddings", None)
         before = self.top_k * self.prompt_length if self.value == "prompt" else 0
         if positions is not None and before + longest > positions:
@@ -106,10 +110,10 @@ class SLM(Method):
                 f"Type: backbone.max_length=N, with N smaller by {before + longest - positions}"
             )
 
-    def build(self, model: nn.Module, tasks: Sequence[Task], seed: int) -> nn.Module:
+    def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
         assert isinstance(model, PreTrainedModel)
-        # Which parameter holds a task; names of modules have no full stop.
-        self.names = [f"{task.index:02d}_{task.name}".replace(".", "_") for task in tasks]
+        # Which parameter holds a task. Its own name could mean something else: a full stop, or `norm` to weight decay.
+        self.names = [f"{task.index:02d}" for task in tasks]
         generator = torch.Generator().manual_seed(seed)
         width = check_encoder(self.encoder) // self.groups
         keys = torch.cat([new_keys(self.groups, self.slots, width, generator) for _ in tasks], 1)
@@ -120,7 +124,7 @@ class SLM(Method):
             name, linear = find_head(model)
             place = {str(label): int(row) for row, label in (model.config.id2label or {}).items()}
             labels = [[place[label] for label in task.labels] for task in tasks]
-            self.heads = Heads(linear, labels, self.names, self.head)
+            self.heads = Heads(linear, labels, self.names, self.head, restart)
             model.set_submodule(name, self.heads)
         self.values.attach(model)
         self.bank = Bank(self.names, keys, rows)
@@ -138,7 +142,7 @@ class SLM(Method):
         if self.value == "prompt":
             pad = model.config.pad_token_id
             return Prompts(model, self.prompt_length, 0 if pad is None else pad, first=int(_classifies(model)))
-        layers = attention_layers(find_targets(model, KINDS, self.cross_attention))
+        layers = attention_layers(all_projections(model, self.cross_attention))
         config: Any = model.config
         heads = config.num_attention_heads
         return GatedPrefixes(layers, heads, self.prompt_length, scaled=config.model_type not in ("t5", "mt5"))
@@ -173,14 +177,16 @@ class SLM(Method):
         )
 
     def _remember(self, learner: Learner, task: Task) -> None:
-        """Queries of the task's texts and, once, of all that will be asked: each set at once, or from disk."""
-        with learner.clock.phase("queries"):
-            if self.queries is None:
-                cache = learner.cache / "queries" if learner.cache else None
-                self.queries = Queries(self.encoder, learner.device, cache, learner.progress)
+        """Queries of the task's texts and, once, of all that tests will ask: each set at once, or from disk."""
+        if self.queries is None:
+            cache = learner.cache / "queries" if learner.cache else None
+            self.queries = Queries(self.encoder, learner.device, cache, learner.progress)
+            task_index, learner.clock.current = learner.clock.current, -1  # what tests cost is no task's time
+            with learner.clock.phase("queries"):
                 for one in learner.tasks:
-                    for split in (one.test, one.validation):
-                        self.queries.remember([example.prompt for example in split])
+                    self.queries.remember([example.prompt for example in learner.scored_on(one)])
+            learner.clock.current = task_index
+        with learner.clock.phase("queries"):
             wanted = {example.prompt for example in task.train}
             for one in learner.tasks if self.pool == "all" else learner.tasks[: task.index + 1]:
                 texts = [example.prompt for example in one.train]
@@ -198,8 +204,10 @@ class SLM(Method):
             learner.written[name] = parameters[name].detach().clone()
             parameters[name].copy_(keys)
         self.bank.values[self.names[task.index]].requires_grad_(True)
-        for own in self.heads.trained_by(task.index) if self.heads else []:
-            own.requires_grad_(True)
+        if self.heads is not None:
+            self.heads.latest = task.index
+            for own in self.heads.trained_by(task.index):
+                own.requires_grad_(True)
         self.bank.renew()
         self.training = task.index
 
@@ -222,8 +230,6 @@ class SLM(Method):
     def for_texts(self, learner: Learner, texts: Sequence[str]) -> Batch:
         found = {"true_task": torch.full((len(texts),), -1)}
         if self._visible(learner)[1]:
-            if self.queries is None:
-                self._remember(learner, learner.tasks[0])
             assert self.queries is not None
             found["query"] = self.queries(texts)
         return {name: tensor.to(learner.device) for name, tensor in found.items()}
@@ -268,11 +274,17 @@ class SLM(Method):
 
     # afterwards
     def describe(self, learner: Learner, task: Task, folder: Path) -> dict[str, Any]:
-        """Retrieval accuracy (eq. 13) on every test set learned so far; at the end how long retrieval takes."""
+        """Retrieval accuracy (eq. 13) of the texts of all tasks so far; at the end how long retrieval takes.
+
+        There is no such accuracy where the task is given, or where it is the only one.
+        """
         assert self.queries is not None
         first, end = self._visible(learner)
-        keys = self.bank.all_keys(first, end).cpu()
-        found = accuracies(self.queries, keys, learner.tasks[first : task.index + 1], self.top_k, self.slots, first)
+        found = {}
+        if not self.task_identity and not learner.restart:
+            keys = self.bank.all_keys(first, end).cpu()
+            texts = {one.name: learner.scored_on(one) for one in learner.tasks[first : task.index + 1]}
+            found = accuracies(self.queries, keys, texts, self.top_k, self.slots)
         described: dict[str, Any] = {"retrieval_accuracy": found}
         if found:
             described["metrics"] = {"retrieval_accuracy/slm": sum(found.values()) / len(found)}

@@ -30,17 +30,17 @@ def retrieval_sections(run: Run) -> list[str]:
 
 def _accuracy(run: Run) -> list[str]:
     """Retrieval accuracy of every task learned, a row after each task."""
-    measured = [(str(task["name"]), found) for task, found in zip(run.details, run.retrieval, strict=True) if found]
+    found = [noted.get("retrieval_accuracy") for noted in run.retrieval]
+    measured = [(str(task["name"]), percent) for task, percent in zip(run.details, found, strict=True) if percent]
     if not measured:
         return []
     cells = []
-    for after, found in measured:
-        percent = found["retrieval_accuracy"]
+    for after, percent in measured:
         values = [f"{percent[task]:.1f}" if task in percent else "" for task in run.tasks]
         cells.append([after, *values, f"{np.mean(list(percent.values())):.1f}" if percent else ""])
     note = (
-        "Percent of each task's test texts of which more than half of the keys that the groups retrieve are their own "
-        "task's, among the keys of all tasks so far (SLM, eq. 13 and table 12)."
+        "Percent of the texts that each task is scored on, of which more than half of the keys that the groups "
+        "retrieve are their own task's, among the keys of all tasks so far (SLM, eq. 13 and table 12)."
     )
     return [section("Retrieval: accuracy", note, table(["after", *run.tasks, "mean"], cells))]
 

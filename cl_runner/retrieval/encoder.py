@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig
 
 from cl_runner.config import Encoder
 from cl_runner.families.loading import locate, readable
+from cl_runner.sparse.bits import weights_hash
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -39,7 +42,14 @@ def check_encoder(options: Encoder) -> int:
             "method slm encodes texts with sentence-transformers. Type: pip install 'cl-runner[retrieval]'"
         ) from None
     with readable(options, KEY):
-        return int(AutoConfig.from_pretrained(locate(options, KEY), revision=options.revision or "main").hidden_size)
+        configuration = AutoConfig.from_pretrained(locate(options, KEY), revision=options.revision or "main")
+    limit = getattr(configuration, "max_position_embeddings", None)
+    if limit is not None and options.max_length is not None and options.max_length > limit:
+        raise ValueError(
+            f"method.slm.encoder.max_length={options.max_length}: {options.checkpoint} reads {limit} tokens. "
+            "Type: method.slm.encoder.max_length=null"
+        )
+    return int(configuration.hidden_size)
 
 
 class Queries:
@@ -55,6 +65,8 @@ class Queries:
     ):
         self._options, self._device, self._cache, self._progress = options, device, cache, progress
         self._loaded: SentenceTransformer | None = None
+        self._hash: str | None = None
+        self._width = check_encoder(options)
         self._sets: list[Tensor] = []
         self._places: dict[str, tuple[int, int]] = {}  # of a text: which set, which row
 
@@ -72,9 +84,11 @@ class Queries:
         if all(text in self._places for text in whole):
             return
         path = self._cache / f"{self._key(whole)}.safetensors" if self._cache and len(whole) > AT_ONCE else None
+        vectors = None
         if path is not None and path.is_file():
-            vectors = load_file(path)["queries"]
-        else:
+            with contextlib.suppress(SafetensorError):  # one that is damaged is written anew
+                vectors = load_file(path)["queries"]
+        if vectors is None:
             vectors = self._encode(whole)
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +109,8 @@ class Queries:
 
         known = {
             "texts": list(texts),
-            "encoder": self._options.model_dump(),
+            "max_length": self._options.max_length,
+            "weights": self._weights(),
             "libraries": [transformers.__version__, sentence_transformers.__version__, torch.__version__],
             "device": f"{self._device.type}/{torch.get_num_threads()}",
         }
@@ -111,9 +126,8 @@ class Queries:
             self._progress("encode texts", start + len(chosen), len(order))
         return torch.stack([row for row in rows if row is not None])
 
-    @torch.no_grad()
-    def _vectors(self, texts: Sequence[str]) -> Tensor:
-        """Mean over tokens of the last hidden states, or whatever pooling the encoder was trained with."""
+    def _encoder(self) -> SentenceTransformer:
+        """The encoder, loaded once."""
         if self._loaded is None:
             from sentence_transformers import SentenceTransformer
 
@@ -122,5 +136,25 @@ class Queries:
                 self._loaded = SentenceTransformer(place, revision=self._options.revision, device=device)
             if self._options.max_length is not None:
                 self._loaded.max_seq_length = self._options.max_length
-        found = self._loaded.encode(list(texts), batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
+        return self._loaded
+
+    def _weights(self) -> str:
+        """Hash of the encoder's weights: a folder, or the newest of a hub, may hold others tomorrow."""
+        if self._hash is None:
+            self._hash = weights_hash(dict(self._encoder().named_parameters()))
+        return self._hash
+
+    @torch.no_grad()
+    def _vectors(self, texts: Sequence[str]) -> Tensor:
+        """Mean over tokens of the last hidden states, or whatever pooling the encoder was trained with; in fp32."""
+        with torch.autocast(self._device.type, enabled=False):
+            found = self._encoder().encode(
+                list(texts), batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False
+            )
+        if found.shape[1] != self._width:
+            raise ValueError(
+                f"{self._options.checkpoint} gives {found.shape[1]} numbers, but its configuration says {self._width}: "
+                "an encoder with a layer behind its pooling is not supported. Choose another: "
+                "method.slm.encoder.checkpoint=NAME"
+            )
         return found.float().cpu()

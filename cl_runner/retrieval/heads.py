@@ -34,12 +34,21 @@ class Heads(nn.Module):
         linear: the layer, from which rows begin.
         labels: of each task, as rows of the layer.
         names: of parameters, one per task.
+        restart: every task learns all of its labels, as none has learned before it.
     """
 
-    def __init__(self, linear: nn.Linear, labels: Sequence[Sequence[int]], names: Sequence[str], kind: Head):
+    def __init__(
+        self,
+        linear: nn.Linear,
+        labels: Sequence[Sequence[int]],
+        names: Sequence[str],
+        kind: Head,
+        restart: bool = False,
+    ):
         super().__init__()
         self.kind, self.labels, self.out_features = kind, [list(rows) for rows in labels], linear.out_features
         self.tasks: Tensor | None = None  # [B], the true task of each example
+        self.latest = 0  # the task that trains or was trained last
         self.owner: list[str | None] = []  # the parameter that a task trains
         self.head_of: list[str] = []  # the head that answers a task's examples, if they do not share one
         self.weight, self.bias = nn.ParameterDict(), nn.ParameterDict()
@@ -47,8 +56,9 @@ class Heads(nn.Module):
         taken: set[int] = set()
         by_count: dict[int, str] = {}
         for name, rows in zip(names, self.labels, strict=True):
-            own = [row for row in rows if row not in taken] if kind == "shared" else rows
-            head = by_count.setdefault(len(rows), name) if kind == "by_num_labels" else name
+            own = [row for row in rows if row not in taken] if kind == "shared" and not restart else rows
+            shares = kind == "by_num_labels" and not restart
+            head = by_count.setdefault(len(rows), name) if shares else name
             taken.update(rows)
             new = bool(own) and head not in self.rows
             if new:
@@ -64,14 +74,24 @@ class Heads(nn.Module):
         owner = self.owner[task]
         return [] if owner is None else [self.weight[owner], self.bias[owner]]
 
+    def _places(self) -> list[int]:
+        """Where each label's row stands among all heads' rows: the latest task's own, else the first."""
+        found: dict[int, int] = {}
+        place, latest = 0, self.owner[self.latest]
+        for head, rows in self.rows.items():
+            for row in rows:
+                if row not in found or head == latest:
+                    found[row] = place
+                place += 1
+        return [found[row] for row in range(self.out_features)]
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits [B, labels] of states [B, width]."""
         if self.kind == "shared":
             weight, bias = (torch.cat(list(part.values())) for part in (self.weight, self.bias))
-            order = torch.tensor([row for rows in self.rows.values() for row in rows], device=hidden.device)
-            logits = functional.linear(hidden, weight, bias)
-            return torch.empty_like(logits).index_copy(1, order, logits)
+            return functional.linear(hidden, weight, bias)[:, torch.tensor(self._places(), device=hidden.device)]
         assert self.tasks is not None and len(self.tasks) == len(hidden), "the true task of every example"
+        assert int(self.tasks.min()) >= 0, "an example of no task has no head"
         logits = hidden.new_full((len(hidden), self.out_features), -torch.inf)
         for task in self.tasks.unique().tolist():
             head = self.head_of[task]

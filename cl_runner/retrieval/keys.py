@@ -146,7 +146,8 @@ def retrieve(
     if weighting == "uniform":
         weights = (scores > 0).float() if aggregate == "per_group" else torch.ones_like(scores)
     elif weighting == "softmax":
-        weights = (scores / temperature).softmax(-1)
+        voted = scores if aggregate == "mean_sim" else scores.masked_fill(scores <= 0, -torch.inf)
+        weights = (voted / temperature).softmax(-1)
     else:
         weights = scores.clamp(min=0)
     return Retrieved(slots, weights / (weights.sum(-1, keepdim=True) + TINY))

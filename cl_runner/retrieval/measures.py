@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.retrieval.encoder import Queries
 from cl_runner.retrieval.keys import hits, similarities, unit_keys
@@ -27,22 +28,22 @@ TIMED = 8
 
 
 def accuracies(
-    queries: Queries, keys: Tensor, tasks: Sequence[Task], top_k: int, slots: int, first: int
+    queries: Queries, keys: Tensor, texts: Mapping[str, Sequence[Example]], top_k: int, slots: int
 ) -> dict[str, float]:
-    """Percent of each task's test texts of which more than half of what they retrieve is their own task's (eq. 13).
+    """Percent of each task's texts of which more than half of what they retrieve is their own task's (eq. 13).
 
     Args:
-        keys: [g, N, c], of which task t has the slots from (t - first) * slots on.
+        keys: [g, N, c], of which each task has `slots` in the order of `texts`.
+        texts: of each task, those that it is scored on.
     """
     found, units = {}, unit_keys(keys)
-    for task in tasks:
-        texts = [example.prompt for example in task.test or task.validation]
-        start = (task.index - first) * slots
+    for number, (task, examples) in enumerate(texts.items()):
+        asked = [example.prompt for example in examples]
         right = 0
-        for begin in range(0, len(texts), 1024):
-            cosines = similarities(queries(texts[begin : begin + 1024]), units)
-            right += int(hits(cosines, top_k, start, start + slots).sum())
-        found[task.name] = 100 * right / len(texts)
+        for begin in range(0, len(asked), 1024):
+            cosines = similarities(queries(asked[begin : begin + 1024]), units)
+            right += int(hits(cosines, top_k, number * slots, (number + 1) * slots).sum())
+        found[task] = 100 * right / len(asked)
     return found
 
 
@@ -63,7 +64,7 @@ def measure_time(learner: Learner, queries: Queries, tasks: Sequence[Task]) -> d
     learner.model.eval()
     found = {}
     for task in tasks:
-        examples, how = (task.test or task.validation)[: TIMED + 1], learner.answering(task)
+        examples, how = learner.scored_on(task)[: TIMED + 1], learner.answering(task)
         spent: list[tuple[float, float]] = []
         for place, example in enumerate(examples):
             batch = learner.collate(examples, [place], answers=False)

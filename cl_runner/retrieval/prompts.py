@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from cl_runner.families.base import Batch
 from cl_runner.retrieval.bank import Values
 from cl_runner.retrieval.keys import Retrieved
-from cl_runner.retrieval.targets import Target
+from cl_runner.retrieval.targets import KINDS, Target
 from cl_runner.sparse.summary import module_of
 
 
@@ -168,7 +168,6 @@ def attention_layers(targets: Sequence[Target]) -> list[tuple[Target, Target, Ta
     Raises:
         ValueError: an attention lacks one of them.
     """
-    kinds = ("query", "key", "value", "attention_output")
     layers: dict[str, dict[str, Target]] = {}
     by_name = {target.name: target for target in targets}
     for target in targets:
@@ -178,7 +177,7 @@ def attention_layers(targets: Sequence[Target]) -> list[tuple[Target, Target, Ta
         while parent:
             parent = parent.rpartition(".")[0]
             inside = {module_of(f"{n}.weight"): t for n, t in by_name.items() if n.startswith(f"{parent}.")}
-            if set(kinds) <= set(inside):
+            if set(KINDS) <= set(inside):
                 layers[parent] = inside
                 break
     if not layers:

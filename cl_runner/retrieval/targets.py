@@ -21,32 +21,45 @@ class Target:
     width_out: int
 
 
-def find_targets(model: nn.Module, kinds: Sequence[str], cross_attention: bool) -> list[Target]:
-    """The projections of these kinds in every attention layer, in the model's order.
+#: Projections of an attention layer, as `module_of` calls them.
+KINDS = ("query", "key", "value", "attention_output")
+
+
+def all_projections(model: nn.Module, cross_attention: bool) -> list[Target]:
+    """Every projection of `KINDS` in the model's order.
 
     Args:
-        kinds: attention_output, query, key, value.
         cross_attention: whether a decoder's attention to its encoder counts as well.
-
-    Raises:
-        ValueError: a kind has no layer in this backbone.
     """
     never, found = frozen(model), []
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if weight is None or weight.dim() != 2 or isinstance(module, nn.Embedding) or f"{name}.weight" in never:
             continue
-        if module_of(f"{name}.weight") in kinds and (cross_attention or "EncDecAttention" not in name):
+        crosses = "EncDecAttention" in name or "encoder_attn" in name
+        if module_of(f"{name}.weight") in KINDS and (cross_attention or not crosses):
             rows, columns = weight.shape
             sizes = (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
             found.append(Target(name, module, *sizes))
-    present = {module_of(f"{target.name}.weight") for target in found}
+    return found
+
+
+def find_targets(model: nn.Module, kinds: Sequence[str], cross_attention: bool) -> list[Target]:
+    """The projections of these kinds.
+
+    Args:
+        kinds: some of `KINDS`.
+
+    Raises:
+        ValueError: a kind has no layer in this backbone.
+    """
+    projections = all_projections(model, cross_attention)
+    present = [kind for kind in KINDS if any(module_of(f"{t.name}.weight") == kind for t in projections)]
     for kind in kinds:
         if kind not in present:
-            known = sorted({module_of(f"{name}.weight") for name, _ in model.named_modules()})
-            has = ", ".join(k for k in known if k in ("attention_output", "query", "key", "value")) or "none of them"
             raise ValueError(
-                f"method.slm.targets: this backbone has no layers that are {kind} projections; it has {has}. "
-                f"Type: method.slm.targets=[{has.partition(',')[0] if present else 'attention_output'}]"
+                f"method.slm.targets: this backbone has no layers that are {kind} projections; it has "
+                f"{', '.join(present) or 'none that are known'}. "
+                f"Type: method.slm.targets=[{present[-1] if present else kind}]"
             )
-    return found
+    return [target for target in projections if module_of(f"{target.name}.weight") in kinds]
