@@ -528,3 +528,12 @@ def test_find_targets_of_t5_with_and_without_cross_attention(tmp_path: Path) -> 
     crossed = [t.name for t in find_targets(learner.model, ["attention_output"], True)]
     assert len(plain) == 4 and all("SelfAttention.o" in name for name in plain)
     assert len(crossed) == 6
+
+
+def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cl_runner.retrieval import encoder
+
+    monkeypatch.setattr(encoder.importlib.util, "find_spec", lambda name: None)
+    chosen = tiny_config(tmp_path, "method=slm", *tiny_encoder(), "method.slm.encoder.max_length=33").method["slm"]
+    with pytest.raises(ValueError, match=r"Type: pip install 'cl-runner\[retrieval\]'"):
+        encoder.check_encoder(encoder.Encoder.model_validate(chosen["encoder"]))

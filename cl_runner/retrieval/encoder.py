@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -29,18 +31,17 @@ AT_ONCE = 64
 KEY = "method.slm.encoder.checkpoint"
 
 
+@functools.cache
 def check_encoder(options: Encoder) -> int:
     """The width of the encoder's vectors, read from its configuration; no weights are loaded.
 
     Raises:
         ValueError: the library or the encoder is missing, with what to type.
     """
-    try:
-        import sentence_transformers  # noqa: F401  # whether it is there
-    except ImportError:
+    if importlib.util.find_spec("sentence_transformers") is None:
         raise ValueError(
             "method slm encodes texts with sentence-transformers. Type: pip install 'cl-runner[retrieval]'"
-        ) from None
+        )
     with readable(options, KEY):
         configuration = AutoConfig.from_pretrained(locate(options, KEY), revision=options.revision or "main")
     limit = getattr(configuration, "max_position_embeddings", None)
