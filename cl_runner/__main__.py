@@ -84,18 +84,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     # While a run is under way it handles both signals itself, and saves first.
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return _main(typed)
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on with what was begun.", file=sys.stderr)
         return 75
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Asked(KeyboardInterrupt):
+    """A signal. KeyboardInterrupt itself, raised while text is executed, as imports do, would become the exit status
+    of Python, whoever catches it."""
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise _Asked
 
 
 def _main(typed: list[str]) -> int:

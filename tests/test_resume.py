@@ -338,6 +338,17 @@ def test_a_damaged_state_is_found(
     assert f"the saved state of this run is damaged: {path}" in said and "rm -r" in said
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_inside_executed_text(number: signal.Signals, tmp_path: Path) -> None:
+    """As dataclasses and named tuples are made while modules are imported."""
+    (tmp_path / "stopped.py").write_text(
+        "import os, sys\nfrom cl_runner import __main__ as command\n"
+        f"command._main = lambda typed: exec('os.kill(os.getpid(), {int(number)})')\nsys.exit(command.main([]))\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "stopped"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 75 and "The same command goes on" in done.stderr
+
+
 def test_signals_before_the_run_begins() -> None:
     """While torch is still being imported."""
     process = subprocess.Popen(
