@@ -150,6 +150,7 @@ class GatedPrefixes(Values):
             queries = self._queries[number]
             if not self.prefixes or queries is None:
                 return None
+            self._queries[number] = None  # or it would keep a pass's states until the next one
             keys, values, gates = self.prefixes[number]
             split = self._heads(queries, keys.shape[-1])
             scores = split @ keys.transpose(-1, -2)
