@@ -43,8 +43,8 @@ FORMULAS: dict[str, str] = {
     "the average plasticity of SVC)",
     "first_task/after_first": "A[1,1]: the first task right after it was trained",
     "first_task/last": "A[T,1]: the first task after the last one",
-    "retrieval_accuracy/slm": "mean over tasks of the share of its test texts of which more than half of the keys that "
-    "the groups retrieve are the true task's, after the last task (SLM, ICLR 2024, eq. 13)",
+    "retrieval_accuracy/slm": "mean over tasks of the share of the texts it is scored on of which more than half of "
+    "the keys that the groups retrieve are the true task's, after the last task (SLM, ICLR 2024, eq. 13)",
 }
 
 

@@ -127,6 +127,12 @@ def numbers_of(*overrides: str) -> tuple[Setting, Retrieval]:
     return s, s.memory.retrieval
 
 
+def test_single_tasks_train_their_own_head_again() -> None:
+    _, r = numbers_of("method.slm.rank=5", "method.slm.slots=3", "task_order=[reviews,single_task]")
+    assert list(r.trained.values()) == [3 * 2 * 5 * (32 + 32) + 3 * (32 + 1)] * 3
+    assert not r.foreign
+
+
 def test_numbers_by_hand() -> None:
     s, r = numbers_of("method.slm.rank=5", "method.slm.slots=3", "method.slm.key_batch_size=7")
     width = 2 * 5 * (32 + 32)  # layers, rank, in and out
@@ -185,7 +191,7 @@ def test_an_encoder_that_is_not_here_is_assumed(capsys: pytest.CaptureFixture[st
     config = compose(arguments).config
     method: Any = build_method(config.method).methods["slm"]
     tasks = outlines(config.task_order, config.task)
-    assert retrieval_of(method, skeleton(config.backbone, 3), tasks).encoder_entries == 109_482_240
+    assert retrieval_of(method, skeleton(config.backbone, 3), tasks, False).encoder_entries == 109_482_240
 
 
 def test_llama_without_network(capsys: pytest.CaptureFixture[str]) -> None:

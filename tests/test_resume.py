@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,20 +170,31 @@ def language_model(root: Path) -> list[str]:
     return [o for o in command(root) if not o.startswith(("method=", "backbone="))] + list(LANGUAGE_MODEL)
 
 
-def test_death_of_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sampled answers, probes, old weights of LwF, grouped batches: all as if nothing had happened."""
-    assert run_command(language_model(tmp_path / "whole")) == 0
-    wanted = compose(language_model(tmp_path / "whole")).folder
-    for number in (7, 17):
+def dies_and_goes_on(
+    typed: Callable[[Path], list[str]],
+    numbers: Sequence[int],
+    also: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run that dies at each of these saves ends as one that does not, the file `also` included."""
+    assert run_command(typed(tmp_path / "whole")) == 0
+    wanted = compose(typed(tmp_path / "whole")).folder
+    for number in numbers:
         root = tmp_path / str(number)
         with monkeypatch.context() as patched:
             patched.setattr(checkpoint, "save", die_at_save(number, after_tensors=True))
             with pytest.raises(Death):
-                run_command(language_model(root))
-        assert run_command(language_model(root)) == 0
-        folder = compose(language_model(root)).folder
+                run_command(typed(root))
+        assert run_command(typed(root)) == 0
+        folder = compose(typed(root)).folder
         assert content(folder) == content(wanted)
-        assert (folder / "ability.csv").read_bytes() == (wanted / "ability.csv").read_bytes()
+        assert (folder / also).read_bytes() == (wanted / also).read_bytes()
+
+
+def test_death_of_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampled answers, probes, old weights of LwF, grouped batches: all as if nothing had happened."""
+    dies_and_goes_on(language_model, (7, 17), "ability.csv", tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("chosen", [("slm", "tiny_bert", "prefix"), ("slm_adapter", "tiny_llama", "all")])
@@ -196,18 +207,8 @@ def test_death_with_retrieval(chosen: tuple[str, str, str], tmp_path: Path, monk
     def typed(root: Path) -> list[str]:
         return [o for o in command(root) if not o.startswith(("method=", "backbone="))] + options
 
-    assert run_command(typed(tmp_path / "whole")) == 0
-    wanted = compose(typed(tmp_path / "whole")).folder
-    for number in (1, 7, 18) if backbone == "tiny_bert" else (15,):
-        root = tmp_path / str(number)
-        with monkeypatch.context() as patched:
-            patched.setattr(checkpoint, "save", die_at_save(number, after_tensors=True))
-            with pytest.raises(Death):
-                run_command(typed(root))
-        assert run_command(typed(root)) == 0
-        folder = compose(typed(root)).folder
-        assert content(folder) == content(wanted)
-        assert (folder / "keys.safetensors").read_bytes() == (wanted / "keys.safetensors").read_bytes()
+    numbers = (1, 7, 18) if backbone == "tiny_bert" else (15,)
+    dies_and_goes_on(typed, numbers, "keys.safetensors", tmp_path, monkeypatch)
 
 
 def start(root: Path, *more: str) -> subprocess.Popen[str]:

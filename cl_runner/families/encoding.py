@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
+from cl_runner.checkpoint import replace_tensors
 from cl_runner.config import Backbone
 
 #: Stands for a user's words in a chat template.
@@ -163,10 +163,7 @@ class Encoding:
             "ids": torch.tensor([i for row in rows for i in row], dtype=torch.int32),
             "lengths": torch.tensor([len(row) for row in rows], dtype=torch.int32),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        save_file(tensors, temporary)
-        os.replace(temporary, path)
+        replace_tensors(path, tensors)
 
     def _read(self, path: Path, prompts: Sequence[str], answers: Sequence[str]) -> None:
         tensors = load_file(path)

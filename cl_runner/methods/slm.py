@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from cl_runner.config import Count, Encoder, Positive, Whole
 from cl_runner.data.example import Example
-from cl_runner.data.task import Task
+from cl_runner.data.task import Task, label_union
 from cl_runner.families.base import Batch
 from cl_runner.methods.base import Method
 from cl_runner.retrieval.bank import Bank, Values
@@ -119,17 +119,21 @@ class SLM(Method):
         keys = torch.cat([new_keys(self.groups, self.slots, width, generator) for _ in tasks], 1)
         self.values = self.make_values(model)
         rows = torch.cat([self.values.initial(self.slots, generator) for _ in tasks])
-        self.heads: Heads | None = None
-        if _classifies(model):
-            name, linear = find_head(model)
-            place = {str(label): int(row) for row, label in (model.config.id2label or {}).items()}
-            labels = [[place[label] for label in task.labels] for task in tasks]
-            self.heads = Heads(linear, labels, self.names, self.head, restart)
-            model.set_submodule(name, self.heads)
+        self.heads = self.make_heads(model, tasks, restart)
+        if self.heads is not None:
+            model.set_submodule(find_head(model)[0], self.heads)
         self.values.attach(model)
         self.bank = Bank(self.names, keys, rows)
         model.add_module("slm", self.bank)
         return model
+
+    def make_heads(self, model: nn.Module, tasks: Sequence[Task], restart: bool) -> Heads | None:
+        """What answers in place of a classifier's last layer; None for language models."""
+        if not _classifies(model):
+            return None
+        place = {label: row for row, label in enumerate(label_union(tasks))}
+        labels = [[place[label] for label in task.labels] for task in tasks]
+        return Heads(find_head(model)[1], labels, [f"{task.index:02d}" for task in tasks], self.head, restart)
 
     def make_values(self, model: PreTrainedModel) -> Values:
         """What a slot's value is, for this architecture.
@@ -282,9 +286,8 @@ class SLM(Method):
         first, end = self._visible(learner)
         found = {}
         if not self.task_identity and not learner.restart:
-            keys = self.bank.all_keys(first, end).cpu()
             texts = {one.name: learner.scored_on(one) for one in learner.tasks[first : task.index + 1]}
-            found = accuracies(self.queries, keys, texts, self.top_k, self.slots)
+            found = accuracies(self.queries, self.bank.units(first, end).cpu(), texts, self.top_k, self.slots)
         described: dict[str, Any] = {"retrieval_accuracy": found}
         if found:
             described["metrics"] = {"retrieval_accuracy/slm": sum(found.values()) / len(found)}

@@ -302,7 +302,8 @@ def _demands(config: Config, model: nn.Module, labels: int) -> tuple[Memory, Tra
             later = "nothing"
         elif isinstance(method, SLM):
             assert isinstance(model, PreTrainedModel)
-            values["retrieval"] = retrieval_of(method, model, outlines(config.task_order, config.task))
+            order = config.task_order
+            values["retrieval"] = retrieval_of(method, model, outlines(order, config.task), order.restart)
             first = later = "retrieved"
     if measured and all(names is not None for names in measured):
         values["measured"] = measured[0]

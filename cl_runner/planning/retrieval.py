@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedModel
 
 from cl_runner.config import Encoder
-from cl_runner.data.task import Task, label_union
+from cl_runner.data.task import Task
 from cl_runner.families.loading import locate, readable
 from cl_runner.methods.slm import SLM
 from cl_runner.planning.imitation import Cost, Imitation, Ledger
 from cl_runner.retrieval.bank import Values
 from cl_runner.retrieval.encoder import KEY
-from cl_runner.retrieval.heads import Heads, find_head
 from cl_runner.retrieval.keys import Retrieved, new_keys, train_keys
-from cl_runner.retrieval.prompts import Prompts
+from cl_runner.retrieval.prompts import Prompts, reader_of
 
 #: Tokens of a text that most sentence encoders read, where theirs are not known.
 USUAL_TOKENS = 256
@@ -75,23 +74,20 @@ class Retrieval:
         return len(self.trained) * (self.slots * self.width + self.keys)
 
 
-def retrieval_of(method: SLM, model: PreTrainedModel, tasks: Sequence[Task]) -> Retrieval:
+def retrieval_of(method: SLM, model: PreTrainedModel, tasks: Sequence[Task], restart: bool) -> Retrieval:
     """The numbers of a method.
 
     Args:
         model: the architecture; only names and shapes are read.
         tasks: their names and labels count, not their examples.
+        restart: every task starts from the pretrained weights, and sees its own slots alone.
     """
     encoder, assumed = _encoder(method.encoder)
     query = int(encoder.config.hidden_size)
     values = method.make_values(model)
     nearest = method.top_k * (method.groups if method.aggregate == "per_group" else 1)
-    given = min(nearest, method.slots * (1 if method.task_identity else len(tasks)))
-    heads = None
-    if type(model).__name__.endswith("ForSequenceClassification"):
-        place = {label: row for row, label in enumerate(label_union(tasks))}
-        labels = [[place[label] for label in task.labels] for task in tasks]
-        heads = Heads(find_head(model)[1], labels, [f"{task.index:02d}" for task in tasks], method.head)
+    given = min(nearest, method.slots * (1 if method.task_identity or restart else len(tasks)))
+    heads = method.make_heads(model, tasks, restart)
     of_head = [sum(p.numel() for p in heads.trained_by(task.index)) if heads else 0 for task in tasks]
     positions = int(getattr(encoder.config, "max_position_embeddings", USUAL_TOKENS))
     return Retrieval(
@@ -99,7 +95,7 @@ def retrieval_of(method: SLM, model: PreTrainedModel, tasks: Sequence[Task]) -> 
         width=values.width,
         slots=method.slots,
         given=given,
-        foreign=method.pool != "current" and not method.task_identity,
+        foreign=method.pool != "current" and not method.task_identity and not restart,
         room=given * method.prompt_length if isinstance(values, Prompts) else 0,
         trained={task.name: method.slots * values.width + own for task, own in zip(tasks, of_head, strict=True)},
         keys=method.slots * query,
@@ -169,9 +165,7 @@ class Retrieving:
         self._others = imitation.empty(numbers.slots, numbers.width)
         self._prompts: Tensor | None = None
         if isinstance(self._values, Prompts):  # which looks at the content of ids, and there is none
-            model = imitation.model
-            reader: Any = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
-            reader.get_input_embeddings().register_forward_hook(self._put)
+            reader_of(imitation.model).get_input_embeddings().register_forward_hook(self._put)
         else:
             self._values.attach(imitation.model)
 

@@ -80,9 +80,9 @@ def _costs(run: Run) -> list[str]:
         for name, values in rows.items()
     ]
     note = (
-        "Encoding the queries (with the first task's those of all test texts, unless they were cached), training the "
-        "keys, and fine-tuning (table 13); what a task stores and its share of the model's bytes (table 15); median "
-        "time of one text's retrieval and answer after the last task, and retrieval's share of both (table 17)."
+        "Encoding the queries of its training texts (unless they were cached), training the keys, and fine-tuning "
+        "(table 13); what a task stores and its share of the model's bytes (table 15); median time of one text's "
+        "retrieval and answer after the last task, and retrieval's share of both (table 17)."
     )
     return [section("Retrieval: time and storage", note, table(["task", *columns], cells))]
 

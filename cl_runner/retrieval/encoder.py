@@ -7,7 +7,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 import transformers
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from cl_runner.checkpoint import replace_tensors
 from cl_runner.config import Encoder
 from cl_runner.families.loading import locate, readable
 from cl_runner.sparse.bits import weights_hash
@@ -92,10 +92,7 @@ class Queries:
         if vectors is None:
             vectors = self._encode(whole)
             if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_suffix(f".{os.getpid()}.tmp")  # runs beside this one may write the same
-                save_file({"queries": vectors}, temporary)
-                os.replace(temporary, path)
+                replace_tensors(path, {"queries": vectors})
         for row, text in enumerate(whole):
             self._places.setdefault(text, (len(self._sets), row))
         self._sets.append(vectors)

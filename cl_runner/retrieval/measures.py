@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +9,13 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from cl_runner.checkpoint import replace_tensors
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.retrieval.encoder import Queries
-from cl_runner.retrieval.keys import hits, similarities, unit_keys
+from cl_runner.retrieval.keys import hits, similarities
 
 if TYPE_CHECKING:
     from cl_runner.learner import Learner
@@ -28,15 +27,15 @@ TIMED = 8
 
 
 def accuracies(
-    queries: Queries, keys: Tensor, texts: Mapping[str, Sequence[Example]], top_k: int, slots: int
+    queries: Queries, units: Tensor, texts: Mapping[str, Sequence[Example]], top_k: int, slots: int
 ) -> dict[str, float]:
     """Percent of each task's texts of which more than half of what they retrieve is their own task's (eq. 13).
 
     Args:
-        keys: [g, N, c], of which each task has `slots` in the order of `texts`.
+        units: unit keys [g, N, c], of which each task has `slots` in the order of `texts`.
         texts: of each task, those that it is scored on.
     """
-    found, units = {}, unit_keys(keys)
+    found = {}
     for number, (task, examples) in enumerate(texts.items()):
         asked = [example.prompt for example in examples]
         right = 0
@@ -49,10 +48,7 @@ def accuracies(
 
 def write_keys(folder: Path, keys: Mapping[str, Tensor]) -> None:
     """keys.safetensors: [g, n, c] by task, for the report's pictures."""
-    path = folder / KEYS
-    temporary = path.with_suffix(".tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in keys.items()}, temporary)
-    os.replace(temporary, path)
+    replace_tensors(folder / KEYS, keys)
 
 
 @torch.no_grad()
@@ -70,14 +66,12 @@ def measure_time(learner: Learner, queries: Queries, tasks: Sequence[Task]) -> d
             batch = learner.collate(examples, [place], answers=False)
             start = _now(learner)
             queries.encode_again(example.prompt)
+            encoded = _now(learner)
             learner.method.before_forward(learner, batch)
-            between = _now(learner)
-            learner.answer(batch, how)
-            end = _now(learner)
-            again = _now(learner)
-            learner.method.before_forward(learner, batch)
-            search = _now(learner) - again  # which the answer did once more
-            spent.append((between - start, max(0.0, end - between - search)))
+            retrieved = _now(learner)
+            learner.answer(batch, how)  # which searches once more
+            answered = _now(learner)
+            spent.append((retrieved - start, max(0.0, answered - retrieved - (retrieved - encoded))))
         spent = spent[1:] or spent  # the first one warms up
         retrieval, answer = (1000 * median(times) for times in zip(*spent, strict=True))
         share = 100 * retrieval / (retrieval + answer)

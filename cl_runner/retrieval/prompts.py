@@ -21,6 +21,11 @@ from cl_runner.retrieval.targets import KINDS, Target
 from cl_runner.sparse.summary import module_of
 
 
+def reader_of(model: PreTrainedModel) -> Any:
+    """The stack of layers that reads the text."""
+    return model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+
+
 class Prompts(Values):
     """Vectors put before the text, or behind an encoder's first token, whose state a classifier reads.
 
@@ -47,8 +52,7 @@ class Prompts(Values):
     def attach(self, model: nn.Module) -> None:
         """Before the stack of layers that reads the text."""
         assert isinstance(model, PreTrainedModel)
-        reader = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
-        reader.register_forward_pre_hook(self._replace, with_kwargs=True)
+        reader_of(model).register_forward_pre_hook(self._replace, with_kwargs=True)
 
     def use(self, rows: Tensor, retrieved: Retrieved, batch: Batch) -> Batch:
         """Room for the vectors in ids, mask and positions."""
