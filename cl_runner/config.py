@@ -27,6 +27,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+OptimizerName = Literal["adamw", "adafactor", "sgd"]
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 #: Scores of weights; cl_runner/sparse/scores.py has their formulas.
 Score = Literal[
@@ -162,13 +163,29 @@ class Stage(Schema):
     micro_batch: Count | None  # examples of one forward and backward pass; null = the whole batch
 
 
+class StageChange(Schema):
+    """What one task does otherwise than its stage says; null = as the stage."""
+
+    epochs: Whole | None = None
+    batch_size: Count | None = None
+    learning_rate: Positive | None = None
+    micro_batch: Count | None = None
+
+
 class Training(Schema):
-    """AdamW with a fresh optimizer per task; no decay on biases and normalisation weights."""
+    """A fresh optimizer per task; no decay on biases and normalisation weights."""
 
     base: Stage
     incremental: Stage
+    tasks: dict[str, StageChange]  # by the task's name: TRACE trains 5, 3, 7, 5, 3, 5, 5, 7 epochs
+    optimizer: OptimizerName
     weight_decay: NonNegative
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]  # AdamW
+    epsilon: Positive  # AdamW
+    bias_correction: bool  # AdamW; UER's, in which PE was trained, has none
+    momentum: Annotated[float, Field(ge=0, lt=1)]  # SGD
+    rates: dict[str, Positive]  # peak rates by a pattern of parameters' names (* = anything), the first that fits
+    select: Literal["last", "best_validation"]  # which weights a task ends with: of its last step, or of its best epoch
     schedule: Literal["linear", "constant"]  # after the warm-up
     warmup: Share | Annotated[int, Field(ge=2)]  # of a task's steps; from 2 on a number of steps, whatever its length
     clip: Positive | None  # norm of the gradient of what is trained; null = no clipping

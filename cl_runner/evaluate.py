@@ -10,7 +10,8 @@ import torch
 from cl_runner.config import Evaluation
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
-from cl_runner.families.base import Answering, Batch, Prediction
+from cl_runner.batch import Batch
+from cl_runner.families.base import Answering, Prediction
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method, Predict
 from cl_runner.metrics import score

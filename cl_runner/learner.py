@@ -1,45 +1,35 @@
-"""What a method may ask of the running system: weights, forward passes, importance, batches, logging."""
+"""What a method may ask of the running system: weights, what trains, passes, gradients, batches, logging."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from cl_runner.batch import Batch, Output
 from cl_runner.config import Evaluation, TaskOrder
-from cl_runner.config import Importance as ImportanceOptions
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
-from cl_runner.families.base import Answering, Batch, Family, Output, Prediction
+from cl_runner.families.base import Answering, Family, Prediction
 from cl_runner.families.freezing import frozen
-from cl_runner.methods.base import Method
-from cl_runner.sparse import importance_cache
-from cl_runner.sparse.bits import weights_hash
-from cl_runner.sparse.importance import Batch as ImportanceBatch
-from cl_runner.sparse.importance import Importance, cap, draw_labels, measure
-from cl_runner.sparse.importance_cache import named
+from cl_runner.sparse.measured import Measured
 from cl_runner.tracking.clock import Clock
+from cl_runner.trained import Held, Trained
 
 #: Called with a phase's name, the number of items done and the number of items in all; may raise to interrupt.
 Progress = Callable[[str, int, int], None]
 
 
-#: PE eq. 1: every example, its own label, the exact Fisher.
-EXACT = ImportanceOptions(
-    micro_batch=1,
-    batch_size=16,
-    max_examples=None,
-    labels="data",
-    answer_tokens="mean",
-    accumulate="device",
-    passes=1,
-    cache_gb=0,
-)
+class Hooks(Protocol):
+    """What the learner itself asks of a method: cl_runner/methods/base.py says what each does."""
+
+    def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module: ...
+
+    def before_forward(self, learner: Learner, batch: Batch) -> Batch: ...
 
 
 def derive_seed(*parts: object) -> int:
@@ -52,13 +42,14 @@ class Learner:
     """The model being trained and the operations a method may ask of it.
 
     Attributes:
-        selected: flat positions by tensor name, if only some entries of the weights train; set by the method that
-            selects them.
-        selectable: entries of every tensor that they were selected from, by name.
-        trained: what the optimizer holds now, by the name of the tensor it belongs to; set by the training loop.
-        written: what the method itself set when the task began, as it was before, by name; apart from what trains.
+        method: whose hooks surround every pass.
         added: names of parameters that the method brought along; the others are the backbone's.
+        task: the one under way; None between tasks.
+        what: trains in it, as the method said.
+        before: what trains, or was written, as it was before the task, by name, in the shape of `part`.
         terms: what methods logged in the current step.
+        measured: importance that was measured in the task under way.
+        warn: tells the user something.
     """
 
     def __init__(
@@ -68,46 +59,36 @@ class Learner:
         tasks: Sequence[Task],
         seed: int,
         device: torch.device,
+        method: Hooks,
         precision: str = "fp32",
         order: TaskOrder | None = None,
+        evaluation: Evaluation | None = None,
+        measured: Measured | None = None,
         clock: Clock | None = None,
         progress: Progress | None = None,
-        importance: ImportanceOptions | None = None,
-        cache: Path | None = None,
         warn: Callable[[str], None] = print,
-        method: Method | None = None,
-        evaluation: Evaluation | None = None,
     ):
-        self.method = method or Method()
+        self.method = method
         backbone = {name for name, _ in model.named_parameters()}
         self.restart = order is not None and order.restart
-        self.model = self.method.build(model, tasks, seed, self.restart).to(device)
+        self.joint = order is not None and order.joint
+        self.model = method.build(model, tasks, seed, self.restart).to(device)
         self.added = frozenset(name for name, _ in self.model.named_parameters() if name not in backbone)
         self.family = family
         self.tasks = tasks
         self.seed = seed
         self.device = device
-        self.joint = order is not None and order.joint
+        self.precision = precision
+        self.measured = measured or Measured()
         self.clock = clock or Clock()
         self.progress: Progress = progress or (lambda phase, done, total: None)
-        self.trained: dict[str, nn.Parameter] = {}
-        self.selected: dict[str, Tensor] = {}
-        self.selectable: dict[str, int] = {}
-        self.written: dict[str, Tensor] = {}
+        self.warn = warn
+        self.task: Task | None = None
+        self.what = Trained()
+        self.before: dict[str, Tensor] = {}
         self.terms: dict[str, float] = {}
-        self.measured: dict[str, Importance] = {}  # of the current task, by everything it depends on
-        self.measured_on_new_data = False  # whether importance of the current task needed its own data
-        self.importance_cached = False  # whether it came from disk
-        self.precision = precision
-        self.cache = cache
+        self._held: Held | None = None
         self._evaluation = evaluation
-        self._importance = importance
-        self._warn = warn
-        self._task_of = {
-            example: task.index
-            for task in reversed(tasks)  # of a joint order's examples each belongs to the first task that has it
-            for example in (*task.train, *task.validation, *task.test)
-        }
 
     # weights
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -115,22 +96,63 @@ class Learner:
         return dict(self.model.named_parameters())
 
     def params(self) -> dict[str, nn.Parameter]:
-        """The parameters that train, by name."""
+        """The parameters that train in the task under way, or some of whose entries do, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def train_all(self, trains: bool) -> None:
-        """Let all weights train but those that the backbone freezes, or none."""
+    def measurable(self) -> list[str]:
+        """Names of all parameters but those that the backbone freezes."""
         never = frozen(self.model)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(trains and name not in never)
+        return [name for name in self.parameters() if name not in never]
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of every parameter."""
         return {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
+    @property
+    def selected(self) -> Mapping[str, Tensor]:
+        """Flat positions by tensor name, if only some entries of the weights train in the task under way."""
+        return self.what.selected
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What the optimizer holds now, by the name of the tensor that each stands for."""
+        return {} if self._held is None else self._held.parameters
+
     def part(self, name: str, full: Tensor) -> Tensor:
         """The entries of a tensor of `name`'s full size that train now: all, or a vector of the selected ones."""
         return full.view(-1)[self.selected[name].to(full.device)] if name in self.selected else full
+
+    # the task under way
+    def choose(self, task: Task, what: Trained) -> None:
+        """A task begins, and this is what trains in it."""
+        self.task, self.what = task, what
+        names = set(what.of(self.model))
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in names)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Remember what trains as it is now, and write what the method sets itself."""
+        parameters = self.parameters()
+        self.before = {name: self.part(name, p.detach()).clone() for name, p in self.params().items()}
+        for name, values in self.what.written.items():
+            self.before[name] = parameters[name].detach().clone()
+            parameters[name].copy_(values)
+
+    @contextmanager
+    def holding(self) -> Iterator[Held]:
+        """Inside, an optimizer may hold what trains."""
+        self._held = Held(self.model, self.selected)
+        try:
+            yield self._held
+        finally:
+            self._held.release()
+            self._held = None
+
+    def finish(self) -> None:
+        """The task is over: nothing trains until the next one begins."""
+        self.task, self.what, self.before = None, Trained(), {}
+        self.model.requires_grad_(False)
 
     # data
     def has_old_tasks(self, task: Task) -> bool:
@@ -148,25 +170,18 @@ class Learner:
             return list(self.tasks[task.index - 1].train)
         return [example for old in self.tasks[: task.index] for example in old.train]
 
-    def task_of(self, example: Example) -> int:
-        """Index of the task that an example belongs to; -1 for one that is in none, such as a probe's."""
-        return self._task_of.get(example, -1)
-
     def seed_of(self, *parts: object) -> int:
         """A seed for one purpose, derived from the run's seed."""
         return derive_seed(self.seed, *parts)
 
-    def collate(self, examples: Sequence[Example], positions: Sequence[int], answers: bool = True) -> Batch:
-        """The examples at `positions` as a batch on the device; `index` holds the positions."""
-        chosen = [examples[i] for i in positions]
-        batch = self.family.collate(chosen, answers) | self.method.inputs(self, chosen)
-        batch["index"] = torch.tensor(list(positions))
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+    def collate(self, examples: Sequence[Example], answers: bool = True) -> Batch:
+        """The examples as a batch on the device."""
+        return self.family.collate(examples, answers).to(self.device)
 
     def sorted_batches(self, examples: Sequence[Example], size: int) -> Iterator[Batch]:
         """All examples once, longest first, so that padding is small and memory peaks at once."""
         for positions in self.by_length(examples, size):
-            yield self.collate(examples, positions)
+            yield self.collate([examples[i] for i in positions])
 
     def by_length(self, examples: Sequence[Example], size: int, answers: bool = True) -> Iterator[list[int]]:
         """Positions of all examples in parts of `size`, longest first."""
@@ -176,13 +191,19 @@ class Learner:
             yield order[start : start + size]
 
     # passes
-    def _in_precision(self) -> torch.autocast:
+    def in_precision(self) -> torch.autocast:
+        """Inside, passes compute in the run's precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def forward(self, batch: Batch) -> Output:
         """One forward pass at the current weights, in the run's precision."""
-        with self._in_precision():
+        with self.in_precision():
             return self.family.forward(self.model, self.method.before_forward(self, batch))
+
+    def features(self, batch: Batch) -> Tensor:
+        """A vector for each text [B, width] of a batch without answers, at the current weights (`Family.features`)."""
+        with self.in_precision():
+            return self.family.features(self.model, self.method.before_forward(self, batch))
 
     def answering(self, task: Task) -> Answering:
         """How the examples of a task are answered."""
@@ -197,8 +218,29 @@ class Learner:
 
     def answer(self, batch: Batch, how: Answering) -> list[Prediction]:
         """The model's answers to a batch without answers, in the run's precision."""
-        with self._in_precision():
+        with self.in_precision():
             return self.family.answer(self.model, self.method.before_forward(self, batch), how)
+
+    def gradient(self, examples: Sequence[Example], size: int) -> dict[str, Tensor]:
+        """The gradient of the mean loss of `examples` over their targets by what trains now; `.grad` stays what it is.
+
+        Args:
+            size: examples of a pass; changes memory and rounding only.
+
+        Returns:
+            By name, in the shape of `part`.
+        """
+        kept = {name: value.grad for name, value in self.trained.items()}
+        for value in self.trained.values():
+            value.grad = None
+        weights = self.family.targets(examples)
+        for start in range(0, len(examples), size):
+            share = sum(weights[start : start + size]) / sum(weights)
+            (self.forward(self.collate(examples[start : start + size])).loss * share).backward()
+        found = {n: torch.zeros_like(v) if v.grad is None else v.grad for n, v in self.trained.items()}
+        for name, value in self.trained.items():
+            value.grad = kept[name]
+        return found
 
     @contextmanager
     def at(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
@@ -224,138 +266,33 @@ class Learner:
                 elif name in now:
                     parameter.data = now[name]
 
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Whatever happens inside to weights, their gradients and what trains is undone at the end, bit for bit."""
+        parameters = self.parameters()
+        values = {name: p.detach().clone() for name, p in parameters.items()}
+        flags = {name: (p.requires_grad, p.grad) for name, p in parameters.items()}
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter.copy_(values[name])
+            for name, (requires_grad, gradient) in flags.items():
+                parameters[name].requires_grad_(requires_grad)
+                parameters[name].grad = gradient
+
     @torch.no_grad()
     def record_logits(self, examples: Sequence[Example]) -> Tensor:
-        """Logits [examples, V] at the current weights, without dropout."""
+        """Logits [examples, V] at the current weights, without dropout; for families with one target an example."""
         self.model.eval()
         rows: list[Tensor | None] = [None] * len(examples)
-        for batch in self.sorted_batches(examples, 64):
-            for position, row in zip(batch["index"].tolist(), self.forward(batch).logits, strict=True):
+        for positions in self.by_length(examples, 64):
+            batch = self.collate([examples[i] for i in positions])
+            for position, row in zip(positions, self.forward(batch).logits, strict=True):
                 rows[position] = row
             self.progress("record outputs", int(sum(row is not None for row in rows)), len(examples))
         return torch.stack([row for row in rows if row is not None])
-
-    def fisher(self, examples: Sequence[Example], names: Collection[str] | None = None) -> dict[str, Tensor]:
-        """The diagonal Fisher of these parameters at the current weights, fp32, mean over the data (PE eq. 1)."""
-        return self.importance(examples, names=names).mean_fisher()
-
-    def importance(
-        self,
-        examples: Sequence[Example],
-        gradient: bool = False,
-        dtype: torch.dtype = torch.float32,
-        names: Collection[str] | None = None,
-    ) -> Importance:
-        """Sums of gradients and of squared gradients of parameters at the current weights. Offline time.
-
-        Computed once per task and data, however many methods of a chain ask for it, and kept on disk for other runs
-        that come to the same weights and data.
-
-        Args:
-            gradient: whether the sum of gradients is needed as well.
-            dtype: of the sums.
-            names: of the parameters to measure; None = all but frozen ones. What was measured of more of them serves
-                as well.
-        """
-        options, cache = self._importance or EXACT, self.cache / "importance" if self.cache else None
-        never = frozen(self.model)
-        wanted = [name for name in self.parameters() if name not in never and (names is None or name in names)]
-        with self.clock.phase("importance"):
-            chosen = cap(examples, options.max_examples, self.seed_of("importance", "examples"))
-            weights = weights_hash(self.parameters())
-            # What was computed with the sum of gradients serves without it as well.
-            keys = {both: self._importance_key(chosen, both, dtype, options, weights) for both in {gradient, True}}
-            for key in keys.values():
-                if key in self.measured and self.measured[key].fisher.keys() >= set(wanted):
-                    return self.measured[key]
-            self.measured = {}  # of other data: as large as the model, and not needed any more
-            for key in keys.values():
-                kept = importance_cache.load(cache, named(key, wanted)) if cache else None
-                if kept is not None:
-                    whole = options.accumulate == "device" and options.passes == 1
-                    self.measured[key] = kept.to(self.device) if whole else kept
-                    self.importance_cached = True
-                    return self.measured[key]
-            found = self._measure(chosen, gradient, dtype, options, wanted)
-            self.measured[keys[gradient]] = found
-            if cache:
-                limit = int(options.cache_gb * 1e9)
-                importance_cache.store(cache, named(keys[gradient], wanted), found, limit, self._warn)
-        return found
-
-    def _measure(
-        self,
-        examples: Sequence[Example],
-        gradient: bool,
-        dtype: torch.dtype,
-        options: ImportanceOptions,
-        names: Sequence[str],
-    ) -> Importance:
-        exact = options.micro_batch == 1 and dtype == torch.float32
-        size = options.batch_size if options.micro_batch == 1 else options.micro_batch
-
-        def batches() -> Iterator[Batch]:
-            if exact:
-                yield from self.sorted_batches(examples, size)
-            else:  # which examples share a unit matters: the data's own order
-                for start in range(0, len(examples), size):
-                    yield self.collate(examples, range(start, min(start + size, len(examples))))
-
-        def loss(model: nn.Module, batch: ImportanceBatch) -> Tensor:
-            with self._in_precision():
-                given = self.method.before_forward(self, dict(batch))
-                if options.micro_batch == 1:
-                    return self.family.loss_sum(model, given, options.answer_tokens)
-                return self.family.forward(model, given).loss
-
-        def draw(batch: ImportanceBatch, generator: torch.Generator) -> ImportanceBatch:
-            output = self.forward(dict(batch))
-            return self.family.relabel(dict(batch), draw_labels(output.logits, generator))
-
-        return measure(
-            self.model,
-            batches,
-            loss,
-            names,
-            micro_batch=options.micro_batch,
-            gradient=gradient,
-            dtype=dtype,
-            accumulate=options.accumulate,
-            passes=options.passes,
-            draw=draw if options.labels == "model" else None,
-            seed=self.seed_of("importance", "labels"),
-            on_batch=lambda done: self.progress("importance", done, options.passes * len(examples)),
-        )
-
-    def _importance_key(
-        self,
-        examples: Sequence[Example],
-        gradient: bool,
-        dtype: torch.dtype,
-        options: ImportanceOptions,
-        weights: str,
-    ) -> str:
-        """Everything the bits of the result depend on: weights, data, how they enter the model, options, machine."""
-        kind = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
-        texts = hashlib.sha256(json.dumps([e.content() for e in examples]).encode()).hexdigest()
-        return importance_cache.key(
-            weights=weights,
-            data={
-                "examples": texts,
-                "family": self.family.identity(),
-                "batch_size": options.batch_size,
-                "answer_tokens": options.answer_tokens,
-            },
-            micro_batch=options.micro_batch,
-            gradient=gradient,
-            labels=options.labels,
-            seed=self.seed if options.labels == "model" else None,
-            max_examples=options.max_examples,
-            dtype=dtype,
-            precision=self.precision,
-            # Another kind of device, or number of threads, may differ in the last bits; sums in main memory as well.
-            device=f"{kind}/{torch.get_num_threads()} threads/{options.accumulate}",
-        )
 
     # logging
     def log(self, name: str, value: float) -> None:

@@ -2,38 +2,85 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from cl_runner.batch import Part
 from cl_runner.config import Stage, Training
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner, derive_seed
-from cl_runner.masters import Masters
 from cl_runner.methods.base import Method
+from cl_runner.optimizer import build_optimizer, step
+from cl_runner.trained import Held
+
+#: Called when an epoch ends, for the score of the task under way on its validation split, in percent.
+Validate = Callable[[], float]
+
+
+@dataclass
+class Best:
+    """The weights of the best epoch so far, if the training selects one."""
+
+    score: float = -math.inf
+    step: int = 0
+    held: dict[str, Tensor] = field(default_factory=dict)
+    evaluations: int = 0
 
 
 @dataclass
 class Progress:
     """Where training stands inside a task, and the optimizer: what a checkpoint needs besides the method's state."""
 
-    step: int  # optimizer steps done in this task
+    step: int  # batches done in this task
     steps: int  # of the whole task
-    owned: dict[str, nn.Parameter]
+    held: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
+    best: Best
+
+    def state_dict(self) -> dict[str, Any]:
+        """A tree of tensors and numbers."""
+        best = {"score": self.best.score, "step": self.best.step, "held": self.best.held}
+        return {
+            "step": self.step,
+            "held": dict(self.held),
+            "optimizer": self.optimizer.state_dict(),
+            "best": {**best, "evaluations": self.best.evaluations},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The counterpart of `state_dict`."""
+        self.step = state["step"]
+        for name, values in state["held"].items():
+            self.held[name].copy_(values)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = Best(**state["best"])
 
 
-def number_of_steps(examples: int, stage: Stage, max_steps: int | None) -> int:
-    """Optimizer steps of a task; the last, smaller batch of an epoch counts."""
-    steps = math.ceil(examples / stage.batch_size) * stage.epochs
+def stage_of(training: Training, task: Task) -> Stage:
+    """How a task is trained: by its stage, and what the configuration says of it alone."""
+    stage = training.incremental if task.index else training.base
+    change = training.tasks.get(task.name)
+    given = {} if change is None else {k: v for k, v in change.model_dump().items() if v is not None}
+    return stage.model_copy(update=given)
+
+
+def number_of_steps(epochs: Sequence[int], stage: Stage, max_steps: int | None) -> int:
+    """Batches of a task, the last, smaller one of each epoch included.
+
+    Args:
+        epochs: examples of each epoch.
+    """
+    steps = sum(math.ceil(examples / stage.batch_size) for examples in epochs)
     return steps if max_steps is None else min(steps, max_steps)
 
 
@@ -69,23 +116,6 @@ def epoch_order(
     return [i for part in [*whole, *rest] for i in part]
 
 
-def decays(name: str) -> bool:
-    """Whether weight decay applies: not to biases and normalisation weights."""
-    # GPT-2 calls its normalisations ln_1, ln_2 and ln_f.
-    return not re.search(r"bias(\.|$)|norm|\bln_", name.lower())
-
-
-def build_optimizer(
-    owned: dict[str, nn.Parameter], weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
-) -> torch.optim.Optimizer:
-    """AdamW over what is owned; it holds nothing else, so it can move nothing else."""
-    groups = [
-        {"params": [p for name, p in owned.items() if decays(name)], "weight_decay": weight_decay},
-        {"params": [p for name, p in owned.items() if not decays(name)], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=betas, fused=True)
-
-
 def train_task(
     learner: Learner,
     method: Method,
@@ -94,101 +124,160 @@ def train_task(
     training: Training,
     resume: dict[str, Any] | None,
     on_step: Callable[[Progress, dict[str, float]], None],
+    validate: Validate | None = None,
 ) -> int:
-    """Train one task; `task.train` is its data.
+    """Train one task, of which the learner knows what trains.
 
     Args:
-        resume: "step", "owned" and "optimizer" of a checkpoint inside this task, or None.
-        on_step: called after every step with the progress and the step's numbers; may raise to stop.
+        resume: of a checkpoint inside this task (`Progress.state_dict`), or None.
+        on_step: called after every batch with the progress and the batch's numbers; may raise to stop.
+        validate: needed where `training.select` is "best_validation".
 
     Returns:
         The number of entries that trained.
 
     Raises:
-        FloatingPointError: the loss or the gradient is not finite.
+        FloatingPointError: a loss or a gradient is not finite.
     """
-    examples: Sequence[Example] = method.data(task, task.train)
-    masters = Masters(method.owned(learner, learner.params()))
-    learner.trained = masters.parameters
-    if not learner.trained:
-        return 0
-    optimizer = build_optimizer(learner.trained, training.weight_decay, (training.betas[0], training.betas[1]))
-    steps = number_of_steps(len(examples), stage, training.max_steps)
-    progress = Progress(0, steps, learner.trained, optimizer)
-    if resume is not None:
-        _restore(progress, resume)
-        masters.write_through()
-        method.after_step(learner)  # compact values go through to the model's tensors
-    peak = method.peak_learning_rate(task, stage.learning_rate)
-    per_epoch = math.ceil(len(examples) / stage.batch_size)
-    parameters = list(learner.trained.values())
-    lengths = learner.family.lengths(examples)
-    weights = learner.family.targets(examples)
-    by_length = lengths if training.group_by_length else None
-    learner.model.train()
+    with learner.holding() as held:
+        if not held.parameters:
+            return 0
+        _train(learner, method, task, stage, training, resume, on_step, validate, held)
+        return sum(p.numel() for p in held.parameters.values())
 
-    for step in range(progress.step, steps):
+
+def _train(
+    learner: Learner,
+    method: Method,
+    task: Task,
+    stage: Stage,
+    training: Training,
+    resume: dict[str, Any] | None,
+    on_step: Callable[[Progress, dict[str, float]], None],
+    validate: Validate | None,
+    held: Held,
+) -> None:
+    what = learner.what
+    peak = stage.learning_rate if what.learning_rate is None else what.learning_rate
+    optimizer = build_optimizer(held.parameters, training, peak, what.rates, what.optimizer)
+    epochs = method.data(learner, task, [task.train] * stage.epochs)
+    batches = [math.ceil(len(examples) / stage.batch_size) for examples in epochs]
+    starts = [0, *itertools.accumulate(batches)]
+    steps = number_of_steps([len(examples) for examples in epochs], stage, training.max_steps)
+    progress = Progress(0, steps, held.parameters, optimizer, Best())
+    if resume is not None:
+        progress.load_state_dict(resume)
+        held.write_through()
+    learner.model.train()
+    order: list[int] | None = None
+    for number in range(progress.step, steps):
         started = time.perf_counter()
-        epoch, within = divmod(step, per_epoch)
-        if within == 0 or step == progress.step:
-            order = epoch_order(learner.seed, task.index, epoch, len(examples), by_length, stage.batch_size)
-        positions = order[within * stage.batch_size : (within + 1) * stage.batch_size]
-        # Every step has its own seed, so that dropout after a resume is the same without saving random states.
-        torch.manual_seed(derive_seed(learner.seed, "step", task.index, step))
-        loss, padded = 0.0, 0
-        terms: dict[str, float] = {}
-        size = stage.micro_batch or len(positions)
-        if size < len(positions):  # texts of similar length share a pass
-            positions = sorted(positions, key=lambda i: (-lengths[i], i))
-        targets = sum(weights[i] for i in positions)
-        for start in range(0, len(positions), size):
-            part = positions[start : start + size]
-            share = sum(weights[i] for i in part) / targets  # of the batch's mean over its targets
-            learner.terms = {}
-            batch = method.prepare(learner, learner.collate(examples, part))
-            output = learner.forward(batch)
-            ((output.loss + method.loss(learner, batch, output)) * share).backward()
-            loss += share * float(output.loss.detach())
-            terms = {name: terms.get(name, 0.0) + share * value for name, value in learner.terms.items()}
-            padded += sum(batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch)
-        learner.terms = terms
-        method.grads(learner)
-        norm = nn.utils.clip_grad_norm_(parameters, training.clip if training.clip is not None else math.inf)
-        if not (math.isfinite(loss) and math.isfinite(float(norm))):
-            what = "loss" if not math.isfinite(loss) else "gradient norm"
-            raise FloatingPointError(
-                f"{what} is not finite at step {step + 1} of task {task.name}; "
-                f"lower the learning rate (now at most {peak:g})"
-            )
-        rate = peak * learning_rate_factor(step, steps, training.schedule, training.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        masters.write_through()
-        method.after_step(learner)
-        progress.step = step + 1
-        tokens = sum(lengths[i] for i in positions)
+        epoch = next(e for e, end in enumerate(starts[1:]) if number < end)
+        within, examples = number - starts[epoch], epochs[epoch]
+        if within == 0 or order is None:
+            lengths = learner.family.lengths(examples) if training.group_by_length else None
+            order = epoch_order(learner.seed, task.index, epoch, len(examples), lengths, stage.batch_size)
+        chosen = [examples[i] for i in order[within * stage.batch_size : (within + 1) * stage.batch_size]]
+        # Every batch has its own seed, so that dropout after a resume is the same without saving random states.
+        torch.manual_seed(derive_seed(learner.seed, "step", task.index, number))
+        factor = learning_rate_factor(number, steps, training.schedule, training.warmup)
+        found: list[_Step] = []
+        for parts in method.steps(learner, task, number, [[Part(chosen)]]):
+            found.append(_backward(learner, method, parts, stage.micro_batch))
+            method.grads(learner)
+            found[-1].norm = _clipped_norm(held, training.clip)
+            found[-1].check(number, task, peak)
+            step(optimizer, factor)
+            held.write_through()
+            method.after_step(learner)
+        progress.step = number + 1
+        if validate is not None and progress.step in (*starts[1:], steps):
+            _keep_best(progress, validate())
+            learner.model.train()
+        tokens = sum(one.tokens for one in found)
         on_step(
             progress,
             {
-                "epoch": (step + 1) / per_epoch,
-                "loss": loss,
-                "learning_rate": rate,
-                "gradient_norm": float(norm),
-                **learner.terms,
+                "epoch": epoch + (within + 1) / batches[epoch],
+                "loss": found[0].loss,
+                "learning_rate": peak * factor,
+                "gradient_norm": found[0].norm,
+                **{name: value for one in found for name, value in one.terms.items()},
+                "examples": sum(one.examples for one in found),
+                "optimizer_steps": len(found),
                 "tokens": tokens,
-                "padding_share": 1 - tokens / padded,
+                "padding_share": 1 - tokens / sum(one.padded for one in found),
                 "tokens_per_second": tokens / (time.perf_counter() - started),
             },
         )
-    masters.release()
-    return sum(p.numel() for p in parameters)
+    if progress.best.held:
+        with torch.no_grad():
+            for name, values in progress.best.held.items():
+                held.parameters[name].copy_(values)
+        held.write_through()
 
 
-@torch.no_grad()
-def _restore(progress: Progress, resume: dict[str, Any]) -> None:
-    progress.step = resume["step"]
-    for name, values in resume["owned"].items():
-        progress.owned[name].copy_(values)
-    progress.optimizer.load_state_dict(resume["optimizer"])
+def _keep_best(progress: Progress, score: float) -> None:
+    """Of equal epochs the first one stays."""
+    best = progress.best
+    best.evaluations += 1
+    if score > best.score:
+        best.score, best.step = score, progress.step
+        best.held = {name: p.detach().clone() for name, p in progress.held.items()}
+
+
+def _clipped_norm(held: Held, clip: float | None) -> float:
+    return float(nn.utils.clip_grad_norm_(held.parameters.values(), math.inf if clip is None else clip))
+
+
+@dataclass
+class _Step:
+    """What one optimizer step was made of."""
+
+    loss: float = 0.0  # of the batch that the loop drew, where it is part of the step
+    norm: float = 0.0
+    examples: int = 0
+    tokens: int = 0
+    padded: int = 0
+    terms: dict[str, float] = field(default_factory=dict)
+
+    def check(self, number: int, task: Task, peak: float) -> None:
+        for what, value in (("loss", self.loss), ("gradient norm", self.norm)):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"{what} is not finite at step {number + 1} of task {task.name}; "
+                    f"lower the learning rate (now at most {peak:g})"
+                )
+
+
+def _backward(learner: Learner, method: Method, parts: Sequence[Part], micro_batch: int | None) -> _Step:
+    """Forward and backward of all parts of a step, each in passes of `micro_batch`; gradients add up."""
+    done = _Step()
+    for part in parts:
+        examples: Sequence[Example] = part.examples
+        if not examples:
+            continue
+        lengths, weights = learner.family.lengths(examples), learner.family.targets(examples)
+        size = micro_batch or len(examples)
+        places = list(range(len(examples)))
+        if size < len(places):  # texts of similar length share a pass
+            places.sort(key=lambda i: (-lengths[i], examples[i].task, examples[i].row))
+        for start in range(0, len(places), size):
+            rows = places[start : start + size]
+            share = sum(weights[i] for i in rows) / sum(weights)  # of the part's mean over its targets
+            learner.terms = {}
+            batch = method.prepare(learner, part, learner.collate([examples[i] for i in rows]))
+            output = learner.forward(batch)
+            extra = method.loss(learner, part, batch, output)
+            loss = output.loss + extra if part.labels else extra
+            if isinstance(loss, Tensor) and loss.requires_grad:
+                (loss * (share * part.weight)).backward()
+            if part.kind == "new":
+                done.loss += share * float(output.loss.detach())
+            for name, value in learner.terms.items():
+                done.terms[name] = done.terms.get(name, 0.0) + share * value
+            done.padded += sum(batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch)
+        done.examples += len(examples)
+        done.tokens += sum(lengths)
+    learner.terms = done.terms
+    return done

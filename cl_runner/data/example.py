@@ -16,12 +16,18 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A text and what a model should answer."""
+    """A text and what a model should answer.
+
+    `task` and `row` keep equal texts apart: a memory names its examples by them, and whoever looks an example up finds
+    the one that was meant.
+    """
 
     prompt: str  # the input text
     answer: str  # the label's name
     domain: str = ""
     picture: Picture | None = None  # that the prompt asks about
+    task: int = -1  # index of the task it was drawn for; -1 = of none, such as a probe's
+    row: int = -1  # its place among the task's examples of its split
 
     def content(self) -> tuple[str | int, ...]:
         """What a model reads and should answer; a picture's name and size stand for its pixels."""

@@ -67,8 +67,9 @@ def fingerprint(task: Task) -> str:
 
 
 def _content(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Without what is not there, and without where pictures lie on this machine."""
-    return {name: value for name, value in fields if name != "path" and (name, value) != ("picture", None)}
+    """Without what is not there, where pictures lie on this machine, and the places that follow from the order."""
+    left_out = ("path", "task", "row")
+    return {name: value for name, value in fields if name not in left_out and (name, value) != ("picture", None)}
 
 
 def source_files(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[Path]:
@@ -194,6 +195,10 @@ def _build(plan: _Plan) -> Task:
 
 def _task(plan: _Plan, examples: dict[Split, list[Example]]) -> Task:
     definition = plan.definition
+    examples = {
+        split: [dataclasses.replace(example, task=plan.index, row=row) for row, example in enumerate(drawn)]
+        for split, drawn in examples.items()
+    }
     return Task(
         index=plan.index,
         name=plan.task.name,

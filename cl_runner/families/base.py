@@ -11,21 +11,12 @@ from typing import ClassVar, Literal, NamedTuple
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cl_runner.batch import Batch, Output
 from cl_runner.config import Backbone, Sampling
 from cl_runner.data.example import Example
 
-Batch = dict[str, Tensor]
 #: In `labels`: no target.
 IGNORED = -100
-
-
-@dataclass
-class Output:
-    """The positions that count, flattened: one per example for a classifier, one per answer token otherwise."""
-
-    loss: Tensor  # scalar, mean over the targets
-    logits: Tensor  # [N, V]
-    targets: Tensor  # [N]
 
 
 class Prediction(NamedTuple):
@@ -93,6 +84,13 @@ class Family(ABC):
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         """One forward pass."""
+
+    @abstractmethod
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """[B, width], fp32: one vector for each text of a batch collated without answers, from its last hidden states.
+
+        The first token's for classifiers, whose head reads it; the mean over the text's tokens for language models.
+        """
 
     @abstractmethod
     def loss_sum(self, model: nn.Module, batch: Batch, tokens: Literal["mean", "sum"]) -> Tensor:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from cl_runner.batch import Batch, Output
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example
-from cl_runner.families.base import Answering, Batch, Output
+from cl_runner.families.base import Answering
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.language import LanguageModel
-from cl_runner.families.tokens import branched, left_padded, token_output
+from cl_runner.families.tokens import branched, left_padded, mean_state, token_output
 
 
 class Causal(LanguageModel):
@@ -43,13 +44,21 @@ class Causal(LanguageModel):
     def collate(self, examples: Sequence[Example], answers: bool = True) -> Batch:
         """input_ids, attention_mask, position_ids [B, L], padded on the left; labels [B, A], the last A positions."""
         ends = self._encoding.answers([e.answer for e in examples]) if answers else None
-        return left_padded(self._prompts(examples), ends, self.tokenizer.pad_token_id)
+        return Batch(left_padded(self._prompts(examples), ends, self.tokenizer.pad_token_id), examples)
 
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         """Cross-entropy of the answers' tokens; logits [tokens, vocabulary]."""
         labels = batch["labels"]
         logits = self._last_logits(model, batch, labels.shape[1] + 1)
         return token_output(logits[:, :-1], labels)
+
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean of the prompt's last hidden states, [B, width]."""
+        given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if "position_ids" in _forward_arguments(model):
+            given["position_ids"] = batch["position_ids"]
+        states: Tensor = model(**given, output_hidden_states=True, use_cache=False).hidden_states[-1]
+        return mean_state(states, batch["attention_mask"])
 
     def _last_logits(self, model: nn.Module, batch: Batch, count: int) -> Tensor:
         """Logits [B, count, V] of the last positions."""

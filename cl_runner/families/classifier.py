@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from cl_runner.batch import Batch, Output
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example
-from cl_runner.families.base import Answering, Batch, Family, Output, Prediction
+from cl_runner.families.base import Answering, Family, Prediction
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.loading import Source
 
@@ -80,16 +81,24 @@ class Classifier(Family):
         rows = self._encoding.prompts([e.prompt for e in examples])
         length = max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id
-        return {
+        tensors = {
             "input_ids": torch.tensor([row + [pad] * (length - len(row)) for row in rows]),
             "attention_mask": torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows]),
             "labels": torch.tensor([self.labels.index(e.answer) for e in examples]),
         }
+        return Batch(tensors, examples)
 
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         """Cross-entropy over the union of labels; logits [B, labels]."""
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-        return Output(functional.cross_entropy(logits, batch["labels"]), logits, batch["labels"])
+        rows = torch.arange(len(logits), device=logits.device)
+        return Output(functional.cross_entropy(logits, batch["labels"]), logits, batch["labels"], rows)
+
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The first token's last hidden state, [B, width]."""
+        given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        states: Tensor = model(**given, output_hidden_states=True).hidden_states[-1]
+        return states[:, 0].float()
 
     def loss_sum(self, model: nn.Module, batch: Batch, tokens: Literal["mean", "sum"]) -> Tensor:
         """Sum of -log p(label | text); a label is one target."""
@@ -98,7 +107,7 @@ class Classifier(Family):
 
     def relabel(self, batch: Batch, targets: Tensor) -> Batch:
         """Other labels [B]."""
-        return {**batch, "labels": targets}
+        return batch | {"labels": targets}
 
     def identity(self) -> str:
         """Backbone, tokenizer, labels, and the library that they are put together by."""

@@ -19,12 +19,13 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTraine
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.processing_llava import LlavaProcessor
 
+from cl_runner.batch import Batch, Output
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example
-from cl_runner.families.base import Answering, Batch, Output
+from cl_runner.families.base import Answering
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.language import LanguageModel
-from cl_runner.families.tokens import example_losses, left_padded, token_output
+from cl_runner.families.tokens import example_losses, left_padded, mean_state, token_output
 
 #: LLaVA-1.5's words around a turn, for a random model.
 TEMPLATE = (
@@ -134,9 +135,9 @@ class ImageText(LanguageModel):
         """
         ends = self._encoding.answers([e.answer for e in examples]) if answers else None
         tokens = left_padded(self._prompts(examples), ends, self.tokenizer.pad_token_id)
-        return {**tokens, **self._pictures(examples)}
+        return Batch({**tokens, **self._pictures(examples)}, examples)
 
-    def _pictures(self, examples: Sequence[Example]) -> Batch:
+    def _pictures(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         made = []
         for example in examples:
             assert example.picture is not None, "the task has no pictures"
@@ -166,6 +167,11 @@ class ImageText(LanguageModel):
             given["logits_to_keep"] = count
         logits: Tensor = model(**given, use_cache=False).logits
         return token_output(logits[:, -count:-1], labels)
+
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean of the prompt's last hidden states, its picture's among them, [B, width]."""
+        states: Tensor = model(**self._given(model, batch), output_hidden_states=True, use_cache=False).hidden_states[-1]
+        return mean_state(states, batch["attention_mask"])
 
     def _given(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The model's arguments."""
@@ -201,7 +207,7 @@ class ImageText(LanguageModel):
             label = torch.tensor(end, device=batch["input_ids"].device).expand(len(batch["input_ids"]), -1)
             ids = torch.cat([batch["input_ids"], label], 1)
             mask = torch.cat([batch["attention_mask"], torch.ones_like(label)], 1)
-            answered = {**batch, "input_ids": ids, "attention_mask": mask, "labels": label}
+            answered = batch | {"input_ids": ids, "attention_mask": mask, "labels": label}
             answered["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
             scores.append(-example_losses(self.forward(model, answered), label, "sum"))
         return torch.stack(scores, 1)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from cl_runner.batch import Batch
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example
-from cl_runner.families.base import Answering, Batch, Family, Prediction
+from cl_runner.families.base import Answering, Family, Prediction
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.loading import Source
 from cl_runner.families.tokens import example_losses, most_probable, relabelled, spoken
@@ -84,7 +85,7 @@ class LanguageModel(Family):
 
     def relabel(self, batch: Batch, targets: Tensor) -> Batch:
         """Other targets; the answer that the model reads stays."""
-        return {**batch, "labels": relabelled(batch["labels"], targets)}
+        return batch | {"labels": relabelled(batch["labels"], targets)}
 
     def identity(self) -> str:
         """Backbone, tokenizer, and the library that they are put together by."""

@@ -11,12 +11,13 @@ from torch.nn import functional
 from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from cl_runner.batch import Batch, Output
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example
-from cl_runner.families.base import IGNORED, Answering, Batch, Output
+from cl_runner.families.base import IGNORED, Answering
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.language import LanguageModel
-from cl_runner.families.tokens import padded, token_output
+from cl_runner.families.tokens import mean_state, padded, token_output
 
 
 class Seq2Seq(LanguageModel):
@@ -58,7 +59,7 @@ class Seq2Seq(LanguageModel):
         if answers:
             labels = padded(self._encoding.answers([e.answer for e in examples]), IGNORED, "right")
             batch |= {"labels": labels, "decoder_input_ids": self._shifted(labels)}
-        return batch
+        return Batch(batch, examples)
 
     def _shifted(self, labels: Tensor) -> Tensor:
         """What the decoder reads to write `labels`: its start token, then all but the last token."""
@@ -70,6 +71,12 @@ class Seq2Seq(LanguageModel):
         """Cross-entropy of the answers' tokens; logits [tokens, vocabulary]."""
         given = {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
         return token_output(model(**given, use_cache=False).logits, batch["labels"])
+
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean of the encoder's last hidden states, [B, width]."""
+        assert isinstance(model, PreTrainedModel)
+        given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return mean_state(model.get_encoder()(**given).last_hidden_state, batch["attention_mask"])
 
     def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> list[str]:
         # The decoder's output holds no prompt, so that both ways to slice are one.

@@ -13,7 +13,8 @@ from torch.nn import functional
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from cl_runner.families.base import IGNORED, Batch, Output, Prediction
+from cl_runner.batch import Output
+from cl_runner.families.base import IGNORED, Prediction
 
 
 def padded(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> Tensor:
@@ -24,7 +25,7 @@ def padded(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "rig
     return torch.tensor([list(row) + [value] * (length - len(row)) for row in rows])
 
 
-def left_padded(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]] | None, pad: int) -> Batch:
+def left_padded(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]] | None, pad: int) -> dict[str, Tensor]:
     """Prompts and their answers, if there are some, padded on the left, so that all answers end in the last column.
 
     Returns:
@@ -40,16 +41,21 @@ def left_padded(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int
 def token_output(logits: Tensor, labels: Tensor) -> Output:
     """The answer tokens of logits [B, A, V] and labels [B, A], flattened; the loss is the mean over them."""
     mask = labels != IGNORED
-    rows, targets = logits[mask].float(), labels[mask]
-    return Output(functional.cross_entropy(rows, targets), rows, targets)
+    kept, targets = logits[mask].float(), labels[mask]
+    return Output(functional.cross_entropy(kept, targets), kept, targets, mask.nonzero()[:, 0])
+
+
+def mean_state(states: Tensor, mask: Tensor) -> Tensor:
+    """[B, width], fp32: the mean of states [B, L, width] over the positions that `mask` [B, L] does not pad."""
+    counts = mask[..., None].float()
+    return (states.float() * counts).sum(1) / counts.sum(1)
 
 
 def example_losses(output: Output, labels: Tensor, tokens: Literal["mean", "sum"]) -> Tensor:
     """The loss of each example [B] over its answer's tokens."""
     mask = labels != IGNORED
     losses = functional.cross_entropy(output.logits, output.targets, reduction="none")
-    of_example = mask.nonzero()[:, 0]
-    sums = losses.new_zeros(len(labels)).index_add(0, of_example, losses)
+    sums = losses.new_zeros(len(labels)).index_add(0, output.rows, losses)
     return sums / mask.sum(1) if tokens == "mean" else sums
 
 

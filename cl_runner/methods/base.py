@@ -1,9 +1,8 @@
 """A continual-learning method as a few small hooks, and a chain of methods, which is a method again.
 
-The order around a task: `before_task` (fresh tasks only; what it finds out is named in `state`) -> `activate` (pure in
-task and state, redone on resume) -> training steps -> `after_task`. Of a chain, the method that selects what trains
-comes first: the others then hold their memory for the selected weights only, and after the task they see a model
-whose layers are its own again.
+The order around a task: `select` (of the method that chooses, fresh tasks only) -> `trains` (redone on resume) ->
+`before_task` (fresh tasks only) -> `data` -> training -> `after_task`. What hooks of fresh tasks find out is named in
+`state`; what trains, as it was before the task, is `learner.before`, on resume as well.
 """
 
 from __future__ import annotations
@@ -14,9 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from cl_runner.batch import Batch, Output, Part
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
-from cl_runner.families.base import Batch, Output, Prediction
+from cl_runner.families.base import Prediction
+from cl_runner.needs import Needs
+from cl_runner.trained import Trained
 
 if TYPE_CHECKING:
     from cl_runner.learner import Learner
@@ -32,19 +34,14 @@ class Method:
 
     state: ClassVar[tuple[str, ...]] = ()  # attributes saved for resume: tensors, numbers, dicts and lists of them
     families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq", "image_text")  # checked before loading
-    last: ClassVar[bool] = False  # selects what trains: must end a chain
-    not_with: ClassVar[tuple[str, ...]] = ()  # nodes of methods that have nothing to do beside this one
-    joint: ClassVar[bool] = True  # whether a task may be trained on all data so far (task_order=joint)
+    chooses: ClassVar[bool] = False  # decides what trains: at most one of a chain
+    isolates: ClassVar[bool] = False  # a task changes nothing that earlier tasks use: there is nothing to protect
+    protects: ClassVar[bool] = False  # acts against forgetting, which is idle beside a method that isolates
     node: str  # where its options stand in the configuration: method.<node>
 
     def __init_subclass__(cls) -> None:
-        hidden = set(cls.__annotations__) & {name for name in vars(Method) if not name.startswith("_")} - {
-            "state",
-            "families",
-            "last",
-            "not_with",
-            "joint",
-        }
+        declared = {"state", "families", "chooses", "isolates", "protects"}
+        hidden = set(cls.__annotations__) & {name for name in vars(Method) if not name.startswith("_")} - declared
         assert not hidden, f"{cls.__name__}: fields {sorted(hidden)} hide the hooks of the same name"
 
     # structure
@@ -66,58 +63,71 @@ class Method:
             longest: tokens that the model may have to read at once, of an answer as well where it reads its own.
         """
 
-    def activate(self, learner: Learner, task: Task) -> None:
-        """Set which parameters run and train in this task. Pure in task and state: redone on resume."""
+    def needs(self, skeleton: nn.Module, tasks: Sequence[Task], restart: bool) -> Needs | None:
+        """What the plan of a run has to know; None: the method does not say, and the plan names it.
+
+        Args:
+            skeleton: the architecture without weights, before `build`.
+            tasks: their names and labels count, not their examples.
+            restart: every task starts from the pretrained weights.
+        """
+        return None
 
     # around a task
+    def select(self, learner: Learner, task: Task) -> None:
+        """Once per task, of the method that chooses, before it is known what trains: importance, selections, keys."""
+
+    def trains(self, learner: Learner, task: Task) -> Trained | None:
+        """What trains in this task, of the method that chooses. Pure in task and state, asked again on resume.
+
+        Returns:
+            None: everything that the backbone lets train.
+        """
+        return None
+
     def before_task(self, learner: Learner, task: Task) -> None:
-        """Once per task: importance, selections, recorded outputs. What it finds out belongs in `state`."""
+        """Once per task, when it is known what trains: what to protect, recorded outputs."""
 
-    def reviews_old_data(self) -> bool:
-        """Whether `before_task` makes a pass over all old data: told to the user as part of the time left."""
-        return False
+    def data(self, learner: Learner, task: Task, epochs: list[Sequence[Example]]) -> list[Sequence[Example]]:
+        """What each epoch goes through: mix in replayed examples, or append an epoch. Pure in task and state.
 
-    def data(self, task: Task, examples: Sequence[Example]) -> Sequence[Example]:
-        """What to train on: append replayed or generated examples."""
-        return examples
+        Plan, progress and summary count what is returned. An example that comes again is the same object, with its
+        own `task` and `row`.
+        """
+        return epochs
 
     def after_task(self, learner: Learner, task: Task) -> None:
         """What to remember of a finished task."""
 
     # inside a step
-    def owned(self, learner: Learner, params: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-        """What the optimizer holds and clips; default: the parameters that train."""
-        return params
+    def steps(self, learner: Learner, task: Task, step: int, steps: list[list[Part]]) -> list[list[Part]]:
+        """The optimizer steps that a batch makes, each a list of parts whose losses add up.
 
-    def peak_learning_rate(self, task: Task, rate: float) -> float:
-        """The peak learning rate of this task; default: the configuration's."""
-        return rate
+        Called once per batch, whatever its passes: the place for draws from a memory and for counters.
 
-    def prepare(self, learner: Learner, batch: Batch) -> Batch:
-        """Before the forward pass: what `loss` needs travels in the batch."""
+        Args:
+            step: number of the batch in this task, from 0.
+            steps: what earlier methods of the chain made of it; at first one step of one part of kind "new".
+        """
+        return steps
+
+    def prepare(self, learner: Learner, part: Part, batch: Batch) -> Batch:
+        """Before the forward pass over some examples of a part: what `loss` needs travels in the batch."""
         return batch
 
-    def loss(self, learner: Learner, batch: Batch, output: Output) -> Tensor | float:
-        """An extra term of the loss."""
+    def loss(self, learner: Learner, part: Part, batch: Batch, output: Output) -> Tensor | float:
+        """An extra term of the pass's mean loss. No forward pass in here: `prepare` and `steps` are the places."""
         return 0.0
 
     def grads(self, learner: Learner) -> None:
         """Edit the gradients of `learner.trained`, once per optimizer step, before clipping."""
 
     def after_step(self, learner: Learner) -> None:
-        """After the optimizer's step: write through, moving averages, path integrals."""
+        """After an optimizer step: moving averages, path integrals, what to remember of its examples."""
 
     # every pass of the model
-    def inputs(self, learner: Learner, examples: Sequence[Example]) -> Batch:
-        """What a pass over these examples needs besides their tokens; first dimension = examples."""
-        return {}
-
-    def for_texts(self, learner: Learner, texts: Sequence[str]) -> Batch:
-        """The same for texts that are no examples, such as a benchmark's questions; first dimension = texts."""
-        return {}
-
     def before_forward(self, learner: Learner, batch: Batch) -> Batch:
-        """Before every pass, of training or not: set up what this batch needs, or change what the model reads."""
+        """Before every pass, of training or not: set up what these examples need, or change what the model reads."""
         return batch
 
     # inference
@@ -145,14 +155,12 @@ class Method:
 
 
 class Chain(Method):
-    """Several methods as one: data and gradients pass through in order, losses add up, predictions nest."""
+    """Several methods as one: data, steps and gradients pass through in order, losses add up, predictions nest."""
 
     def __init__(self, methods: Mapping[str, Method]):
-        names = list(methods)
-        for name in names[:-1]:
-            assert not methods[name].last, f"{name} must come last, got {names}"
+        choosing = [name for name, method in methods.items() if method.chooses]
+        assert len(choosing) <= 1, f"{choosing} all decide what trains"
         self.methods = dict(methods)
-        self._selecting_first = sorted(self.methods.values(), key=lambda method: not method.last)
 
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
         for method in self.methods.values():
@@ -163,43 +171,39 @@ class Chain(Method):
         for method in self.methods.values():
             method.check(skeleton, longest)
 
-    def activate(self, learner: Learner, task: Task) -> None:
-        for method in self._selecting_first:
-            method.activate(learner, task)
+    def select(self, learner: Learner, task: Task) -> None:
+        for method in self.methods.values():
+            method.select(learner, task)
+
+    def trains(self, learner: Learner, task: Task) -> Trained | None:
+        said = [method.trains(learner, task) for method in self.methods.values() if method.chooses]
+        return said[0] if said else None
 
     def before_task(self, learner: Learner, task: Task) -> None:
-        for method in self._selecting_first:
+        for method in self.methods.values():
             method.before_task(learner, task)
 
-    def reviews_old_data(self) -> bool:
-        return any(method.reviews_old_data() for method in self.methods.values())
-
-    def data(self, task: Task, examples: Sequence[Example]) -> Sequence[Example]:
+    def data(self, learner: Learner, task: Task, epochs: list[Sequence[Example]]) -> list[Sequence[Example]]:
         for method in self.methods.values():
-            examples = method.data(task, examples)
-        return examples
+            epochs = method.data(learner, task, epochs)
+        return epochs
 
     def after_task(self, learner: Learner, task: Task) -> None:
-        for method in self._selecting_first:
+        for method in self.methods.values():
             method.after_task(learner, task)
 
-    def owned(self, learner: Learner, params: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    def steps(self, learner: Learner, task: Task, step: int, steps: list[list[Part]]) -> list[list[Part]]:
         for method in self.methods.values():
-            params = method.owned(learner, params)
-        return params
+            steps = method.steps(learner, task, step, steps)
+        return steps
 
-    def peak_learning_rate(self, task: Task, rate: float) -> float:
+    def prepare(self, learner: Learner, part: Part, batch: Batch) -> Batch:
         for method in self.methods.values():
-            rate = method.peak_learning_rate(task, rate)
-        return rate
-
-    def prepare(self, learner: Learner, batch: Batch) -> Batch:
-        for method in self.methods.values():
-            batch = method.prepare(learner, batch)
+            batch = method.prepare(learner, part, batch)
         return batch
 
-    def loss(self, learner: Learner, batch: Batch, output: Output) -> Tensor | float:
-        return sum(method.loss(learner, batch, output) for method in self.methods.values())
+    def loss(self, learner: Learner, part: Part, batch: Batch, output: Output) -> Tensor | float:
+        return sum(method.loss(learner, part, batch, output) for method in self.methods.values())
 
     def grads(self, learner: Learner) -> None:
         for method in self.methods.values():
@@ -208,12 +212,6 @@ class Chain(Method):
     def after_step(self, learner: Learner) -> None:
         for method in self.methods.values():
             method.after_step(learner)
-
-    def inputs(self, learner: Learner, examples: Sequence[Example]) -> Batch:
-        return {name: t for method in self.methods.values() for name, t in method.inputs(learner, examples).items()}
-
-    def for_texts(self, learner: Learner, texts: Sequence[str]) -> Batch:
-        return {name: t for method in self.methods.values() for name, t in method.for_texts(learner, texts).items()}
 
     def before_forward(self, learner: Learner, batch: Batch) -> Batch:
         for method in self.methods.values():

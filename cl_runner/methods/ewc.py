@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from cl_runner.config import NonNegative, Share
 from cl_runner.data.task import Task
+from cl_runner.importance import fisher
 from cl_runner.methods.base import Method
 
 if TYPE_CHECKING:
@@ -28,45 +28,36 @@ class EWC(Method):
     decay: Share
 
     state: ClassVar[tuple[str, ...]] = ("fisher",)
+    protects: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.fisher: dict[str, Tensor] = {}  # of what trains, or of all weights if it is added up
-        self.anchor: dict[str, Tensor] = {}  # of what trains
-
-    def reviews_old_data(self) -> bool:
-        return self.fisher_data == "old_tasks"
 
     def before_task(self, learner: Learner, task: Task) -> None:
         if learner.has_old_tasks(task) and self.fisher_data == "old_tasks":
-            names = learner.selected or None
-            fisher = learner.fisher(learner.old_examples(task), names)  # PE eq. 1: all old data, latest weights
+            # PE eq. 1: all old data, latest weights
+            found = fisher(learner, learner.old_examples(task), learner.selected or None)
             # Sums may lie in main memory; what trains lies on the device.
             self.fisher = {
-                name: learner.part(name, fisher[name]).to(learner.device) for name in learner.selected or fisher
+                name: learner.part(name, found[name]).to(learner.device) for name in learner.selected or found
             }
-
-    def activate(self, learner: Learner, task: Task) -> None:
-        # A resumed task activates at the weights it began with, so they need not be saved.
-        weights = learner.parameters() if learner.has_old_tasks(task) else {}
-        # theta_old, of the weights that train
-        names = [name for name, weight in weights.items() if weight.requires_grad]
-        self.anchor = {name: learner.part(name, weights[name].detach()).to(torch.float32, copy=True) for name in names}
 
     def after_task(self, learner: Learner, task: Task) -> None:
         if self.fisher_data == "last_task":
-            new = {name: fisher.to(learner.device) for name, fisher in learner.fisher(task.train).items()}
+            new = {name: found.to(learner.device) for name, found in fisher(learner, task.train).items()}
             self.fisher = {name: f + self.decay * self.fisher[name] if self.fisher else f for name, f in new.items()}
 
     def grads(self, learner: Learner) -> None:
-        if not self.anchor:
+        assert learner.task is not None
+        if not learner.has_old_tasks(learner.task):
             return
         penalty = 0.0
         for name, values in learner.trained.items():
-            fisher = self.fisher[name]
-            if fisher.shape != values.shape:
-                fisher = learner.part(name, fisher)
-            moved = values.detach() - self.anchor[name]
-            pull = fisher * moved
+            importance = self.fisher[name]
+            if importance.shape != values.shape:
+                importance = learner.part(name, importance)
+            moved = values.detach() - learner.before[name]  # theta_old, of the weights that train
+            pull = importance * moved
             gradient = 2 * self.strength * pull  # d/dtheta of eq. 4
             values.grad = gradient if values.grad is None else values.grad.add_(gradient)
             penalty += float((pull * moved).sum())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cl_runner.data.task import Task
 from cl_runner.methods.base import Method
+from cl_runner.trained import Trained
 
 if TYPE_CHECKING:
     from cl_runner.learner import Learner
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 class Frozen(Method):
     """At 0.1 % trained weights a method's accuracy has to be read beside this one's (specs of PE, section 6)."""
 
-    last: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
+    isolates: ClassVar[bool] = True
 
-    def activate(self, learner: Learner, task: Task) -> None:
-        learner.train_all(not learner.has_old_tasks(task))
+    def trains(self, learner: Learner, task: Task) -> Trained:
+        return Trained(names=() if learner.has_old_tasks(task) else None)

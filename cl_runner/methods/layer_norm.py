@@ -12,6 +12,7 @@ from cl_runner.data.task import Task
 from cl_runner.families.freezing import frozen
 from cl_runner.methods.base import Method
 from cl_runner.sparse.selection import module_types
+from cl_runner.trained import Trained
 
 if TYPE_CHECKING:
     from cl_runner.learner import Learner
@@ -24,7 +25,7 @@ class LayerNorm(Method):
     first_task: Literal["whole", "selected"]
     learning_rate: Positive | None
 
-    last: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
 
     def check(self, skeleton: nn.Module, longest: int) -> None:
         if not self.candidates(skeleton):
@@ -36,11 +37,7 @@ class LayerNorm(Method):
         types = module_types(model)
         return {name: size for name, size in sizes.items() if any("norm" in kind.lower() for kind in types[name])}
 
-    def activate(self, learner: Learner, task: Task) -> None:
-        self.whole = task.index == 0 and self.first_task == "whole"
-        learner.train_all(self.whole)
-        for name in self.candidates(learner.model):
-            learner.parameters()[name].requires_grad_(True)
-
-    def peak_learning_rate(self, task: Task, rate: float) -> float:
-        return rate if self.whole or self.learning_rate is None else self.learning_rate
+    def trains(self, learner: Learner, task: Task) -> Trained:
+        if task.index == 0 and self.first_task == "whole":
+            return Trained()
+        return Trained(names=self.candidates(learner.model).keys(), learning_rate=self.learning_rate)

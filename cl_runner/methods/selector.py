@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from cl_runner.config import Fraction, NonNegative, Positive, Score
 from cl_runner.data.task import Task
 from cl_runner.families.freezing import frozen
+from cl_runner.importance import importance
 from cl_runner.methods.base import Method
-from cl_runner.sparse.layers import CompactValues
 from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_MEAN, NEEDS_PASS, scores
 from cl_runner.sparse.selection import group_sizes, layer_groups, match, module_types, random_selection, select
+from cl_runner.trained import Trained
 
 if TYPE_CHECKING:
     from cl_runner.learner import Learner
@@ -44,11 +45,10 @@ class Selector(Method):
     compat: list[Literal["missing_mask", "bf16_accumulation", "count_excluded"]]
 
     state: ClassVar[tuple[str, ...]] = ("indices",)
-    last: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.indices: dict[str, Tensor] = {}  # flat positions of the selected entries by tensor name
-        self.values: CompactValues | None = None
 
     def check(self, skeleton: nn.Module, longest: int) -> None:
         sizes = self.candidates(skeleton)
@@ -64,13 +64,16 @@ class Selector(Method):
                 f"scores on. Type: method.{self.node}.score_data=new_task (or method.{self.node}.first_task=whole)"
             )
 
-    def reviews_old_data(self) -> bool:
-        return self.score in NEEDS_PASS and self.score_data == "old_tasks"
-
-    def before_task(self, learner: Learner, task: Task) -> None:
+    def select(self, learner: Learner, task: Task) -> None:
         if learner.has_old_tasks(task) or self.first_task == "selected":
             self.indices = self._select(learner, task)
-            learner.selected = self.indices
+
+    def trains(self, learner: Learner, task: Task) -> Trained:
+        if not self.indices:
+            return Trained()
+        return Trained(
+            selected=self.indices, selectable=self.candidates(learner.model), learning_rate=self.learning_rate
+        )
 
     def candidates(self, model: nn.Module) -> dict[str, int]:
         """Entries of every tensor of a model that may be selected from, by name."""
@@ -87,11 +90,11 @@ class Selector(Method):
         measured = None
         if self.score in NEEDS_PASS:
             data = learner.old_examples(task) if self.score_data == "old_tasks" else task.train
-            learner.measured_on_new_data = self.score_data == "new_task"
+            learner.measured.on_new_data = self.score_data == "new_task"
             kind = torch.bfloat16 if "bf16_accumulation" in self.compat else torch.float32
             # Two of the release's scores have the mean over all weights in them.
             names = None if self.score in NEEDS_MEAN else sizes
-            measured = learner.importance(data, gradient=self.score in NEEDS_GRADIENT, dtype=kind, names=names)
+            measured = importance(learner, data, gradient=self.score in NEEDS_GRADIENT, dtype=kind, names=names)
         seed = learner.seed_of("selection", task.index)  # PE-rand draws anew for each task
         with learner.clock.phase("selection"):
             if self.score == "random":
@@ -103,25 +106,3 @@ class Selector(Method):
             return selection.indices
         # As released with PIECE: a tensor without a mask file trained as a whole.
         return {name: selection.indices.get(name, torch.arange(size)) for name, size in sizes.items()}
-
-    def activate(self, learner: Learner, task: Task) -> None:
-        learner.train_all(not self.indices)
-        learner.selected = self.indices
-        if self.indices:
-            learner.selectable = self.candidates(learner.model)
-            self.values = CompactValues(learner.model, self.indices)
-
-    def owned(self, learner: Learner, params: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-        return params if self.values is None else self.values.parameters
-
-    def peak_learning_rate(self, task: Task, rate: float) -> float:
-        return self.learning_rate if self.indices and self.learning_rate is not None else rate
-
-    def after_step(self, learner: Learner) -> None:
-        if self.values is not None:
-            self.values.write_through()
-
-    def after_task(self, learner: Learner, task: Task) -> None:
-        if self.values is not None:
-            self.values.release()
-            self.values = None

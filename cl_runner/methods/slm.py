@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cl_runner.config import Count, Encoder, Positive, Whole
-from cl_runner.data.example import Example
 from cl_runner.data.task import Task, label_union
 from cl_runner.families.base import Batch
 from cl_runner.methods.base import Method
@@ -64,14 +63,12 @@ class SLM(Method):
 
     state: ClassVar[tuple[str, ...]] = ("new_keys", "learned")
     families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq")
-    last: ClassVar[bool] = True
-    not_with: ClassVar[tuple[str, ...]] = ("ewc", "lwf", "seq_ft", "frozen")
-    joint: ClassVar[bool] = False
+    chooses: ClassVar[bool] = True
+    isolates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.new_keys: dict[str, Tensor] = {}  # of the task under way, by parameter
         self.learned = 0  # tasks
-        self.training: int | None = None  # the task under way
         self.queries: Queries | None = None
 
     # structure
@@ -152,7 +149,7 @@ class SLM(Method):
         return GatedPrefixes(layers, heads, self.prompt_length, scaled=config.model_type not in ("t5", "mt5"))
 
     # around a task
-    def before_task(self, learner: Learner, task: Task) -> None:
+    def select(self, learner: Learner, task: Task) -> None:
         self._remember(learner, task)
         wanted = [task]
         if self.pool == "all" and not learner.restart:  # as released: keys of all tasks are there from the beginning
@@ -198,57 +195,29 @@ class SLM(Method):
                 if self.pool == "all" or one.index == task.index or not wanted.isdisjoint(texts):
                     self.queries.remember(texts)
 
-    @torch.no_grad()
-    def activate(self, learner: Learner, task: Task) -> None:
+    def trains(self, learner: Learner, task: Task) -> Trained:
         self._remember(learner, task)
-        parameters = learner.parameters()
-        for parameter in parameters.values():
-            parameter.requires_grad_(False)
-        for name, keys in self.new_keys.items():
-            learner.written[name] = parameters[name].detach().clone()
-            parameters[name].copy_(keys)
-        self.bank.values[self.names[task.index]].requires_grad_(True)
+        names = [f"slm.values.{self.names[task.index]}"]
         if self.heads is not None:
-            self.heads.latest = task.index
-            for own in self.heads.trained_by(task.index):
-                own.requires_grad_(True)
-        self.bank.renew()
-        self.training = task.index
-
-    def peak_learning_rate(self, task: Task, rate: float) -> float:
-        return rate if self.learning_rate is None else self.learning_rate
+            own = {id(parameter) for parameter in self.heads.trained_by(task.index)}
+            names += [name for name, parameter in learner.parameters().items() if id(parameter) in own]
+        return Trained(names=names, written=self.new_keys, learning_rate=self.learning_rate)
 
     def after_task(self, learner: Learner, task: Task) -> None:
-        for parameter in learner.params().values():
-            parameter.requires_grad_(False)
-        self.training, self.new_keys, self.learned = None, {}, task.index + 1
+        self.new_keys, self.learned = {}, task.index + 1
 
     # every pass of the model
-    def inputs(self, learner: Learner, examples: Sequence[Example]) -> Batch:
-        tasks = torch.tensor([learner.task_of(example) for example in examples])
-        if not self._visible(learner)[1]:
-            return {"true_task": tasks}
-        assert self.queries is not None
-        return {"query": self.queries([example.prompt for example in examples]), "true_task": tasks}
-
-    def for_texts(self, learner: Learner, texts: Sequence[str]) -> Batch:
-        found = {"true_task": torch.full((len(texts),), -1)}
-        if self._visible(learner)[1]:
-            assert self.queries is not None
-            found["query"] = self.queries(texts)
-        return {name: tensor.to(learner.device) for name, tensor in found.items()}
-
     def before_forward(self, learner: Learner, batch: Batch) -> Batch:
+        tasks = torch.tensor([example.task for example in batch.examples] or [-1] * len(batch["input_ids"]))
+        tasks = tasks.to(learner.device)
         if self.heads is not None:
-            self.heads.tasks = batch["true_task"]
+            self.heads.tasks = tasks
+            self.heads.latest = max(0, self.learned - 1) if learner.task is None else learner.task.index
         first, end = self._visible(learner)
         if first == end:
             self.values.stop()
             return batch
-        if "query" not in batch:  # a batch that was not made of examples: its text says where it belongs
-            texts = learner.family.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
-            batch = {**batch, **self.for_texts(learner, texts)}
-        cosines = similarities(batch["query"], self.bank.units(first, end))
+        cosines = similarities(self._queries_of(learner, batch), self.bank.units(first, end))
         found = retrieve(
             cosines,
             self.top_k,
@@ -256,19 +225,27 @@ class SLM(Method):
             weighting=self.weights,
             temperature=self.temperature,
             whole_batch=self.scope == "batch",
-            visible=self._of_own_task(batch["true_task"], first, end) if self.task_identity else None,
+            visible=self._of_own_task(tasks, first, end) if self.task_identity else None,
         )
         return self.values.use(self.bank.rows(found.slots + first * self.slots), found, batch)
 
+    def _queries_of(self, learner: Learner, batch: Batch) -> Tensor:
+        """[B, width]; of a batch that was not made of examples, its text says where it belongs."""
+        assert self.queries is not None
+        texts = [example.prompt for example in batch.examples]
+        if not texts:
+            texts = learner.family.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+        return self.queries(texts).to(learner.device)
+
     def _visible(self, learner: Learner) -> tuple[int, int]:
         """Tasks whose slots can be retrieved now, from the first up to, not including, the second."""
-        if self.training is None:
+        if learner.task is None:
             first = max(0, self.learned - 1) if learner.restart else 0
             end = len(self.names) if self.pool == "all" and self.learned and not learner.restart else self.learned
             return first, end
         if self.pool == "current" or learner.restart:
-            return self.training, self.training + 1
-        return 0, len(self.names) if self.pool == "all" else self.training + 1
+            return learner.task.index, learner.task.index + 1
+        return 0, len(self.names) if self.pool == "all" else learner.task.index + 1
 
     def _of_own_task(self, true_task: Tensor, first: int, end: int) -> Tensor:
         """[B, N]: the slots of each text's own task; all of them for texts of no task, or of one still to come."""

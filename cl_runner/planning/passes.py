@@ -16,7 +16,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from cl_runner.families.base import Output
+from cl_runner.batch import Output
+
 from cl_runner.families.tokens import branched
 from cl_runner.planning.setting import Answers, Setting
 

@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cl_runner.checkpoint import replace_file
-from cl_runner.families.base import Output
+from cl_runner.batch import Output
+
 from cl_runner.families.freezing import frozen
 from cl_runner.planning import passes
 from cl_runner.planning.imitation import Cost, Device, Imitation, checkpointing, keeping_inputs

@@ -9,7 +9,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from cl_runner.families.base import Batch
+from cl_runner.batch import Batch
+
 from cl_runner.learner import Learner
 
 #: (context, continuation) or None, their tokens; as the harness hands them on.

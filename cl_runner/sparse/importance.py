@@ -16,10 +16,10 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from cl_runner.batch import Batch
 from cl_runner.sparse.per_example import Loss, PerExample
 
-Batch = Mapping[str, Tensor]
-Batches = Callable[[], Iterable[Batch]]
+Batches = Callable[[], Iterable[Mapping[str, Tensor]]]
 #: Called with a batch and a generator on the CPU: the batch with other labels.
 Draw = Callable[[Batch, torch.Generator], Batch]
 Item = TypeVar("Item")
@@ -105,7 +105,8 @@ def measure(
 
     def drawn() -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed)
-        for batch in batches():
+        for given in batches():
+            batch = given if isinstance(given, Batch) else Batch(given)
             if draw is not None:
                 with torch.no_grad():
                     batch = draw(batch, generator)
@@ -290,7 +291,7 @@ def _pass(
     fast: PerExample | None = None
     exact = micro_batch == 1 and all(total.fisher.dtype == torch.float32 for total in totals.values())
 
-    def checked(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def checked(model: nn.Module, batch: Batch) -> Tensor:
         value = loss(model, batch)
         if not bool(torch.isfinite(value)):
             raise ValueError(
@@ -299,8 +300,7 @@ def _pass(
             )
         return value
 
-    for given in batches:
-        batch = dict(given)
+    for batch in batches:
         size = next(iter(batch.values())).shape[0]
         if examples % micro_batch:
             raise ValueError(
@@ -310,7 +310,7 @@ def _pass(
         left = set(totals)
         if exact and size > 1:  # a single example needs no rules: its gradient is the batch's
             if fast is None:
-                fast = _agreeing(model, {key: tensor[:1] for key, tensor in batch.items()}, checked, totals)
+                fast = _agreeing(model, batch.rows(0, 1), checked, totals)
             left = fast.add(batch, totals)
         if left:
             _each_unit(model, batch, checked, left, micro_batch, lambda name, g: totals[name].add(g))
@@ -345,7 +345,7 @@ def _each_unit(
             parameter.requires_grad_(True)
             handles.append(parameter.register_post_accumulate_grad_hook(taking(name)))
         for start in range(0, next(iter(batch.values())).shape[0], micro_batch):
-            value = loss(model, {key: tensor[start : start + micro_batch] for key, tensor in batch.items()})
+            value = loss(model, batch.rows(start, start + micro_batch))
             if value.requires_grad:
                 value.backward()
     finally:
@@ -361,7 +361,7 @@ def _agreeing(model: nn.Module, example: Batch, loss: Loss, totals: Mapping[str,
     It is given the example twice: where rows are not examples, squares of sums come out four times as large, not two.
     """
     fast = PerExample(model, loss, totals)
-    left = fast.add({key: torch.cat([tensor, tensor]) for key, tensor in example.items()}, totals)
+    left = fast.add(example.twice(), totals)
     largest = dict.fromkeys(totals, 0.0)
     differences: dict[str, float] = {}
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-Loss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
+from cl_runner.batch import Batch
+
+Loss = Callable[[nn.Module, Batch], Tensor]
 
 
 class Sums(Protocol):
@@ -82,7 +84,7 @@ class PerExample:
                 for module, role in owners[parameter]:
                     self._roles.setdefault(module, {})[role] = name
 
-    def add(self, batch: Mapping[str, Tensor], sums: Mapping[str, Sums]) -> set[str]:
+    def add(self, batch: Batch, sums: Mapping[str, Sums]) -> set[str]:
         """Add every example's gradient and its square to `sums`; return the names that were left out."""
         if not self._roles:
             return set(sums)
@@ -93,7 +95,7 @@ class PerExample:
                 if isinstance(module, nn.Embedding):
                     handles.append(module.register_forward_pre_hook(pending.before_call))
                 handles.append(module.register_forward_hook(pending.after_call))
-            loss = self._loss(self._model, dict(batch))
+            loss = self._loss(self._model, batch)
             pending.end_forward()
             if loss.requires_grad:
                 loss.backward()

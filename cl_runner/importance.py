@@ -1,0 +1,134 @@
+"""The importance of a model's weights for some examples, as a method asks for it: measured, remembered, kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cl_runner.batch import Batch
+from cl_runner.config import Importance as ImportanceOptions
+from cl_runner.data.example import Example
+from cl_runner.learner import Learner
+from cl_runner.sparse import importance_cache
+from cl_runner.sparse.bits import weights_hash
+from cl_runner.sparse.importance import Importance, cap, draw_labels, measure
+from cl_runner.sparse.importance_cache import named
+
+
+def fisher(learner: Learner, examples: Sequence[Example], names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """The diagonal Fisher of these parameters at the current weights, fp32, mean over the data (PE eq. 1)."""
+    return importance(learner, examples, names=names).mean_fisher()
+
+
+def importance(
+    learner: Learner,
+    examples: Sequence[Example],
+    gradient: bool = False,
+    dtype: torch.dtype = torch.float32,
+    names: Collection[str] | None = None,
+) -> Importance:
+    """Sums of gradients and of squared gradients of parameters at the current weights. Offline time.
+
+    Computed once per task and data, however many methods of a chain ask for it, and kept on disk for other runs that
+    come to the same weights and data.
+
+    Args:
+        gradient: whether the sum of gradients is needed as well.
+        dtype: of the sums.
+        names: of the parameters to measure; None = all but frozen ones. What was measured of more of them serves as
+            well.
+    """
+    measured = learner.measured
+    options, cache = measured.options, measured.cache
+    wanted = [name for name in learner.measurable() if names is None or name in names]
+    with learner.clock.phase("importance"):
+        chosen = cap(examples, options.max_examples, learner.seed_of("importance", "examples"))
+        weights = weights_hash(learner.parameters())
+        # What was computed with the sum of gradients serves without it as well.
+        keys = {both: _key(learner, chosen, both, dtype, weights) for both in {gradient, True}}
+        for key in keys.values():
+            if key in measured.found and measured.found[key].fisher.keys() >= set(wanted):
+                return measured.found[key]
+        measured.found = {}  # of other data: as large as the model, and not needed any more
+        for key in keys.values():
+            kept = importance_cache.load(cache, named(key, wanted)) if cache else None
+            if kept is not None:
+                whole = options.accumulate == "device" and options.passes == 1
+                measured.found[key] = kept.to(learner.device) if whole else kept
+                measured.from_disk = True
+                return measured.found[key]
+        found = _measure(learner, chosen, gradient, dtype, wanted)
+        measured.found[keys[gradient]] = found
+        if cache:
+            limit = int(options.cache_gb * 1e9)
+            importance_cache.store(cache, named(keys[gradient], wanted), found, limit, learner.warn)
+    return found
+
+
+def _measure(
+    learner: Learner, examples: Sequence[Example], gradient: bool, dtype: torch.dtype, names: Sequence[str]
+) -> Importance:
+    options: ImportanceOptions = learner.measured.options
+    exact = options.micro_batch == 1 and dtype == torch.float32
+    size = options.batch_size if options.micro_batch == 1 else options.micro_batch
+
+    def batches() -> Iterator[Batch]:
+        if exact:
+            yield from learner.sorted_batches(examples, size)
+        else:  # which examples share a unit matters: the data's own order
+            for start in range(0, len(examples), size):
+                yield learner.collate(examples[start : start + size])
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        with learner.in_precision():
+            given = learner.method.before_forward(learner, batch)
+            if options.micro_batch == 1:
+                return learner.family.loss_sum(model, given, options.answer_tokens)
+            return learner.family.forward(model, given).loss
+
+    def draw(batch: Batch, generator: torch.Generator) -> Batch:
+        return learner.family.relabel(batch, draw_labels(learner.forward(batch).logits, generator))
+
+    return measure(
+        learner.model,
+        batches,
+        loss,
+        names,
+        micro_batch=options.micro_batch,
+        gradient=gradient,
+        dtype=dtype,
+        accumulate=options.accumulate,
+        passes=options.passes,
+        draw=draw if options.labels == "model" else None,
+        seed=learner.seed_of("importance", "labels"),
+        on_batch=lambda done: learner.progress("importance", done, options.passes * len(examples)),
+    )
+
+
+def _key(learner: Learner, examples: Sequence[Example], gradient: bool, dtype: torch.dtype, weights: str) -> str:
+    """Everything the bits of the result depend on: weights, data, how they enter the model, options, machine."""
+    options = learner.measured.options
+    kind = torch.cuda.get_device_name() if learner.device.type == "cuda" else "cpu"
+    texts = hashlib.sha256(json.dumps([e.content() for e in examples]).encode()).hexdigest()
+    return importance_cache.key(
+        weights=weights,
+        data={
+            "examples": texts,
+            "family": learner.family.identity(),
+            "batch_size": options.batch_size,
+            "answer_tokens": options.answer_tokens,
+        },
+        micro_batch=options.micro_batch,
+        gradient=gradient,
+        labels=options.labels,
+        seed=learner.seed if options.labels == "model" else None,
+        max_examples=options.max_examples,
+        dtype=dtype,
+        precision=learner.precision,
+        # Another kind of device, or number of threads, may differ in the last bits; sums in main memory as well.
+        device=f"{kind}/{torch.get_num_threads()} threads/{options.accumulate}",
+    )

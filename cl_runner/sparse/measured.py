@@ -1,0 +1,43 @@
+"""The importance of the task under way: measured once, however many methods of a chain ask for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cl_runner.config import Importance as ImportanceOptions
+from cl_runner.sparse.importance import Importance
+
+#: PE eq. 1: every example, its own label, the exact Fisher.
+EXACT = ImportanceOptions(
+    micro_batch=1,
+    batch_size=16,
+    max_examples=None,
+    labels="data",
+    answer_tokens="mean",
+    accumulate="device",
+    passes=1,
+    cache_gb=0,
+)
+
+
+@dataclass
+class Measured:
+    """How importance is measured in this run, and what was measured in the task under way.
+
+    Attributes:
+        cache: a folder that other runs share, or None.
+        found: by everything that it depends on.
+        on_new_data: whether it needed the task's own data.
+        from_disk: whether it came from the cache.
+    """
+
+    options: ImportanceOptions = EXACT
+    cache: Path | None = None
+    found: dict[str, Importance] = field(default_factory=dict)
+    on_new_data: bool = False
+    from_disk: bool = False
+
+    def begin(self) -> None:
+        """A task begins."""
+        self.found, self.on_new_data, self.from_disk = {}, False, False

@@ -1,0 +1,87 @@
+"""What trains in a task: a method says it, the learner binds it to the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cl_runner.config import OptimizerName
+from cl_runner.families.freezing import frozen
+from cl_runner.masters import Masters
+from cl_runner.sparse.layers import CompactValues
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What trains in a task, with its rates and optimizer; `Trained()` is everything that the backbone lets train.
+
+    Attributes:
+        names: parameters that train as a whole; None = all of them, an empty collection = none.
+        selected: flat positions by parameter name. If there are some, nothing but these entries trains.
+        selectable: entries of every parameter that they were selected from.
+        written: what the method itself sets when the task begins, by parameter name, apart from what trains.
+        learning_rate: the peak; None = the training's.
+        rates: peaks of some parameters, by a pattern of their names (`*` stands for anything); the first that fits.
+        optimizer: None = the training's.
+    """
+
+    names: Collection[str] | None = None
+    selected: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    selectable: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    written: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    learning_rate: float | None = None
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    optimizer: OptimizerName | None = None
+
+    def __post_init__(self) -> None:
+        assert not (self.selected and self.names is not None), "either whole tensors train, or selected entries"
+
+    def of(self, model: nn.Module) -> list[str]:
+        """Names of the parameters that train, or some of whose entries do, in the model's order.
+
+        Raises:
+            AssertionError: a name is no parameter of the model.
+        """
+        known = [name for name, _ in model.named_parameters()]
+        wanted = self.selected or self.names
+        if wanted is None:
+            wanted = known
+        unknown = [name for name in wanted if name not in known]
+        assert not unknown, f"the model has no parameter {unknown[0]}"
+        never = frozen(model)
+        return [name for name in known if name in wanted and name not in never]
+
+
+class Held:
+    """What the optimizer holds while a task trains: compact values, fp32 copies, or the tensors themselves.
+
+    Args:
+        model: whose parameters that train are told by `requires_grad`.
+        selected: of `Trained`.
+
+    Attributes:
+        parameters: by the name of the tensor that each stands for.
+    """
+
+    def __init__(self, model: nn.Module, selected: Mapping[str, Tensor]):
+        self._values = CompactValues(model, selected) if selected else None
+        whole = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._masters = Masters(whole if self._values is None else self._values.parameters)
+        self.parameters = self._masters.parameters
+
+    @torch.no_grad()
+    def write_through(self) -> None:
+        """Into the model's own tensors, after an optimizer step."""
+        self._masters.write_through()
+        if self._values is not None:
+            self._values.write_through()
+
+    def release(self) -> None:
+        """Let go of the model, which keeps what was written through."""
+        self._masters.release()
+        if self._values is not None:
+            self._values.release()
