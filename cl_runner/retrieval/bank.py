@@ -1,15 +1,13 @@
-"""What key slots stand for: a row of numbers for each slot, of all tasks in one store, and how rows enter a model."""
+"""What key slots stand for: a row of numbers for each slot, of all tasks in one store."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cl_runner.families.base import Batch
-from cl_runner.retrieval.keys import Retrieved, unit_keys
+from cl_runner.retrieval.keys import unit_keys
 
 
 class Bank(nn.Module):
@@ -71,37 +69,3 @@ class Bank(nn.Module):
         if bool(mine.all()):
             return learned[own]
         return self.store[slots].index_put((mine,), learned[own[mine]])
-
-
-class Values(ABC):
-    """How the rows of a bank enter a model; subclasses are final.
-
-    Attributes:
-        width: numbers of a row.
-    """
-
-    width: int
-
-    @abstractmethod
-    def initial(self, slots: int, generator: torch.Generator) -> Tensor:
-        """[slots, width] to begin with."""
-
-    @abstractmethod
-    def attach(self, model: nn.Module) -> None:
-        """Hook into the model; as long as nothing is used, it computes what it did."""
-
-    @abstractmethod
-    def use(self, rows: Tensor, retrieved: Retrieved, batch: Batch) -> Batch:
-        """From now on the model's passes are given these rows.
-
-        Args:
-            rows: [B, K, width].
-            batch: what the model will read.
-
-        Returns:
-            The batch, with room for what is put before its texts.
-        """
-
-    @abstractmethod
-    def stop(self) -> None:
-        """The model computes what it did before."""
