@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
+#: How the command `snapshot` is typed, which its messages name.
+SNAPSHOT = "python -m cl_runner snapshot"
+
 
 class Parser(argparse.ArgumentParser):
     """argparse whose mistakes are one message, like every other mistake."""

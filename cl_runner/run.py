@@ -55,7 +55,8 @@ from cl_runner.record import (
 from cl_runner.sparse.atlas import describe_masks
 from cl_runner.sparse.bits import combine, tensor_digests, weights_hash
 from cl_runner.sparse.certificate import Untouched, certify, rest_digests
-from cl_runner.sparse.snapshots import Change, apply_chain, describe_snapshot, read_snapshot, write_snapshot
+from cl_runner.sparse.chain import apply_chain
+from cl_runner.sparse.snapshots import Change, describe_snapshot, read_snapshot, write_snapshot
 from cl_runner.sparse.summary import fisher_map, zero_fractions
 from cl_runner.tracking.clock import Clock
 from cl_runner.tracking.console import Console, duration

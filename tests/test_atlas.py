@@ -23,7 +23,7 @@ from transformers import (
 
 from cl_runner.report.drawing import MODULES as DRAWN
 from cl_runner.sparse.atlas import describe_masks, overlap, places
-from cl_runner.sparse.selection import layer_groups
+from cl_runner.sparse.groups import layer_groups
 from cl_runner.sparse.summary import MODULES, module_of
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cl_runner.families.base import Answering
+from cl_runner.layers.heads import Heads
+from cl_runner.layers.increments import Increments
+from cl_runner.layers.targets import find_targets
+from cl_runner.layers.values import Retrieved
 from cl_runner.retrieval.bank import Bank
-from cl_runner.retrieval.heads import Heads
-from cl_runner.retrieval.increments import Increments
-from cl_runner.retrieval.keys import Retrieved, hits, new_keys, retrieve, similarities, train_keys, unit_keys
-from cl_runner.retrieval.targets import find_targets
+from cl_runner.retrieval.keys import hits, new_keys, retrieve, similarities, train_keys, unit_keys
 
 FAMILIES = ("bert", "llama", "gpt2", "t5")
 
@@ -524,8 +525,8 @@ def test_mistakes(given: list[str], said: str, tmp_path: Path, capsys: pytest.Ca
 def test_find_targets_of_t5_with_and_without_cross_attention(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "backbone=tiny_t5")
     learner, _, _ = tiny_learner(config)
-    plain = [t.name for t in find_targets(learner.model, ["attention_output"], False)]
-    crossed = [t.name for t in find_targets(learner.model, ["attention_output"], True)]
+    plain = [t.name for t in find_targets(learner.model, ["attention_output"], False, option="targets")]
+    crossed = [t.name for t in find_targets(learner.model, ["attention_output"], True, option="targets")]
     assert len(plain) == 4 and all("SelfAttention.o" in name for name in plain)
     assert len(crossed) == 6
 

@@ -54,7 +54,7 @@ def test_ours_is_a_pass_of_each_text_with_its_own_weights(bench: ModuleType) -> 
     size, top_k, rank = 3, 2, 3
     ways = bench.forward_ways(TINY, size, top_k, rank)
     model, batch = bench.encoder("tiny", 8, bench.BertModel), bench.batch_of(size, 8)
-    targets = bench.find_targets(model, ["attention_output"], False)
+    targets = bench.find_targets(model, ["attention_output"], False, option="targets")
     increments = bench.Increments(targets, rank)
     bank = bench.bank_of(increments.width, 2)
     found = bench.find(bank, bench.queries_of(bank, [0, 1, 0]), top_k)

@@ -14,7 +14,8 @@ from tiny import TINY, run_command, tiny_config, tiny_learner
 from cl_runner.build import rebuild
 from cl_runner.compose import compose
 from cl_runner.evaluate import evaluate, scores
-from cl_runner.sparse.snapshots import read_weights, weights_hash
+from cl_runner.sparse.bits import weights_hash
+from cl_runner.sparse.chain import read_weights
 
 
 def finished(root: Path, *more: str) -> Path:

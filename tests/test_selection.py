@@ -17,17 +17,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cl_runner.sparse import selection as streaming
-from cl_runner.sparse.selection import (
-    Keep,
-    Selection,
-    Ties,
-    group_sizes,
-    layer_groups,
-    match,
-    module_types,
-    random_selection,
-    zero_fraction,
-)
+from cl_runner.sparse.groups import group_sizes, layer_groups
+from cl_runner.sparse.patterns import match, module_types
+from cl_runner.sparse.selection import Keep, Selection, Ties, random_selection
+from cl_runner.sparse.summary import zero_fraction
 
 BERT = [
     "bert.embeddings.word_embeddings.weight",

@@ -22,14 +22,13 @@ from transformers import (
 
 import cl_runner.build
 from cl_runner.sparse.bits import INTEGERS, bits_of, combine, gaps_of, positions_of, tensor_digests, weights_hash
+from cl_runner.sparse.chain import apply_snapshot, read_weights
 from cl_runner.sparse.command import main
 from cl_runner.sparse.snapshots import (
     Change,
     Snapshot,
-    apply_snapshot,
     describe_snapshot,
     read_snapshot,
-    read_weights,
     save_snapshot,
     verify_snapshot,
     write_snapshot,

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 import cl_runner.build
 from cl_runner.sparse import history
 from cl_runner.sparse.bits import bits_of, weights_hash
+from cl_runner.sparse.chain import apply_snapshot
 from cl_runner.sparse.command import main
 from cl_runner.sparse.snapshots import (
     Change,
     Snapshot,
-    apply_snapshot,
     describe_snapshot,
     read_snapshot,
     verify_snapshot,

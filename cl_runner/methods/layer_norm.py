@@ -11,7 +11,7 @@ from cl_runner.config import Positive
 from cl_runner.data.task import Task
 from cl_runner.families.freezing import frozen
 from cl_runner.methods.base import Method
-from cl_runner.sparse.selection import module_types
+from cl_runner.sparse.patterns import module_types
 from cl_runner.trained import Trained
 
 if TYPE_CHECKING:

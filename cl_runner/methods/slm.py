@@ -12,18 +12,21 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cl_runner.batch import Batch
 from cl_runner.config import Count, Encoder, Positive, Whole
 from cl_runner.data.task import Task, label_union
-from cl_runner.families.base import Batch
+from cl_runner.layers.heads import Heads, find_head
+from cl_runner.layers.increments import Increments
+from cl_runner.layers.prefixes import GatedPrefixes, attention_layers
+from cl_runner.layers.prompts import Prompts
+from cl_runner.layers.targets import all_projections, find_targets
+from cl_runner.layers.values import Values
 from cl_runner.methods.base import Method
-from cl_runner.retrieval.bank import Bank, Values
+from cl_runner.retrieval.bank import Bank
 from cl_runner.retrieval.encoder import Queries, check_encoder
-from cl_runner.retrieval.heads import Heads, find_head
-from cl_runner.retrieval.increments import Increments
 from cl_runner.retrieval.keys import new_keys, retrieve, similarities, train_keys
 from cl_runner.retrieval.measures import accuracies, measure_time, write_keys
-from cl_runner.retrieval.prompts import GatedPrefixes, Prompts, attention_layers
-from cl_runner.retrieval.targets import all_projections, find_targets
+from cl_runner.trained import Trained
 
 if TYPE_CHECKING:
     from cl_runner.learner import Learner
@@ -139,11 +142,16 @@ class SLM(Method):
             ValueError: the architecture has not the layers that it needs.
         """
         if self.value == "jare":
-            return Increments(find_targets(model, self.targets, self.cross_attention), self.rank)
+            targets = find_targets(model, self.targets, self.cross_attention, option="method.slm.targets")
+            return Increments(targets, self.rank)
         if self.value == "prompt":
             pad = model.config.pad_token_id
             return Prompts(model, self.prompt_length, 0 if pad is None else pad, first=int(_classifies(model)))
-        layers = attention_layers(all_projections(model, self.cross_attention))
+        layers = attention_layers(
+            all_projections(model, self.cross_attention),
+            option="method.slm.value=adapter",
+            instead="method.slm.value=jare",
+        )
         config: Any = model.config
         heads = config.num_attention_heads
         return GatedPrefixes(layers, heads, self.prompt_length, scaled=config.model_type not in ("t5", "mt5"))

@@ -18,12 +18,12 @@ from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedModel
 from cl_runner.config import Encoder
 from cl_runner.data.task import Task
 from cl_runner.families.loading import locate, readable
+from cl_runner.layers.prompts import Prompts, reader_of
+from cl_runner.layers.values import Retrieved, Values
 from cl_runner.methods.slm import SLM
 from cl_runner.planning.imitation import Cost, Imitation, Ledger
-from cl_runner.retrieval.bank import Values
 from cl_runner.retrieval.encoder import KEY
-from cl_runner.retrieval.keys import Retrieved, new_keys, train_keys
-from cl_runner.retrieval.prompts import Prompts, reader_of
+from cl_runner.retrieval.keys import new_keys, train_keys
 
 #: Tokens of a text that most sentence encoders read, where theirs are not known.
 USUAL_TOKENS = 256

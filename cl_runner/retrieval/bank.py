@@ -1,15 +1,13 @@
-"""What key slots stand for: a row of numbers for each slot, of all tasks in one store, and how rows enter a model."""
+"""What key slots stand for: a row of numbers for each slot, of all tasks in one store."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cl_runner.families.base import Batch
-from cl_runner.retrieval.keys import Retrieved, unit_keys
+from cl_runner.retrieval.keys import unit_keys
 
 
 class Bank(nn.Module):
@@ -28,7 +26,7 @@ class Bank(nn.Module):
         super().__init__()
         self.slots = len(values) // len(tasks)
         self.store = values
-        self._units: tuple[tuple[int, int], Tensor] | None = None
+        self._units: tuple[tuple[int, ...], Tensor] | None = None
         parts = zip(tasks, keys.split(self.slots, 1), values.split(self.slots), strict=True)
         self.keys = nn.ParameterDict()
         self.values = nn.ParameterDict()
@@ -38,7 +36,7 @@ class Bank(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bank:
         super()._apply(fn, recurse)  # of .to and .cuda, which take the parameters apart
-        self.renew()
+        self._units = None
         self.store = torch.cat([value.detach() for value in self.values.values()])
         for value, rows in zip(self.values.values(), self.store.split(self.slots), strict=True):
             value.data = rows
@@ -49,14 +47,11 @@ class Bank(nn.Module):
         return torch.cat(list(self.keys.values())[first:end], 1)
 
     def units(self, first: int, end: int) -> Tensor:
-        """The same keys with length 1, made once for as long as `renew` is not called."""
-        if self._units is None or self._units[0] != (first, end):
-            self._units = ((first, end), unit_keys(self.all_keys(first, end)))
+        """The same keys with length 1, made once for as long as the keys do not change."""
+        state = (first, end, *(key._version for key in self.keys.values()))
+        if self._units is None or self._units[0] != state:
+            self._units = (state, unit_keys(self.all_keys(first, end)))
         return self._units[1]
-
-    def renew(self) -> None:
-        """To be called when keys have changed."""
-        self._units = None
 
     def rows(self, slots: Tensor) -> Tensor:
         """[*slots, width]; a gradient reaches the task that trains, and no other."""
@@ -71,37 +66,3 @@ class Bank(nn.Module):
         if bool(mine.all()):
             return learned[own]
         return self.store[slots].index_put((mine,), learned[own[mine]])
-
-
-class Values(ABC):
-    """How the rows of a bank enter a model; subclasses are final.
-
-    Attributes:
-        width: numbers of a row.
-    """
-
-    width: int
-
-    @abstractmethod
-    def initial(self, slots: int, generator: torch.Generator) -> Tensor:
-        """[slots, width] to begin with."""
-
-    @abstractmethod
-    def attach(self, model: nn.Module) -> None:
-        """Hook into the model; as long as nothing is used, it computes what it did."""
-
-    @abstractmethod
-    def use(self, rows: Tensor, retrieved: Retrieved, batch: Batch) -> Batch:
-        """From now on the model's passes are given these rows.
-
-        Args:
-            rows: [B, K, width].
-            batch: what the model will read.
-
-        Returns:
-            The batch, with room for what is put before its texts.
-        """
-
-    @abstractmethod
-    def stop(self) -> None:
-        """The model computes what it did before."""

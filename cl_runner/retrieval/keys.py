@@ -6,25 +6,18 @@ A key slot is one vector of c numbers in each of g groups; queries of g * c numb
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cl_runner.layers.values import Retrieved
+
 Aggregate = Literal["mean_sim", "per_group"]
 Weighting = Literal["normalised_cos", "uniform", "softmax"]
 #: Added to the sum that weights are divided by.
 TINY = 1e-9
-
-
-@dataclass(frozen=True)
-class Retrieved:
-    """Slots of each text and how much each counts; a row's weights add up to 1, or are all 0."""
-
-    slots: Tensor  # [B, K] int64
-    weights: Tensor  # [B, K] fp32
 
 
 def grouped(queries: Tensor, groups: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_runner.sparse.selection import layer_groups
+from cl_runner.sparse.groups import layer_groups
 from cl_runner.sparse.summary import module_of
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cl_runner.sparse.bits import weights_hash
-from cl_runner.sparse.snapshots import Description, apply_chain, describe_snapshot, read_weights
+from cl_runner.sparse.chain import apply_chain, check_same_model, read_weights
+from cl_runner.sparse.snapshots import Description, Snapshot, describe_snapshot, read_snapshot
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,20 @@ def find_snapshot(name: str) -> Place:
         raise ValueError(f"there is no file {name}. A snapshot is named by its file or as RUN:TASK")
     names = [snapshot.task for snapshot in describe_run(path).values()]
     raise ValueError(f"{name} is a folder; name one of its tasks ({', '.join(names)}). Type: {name}:{names[-1]}")
+
+
+def find_two(first: str, second: str) -> tuple[list[Place], list[Snapshot]]:
+    """Two snapshots of the same model. A file that lies in no run is taken to follow on the other's run.
+
+    Raises:
+        ValueError: one is missing or damaged, or they are of different models.
+    """
+    places = [find_snapshot(name) for name in (first, second)]
+    run = next((place.run for place in places if place.run is not None), None)
+    places = [replace(place, run=place.run or run) for place in places]
+    a, b = (read_snapshot(place.file) for place in places)
+    check_same_model(a.header, first, b.header.shapes, b.header.dtypes, second)
+    return places, [a, b]
 
 
 def chain_to(file: Path, run: Path | None) -> list[Path]:

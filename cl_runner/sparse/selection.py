@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-Scope = Literal["layer", "tensor", "global"]
+from cl_runner.sparse.groups import group_sizes
+
 Keep = Literal["smallest", "largest"]
 Ties = Literal["random", "order"]
 
 # Entries looked at together: few enough for the cache. Large random draws depend on it.
 _CHUNK = 1 << 20
-
-_LAYER = re.compile(r"^(?:.*?\.)?(?:layers?|h|blocks?)\.\d+(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -135,128 +131,6 @@ def random_selection(
     return Selection({name: indices[name] for name in sizes if name in indices}, dict(sizes))
 
 
-def group_sizes(sizes: Mapping[str, int], groups: Mapping[str, str]) -> dict[str, int]:
-    """Number of entries by group, in the order of `sizes`."""
-    entries: dict[str, int] = {}
-    for name, size in sizes.items():
-        entries[groups[name]] = entries.get(groups[name], 0) + size
-    return entries
-
-
-def zero_fraction(scores: Mapping[str, Tensor], groups: Mapping[str, str]) -> dict[str, float]:
-    """Share of entries whose score is exactly 0, by group, in the order of `scores`, each asked for once."""
-    zeros: dict[str, int] = {}
-    entries: dict[str, int] = {}
-    for name in scores:
-        group = groups[name]
-        size, empty = _zeros(scores[name])
-        zeros[group] = zeros.get(group, 0) + empty
-        entries[group] = entries.get(group, 0) + size
-    return {group: zeros[group] / entries[group] for group in entries if entries[group]}
-
-
-def layer_groups(names: Sequence[str], scope: Scope) -> dict[str, str]:
-    """Group by tensor name.
-
-    "layer": a block of the model ("bert.encoder.layer.0"), or a component beside the blocks
-    ("bert.embeddings", "bert.pooler", "classifier"). "tensor": every tensor by itself. "global": all in one.
-    """
-    if scope == "tensor":
-        return {name: name for name in names}
-    if scope == "global":
-        return dict.fromkeys(names, "all")
-    # A component that holds blocks or embeddings is the backbone, and its parts are groups; others are heads.
-    backbone = re.compile(rf"{_LAYER.pattern}|^[^.]+\.embeddings\.")
-    roots = {name.partition(".")[0] for name in names if backbone.match(name)}
-    groups = {}
-    for name in names:
-        block = _LAYER.match(name)
-        path = name.split(".")[:-1] or [name]
-        groups[name] = block.group() if block else ".".join(path[: 2 if path[0] in roots else 1])
-    return groups
-
-
-def match(
-    names: Sequence[str],
-    include: Sequence[str],
-    exclude: Sequence[str],
-    exclude_modules: Sequence[str] = (),
-    types: Mapping[str, Set[str]] | None = None,
-) -> list[str]:
-    """The names that fit a pattern of `include` (all, if it is empty) and nothing that is excluded, in their order.
-
-    Args:
-        exclude: patterns of names. Patterns are those of file names: * ? [abc].
-        exclude_modules: types of the modules that own a tensor, such as "Embedding".
-        types: `module_types` of the model; needed for `exclude_modules` only.
-
-    Raises:
-        ValueError: a pattern fits no name, a module type owns none, or no name is left.
-    """
-    for pattern in [*include, *exclude]:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"the pattern {pattern!r} matches no parameter. {_nearest(pattern, names)}")
-    owners: Mapping[str, Set[str]] = {}
-    if exclude_modules:
-        assert types is not None, "exclude_modules without types"
-        owners = {name: types[name] for name in names}
-        _check_types(exclude_modules, sorted(set().union(*owners.values())))
-    kept = [
-        name
-        for name in names
-        if (not include or any(fnmatchcase(name, pattern) for pattern in include))
-        and not any(fnmatchcase(name, pattern) for pattern in exclude)
-        and owners.get(name, set()).isdisjoint(exclude_modules)
-    ]
-    if not kept:
-        modules = f" and exclude_modules={list(exclude_modules)}" if exclude_modules else ""
-        raise ValueError(f"no parameter is left: exclude={list(exclude)}{modules} covers include={list(include)}")
-    return kept
-
-
-def module_types(model: nn.Module) -> dict[str, set[str]]:
-    """Class names of the modules that own each parameter, by its name in `model.named_parameters()`.
-
-    With the names of their base classes: "Linear" covers what is derived from it. A tied tensor has those of all
-    its owners: an output layer that shares the word embeddings is an Embedding as well.
-    """
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    types: dict[str, set[str]] = {name: set() for name in names.values()}
-    for module in model.modules():
-        bases = {base.__name__ for base in type(module).__mro__ if base is not object}
-        for parameter in module.parameters(recurse=False):
-            types[names[parameter]] |= bases
-    return types
-
-
-def _check_types(given: Sequence[str], known: Sequence[str]) -> None:
-    """Every module type must own a tensor."""
-    for name in given:
-        if name not in known:
-            # What is the same but for capitals is nearer than what difflib, which heeds them, would find.
-            same = [other for other in known if other.lower() == name.lower()]
-            close = same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-            remedy = f"Nearest: {close[0]!r}; type {close[0]}" if close else f"There are: {', '.join(known)}"
-            raise ValueError(f"no module of type {name!r} owns a parameter. {remedy}")
-
-
-def _nearest(pattern: str, names: Sequence[str]) -> str:
-    """What could have been meant by a pattern that matches nothing."""
-    plain = re.sub(r"[*?\[\]]", "", pattern).strip(".")
-    parts = {part for name in names for part in name.split(".") if not part.isdigit()}
-    fitting = [name for name in names if plain and plain in name]
-    if fitting:
-        return f"A pattern must cover the whole name, such as {fitting[0]!r}; type '*{plain}*'"
-    # The part of the pattern that no name has is the mistyped one.
-    strange = [part for part in plain.split(".") if part and part not in parts] or [plain]
-    similar = difflib.get_close_matches(strange[0], parts, n=1, cutoff=0.6)
-    if similar:
-        example = next(name for name in names if similar[0] in name.split("."))
-        return f"Nearest: {example!r}; type '*{similar[0]}*'"
-    close = difflib.get_close_matches(plain, names, n=3, cutoff=0.0)
-    return f"Nearest: {', '.join(close)}"
-
-
 def _counts(
     fraction: float, sizes: Mapping[str, int], groups: Mapping[str, str], counted: Mapping[str, int] | None
 ) -> dict[str, int]:
@@ -277,11 +151,6 @@ def _counts(
             share = int(fraction * base[group])
         counts[group] = min(size, max(1, share))
     return counts
-
-
-def _zeros(scores: Tensor) -> tuple[int, int]:
-    """Number of entries, and of those that are exactly 0."""
-    return scores.numel(), scores.numel() - int(torch.count_nonzero(scores))
 
 
 def _members(sizes: Iterable[str], groups: Mapping[str, str]) -> dict[str, list[str]]:

@@ -18,9 +18,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor
 
 from cl_runner.checkpoint import sync_folder
-from cl_runner.sparse.bits import DTYPES, INTEGERS, NAMED, bits_of, bytes_of, gaps_of, positions_of, weights_hash
+from cl_runner.sparse.bits import DTYPES, NAMED, bits_of, bytes_of, gaps_of, positions_of
 
 FORMAT = "cl_runner.snapshot/2"
 
@@ -251,107 +250,6 @@ def read_snapshot(path: Path) -> Snapshot:
     if problems:
         raise ValueError("\n".join(problems))
     return Snapshot(_describe(path, entries, metadata), changes)
-
-
-@torch.no_grad()
-def apply_snapshot(weights: Mapping[str, Tensor], snapshot: Snapshot) -> None:
-    """Turn the weights before a snapshot into those after it, or those after into those before, in place.
-
-    One of a whole model gives the weights after it, whatever they were.
-    """
-    for name, change in snapshot.changes.items():
-        weight = weights[name].detach()
-        bits = weight.view(INTEGERS[weight.dtype.itemsize])
-        stored = change.bits.to(weight.device)
-        if snapshot.header.whole:
-            bits.copy_(stored)
-        elif change.index is None:
-            bits ^= stored
-        else:
-            flat, index = bits.view(-1), change.index.to(weight.device)
-            flat[index] = flat[index] ^ stored
-
-
-def apply_chain(weights: Mapping[str, Tensor], paths: Sequence[Path]) -> None:
-    """Lead weights through a chain of snapshots, in place, and check that they end bit by bit as promised.
-
-    Args:
-        weights: those before the first snapshot, of any content if that is whole; on any device.
-        paths: snapshots in the order of their tasks, each the parent of the next.
-
-    Raises:
-        ValueError: a file is missing, damaged or of another model, a link of the chain does not fit, or the result
-            is not what the last snapshot promises; the text names the file. The weights are then of no use.
-    """
-    assert paths, "a chain has at least one snapshot"
-    headers = [describe_snapshot(path) for path in paths]
-    for (earlier, before), (path, header) in pairwise(zip(paths, headers, strict=True)):
-        if header.parent != before.weights:
-            raise ValueError(_broken(path, header.parent, str(earlier), before.weights))
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    dtypes = {name: tensor.dtype for name, tensor in weights.items()}
-    check_same_model(headers[0], str(paths[0]), shapes, dtypes, "the starting weights")
-    for path in paths:
-        apply_snapshot(weights, read_snapshot(path))
-    found, expected = weights_hash(weights), headers[-1].weights
-    if found == expected:
-        return
-    if not any(header.whole for header in headers):
-        # Hashing the starting weights first would double the time of every good chain; a bad one can be undone.
-        for path in reversed(paths):
-            apply_snapshot(weights, read_snapshot(path))
-        start = weights_hash(weights)
-        if start != headers[0].parent:
-            raise ValueError(_broken(paths[0], headers[0].parent, "the starting weights", start))
-    raise ValueError(f"{paths[-1]}: the restored weights are {found[:12]}, but should be {expected[:12]}")
-
-
-def read_weights(paths: Sequence[Path], base: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The weights after the last of a chain of snapshots, bit by bit what they were; on the CPU.
-
-    Args:
-        paths: snapshots in the order of their tasks, each the parent of the next.
-        base: the untrained starting weights, left as they are; needed unless the first snapshot is whole.
-
-    Raises:
-        ValueError: as `apply_chain`.
-    """
-    assert paths, "a chain has at least one snapshot"
-    first = describe_snapshot(paths[0])
-    if first.whole:
-        weights = {name: torch.empty(shape, dtype=first.dtypes[name]) for name, shape in first.shapes.items()}
-    elif base is None:
-        raise ValueError(f"{paths[0]} stores a part of the model only; its parent's weights are needed as well")
-    else:
-        weights = {
-            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for name, tensor in base.items()
-        }
-    apply_chain(weights, paths)
-    return weights
-
-
-def check_same_model(
-    header: Header,
-    name: str,
-    shapes: Mapping[str, tuple[int, ...]],
-    dtypes: Mapping[str, torch.dtype],
-    other: str,
-) -> None:
-    """Raise ValueError unless a snapshot, called `name`, is of a model with these shapes and types, called `other`."""
-    for tensor in [*header.shapes, *shapes]:
-        here = _kind(header.shapes, header.dtypes, tensor)
-        there = _kind(shapes, dtypes, tensor)
-        if here != there:
-            raise ValueError(f"{name} and {other} are of different models: {tensor} is {here} and {there}")
-
-
-def _kind(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype], name: str) -> str:
-    return f"{DTYPES[dtypes[name]]} {list(shapes[name])}" if name in shapes else "missing"
-
-
-def _broken(path: Path, parent: str, before: str, reached: str) -> str:
-    return f"{path} does not follow on {before}: it changes weights {parent[:12]}, these are {reached[:12]}"
 
 
 def _json(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_runner.sparse.selection import layer_groups, zero_fraction
+from cl_runner.sparse.groups import layer_groups
 
 #: (module, which parts of a parameter's dotted name say so); the first that fits wins.
 #: In order: BERT and RoBERTa, LLaMA, Qwen and Gemma, GPT-2, T5. Self- and cross-attention count together.
@@ -73,3 +73,20 @@ def fisher_map(sums: Mapping[str, Tensor], units: int) -> list[dict[str, Any]]:
 def zero_fractions(scores: Mapping[str, Tensor]) -> dict[str, float]:
     """Share of entries with a score of exactly 0, by layer."""
     return zero_fraction(scores, layer_groups(list(scores), "layer"))
+
+
+def zero_fraction(scores: Mapping[str, Tensor], groups: Mapping[str, str]) -> dict[str, float]:
+    """Share of entries whose score is exactly 0, by group, in the order of `scores`, each asked for once."""
+    zeros: dict[str, int] = {}
+    entries: dict[str, int] = {}
+    for name in scores:
+        group = groups[name]
+        size, empty = _zeros(scores[name])
+        zeros[group] = zeros.get(group, 0) + empty
+        entries[group] = entries.get(group, 0) + size
+    return {group: zeros[group] / entries[group] for group in entries if entries[group]}
+
+
+def _zeros(scores: Tensor) -> tuple[int, int]:
+    """Number of entries, and of those that are exactly 0."""
+    return scores.numel(), scores.numel() - int(torch.count_nonzero(scores))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from cl_runner.sparse.bits import bits_of, weights_hash
-from cl_runner.sparse.selection import layer_groups
-from cl_runner.sparse.snapshots import Header, Snapshot, Stored, apply_snapshot
+from cl_runner.sparse.chain import apply_snapshot
+from cl_runner.sparse.groups import layer_groups
+from cl_runner.sparse.snapshots import Header, Snapshot, Stored
 
 OnConflict = Literal["last", "mean"]
 

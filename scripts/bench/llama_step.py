@@ -22,8 +22,9 @@ from steps import Step, adapter, dense_mask, frozen, saved_bytes, scattered, spa
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from cl_runner.sparse.groups import layer_groups
 from cl_runner.sparse.importance import measure
-from cl_runner.sparse.selection import layer_groups, select
+from cl_runner.sparse.selection import select
 
 
 def mean_loss(model: nn.Module, batch: Any) -> Tensor:

@@ -37,10 +37,11 @@ from harness import arguments, interleaved, keep, peak_rise, ratio, show, spread
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedModel
 
+from cl_runner.layers.increments import Composed, Increments
+from cl_runner.layers.targets import Target, find_targets
+from cl_runner.layers.values import Retrieved
 from cl_runner.retrieval.bank import Bank
-from cl_runner.retrieval.increments import Composed, Increments
-from cl_runner.retrieval.keys import Retrieved, new_keys, retrieve, similarities
-from cl_runner.retrieval.targets import Target, find_targets
+from cl_runner.retrieval.keys import new_keys, retrieve, similarities
 
 #: Layers, width and heads.
 SIZES = {"minilm": (6, 384, 12), "bert_base": (12, 768, 12), "tiny": (2, 32, 4)}
@@ -116,7 +117,7 @@ class Materialised(nn.Module):
 
 def increments_in(model: PreTrainedModel, rank: int, materialise: bool = False) -> Increments:
     """Increments in all attention output projections; or the same factors for one weight per text."""
-    increments = Increments(find_targets(model, ["attention_output"], False), rank)
+    increments = Increments(find_targets(model, ["attention_output"], False, option="targets"), rank)
     if not materialise:
         increments.attach(model)
         return increments
@@ -246,7 +247,7 @@ def training_ways(given: Any, size: int, top_k: int, rank: int) -> Ways:
         return step(model, composing(lambda: model(**batch).loss, increments, bank, queries, top_k), [learned])
 
     frozen = fresh()
-    first = find_targets(frozen, ["attention_output"], False)[0]
+    first = find_targets(frozen, ["attention_output"], False, option="targets")[0]
     first.module.get_parameter("bias").requires_grad_(True)
     own = [tasks - 1] * size
     ways: Ways = {
@@ -258,7 +259,7 @@ def training_ways(given: Any, size: int, top_k: int, rank: int) -> Ways:
     if given.peft:
         from peft import LoraConfig, get_peft_model
 
-        names = [target.name for target in find_targets(frozen, ["attention_output"], False)]
+        names = [target.name for target in find_targets(frozen, ["attention_output"], False, option="targets")]
         config = LoraConfig(r=top_k * rank, target_modules=names, modules_to_save=["classifier"])
         lora = get_peft_model(fresh(), config)
         ways[LORA] = step(lora, lambda: lora(**batch).loss)

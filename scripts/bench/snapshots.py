@@ -20,15 +20,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
 from cl_runner.sparse.bits import bits_of, weights_hash
-from cl_runner.sparse.snapshots import (
-    Change,
-    apply_chain,
-    apply_snapshot,
-    describe_snapshot,
-    read_snapshot,
-    verify_snapshot,
-    write_snapshot,
-)
+from cl_runner.sparse.chain import apply_chain, apply_snapshot
+from cl_runner.sparse.snapshots import Change, describe_snapshot, read_snapshot, verify_snapshot, write_snapshot
 
 AIM_PERCENT = 0.2
 

@@ -17,9 +17,10 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from cl_runner.data.reviews import LABELS, generate
+from cl_runner.sparse.groups import layer_groups
 from cl_runner.sparse.importance import measure
 from cl_runner.sparse.layers import CompactValues
-from cl_runner.sparse.selection import layer_groups, random_selection, select
+from cl_runner.sparse.selection import random_selection, select
 
 
 @dataclass

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_runner.families.base import Batch
-from cl_runner.retrieval.bank import Values
-from cl_runner.retrieval.keys import Retrieved
-from cl_runner.retrieval.targets import Target
+from cl_runner.batch import Batch
+from cl_runner.layers.targets import Target
+from cl_runner.layers.values import Retrieved, Values
 
 
 class Composed:

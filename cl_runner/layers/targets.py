@@ -1,4 +1,4 @@
-"""Which layers of a backbone retrieved values act on, found by the names of its parameters."""
+"""Which layers of a backbone values act on, found by the names of its parameters."""
 
 from __future__ import annotations
 
@@ -44,11 +44,12 @@ def all_projections(model: nn.Module, cross_attention: bool) -> list[Target]:
     return found
 
 
-def find_targets(model: nn.Module, kinds: Sequence[str], cross_attention: bool) -> list[Target]:
+def find_targets(model: nn.Module, kinds: Sequence[str], cross_attention: bool, option: str) -> list[Target]:
     """The projections of these kinds.
 
     Args:
         kinds: some of `KINDS`.
+        option: the key that lists them, for the message.
 
     Raises:
         ValueError: a kind has no layer in this backbone.
@@ -58,8 +59,8 @@ def find_targets(model: nn.Module, kinds: Sequence[str], cross_attention: bool) 
     for kind in kinds:
         if kind not in present:
             raise ValueError(
-                f"method.slm.targets: this backbone has no layers that are {kind} projections; it has "
+                f"{option}: this backbone has no layers that are {kind} projections; it has "
                 f"{', '.join(present) or 'none that are known'}. "
-                f"Type: method.slm.targets=[{present[-1] if present else kind}]"
+                f"Type: {option}=[{present[-1] if present else kind}]"
             )
     return [target for target in projections if module_of(f"{target.name}.weight") in kinds]
