@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from cl_runner.batch import Batch, Output, Part
 from cl_runner.config import NonNegative
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
-from cl_runner.batch import Batch, Output, Part
-
 from cl_runner.methods.base import Method
 
 if TYPE_CHECKING:

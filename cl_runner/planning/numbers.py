@@ -167,7 +167,7 @@ def setting_of(
         )
         if importance.max_examples is not None:
             measured = min(measured, importance.max_examples)
-        steps = number_of_steps(examples, stage, training.max_steps)
+        steps = number_of_steps([examples] * stage.epochs, stage, training.max_steps)
         tasks.append(TaskNumbers(name, "incremental" if number else "base", examples, steps, trains, measured))
         before += own
     stages = {"base": training.base, "incremental": training.incremental}

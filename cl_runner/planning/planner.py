@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from cl_runner.checkpoint import replace_file
 from cl_runner.batch import Output
-
+from cl_runner.checkpoint import replace_file
 from cl_runner.families.freezing import frozen
 from cl_runner.planning import passes
 from cl_runner.planning.imitation import Cost, Device, Imitation, checkpointing, keeping_inputs

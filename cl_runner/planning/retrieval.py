@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedModel
 
+from cl_runner.batch import Batch
 from cl_runner.config import Encoder
 from cl_runner.data.task import Task
 from cl_runner.families.loading import locate, readable
@@ -193,7 +194,7 @@ class Retrieving:
         if isinstance(self._values, Prompts):
             self._prompts = rows.reshape(examples, numbers.room * given // numbers.given, -1)
         else:
-            self._values.use(rows, Retrieved(slots, torch.empty(examples, given)), {})
+            self._values.use(rows, Retrieved(slots, torch.empty(examples, given)), Batch({}))
         del rows
         try:
             yield

@@ -13,11 +13,12 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
+from cl_runner.batch import Batch
 from cl_runner.checkpoint import replace_file
 from cl_runner.config import Count, Positive, Sampling
 from cl_runner.data.example import Example
 from cl_runner.data.sources import READERS
-from cl_runner.families.base import IGNORED, Answering, Batch
+from cl_runner.families.base import IGNORED, Answering
 from cl_runner.families.tokens import padded
 from cl_runner.learner import Learner
 from cl_runner.probes.base import Probe, at_rest
@@ -78,7 +79,7 @@ class HeldText(Probe):
         for first in range(0, self.texts, WRITTEN_AT_ONCE):
             torch.manual_seed(learner.seed_of("probe", self.node, first))
             ids = torch.tensor([start] * min(WRITTEN_AT_ONCE, self.texts - first), device=learner.device)
-            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            batch = Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
             texts += [answer.text for answer in learner.answer(batch, how)]
             learner.progress("write text", len(texts), self.texts)
         said = [text for text in texts if text.strip()]
@@ -135,13 +136,13 @@ class HeldText(Probe):
         for first in range(0, len(rows), self.batch_size):
             chosen = rows[first : first + self.batch_size]
             mask = padded([[1] * (len(row) + 1) for row in chosen], 0, "left")
-            batch = {
+            tensors = {
                 "input_ids": padded([[start, *row] for row in chosen], learner.family.tokenizer.pad_token_id, "left"),
                 "attention_mask": mask,
                 "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
                 "labels": padded(chosen, IGNORED, "left"),
             }
-            yield {name: tensor.to(learner.device) for name, tensor in batch.items()}
+            yield Batch(tensors).to(learner.device)
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
