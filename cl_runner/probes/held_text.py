@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from cl_runner.checkpoint import replace_file
 from cl_runner.config import Count, Positive, Sampling
 from cl_runner.data.example import Example
-from cl_runner.data.sources import READERS
+from cl_runner.data.readers import READERS
 from cl_runner.families.base import IGNORED, Answering, Batch
 from cl_runner.families.tokens import padded
 from cl_runner.learner import Learner
