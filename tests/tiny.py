@@ -40,6 +40,11 @@ TINY = (
 )
 
 
+def seeded(number: int = 0) -> torch.Generator:
+    """Random numbers on the CPU."""
+    return torch.Generator().manual_seed(number)
+
+
 def tiny_config(root: Path, *overrides: str) -> Config:
     """The real configuration at a tiny size."""
     return compose(tiny(root, *overrides)).config
