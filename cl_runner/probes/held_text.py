@@ -17,13 +17,8 @@ from cl_runner.batch import Batch
 from cl_runner.checkpoint import replace_file
 from cl_runner.config import Count, Positive, Sampling
 from cl_runner.data.example import Example
-<<<<<<< HEAD
-from cl_runner.data.sources import READERS
-from cl_runner.families.base import IGNORED, Answering
-=======
 from cl_runner.data.readers import READERS
-from cl_runner.families.base import IGNORED, Answering, Batch
->>>>>>> rooms
+from cl_runner.families.base import IGNORED, Answering
 from cl_runner.families.tokens import padded
 from cl_runner.learner import Learner
 from cl_runner.probes.base import Probe, at_rest
