@@ -111,7 +111,12 @@ def throughput(folder: Path, task: Task, entries: int) -> dict[str, float]:
         training, with all that methods added), `tokens`, `tokens_per_second`, `padding_share`, and the share of the
         device's products that the model needed (model FLOPs utilisation).
     """
-    counted: dict[str, float] = {"train_examples": len(task.train), "steps": 0, "optimizer_steps": 0, "examples_seen": 0}
+    counted: dict[str, float] = {
+        "train_examples": len(task.train),
+        "steps": 0,
+        "optimizer_steps": 0,
+        "examples_seen": 0,
+    }
     if not entries:
         return counted
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

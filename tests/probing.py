@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from tiny import learn, tiny_config, tiny_encoder, tiny_learner
 
+from cl_runner.batch import Batch
 from cl_runner.build import FAMILIES, build_probes
+from cl_runner.data.example import Example
 from cl_runner.learner import Learner
+from cl_runner.methods.base import Method
 
 PROBLEMS = [
     {
@@ -42,7 +45,7 @@ def probed(tmp_path: Path, *overrides: str) -> tuple[Learner, Any, Path]:
     backbone = [] if any(o.startswith("backbone=") for o in overrides) else ["backbone=tiny_llama"]
     config = tiny_config(tmp_path, "method=seq_ft", *backbone, *overrides)
     family = FAMILIES[config.backbone.family](config.backbone, [])
-    learner = Learner(family.build(config.seed)[0], family, [], config.seed, torch.device("cpu"))
+    learner = Learner(family.build(config.seed)[0], family, [], config.seed, torch.device("cpu"), Method())
     (probe,) = build_probes(config.probe).values()
     folder = tmp_path / "probe"
     folder.mkdir(exist_ok=True)
@@ -71,8 +74,8 @@ def likelihood(learner: Learner, context: str, continuation: str, about: str | N
     tokenizer = learner.family.tokenizer
     target = torch.tensor([tokenizer(continuation, add_special_tokens=False)["input_ids"]])
     given = tokenizer(context, return_tensors="pt")["input_ids"]
-    batch = {"input_ids": given, "attention_mask": torch.ones_like(given)}
-    batch |= learner.method.for_texts(learner, [context if about is None else about])
+    tensors = {"input_ids": given, "attention_mask": torch.ones_like(given)}
+    batch = Batch(tensors, [Example(context if about is None else about, "")])
     given = learner.method.before_forward(learner, batch)["input_ids"]
     if learner.family.backbone.family == "seq2seq":
         logits = learner.model(input_ids=given, labels=target).logits[0].log_softmax(-1)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from probing import PROBLEMS, probed, state, write_problems
 
-from cl_runner.families.base import Answering, Batch, Prediction
+from cl_runner.batch import Batch
+from cl_runner.families.base import Answering, Prediction
 from cl_runner.learner import Learner
 from cl_runner.probes.humaneval import first_paragraph, pass_at
 

@@ -23,7 +23,10 @@ from cl_runner.families import image_text
 from cl_runner.families.base import Answering
 from cl_runner.families.freezing import frozen
 from cl_runner.families.image_text import ImageText
+from cl_runner.importance import importance
 from cl_runner.learner import Learner
+from cl_runner.methods.base import Method
+from cl_runner.sparse.measured import Measured
 
 #: A Qwen3-VL of two layers each, with a second way from its eyes into its speech.
 QWEN: dict[str, Any] = {
@@ -268,8 +271,10 @@ def test_importance_by_brute_force(
     family, model = built(name, monkeypatch)
     chosen = config(root, f"importance.batch_size={batch_size}")
     tasks = build_tasks(chosen.task_order, chosen.task)
-    learner = Learner(model.float(), family, tasks, 0, torch.device("cpu"), importance=chosen.importance)
-    found = learner.importance(examples, gradient=True)
+    learner = Learner(
+        model.float(), family, tasks, 0, torch.device("cpu"), Method(), measured=Measured(chosen.importance)
+    )
+    found = importance(learner, examples, gradient=True)
     assert found.gradient is not None and found.units == len(examples)
     assert found.fisher.keys() == set(learner.parameters()) - frozen(model) and frozen(model)
     squares = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
@@ -305,7 +310,7 @@ def test_frozen_weights_stay_as_they_are(method: str, root: Path) -> None:
 
 def test_freezing_is_for_every_family_and_knows_its_names() -> None:
     learner, _, _ = tiny_learner(compose(["backbone=tiny_llama", "backbone.frozen=['*layers.0*']"]).config)
-    learner.train_all(True)
+    learner.choose(learner.tasks[0], None)
     trains = set(learner.params())
     assert frozen(learner.model) and trains == set(learner.parameters()) - frozen(learner.model)
     with pytest.raises(ValueError, match="backbone.frozen: the pattern .* matches no parameter"):

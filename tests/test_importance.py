@@ -310,7 +310,7 @@ def test_drawn_labels() -> None:
     def draw(batch: Batch, generator: torch.Generator) -> Batch:
         labels = draw_labels(model(batch["input_ids"], batch["attention_mask"]).logits, generator)
         seen.extend(labels.tolist())
-        return {**batch, "labels": labels}
+        return batch | {"labels": labels}
 
     found = measure(model, lambda: cut(batch, 3, 2), text_loss, names_of(model), draw=draw, seed=5, passes=2)
     assert len(seen) == 10 and seen[:5] == seen[5:]

@@ -10,8 +10,11 @@ import torch
 from probing import likelihood, probed, retrieving, state
 from transformers import GenerationConfig
 
+from cl_runner.batch import Batch
+from cl_runner.data.example import Example
 from cl_runner.families.base import Answering
 from cl_runner.learner import Learner
+from cl_runner.methods.base import Method
 from cl_runner.probes.base import at_rest
 from cl_runner.probes.lm_eval import percents
 
@@ -127,7 +130,7 @@ def test_what_the_harness_asks_retrieves_by_its_context(backbone: str, value: st
         expected = [likelihood(learner, *pair) for pair in asked]
         wrong = likelihood(learner, *asked[0], about=asked[1][0])
         learner.method.methods["slm"].values.stop()  # type: ignore[attr-defined]
-        plain = Learner(learner.model, learner.family, [], 0, torch.device("cpu"))
+        plain = Learner(learner.model, learner.family, [], 0, torch.device("cpu"), Method())
         untouched = [likelihood(plain, *pair) for pair in asked]
 
         stop = {"max_gen_toks": 5, "do_sample": False, "until": ["\n\n"]}
@@ -136,7 +139,7 @@ def test_what_the_harness_asks_retrieves_by_its_context(backbone: str, value: st
         written = live.generate_until(requests, disable_tqdm=True)
         ids = [tokenizer(text, return_tensors="pt") for text in contexts]
         answers = [
-            learner.answer({**row, **learner.method.for_texts(learner, [text])}, Answering(5, raw=True))[0].text
+            learner.answer(Batch(row, [Example(text, "")]), Answering(5, raw=True))[0].text
             for row, text in zip(ids, contexts, strict=True)
         ]
     assert scores == [pytest.approx(score, abs=1e-4) for score in expected]

@@ -16,6 +16,7 @@ from cl_runner import checkpoint
 from cl_runner.compose import compose
 from cl_runner.data.example import Example
 from cl_runner.data.task import build_tasks, fingerprint
+from cl_runner.importance import _key
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_importance_of_one_question_about_two_pictures_is_not_shared(root: Path)
     learner, _, (action, _) = tiny_learner(config(root))
     first, second = action.train[:2]
     keys = {
-        learner._importance_key([e], False, torch.float32, config(root).importance, "w")
+        _key(learner, [e], False, torch.float32, "w")
         for e in (Example("What?", "x", picture=first.picture), Example("What?", "x", picture=second.picture))
     }
     assert len(keys) == 2

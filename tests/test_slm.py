@@ -50,7 +50,7 @@ def test_task_identity_shows_each_text_its_own_slots(tmp_path: Path) -> None:
     slm.values.use = lambda rows, found, batch: used.append(found) or real(rows, found, batch)
     learner.model.eval()
     mixed = [*tasks[1].test[:3], *tasks[0].test[:3]]
-    learner.forward(learner.collate(mixed, range(6)))
+    learner.forward(learner.collate([mixed[i] for i in range(6)]))
     assert bool((used[0].slots[:3] >= 4).all()) and bool((used[0].slots[3:] < 4).all())
 
 

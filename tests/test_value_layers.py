@@ -46,7 +46,7 @@ def test_composition_equals_weights_with_dense_increments(family: str, kinds: tu
     if family == "gpt2" and len(kinds) > 1:
         pytest.skip("its query, key and value are one matrix")
     learner, slm, tasks = prepared(family, tmp_path, f"method.slm.targets=[{','.join(kinds)}]", "method.slm.rank=3")
-    batch = learner.collate(tasks[1].test, range(5))
+    batch = learner.collate([tasks[1].test[i] for i in range(5)])
     cosines = similarities(batch["query"], unit_keys(slm.bank.all_keys(0, 2)))
     found = retrieve(cosines, 2)
     assert len({tuple(row) for row in found.slots.tolist()}) > 1, "all texts retrieve the same"
@@ -90,7 +90,7 @@ def test_answers_are_generated_with_what_was_retrieved_once(method: str, family:
     learner, slm, tasks = prepared(family, tmp_path, f"method={method}", "method.slm.prompt_length=3")
     calls, real = [], slm.before_forward
     learner.method.methods["slm"].before_forward = lambda *given: calls.append(1) or real(*given)
-    batch = learner.collate(tasks[0].test, [0, 3, 5], answers=False)
+    batch = learner.collate([tasks[0].test[i] for i in [0, 3, 5]], answers=False)
     answers = learner.answer(batch, Answering(6, raw=True))
     assert len(calls) == 1, "retrieved more than once for an answer"
     given = slm.before_forward(learner, batch)
@@ -98,7 +98,7 @@ def test_answers_are_generated_with_what_was_retrieved_once(method: str, family:
     texts = learner.family.tokenizer.batch_decode(slow, skip_special_tokens=True)
     assert [answer.text for answer in answers] == texts
     assert all(len(row) > 2 for row in slow), "nothing to compare"
-    full = learner.collate(tasks[0].test, [0, 3, 5])
+    full = learner.collate([tasks[0].test[i] for i in [0, 3, 5]])
     with torch.no_grad():
         retrieved = learner.forward(full).logits
         slm.learned = 0
@@ -133,7 +133,7 @@ def greedy(learner: Any, batch: dict[str, Tensor], count: int, family: str) -> l
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_are_read_as_embeddings_before_the_text(family: str, tmp_path: Path) -> None:
     learner, slm, tasks = prepared(family, tmp_path, "method=slm_prompt", "method.slm.prompt_length=2")
-    batch = learner.collate(tasks[0].test, [1], answers=True)
+    batch = learner.collate([tasks[0].test[i] for i in [1]])
     found = retrieve(similarities(batch["query"], unit_keys(slm.bank.all_keys(0, 2))), 2)
     vectors = slm.bank.store[found.slots[0]].view(4, -1)
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_prompts_are_read_as_embeddings_before_the_text(family: str, tmp_path: P
 
 def test_a_closed_gate_changes_nothing_and_an_open_one_attends_to_the_prefix(tmp_path: Path) -> None:
     learner, slm, tasks = prepared("bert", tmp_path, "method=slm_adapter", "method.slm.prompt_length=3")
-    values, batch = slm.values, learner.collate(tasks[0].test, [0, 1])
+    values, batch = slm.values, learner.collate([tasks[0].test[i] for i in [0, 1]])
     seen: dict[str, Tensor] = {}
     query, key, value, output = values.layers[0]
     query.module.register_forward_hook(lambda module, given, out: seen.update(query=out))

@@ -170,7 +170,9 @@ class ImageText(LanguageModel):
 
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean of the prompt's last hidden states, its picture's among them, [B, width]."""
-        states: Tensor = model(**self._given(model, batch), output_hidden_states=True, use_cache=False).hidden_states[-1]
+        states: Tensor = model(**self._given(model, batch), output_hidden_states=True, use_cache=False).hidden_states[
+            -1
+        ]
         return mean_state(states, batch["attention_mask"])
 
     def _given(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
