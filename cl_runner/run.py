@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cl_runner import checkpoint
 from cl_runner.build import (
-    FAMILIES,
+    build_family,
     build_method,
     build_probes,
     check_pictures,
@@ -110,14 +110,14 @@ class Run:
         self.own_tasks = list(tasks)
         check_pictures(config.backbone, tasks)
         self.device = prepare_hardware(config.hardware)
-        self.family = FAMILIES[config.backbone.family](config.backbone, label_union(tasks))
+        self.family = build_family(config.backbone, label_union(tasks))
         generated = max(task.max_new_tokens for task in tasks)
         self.family.check([task.labels for task in tasks], generated)
         self.probes = build_probes(config.probe)
         for probe in self.probes.values():
             probe.check()
         self.method = build_method(config.method)
-        answers = max(config.backbone.max_answer_length or 0, generated) if config.backbone.family == "causal" else 0
+        answers = max(config.backbone.max_answer_length or 0, generated) if self.family.kind == "causal" else 0
         self.method.check(self.family.skeleton(), config.backbone.max_length + answers)
         self.cache = Path(config.root) / "cache" if config.importance.cache_gb else None
         self.clock = Clock()

@@ -10,11 +10,12 @@ import pytest
 import torch
 from tiny import TINY, learn, tiny_config, tiny_encoder, tiny_learner, weights_of
 
-from cl_runner.compose import compose, options
-from cl_runner.config import method_spec
+from cl_runner.compose import compose
+from cl_runner.groups import options
 from cl_runner.methods import METHODS
 from cl_runner.methods.base import Chain, Method
 from cl_runner.methods.selector import Selector
+from cl_runner.parts import method_spec
 from cl_runner.train import build_optimizer, decays
 
 
@@ -103,7 +104,7 @@ def test_learns_and_moves_only_what_it_may(row: Row, family: str, tmp_path: Path
         assert count > 0.5 * total
     else:
         assert 0 < count <= 1.3 * row.trained * total
-        (selector,) = (m for m in method.methods.values() if method_spec_last(m))
+        (selector,) = (m for m in method.methods.values() if chooses(m))
         if not isinstance(selector, Selector):
             assert all(
                 not bool(flags.any()) or name in selector.candidates(learner.model) for name, flags in moved.items()
@@ -116,8 +117,8 @@ def test_learns_and_moves_only_what_it_may(row: Row, family: str, tmp_path: Path
             assert not bool((flags & ~allowed).any()), f"{name}: a fixed weight moved"
 
 
-def method_spec_last(method: Method) -> bool:
-    return method.last
+def chooses(method: Method) -> bool:
+    return method.chooses
 
 
 @every
@@ -168,7 +169,8 @@ def test_schema_read_from_source_is_the_dataclass(name: str) -> None:
     cls = getattr(importlib.import_module(f"cl_runner.methods.{module}"), class_name)
     spec = method_spec(name)
     assert list(spec.schema.model_fields) == [field.name for field in dataclasses.fields(cls)]
-    assert spec.last == cls.last and spec.families == cls.families and spec.not_with == cls.not_with
+    for attribute in ("chooses", "isolates", "protects", "families"):
+        assert getattr(spec, attribute) == getattr(cls, attribute)
 
 
 def test_ewc_gradient_is_the_gradient_of_its_penalty_and_selected_entries_only(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 from cl_runner.config import Bertscore
 from cl_runner.data.example import Example
 from cl_runner.families.loading import words_tokenizer
-from cl_runner.metrics import DEFINITIONS, bertscore, score
+from cl_runner.metrics import DEFINITIONS, bertscore
+from cl_runner.metrics.base import score
 
 NO_ENCODER = Bertscore(checkpoint="/no/such/folder", layer=1)
 #: Every character that some definition treats in its own way.

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 from transformers import GenerationConfig
 
-from cl_runner.build import FAMILIES, build_probes
+from cl_runner.build import build_family, build_probes
 from cl_runner.families.base import Answering, Batch, Prediction
 from cl_runner.learner import Learner
 from cl_runner.probes import sandbox
@@ -56,7 +56,7 @@ def probed(tmp_path: Path, *overrides: str) -> tuple[Learner, Any, Path]:
     """A learner on a tiny language model, the only probe, and its folder."""
     backbone = [] if any(o.startswith("backbone=") for o in overrides) else ["backbone=tiny_llama"]
     config = tiny_config(tmp_path, "method=seq_ft", *backbone, *overrides)
-    family = FAMILIES[config.backbone.family](config.backbone, [])
+    family = build_family(config.backbone, [])
     learner = Learner(family.build(config.seed)[0], family, [], config.seed, torch.device("cpu"))
     (probe,) = build_probes(config.probe).values()
     folder = tmp_path / "probe"
@@ -562,7 +562,7 @@ def likelihood(learner: Learner, context: str, continuation: str, about: str | N
     batch = {"input_ids": given, "attention_mask": torch.ones_like(given)}
     batch |= learner.method.for_texts(learner, [context if about is None else about])
     given = learner.method.before_forward(learner, batch)["input_ids"]
-    if learner.family.backbone.family == "seq2seq":
+    if learner.family.kind == "seq2seq":
         logits = learner.model(input_ids=given, labels=target).logits[0].log_softmax(-1)
         return float(logits.gather(1, target[0][:, None]).sum())
     logits = learner.model(torch.cat([given, target], 1)).logits[0, given.shape[1] - 1 : -1].log_softmax(-1)
@@ -584,7 +584,7 @@ def test_what_the_harness_asks_retrieves_by_its_context(backbone: str, value: st
         ("Once upon", " a"),
         *((str(q["question"]), f" {c}") for q in QUESTIONS[:3] for c in (*q["choices"], "yet")),  # type: ignore[attr-defined]
     ]
-    seq2seq = learner.family.backbone.family == "seq2seq"
+    seq2seq = learner.family.kind == "seq2seq"
     with at_rest(learner.model):
         tokenizer = learner.family.tokenizer
         live = LiveModel(learner, backend="seq2seq" if seq2seq else "causal", tokenizer=tokenizer, batch_size=3)

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, NamedTuple
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cl_runner.config import Backbone, Sampling
+from cl_runner.config import Backbone, FamilyKind, Sampling
 from cl_runner.data.example import Example
 
 Batch = dict[str, Tensor]
@@ -57,6 +57,8 @@ class Answering:
 class Family(ABC):
     """Abstract or final: subclasses implement everything and are not subclassed again."""
 
+    #: Which of the built-in families it behaves as: what methods, probes and plans go by.
+    kind: ClassVar[FamilyKind]
     #: Whether an example has one target, or one per token of its answer.
     one_target: ClassVar[bool]
     backbone: Backbone

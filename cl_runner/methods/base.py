@@ -32,18 +32,18 @@ class Method:
 
     state: ClassVar[tuple[str, ...]] = ()  # attributes saved for resume: tensors, numbers, dicts and lists of them
     families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq", "image_text")  # checked before loading
-    last: ClassVar[bool] = False  # selects what trains: must end a chain
-    not_with: ClassVar[tuple[str, ...]] = ()  # nodes of methods that have nothing to do beside this one
-    joint: ClassVar[bool] = True  # whether a task may be trained on all data so far (task_order=joint)
+    chooses: ClassVar[bool] = False  # decides what trains: at most one of a chain does
+    isolates: ClassVar[bool] = False  # a task changes nothing that earlier tasks use: there is nothing to protect
+    protects: ClassVar[bool] = False  # acts against forgetting: has nothing to do beside a method that isolates
     node: str  # where its options stand in the configuration: method.<node>
 
     def __init_subclass__(cls) -> None:
         hidden = set(cls.__annotations__) & {name for name in vars(Method) if not name.startswith("_")} - {
             "state",
             "families",
-            "last",
-            "not_with",
-            "joint",
+            "chooses",
+            "isolates",
+            "protects",
         }
         assert not hidden, f"{cls.__name__}: fields {sorted(hidden)} hide the hooks of the same name"
 
@@ -148,11 +148,8 @@ class Chain(Method):
     """Several methods as one: data and gradients pass through in order, losses add up, predictions nest."""
 
     def __init__(self, methods: Mapping[str, Method]):
-        names = list(methods)
-        for name in names[:-1]:
-            assert not methods[name].last, f"{name} must come last, got {names}"
         self.methods = dict(methods)
-        self._selecting_first = sorted(self.methods.values(), key=lambda method: not method.last)
+        self._selecting_first = sorted(self.methods.values(), key=lambda method: not method.chooses)
 
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
         for method in self.methods.values():

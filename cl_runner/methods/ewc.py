@@ -28,6 +28,7 @@ class EWC(Method):
     decay: Share
 
     state: ClassVar[tuple[str, ...]] = ("fisher",)
+    protects: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.fisher: dict[str, Tensor] = {}  # of what trains, or of all weights if it is added up

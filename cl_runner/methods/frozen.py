@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Frozen(Method):
     """At 0.1 % trained weights a method's accuracy has to be read beside this one's (specs of PE, section 6)."""
 
-    last: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
+    isolates: ClassVar[bool] = True
 
     def activate(self, learner: Learner, task: Task) -> None:
         learner.train_all(not learner.has_old_tasks(task))

@@ -24,7 +24,7 @@ class LayerNorm(Method):
     first_task: Literal["whole", "selected"]
     learning_rate: Positive | None
 
-    last: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
 
     def check(self, skeleton: nn.Module, longest: int) -> None:
         if not self.candidates(skeleton):

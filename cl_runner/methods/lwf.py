@@ -30,6 +30,7 @@ class LwF(Method):
     outputs: Literal["logits", "probabilities"]
 
     state: ClassVar[tuple[str, ...]] = ("recorded",)
+    protects: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.recorded: Tensor | None = None  # [training examples, labels]

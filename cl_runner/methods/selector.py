@@ -44,7 +44,7 @@ class Selector(Method):
     compat: list[Literal["missing_mask", "bf16_accumulation", "count_excluded"]]
 
     state: ClassVar[tuple[str, ...]] = ("indices",)
-    last: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.indices: dict[str, Tensor] = {}  # flat positions of the selected entries by tensor name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cl_runner.methods.base import Method
 
@@ -10,3 +11,5 @@ from cl_runner.methods.base import Method
 @dataclass
 class SeqFT(Method):
     """Trains all weights on each task in turn; no hook is needed."""
+
+    chooses: ClassVar[bool] = True

@@ -64,9 +64,8 @@ class SLM(Method):
 
     state: ClassVar[tuple[str, ...]] = ("new_keys", "learned")
     families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq")
-    last: ClassVar[bool] = True
-    not_with: ClassVar[tuple[str, ...]] = ("ewc", "lwf", "seq_ft", "frozen")
-    joint: ClassVar[bool] = False
+    chooses: ClassVar[bool] = True
+    isolates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.new_keys: dict[str, Tensor] = {}  # of the task under way, by parameter
