@@ -12,12 +12,12 @@ from cl_runner.evaluate import evaluation_examples
 from cl_runner.journal import Journal
 from cl_runner.learner import Learner
 from cl_runner.matrix import START, headline_column
-from cl_runner.parts import Parts
+from cl_runner.prepared import Prepared
 from cl_runner.record import tables, write_summary
 from cl_runner.tracking.console import Console, duration
 
 
-def finish(request: Request, parts: Parts, journal: Journal, learner: Learner, console: Console) -> None:
+def finish(request: Request, parts: Prepared, journal: Journal, learner: Learner, console: Console) -> None:
     """Write and show what a finished run is worth."""
     from cl_runner.report.page import write_run_report  # matplotlib: only when there is something to draw
 

@@ -14,7 +14,7 @@ from cl_runner.data.task import Task
 from cl_runner.families.base import Answering, Prediction
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method, Predict
-from cl_runner.metrics import score
+from cl_runner.metrics.base import score
 
 
 def evaluation_examples(task: Task, split: Literal["test", "validation"]) -> tuple[Example, ...]:

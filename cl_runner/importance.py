@@ -1,4 +1,4 @@
-"""The importance of a model's weights for some examples, as a method asks for it: measured, remembered, kept on disk."""
+"""The importance of a model's weights for examples, as a method asks for it: measured, remembered, kept on disk."""
 
 from __future__ import annotations
 

@@ -1,122 +1,170 @@
-"""The parts of a run, made and checked against each other before any weights are loaded."""
+"""What the class of a method, probe or family says of itself: its options, their types, and a few attributes.
+
+A method or probe is a dataclass whose fields are its options. Those of this package are read from the source text,
+because importing them imports torch, which takes seconds that composing a configuration should not. A class of the
+user's own is imported, once its node is chosen.
+"""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import functools
+import importlib
+import inspect
+import typing
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, get_args
 
-import torch
+from pydantic import Field, create_model
+from pydantic.errors import PydanticUserError
 
-from cl_runner.build import FAMILIES, build_method, build_probes, check_pictures, prepare_hardware
-from cl_runner.config import Config, Training
-from cl_runner.data.task import Task, label_union
-from cl_runner.evaluate import evaluation_examples
-from cl_runner.families.base import Family
-from cl_runner.methods.base import Chain, Method
-from cl_runner.optimizer import unused_patterns
-from cl_runner.probes.base import Probe
+from cl_runner import config, registry
+from cl_runner.config import FamilyKind, Schema
+from cl_runner.registry import PartKind, Place
 
-
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of.
-
-    Attributes:
-        tasks: as they are trained; joint training is an order whose tasks hold all data so far.
-        own_tasks: each with its own data.
-        cache: a folder that runs share, or None.
-    """
-
-    tasks: Sequence[Task]
-    own_tasks: Sequence[Task]
-    device: torch.device
-    family: Family
-    method: Chain
-    probes: Mapping[str, Probe]
-    cache: Path | None
+HERE = Path(__file__).parent
+#: The key of a node that names the class behind it.
+TARGET = "_target_"
+#: kind -> the file and class that every part of it extends.
+_BASES: dict[PartKind, tuple[str, str]] = {
+    "methods": ("cl_runner.methods.base", "Method"),
+    "probes": ("cl_runner.probes.base", "Probe"),
+    "families": ("cl_runner.families.base", "Family"),
+}
 
 
-def make_parts(config: Config, tasks: Sequence[Task]) -> Parts:
-    """Build and check everything that needs no weights.
+@dataclasses.dataclass(frozen=True)
+class PartSpec:
+    """What the class of a method or probe says of itself; Method and Probe say what each attribute means."""
+
+    schema: type[Schema]
+    families: tuple[str, ...]
+    chooses: bool = False
+    isolates: bool = False
+    protects: bool = False
+    higher_is_better: bool = True
+    unit: str = "%"
+
+
+def method_spec(name: str, node: Mapping[str, Any] | None = None) -> PartSpec:
+    """The options, their types and the class attributes of a method.
+
+    Args:
+        name: of its node under `method`.
+        node: what stands there; only its key `_target_` counts.
 
     Raises:
-        ValueError: methods, model and data do not fit; the text says what to type.
+        ValueError: nothing of that name is known, or the user's class is none or cannot be imported.
     """
-    _check_data(config, tasks)
-    check_pictures(config.backbone, tasks)
-    device = prepare_hardware(config.hardware)
-    family = FAMILIES[config.backbone.family](config.backbone, label_union(tasks))
-    generated = max(task.max_new_tokens for task in tasks)
-    family.check([task.labels for task in tasks], generated)
-    probes = build_probes(config.probe)
-    for probe in probes.values():
-        probe.check()
-    method = build_method(config.method)
-    answers = max(config.backbone.max_answer_length or 0, generated) if config.backbone.family == "causal" else 0
-    skeleton = family.skeleton()
-    method.check(skeleton, config.backbone.max_length + answers)
-    _check_training(config.training, tasks, [name for name, _ in skeleton.named_parameters()], method)
-    joint = [
-        dataclasses.replace(task, train=tuple(e for seen in tasks[: i + 1] for e in seen.train))
-        for i, task in enumerate(tasks)
-    ]
-    return Parts(
-        tasks=joint if config.task_order.joint else list(tasks),
-        own_tasks=list(tasks),
-        device=device,
-        family=family,
-        method=method,
-        probes=probes,
-        cache=Path(config.root) / "cache" if config.importance.cache_gb else None,
-    )
+    cls = _described("methods", name, node)
+    return PartSpec(_schema(cls), cls.families, cls.chooses, cls.isolates, cls.protects)
 
 
-def _check_data(config: Config, tasks: Sequence[Task]) -> None:
-    """Every task has what is to be trained, scored and, where it is used, selected on."""
-    empty = [task.name for task in tasks if not evaluation_examples(task, config.evaluation.split)]
-    if empty:
-        raise ValueError(
-            f"task {empty[0]} has no {config.evaluation.split} examples to be scored on; raise "
-            f"task_order.incremental.{config.evaluation.split} or choose another evaluation.split"
-        )
-    untrained = [task.name for task in tasks if not task.train]
-    if untrained:
-        raise ValueError(f"task {untrained[0]} has no training examples; raise task_order.incremental.train")
-    blind = [task for task in tasks if not task.validation]
-    if config.training.select == "best_validation" and blind:
-        part = "incremental" if blind[0].index else "base"
-        raise ValueError(
-            f"training.select=best_validation chooses each task's best epoch on its validation split, and task "
-            f"{blind[0].name} has none. Type: task_order.{part}.validation=100 (or training.select=last)"
-        )
+def probe_spec(name: str, node: Mapping[str, Any] | None = None) -> PartSpec:
+    """The same of a probe."""
+    cls = _described("probes", name, node)
+    return PartSpec(_schema(cls), cls.families, higher_is_better=cls.higher_is_better, unit=cls.unit)
 
 
-def _check_training(training: Training, tasks: Sequence[Task], parameters: list[str], method: Chain) -> None:
-    """What `training` says of single tasks and parameters is about some that there are, and of its own optimizer."""
-    names = [task.name for task in tasks]
-    for name in training.tasks:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            nearest = f" Nearest: {close[0]!r}." if close else ""
-            raise ValueError(f"training.tasks.{name}: the order has no such task; it has {', '.join(names)}.{nearest}")
-    adds = any(type(each).build is not Method.build for each in method.methods.values())
-    unused = unused_patterns(training.rates, parameters)
-    if unused and not adds:  # names that a method brings along are not known before the model is built
-        close = difflib.get_close_matches(unused[0], parameters, n=1, cutoff=0.3)
-        raise ValueError(
-            f"training.rates: no parameter's name fits {unused[0]!r}; such as {close[0] if close else parameters[-1]} "
-            "do. Type: training.rates={'*NAME*':RATE}"
-        )
-    if not training.bias_correction and training.optimizer != "adamw":
-        raise ValueError(
-            f"training.bias_correction=false is AdamW's, and training.optimizer={training.optimizer}. "
-            "Type: training.bias_correction=true (or training.optimizer=adamw)"
-        )
-    if training.momentum and training.optimizer != "sgd":
-        raise ValueError(
-            f"training.momentum={training.momentum:g} is SGD's, and training.optimizer={training.optimizer}. "
-            "Type: training.momentum=0 (or training.optimizer=sgd)"
-        )
+def options_of(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A node without the key that names its class."""
+    return {key: value for key, value in node.items() if key != TARGET}
+
+
+def part_class(kind: PartKind, name: str, node: Mapping[str, Any] | None = None) -> Any:
+    """The class of a method, probe or family, imported.
+
+    Raises:
+        ValueError: as `method_spec`.
+    """
+    place = registry.find(kind, name, (node or {}).get(TARGET))
+    cls = registry.load(place)
+    if not place.built_in:
+        _check_class(kind, cls, place)
+    return cls
+
+
+def family_kind(name: str) -> FamilyKind:
+    """Which of the four built-in families `backbone.family` behaves as.
+
+    Raises:
+        ValueError: the user's class is none, cannot be imported, or does not say it.
+    """
+    if registry.find("families", name).built_in:
+        return typing.cast(FamilyKind, name)
+    kind: FamilyKind = part_class("families", name).kind
+    return kind
+
+
+def _described(kind: PartKind, name: str, node: Mapping[str, Any] | None) -> Any:
+    """The class, or what its source says of it."""
+    place = registry.find(kind, name, (node or {}).get(TARGET))
+    return _outline(place.module, place.name) if place.built_in else part_class(kind, name, node)
+
+
+@functools.cache
+def _outline(module: str, name: str) -> Any:
+    """A class of this package as its source text describes it: the same bases, options and literal class attributes."""
+    text = (HERE.parent / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    places = {own: (module, own) for own in classes}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("cl_runner."):
+            places |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+    found = classes[name]
+    written = [ast.unparse(base) for base in found.bases]
+    # Others, such as ABC, say nothing of options.
+    bases = tuple(_outline(*places[base]) for base in written if base in places)
+    is_dataclass = any(ast.unparse(decorator).startswith("dataclass") for decorator in found.decorator_list)
+    annotations: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
+    for node in found.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            annotation = ast.unparse(node.annotation)
+            if annotation.startswith("ClassVar"):
+                if node.value is not None:
+                    attributes[node.target.id] = ast.literal_eval(node.value)
+            elif is_dataclass:
+                assert node.value is None, f"{name}.{node.target.id}: values live in conf/"
+                # Our own source, evaluated with the names of types that the schema has.
+                annotations[node.target.id] = eval(annotation, vars(config))
+    outline = type(name, bases, {**attributes, "__annotations__": annotations})
+    return dataclasses.dataclass(outline) if is_dataclass else outline
+
+
+def _schema(cls: type) -> type[Schema]:
+    """The fields of a dataclass, inherited ones included, as the schema of a node."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if field.init:
+            given: Any = ... if field.default is dataclasses.MISSING else field.default
+            if field.default_factory is not dataclasses.MISSING:
+                given = Field(default_factory=field.default_factory)
+            fields[field.name] = (hints[field.name], given)
+    return create_model(cls.__name__, __base__=Schema, **fields)
+
+
+def _check_class(kind: PartKind, cls: Any, place: Place) -> None:
+    """A class of the user's own is what its place in the configuration needs, or a ValueError says what is missing."""
+    module, name = _BASES[kind]
+    base = getattr(importlib.import_module(module), name)
+    if not inspect.isclass(cls) or not issubclass(cls, base):
+        raise ValueError(f"{place.asked}: {place.name} is no {name}. Write: class {place.name}({name}), from {module}")
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(vars(cls)["__abstractmethods__"]))
+        raise ValueError(f"{place.asked}: {place.name} lacks what every {name} has: {missing}")
+    if kind == "families":
+        if getattr(cls, "kind", None) not in get_args(FamilyKind):
+            kinds = ", ".join(get_args(FamilyKind))
+            raise ValueError(f"{place.asked}: {place.name}.kind says which family it behaves as, one of {kinds}")
+        return
+    if "__dataclass_fields__" not in vars(cls):
+        raise ValueError(f"{place.asked}: {place.name} is no dataclass. Write @dataclass above the class")
+    try:
+        _schema(cls)
+    except (NameError, TypeError, PydanticUserError) as error:
+        raise ValueError(f"{place.asked}: the types of {place.name}'s options cannot be read: {error}") from error

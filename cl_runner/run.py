@@ -26,10 +26,10 @@ from cl_runner.journal import Journal
 from cl_runner.learn import learn_task
 from cl_runner.learner import Learner
 from cl_runner.matrix import START
-from cl_runner.parts import make_parts
 from cl_runner.planning.begun import memory_advice, plan_once
 from cl_runner.planning.memory import is_out_of_memory
 from cl_runner.planning.work import units
+from cl_runner.prepared import prepare
 from cl_runner.record import header, write_request
 from cl_runner.sparse.measured import Measured
 from cl_runner.tracking.clock import Clock
@@ -62,7 +62,7 @@ class Run:
 
     def __init__(self, request: Request, tasks: Sequence[Task]):
         self.request, self.config, self.folder = request, request.config, request.folder
-        self.parts = make_parts(request.config, tasks)
+        self.parts = prepare(request.config, tasks)
         self.clock, self.stop = Clock(), Stop()
 
     def guarded(self, saved: dict[str, Any] | None) -> int:

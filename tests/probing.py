@@ -12,7 +12,7 @@ import torch
 from tiny import learn, tiny_config, tiny_encoder, tiny_learner
 
 from cl_runner.batch import Batch
-from cl_runner.build import FAMILIES, build_probes
+from cl_runner.build import build_family, build_probes
 from cl_runner.data.example import Example
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
@@ -44,7 +44,7 @@ def probed(tmp_path: Path, *overrides: str) -> tuple[Learner, Any, Path]:
     """A learner on a tiny language model, the only probe, and its folder."""
     backbone = [] if any(o.startswith("backbone=") for o in overrides) else ["backbone=tiny_llama"]
     config = tiny_config(tmp_path, "method=seq_ft", *backbone, *overrides)
-    family = FAMILIES[config.backbone.family](config.backbone, [])
+    family = build_family(config.backbone, [])
     learner = Learner(family.build(config.seed)[0], family, [], config.seed, torch.device("cpu"), Method())
     (probe,) = build_probes(config.probe).values()
     folder = tmp_path / "probe"

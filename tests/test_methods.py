@@ -11,14 +11,15 @@ import torch
 from tiny import TINY, learn, tiny_config, tiny_encoder, tiny_learner, weights_of
 
 from cl_runner.batch import Part
-from cl_runner.compose import compose, options
-from cl_runner.config import method_spec
+from cl_runner.compose import compose
+from cl_runner.groups import options
 from cl_runner.importance import fisher
 from cl_runner.methods import METHODS
 from cl_runner.methods.base import Chain, Method
 from cl_runner.methods.selector import Selector
 from cl_runner.optimizer import build_optimizer, decays
-from cl_runner.parts import make_parts
+from cl_runner.parts import method_spec
+from cl_runner.prepared import prepare
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ ROWS = (
     Row("piece_rand", 0.001),
     Row("piece_rand_1", 0.01),
     Row("[ewc,lwf,pe_select]", 0.005),
+    Row("replay", 1.0),
+    Row("replay_online", 1.0),
+    Row("der", 1.0),
+    Row("[replay,lwf,piece_s]", 0.001),
+    Row("[replay_online,ewc,lwf]", 1.0),
+    Row("[der,ewc,piece_s]", 0.001),
     Row("slm", 0.0, ("bert", "llama", "t5", "gpt2")),
     Row("slm_ti", 0.0, ("bert", "llama")),
     Row("slm_prompt", 0.0, ("bert", "llama", "t5", "gpt2")),
@@ -65,7 +72,7 @@ TABLE = [
     (r, f)
     for r in ROWS
     for f in r.families
-    if f != "gpt2" or r.choice in ("seq_ft", "pe", "piece_s", "slm", "slm_prompt")
+    if f != "gpt2" or r.choice in ("seq_ft", "pe", "piece_s", "replay", "der", "slm", "slm_prompt")
 ]
 every = pytest.mark.parametrize(("row", "family"), TABLE, ids=[f"{row.choice}-{family}" for row, family in TABLE])
 
@@ -209,7 +216,7 @@ def test_old_data_of_a_joint_order_count_once(tmp_path: Path) -> None:
     request = compose([*TINY, f"root={tmp_path}", "task_order=[reviews,joint]", "method=ewc"])
     from cl_runner.data.task import build_tasks
 
-    tasks = make_parts(request.config, build_tasks(request.config.task_order, request.config.task)).tasks
+    tasks = prepare(request.config, build_tasks(request.config.task_order, request.config.task)).tasks
     assert [len(task.train) for task in tasks] == [48, 72, 96]
     learner, _, _ = tiny_learner(request.config)
     learner.tasks, learner.joint = tasks, True

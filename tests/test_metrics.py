@@ -18,7 +18,8 @@ import pytest
 
 from cl_runner.config import Bertscore
 from cl_runner.data.example import Example
-from cl_runner.metrics import DEFINITIONS, score
+from cl_runner.metrics import DEFINITIONS
+from cl_runner.metrics.base import score
 
 NO_ENCODER = Bertscore(checkpoint="/no/such/folder", layer=1)
 #: Every character that some definition treats in its own way.

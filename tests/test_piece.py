@@ -21,7 +21,7 @@ def selected(tmp_path: Path, *overrides: str) -> tuple[dict[str, torch.Tensor], 
     """Positions for the first task."""
     config = tiny_config(tmp_path, *overrides)
     learner, method, tasks = tiny_learner(config)
-    method.before_task(learner, tasks[0])
+    method.select(learner, tasks[0])
     selector = method.methods["piece"]
     assert isinstance(selector, Selector)
     return selector.indices, learner

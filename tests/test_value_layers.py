@@ -39,6 +39,10 @@ def prepared(family: str, tmp_path: Path, *more: str) -> tuple[Any, Any, list[An
     return learner, slm, tasks
 
 
+def queries_of(slm: Any, batch: Any) -> Tensor:
+    return slm.queries([example.prompt for example in batch.examples])
+
+
 @pytest.mark.parametrize("kinds", [("attention_output",), ("attention_output", "query", "key", "value")])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_composition_equals_weights_with_dense_increments(family: str, kinds: tuple[str, ...], tmp_path: Path) -> None:
@@ -47,7 +51,7 @@ def test_composition_equals_weights_with_dense_increments(family: str, kinds: tu
         pytest.skip("its query, key and value are one matrix")
     learner, slm, tasks = prepared(family, tmp_path, f"method.slm.targets=[{','.join(kinds)}]", "method.slm.rank=3")
     batch = learner.collate([tasks[1].test[i] for i in range(5)])
-    cosines = similarities(batch["query"], unit_keys(slm.bank.all_keys(0, 2)))
+    cosines = similarities(queries_of(slm, batch), unit_keys(slm.bank.all_keys(0, 2)))
     found = retrieve(cosines, 2)
     assert len({tuple(row) for row in found.slots.tolist()}) > 1, "all texts retrieve the same"
     with torch.no_grad():
@@ -65,7 +69,7 @@ def test_composition_equals_weights_with_dense_increments(family: str, kinds: tu
                     a, b = factors(slm.values, slm.bank.store[slot], target)
                     change += share * a.T @ b
                 weight += change if isinstance(target.module, nn.Linear) else change.T
-            alone.append(learner.family.forward(learner.model, {n: t[row : row + 1] for n, t in batch.items()}).logits)
+            alone.append(learner.family.forward(learner.model, batch.rows(row, row + 1)).logits)
             for target in slm.values.targets:
                 target.module.weight.copy_(dense[target.name])
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
@@ -134,7 +138,7 @@ def greedy(learner: Any, batch: dict[str, Tensor], count: int, family: str) -> l
 def test_prompts_are_read_as_embeddings_before_the_text(family: str, tmp_path: Path) -> None:
     learner, slm, tasks = prepared(family, tmp_path, "method=slm_prompt", "method.slm.prompt_length=2")
     batch = learner.collate([tasks[0].test[i] for i in [1]])
-    found = retrieve(similarities(batch["query"], unit_keys(slm.bank.all_keys(0, 2))), 2)
+    found = retrieve(similarities(queries_of(slm, batch), unit_keys(slm.bank.all_keys(0, 2))), 2)
     vectors = slm.bank.store[found.slots[0]].view(4, -1)
     with torch.no_grad():
         got = learner.forward(batch).logits
@@ -166,7 +170,7 @@ def test_a_closed_gate_changes_nothing_and_an_open_one_attends_to_the_prefix(tmp
         handle.remove()
         output.module.register_forward_pre_hook(lambda module, given: seen.update(before=given[0]))
         learner.family.forward(learner.model, batch)
-        found = retrieve(similarities(batch["query"], unit_keys(slm.bank.all_keys(0, 2))), 2)
+        found = retrieve(similarities(queries_of(slm, batch), unit_keys(slm.bank.all_keys(0, 2))), 2)
         size = 3 * key.width_in
         row = slm.bank.store[found.slots[1]][:, : size + 1]  # the first layer's, of the second text
         prefix, gate = row[:, :size].reshape(6, -1), row[:, size].tanh().repeat_interleave(3)

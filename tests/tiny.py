@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertModel
 
-from cl_runner.build import FAMILIES, build_method
+from cl_runner.build import build_family, build_method
 from cl_runner.compose import compose
 from cl_runner.config import Config
 from cl_runner.data.task import Task, build_tasks, label_union
@@ -80,7 +80,7 @@ def tiny_learner(config: Config) -> tuple[Learner, Chain, list[Task]]:
     """A fresh learner with its methods and tasks."""
     torch.set_num_threads(1)
     tasks = build_tasks(config.task_order, config.task)
-    family = FAMILIES[config.backbone.family](config.backbone, label_union(tasks))
+    family = build_family(config.backbone, label_union(tasks))
     model, _ = family.build(config.seed)
     method = build_method(config.method)
     return Learner(model, family, tasks, config.seed, torch.device("cpu"), method), method, tasks

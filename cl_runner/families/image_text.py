@@ -40,6 +40,8 @@ _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 class ImageText(LanguageModel):
     """As `Causal`, with a picture in front of every question; nothing of a prompt is ever cut."""
 
+    kind = "image_text"
+
     def __init__(self, backbone: Backbone, labels: Sequence[str]):
         if not backbone.chat_template:
             raise ValueError(

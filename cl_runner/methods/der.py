@@ -1,4 +1,4 @@
-"""DER++: a reservoir of examples with the logits that they had when they came by (Buzzega et al. 2020, arXiv:2004.07211)."""
+"""DER++: a reservoir of examples with the logits that they had (Buzzega et al. 2020, arXiv:2004.07211)."""
 
 from __future__ import annotations
 

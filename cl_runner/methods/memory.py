@@ -31,7 +31,7 @@ def recall(tasks: Sequence[Task], places: Sequence[Place]) -> list[Example]:
 
 
 def reservoir_slots(size: int, seen: int, count: int, chance: random.Random) -> list[int | None]:
-    """Which slot of a full or filling reservoir each of `count` newcomers takes; None = none (Vitter 1985, algorithm R).
+    """Which slot of a reservoir each of `count` newcomers takes; None = none (Vitter 1985, algorithm R).
 
     Args:
         seen: newcomers before these.

@@ -1,4 +1,4 @@
-"""Experience replay with a reservoir (Chaudhry et al. 2019, arXiv:1902.10486): each batch brings as many old examples."""
+"""Experience replay: each batch brings as many examples of a reservoir (Chaudhry et al. 2019, arXiv:1902.10486)."""
 
 from __future__ import annotations
 

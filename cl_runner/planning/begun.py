@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cl_runner.compose import Request
-from cl_runner.parts import Parts
 from cl_runner.planning.plan import advise, plan_run
 from cl_runner.planning.planner import write_plan
+from cl_runner.prepared import Prepared
 from cl_runner.tracking.clock import Clock
 
 
-def plan_once(request: Request, parts: Parts, say: Callable[[str], None]) -> None:
+def plan_once(request: Request, parts: Prepared, say: Callable[[str], None]) -> None:
     """plan.json, which the report sets beside what was measured; a resumed run has it already."""
     if (request.folder / "plan.json").is_file():
         return
@@ -22,7 +22,7 @@ def plan_once(request: Request, parts: Parts, say: Callable[[str], None]) -> Non
         say(f"No plan of this run: {error}")
 
 
-def memory_advice(request: Request, parts: Parts, clock: Clock) -> str:
+def memory_advice(request: Request, parts: Prepared, clock: Clock) -> str:
     """What to type after memory ran out."""
     try:
         planner, setting, _ = plan_run(request, parts.own_tasks, parts.family, calibrates=False)

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from cl_runner.build import FAMILIES, build_method
+from cl_runner.build import build_family, build_method
 from cl_runner.config import Backbone, Config
 from cl_runner.data.task import Task, build_tasks, label_union, outlines
 from cl_runner.families.base import Family
@@ -28,6 +28,7 @@ from cl_runner.methods.layer_norm import LayerNorm
 from cl_runner.methods.lwf import LwF
 from cl_runner.methods.selector import Selector
 from cl_runner.methods.slm import SLM
+from cl_runner.parts import family_kind
 from cl_runner.planning.imitation import Device
 from cl_runner.planning.retrieval import retrieval_of
 from cl_runner.planning.setting import Answers, Memory, Setting, TaskNumbers, Trains
@@ -106,11 +107,11 @@ def skeleton(backbone: Backbone, labels: int) -> PreTrainedModel:
         ValueError: its checkpoint is to be read and cannot be.
     """
     if backbone.architecture is None or backbone.checkpoint is None or _in_folder(backbone):
-        return FAMILIES[backbone.family](backbone, [str(i) for i in range(labels)]).skeleton()
-    named = {"num_labels": labels} if backbone.family == "classifier" else {}
+        return build_family(backbone, [str(i) for i in range(labels)]).skeleton()
+    named = {"num_labels": labels} if family_kind(backbone.family) == "classifier" else {}
     configuration = from_sizes(backbone, pad_token_id=0, **named)
     with torch.device("meta"):
-        model: PreTrainedModel = MODELS[backbone.family].from_config(
+        model: PreTrainedModel = MODELS[family_kind(backbone.family)].from_config(
             configuration, attn_implementation=backbone.attention
         )
     freeze(model, backbone.frozen)
@@ -137,7 +138,7 @@ def local_family(backbone: Backbone, tasks: Sequence[Task] | None) -> Family | N
     """The family with its tokenizer where both are on this machine: generated, in a package or in a folder."""
     if tasks is None or not (backbone.checkpoint is None or backbone.package is not None or _in_folder(backbone)):
         return None
-    return FAMILIES[backbone.family](backbone, label_union(tasks))
+    return build_family(backbone, label_union(tasks))
 
 
 def setting_of(
@@ -185,7 +186,7 @@ def setting_of(
     batch = 0 if training.group_by_length else training.incremental.batch_size
     seen = config.evaluation.tasks == "seen"
     evaluated = [number * (len(tasks) - i if seen else len(tasks) + 1) for i, (_, _, number) in enumerate(counts)]
-    classifies = config.backbone.family == "classifier"
+    classifies = family_kind(config.backbone.family) == "classifier"
     return Setting(
         device=device,
         precision=config.hardware.precision,
@@ -209,7 +210,7 @@ def setting_of(
         restart=order.restart,
         snapshots=config.snapshots.save,
         cache_bytes=int(importance.cache_gb * 1e9),
-        family=config.backbone.family,
+        family=family_kind(config.backbone.family),
         answers=None if classifies else _answers(config, evaluated, lengths, batch),
         encoded=sum(own + tested for _, own, tested in counts) if memory.retrieval else 0,
         encoder_length=encoder_length,
@@ -291,7 +292,7 @@ def _demands(config: Config, model: nn.Module, labels: int) -> tuple[Memory, Tra
             if method.fisher_data == "last_task":
                 values["weight_bytes"] = 4  # the Fisher of all weights
         elif isinstance(method, LwF):
-            if config.backbone.family == "classifier":
+            if family_kind(config.backbone.family) == "classifier":
                 values["example_bytes"] = 4 * labels
             else:
                 values["teacher"] = method.outputs

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from cl_runner.config import Config
 from cl_runner.evaluate import evaluation_examples
-from cl_runner.parts import Parts
+from cl_runner.prepared import Prepared
 from cl_runner.train import number_of_steps, stage_of
 
 
-def units(config: Config, parts: Parts) -> dict[str, float]:
+def units(config: Config, parts: Prepared) -> dict[str, float]:
     """`<task>/<phase>` -> expected cost, in training examples."""
     union = sum(len(evaluation_examples(task, config.evaluation.split)) for task in parts.tasks)
     found: dict[str, float] = {"evaluate": union / 3}  # a forward pass costs a third of a training step's

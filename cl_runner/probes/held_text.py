@@ -55,7 +55,7 @@ class HeldText(Probe):
     def prepare(self, learner: Learner, folder: Path) -> None:
         """Read the text, or let the untouched model write it; from now on it lies in the run's folder."""
         positions = getattr(learner.model.config, "max_position_embeddings", None)
-        if learner.family.backbone.family == "causal" and positions is not None and self.tokens >= positions:
+        if learner.family.kind == "causal" and positions is not None and self.tokens >= positions:
             raise ValueError(
                 f"{learner.family.backbone.name} reads {positions} tokens, the text's beginning included. "
                 f"Type: probe.{self.node}.tokens={positions - 1}"
@@ -70,7 +70,7 @@ class HeldText(Probe):
     def _written(self, learner: Learner) -> list[str]:
         """What the model says unasked."""
         tokenizer = learner.family.tokenizer
-        if learner.family.backbone.family == "causal":
+        if learner.family.kind == "causal":
             start = [beginning(tokenizer)]
         else:
             start = tokenizer("")["input_ids"] or [tokenizer.eos_token_id]
@@ -126,7 +126,7 @@ class HeldText(Probe):
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # beyond that a float is infinite
 
     def _batches(self, learner: Learner, texts: Sequence[str]) -> Iterator[Batch]:
-        if learner.family.backbone.family == "seq2seq":
+        if learner.family.kind == "seq2seq":
             halves = [halved(text) for text in texts]
             yield from learner.sorted_batches([Example(first, second) for first, second in halves], self.batch_size)
             return
