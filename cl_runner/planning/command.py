@@ -14,8 +14,6 @@ from cl_runner.arguments import Parser
 from cl_runner.compose import Request, compose
 
 if TYPE_CHECKING:
-    from cl_runner.data.task import Task
-    from cl_runner.families.base import Family
     from cl_runner.planning.planner import Plan, Planner
     from cl_runner.planning.setting import Setting
 
@@ -35,7 +33,9 @@ def main(arguments: Sequence[str]) -> int:
         request = compose(asked.overrides, asked.config_dir)
         with Console(stderr=True).status(f"Planning {request.method} on {request.backbone} ..."):
             _quiet()
+            import cl_runner.run  # noqa: F401  # the process of a run holds all this
             from cl_runner.planning.numbers import local_family, local_tasks
+            from cl_runner.planning.plan import plan_run
 
             tasks = local_tasks(request.config)
             planned = plan_run(request, tasks, local_family(request.config.backbone, tasks))
@@ -55,99 +55,10 @@ def _quiet() -> None:
     transformers.logging.set_verbosity_error()
 
 
-def plan_run(
-    request: Request, tasks: Sequence[Task] | None, family: Family | None, calibrates: bool = True
-) -> tuple[Planner, Setting, Plan]:
-    """As `_plan_run`, whose text says what it returns.
-
-    Raises:
-        ValueError: also if the model computes with the content of its tensors, as a mixture of experts does.
-    """
-    if request.config.backbone.family == "image_text":
-        raise ValueError("plans know texts alone, no pictures yet; the run itself is not concerned")
-    try:
-        return _plan_run(request, tasks, family, calibrates)
-    except ValueError:
-        raise
-    except Exception as error:  # torch's imitation of tensors has many errors of its own
-        reason = (str(error).splitlines() or [""])[0][:120]
-        raise ValueError(
-            f"the passes of {request.backbone} cannot be imitated without its weights "
-            f"({type(error).__name__}: {reason}); the run itself is not concerned"
-        ) from error
-
-
-def _plan_run(
-    request: Request, tasks: Sequence[Task] | None, family: Family | None, calibrates: bool
-) -> tuple[Planner, Setting, Plan]:
-    """The plan of a run, and what advice needs.
-
-    Args:
-        tasks: None if their data are not at hand; then the task order's numbers count.
-        family: with its tokenizer, to know how long the texts are; None = all as long as may be.
-        calibrates: whether to measure the speed of this machine where no past run tells it.
-    """
-    import torch
-
-    import cl_runner.run  # noqa: F401  # the process of a run holds all this
-    from cl_runner.planning.memory import resident_bytes
-    from cl_runner.planning.numbers import Counts, counts_of, label_count, setting_of, skeleton, text_lengths
-    from cl_runner.planning.past import Work, past_seconds
-    from cl_runner.planning.planner import Planner
-    from cl_runner.planning.speed import calibrate
-
-    config = request.config
-    wanted = config.hardware.device
-    there = torch.cuda.is_available()
-    gpu = wanted == "cuda" or (wanted == "auto" and there)
-    labels = label_count(config, tasks)
-    model = skeleton(config.backbone, labels)
-    counts, lengths = counts_of(config, tasks), text_lengths(family, tasks)
-    s = setting_of(config, counts, labels, model, "cuda" if gpu else "cpu", lengths)
-    made = [model]  # another one is only needed for weights of another type
-    planner = Planner(lambda: made.pop() if made else skeleton(config.backbone, labels), 0)
-    planner.memory(s)
-    if not gpu:
-        # After the passes were priced: what that left in the process is in a run's as well.
-        planner.base_bytes = resident_bytes()
-
-    def work_of(past: Any, examples: Counts) -> Work:
-        return planner.work(setting_of(past, examples, labels, model, s.device, lengths))
-
-    runs = f"*/{request.backbone}/{request.method}/*"
-    device = torch.device("cuda" if gpu else "cpu")
-    found: tuple[dict[str, float], str] | None = None
-    if not gpu or there:
-        found = past_seconds(Path(config.root), runs, request.resolved, str(device), planner.work(s), work_of)
-    speed = None
-    if calibrates and (there or not gpu):
-        if config.hardware.threads is not None:
-            torch.set_num_threads(config.hardware.threads)
-        product = torch.bfloat16 if config.hardware.precision == "bf16" else s.dtype
-        speed = calibrate(planner.width(s), s.micro_batch["incremental"] * s.max_whole, product, device)
-    if found is not None:
-        seconds, basis = found[0], f"the pace of {found[1]}"
-    elif speed is not None:
-        seconds, basis = planner.seconds(s, speed.useful), f"a short calibration of this machine: {speed}"
-    else:
-        seconds = None
-        basis = "no time: " + ("there is no GPU here" if gpu and not there else "no past run of this kind")
-    return planner, s, planner.plan(s, seconds, basis, speed.flops_per_second if speed is not None else None)
-
-
-def advise(request: Request, planner: Planner, s: Setting, failed: str | None = None) -> str:
-    """What to type so that the run fits into this machine's memory."""
-    from cl_runner.planning.memory import advice, device_bytes
-
-    available = device_bytes(s.device)
-    if available is None:
-        return ""
-    return advice(planner, s, available, request.command_with, failed)
-
-
 def _content(request: Request, planner: Planner, s: Setting, plan: Plan) -> dict[str, Any]:
     """Everything, as JSON can hold it."""
     from cl_runner.planning.memory import device_bytes
+    from cl_runner.planning.plan import advise
     from cl_runner.planning.planner import CUDA_CONTEXT_BYTES, plan_json
 
     content = plan_json(plan)
@@ -167,7 +78,7 @@ def _content(request: Request, planner: Planner, s: Setting, plan: Plan) -> dict
         "longest_text": s.max_length,
         "longest_answer": None if s.answers is None else s.answers.max_length,
         "longest_generated": None if s.answers is None else s.answers.generated,
-        "assumed": s.memory.retrieval.assumed if s.memory.retrieval is not None else "",
+        "assumed": "" if s.encoder is None else s.encoder.assumed,
         "folder": str(request.folder),
         "advice": advise(request, planner, s) if over else None,
     }
@@ -178,6 +89,7 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
     from rich.table import Table
 
     from cl_runner.planning.memory import device_bytes, gigabytes
+    from cl_runner.planning.plan import advise
     from cl_runner.planning.planner import CUDA_CONTEXT_BYTES
     from cl_runner.tracking.console import duration
 
@@ -206,8 +118,10 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
             f"Beside it: about {gigabytes(CUDA_CONTEXT_BYTES)} of GPU memory for CUDA itself; in main memory "
             f"{gigabytes(plan.phases['load'].bytes)} while loading"
         )
-    if s.memory.retrieval is not None and s.memory.retrieval.assumed:
-        console.print(f"Note: {s.memory.retrieval.assumed}")
+    if s.encoder is not None and s.encoder.assumed:
+        console.print(f"Note: {s.encoder.assumed}")
+    for name in plan.unsaid:
+        console.print(f"Not in this plan: method {name}, which does not say what it needs")
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in plan.disk.items())
     console.print(f"Disk: {gigabytes(sum(plan.disk.values()))} at most ({parts}); {gigabytes(plan.kept_bytes)} stays")
     available = device_bytes(s.device)

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from cl_runner.batch import Output
-
 from cl_runner.families.tokens import branched
 from cl_runner.planning.setting import Answers, Setting
 
@@ -43,7 +42,7 @@ def outputs(model: nn.Module, s: Setting, examples: int) -> Output:
 
 
 def _output(logits: Tensor, targets: Tensor) -> Output:
-    return Output(functional.cross_entropy(logits, targets), logits, targets)
+    return Output(functional.cross_entropy(logits, targets), logits, targets, torch.empty_like(targets))
 
 
 def loss_sum(model: nn.Module, s: Setting, examples: int) -> Tensor:

@@ -1,0 +1,114 @@
+"""The plan of a requested run, and what to type so that it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cl_runner.compose import Request
+
+if TYPE_CHECKING:
+    from cl_runner.data.task import Task
+    from cl_runner.families.base import Family
+    from cl_runner.planning.planner import Plan, Planner
+    from cl_runner.planning.setting import Setting
+
+
+def plan_run(
+    request: Request, tasks: Sequence[Task] | None, family: Family | None, calibrates: bool = True
+) -> tuple[Planner, Setting, Plan]:
+    """As `_plan_run`, whose text says what it returns.
+
+    Raises:
+        ValueError: also if the model computes with the content of its tensors, as a mixture of experts does.
+    """
+    if request.config.backbone.family == "image_text":
+        raise ValueError("plans know texts alone, no pictures yet; the run itself is not concerned")
+    try:
+        return _plan_run(request, tasks, family, calibrates)
+    except ValueError:
+        raise
+    except Exception as error:  # torch's imitation of tensors has many errors of its own
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise ValueError(
+            f"the passes of {request.backbone} cannot be imitated without its weights "
+            f"({type(error).__name__}: {reason}); the run itself is not concerned"
+        ) from error
+
+
+def _plan_run(
+    request: Request, tasks: Sequence[Task] | None, family: Family | None, calibrates: bool
+) -> tuple[Planner, Setting, Plan]:
+    """The plan of a run, and what advice needs.
+
+    Args:
+        tasks: None if their data are not at hand; then the task order's numbers count.
+        family: with its tokenizer, to know how long the texts are; None = all as long as may be.
+        calibrates: whether to measure the speed of this machine where no past run tells it.
+    """
+    import torch
+
+    from cl_runner.planning.memory import resident_bytes
+    from cl_runner.planning.numbers import counts_of, label_count, setting_of, skeleton, text_lengths
+    from cl_runner.planning.past import Work, past_seconds
+    from cl_runner.planning.planner import Planner
+    from cl_runner.planning.seconds import work
+    from cl_runner.planning.speed import calibrate
+    from cl_runner.planning.work import Counts
+
+    config = request.config
+    wanted = config.hardware.device
+    there = torch.cuda.is_available()
+    gpu = wanted == "cuda" or (wanted == "auto" and there)
+    labels = label_count(config, tasks)
+    model = skeleton(config.backbone, labels)
+    counts, lengths = counts_of(config, tasks), text_lengths(family, tasks)
+    s = setting_of(config, counts, model, "cuda" if gpu else "cpu", lengths)
+    made = [model]  # another one is only needed for weights of another type
+    planner = Planner(lambda: made.pop() if made else skeleton(config.backbone, labels), 0)
+    planner.memory(s)
+    if not gpu:
+        # After the passes were priced: what that left in the process is in a run's as well.
+        planner.base_bytes = resident_bytes()
+
+    def work_of(past: Any, examples: Sequence[Counts]) -> Work:
+        return work(setting_of(past, examples, model, s.device, lengths))
+
+    runs = f"*/{request.backbone}/{request.method}/*"
+    device = torch.device("cuda" if gpu else "cpu")
+    found: tuple[dict[str, float], str] | None = None
+    if not gpu or there:
+        found = past_seconds(Path(config.root), runs, request.resolved, str(device), work(s), work_of)
+    speed = None
+    if calibrates and (there or not gpu):
+        if config.hardware.threads is not None:
+            torch.set_num_threads(config.hardware.threads)
+        product = torch.bfloat16 if config.hardware.precision == "bf16" else s.dtype
+        rows = s.pass_size(s.tasks[-1]) * s.max_whole
+        speed = calibrate(planner.architecture.width(s), rows, product, device)
+    if found is not None:
+        seconds, basis = found[0], f"the pace of {found[1]}"
+    elif speed is not None:
+        seconds, basis = planner.seconds(s, speed.useful), f"a short calibration of this machine: {speed}"
+    else:
+        seconds = None
+        basis = "no time: " + ("there is no GPU here" if gpu and not there else "no past run of this kind")
+    return planner, s, planner.plan(s, seconds, basis, speed.flops_per_second if speed is not None else None)
+
+
+def advise(request: Request, planner: Planner, s: Setting, failed: str | None = None, task: int = 0) -> str:
+    """What to type so that the run fits into this machine's memory.
+
+    Args:
+        failed: the phase in which a run died, as its clock calls it; None = it has not begun.
+        task: which was current; -1 = none.
+    """
+    from cl_runner.planning.memory import advice, device_bytes
+
+    available = device_bytes(s.device)
+    if available is None:
+        return ""
+    if failed == "train":
+        failed = f"train {s.tasks[max(0, task)].stage}"
+    return advice(planner, s, available, request.command_with, failed)
