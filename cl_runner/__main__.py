@@ -58,7 +58,7 @@ def flags() -> Parser:
 
 def help_text() -> str:
     """Usage, commands, and every option of every group with its purpose, read from the files' first line."""
-    from cl_runner.compose import CONF, GROUPS, options
+    from cl_runner.groups import CONF, GROUPS, options
 
     lines = []
     for group in GROUPS:
@@ -158,7 +158,8 @@ def _hydra(given: argparse.Namespace, sweep: str = "") -> int:
     """Hand over to Hydra: multirun with its launchers, --cfg, --info, completion."""
     import hydra
 
-    from cl_runner.compose import CONF, for_sweeper, search_path, version_base
+    from cl_runner.compose import for_sweeper, search_path, version_base
+    from cl_runner.groups import CONF
     from cl_runner.job import job
 
     passed = ["-m"] * given.multirun + ["--resolve"] * given.resolve

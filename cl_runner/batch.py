@@ -1,4 +1,4 @@
-"""What a step is made of: examples that share a loss, as a batch of tensors that knows its examples, and its outputs."""
+"""What a step is made of: examples that share a loss, a batch of tensors that knows its examples, and its outputs."""
 
 from __future__ import annotations
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,13 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cl_runner.compose import check
-from cl_runner.config import Backbone, Hardware, PartSpec, method_spec, probe_spec
+from cl_runner.config import Backbone, Hardware
 from cl_runner.data.task import Task, outlines
 from cl_runner.families.base import Family
-from cl_runner.families.causal import Causal
-from cl_runner.families.classifier import Classifier
-from cl_runner.families.image_text import ImageText
-from cl_runner.families.seq2seq import Seq2Seq
-from cl_runner.methods import METHODS
 from cl_runner.methods.base import Chain
-from cl_runner.probes import PROBES
+from cl_runner.parts import PartSpec, family_kind, method_spec, options_of, part_class, probe_spec
 from cl_runner.probes.base import Probe
-
-FAMILIES: dict[str, Callable[[Backbone, Sequence[str]], Family]] = {
-    "classifier": Classifier,
-    "causal": Causal,
-    "seq2seq": Seq2Seq,
-    "image_text": ImageText,
-}
+from cl_runner.registry import PartKind
 
 
 def rebuild(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -42,7 +30,7 @@ def rebuild(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     config = check({str(key): value for key, value in resolved.items()})
     labels = json.loads((folder / "data.json").read_text(encoding="utf-8"))["labels"]
     transformers.utils.logging.disable_progress_bar()
-    model, tokenizer = FAMILIES[config.backbone.family](config.backbone, labels).build(config.seed)
+    model, tokenizer = build_family(config.backbone, labels).build(config.seed)
     tasks = outlines(config.task_order, config.task)
     built = build_method(config.method).build(model, tasks, config.seed, config.task_order.restart)
     assert isinstance(built, PreTrainedModel)
@@ -55,7 +43,7 @@ def check_pictures(backbone: Backbone, tasks: Sequence[Task]) -> None:
     Raises:
         ValueError: otherwise, with what to type.
     """
-    sees = backbone.family == "image_text"
+    sees = family_kind(backbone.family) == "image_text"
     for task in tasks:
         for example in (*task.train, *task.validation, *task.test):
             if sees and example.picture is None:
@@ -70,25 +58,34 @@ def check_pictures(backbone: Backbone, tasks: Sequence[Task]) -> None:
                 )
 
 
-def build_method(options: dict[str, dict[str, Any]]) -> Chain:
+def build_family(backbone: Backbone, labels: Sequence[str]) -> Family:
+    """The family of models that `backbone.family` names, for this backbone and these label names.
+
+    Raises:
+        ValueError: the backbone's parts do not fit it.
+    """
+    family: Family = part_class("families", backbone.family)(backbone, labels)
+    return family
+
+
+def build_method(nodes: Mapping[str, Mapping[str, Any]]) -> Chain:
     """The chain of methods that the configuration's node `method` describes."""
-    return Chain(_parts("methods", METHODS, options, method_spec))
+    return Chain(_parts("methods", nodes, method_spec))
 
 
-def build_probes(options: dict[str, dict[str, Any]]) -> dict[str, Probe]:
+def build_probes(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, Probe]:
     """The probes of general ability that the configuration's node `probe` describes."""
-    return _parts("probes", PROBES, options, probe_spec)
+    return _parts("probes", nodes, probe_spec)
 
 
 def _parts(
-    package: str, places: dict[str, str], options: dict[str, dict[str, Any]], spec: Callable[[str], PartSpec]
+    kind: PartKind, nodes: Mapping[str, Mapping[str, Any]], spec: Callable[[str, Mapping[str, Any]], PartSpec]
 ) -> dict[str, Any]:
-    """An instance for each node, with its options; `places` says which file and class it is of."""
+    """An instance for each node, with its options."""
     found = {}
-    for name, given in options.items():
-        module, _, class_name = places[name].partition(":")
-        values = dict(spec(name).schema.model_validate(given))
-        found[name] = getattr(importlib.import_module(f"cl_runner.{package}.{module}"), class_name)(**values)
+    for name, node in nodes.items():
+        values = dict(spec(name, node).schema.model_validate(options_of(node)))
+        found[name] = part_class(kind, name, node)(**values)
         found[name].node = name
     return found
 

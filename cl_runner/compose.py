@@ -28,22 +28,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
-from cl_runner.config import (
-    Config,
-    PartSpec,
-    check_chain,
-    check_order,
-    check_probes,
-    check_scoring,
-    config_hash,
-    method_spec,
-    probe_spec,
-)
+from cl_runner.checks import check_chain, check_order, check_probes, check_scoring
+from cl_runner.config import Config, config_hash
+from cl_runner.groups import CONF, GROUPS, options
+from cl_runner.parts import PartSpec, method_spec, options_of, probe_spec
 
-HERE = Path(__file__).parent
-#: In a wheel the configuration lies inside the package, in a checkout beside it.
-CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
-GROUPS = ("method", "backbone", "task_order", "task", "probe", "protocol", "hardware", "wandb", "experiment")
 COMMAND = "python -m cl_runner"
 
 
@@ -107,15 +96,6 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     by_leaf = [n for n in known if n.rpartition(".")[2] == name.rpartition(".")[2] and "." in n]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return close[0] if close else (by_leaf[0] if by_leaf else None)
-
-
-def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
-    """All options of a group, those in subfolders as `folder/option`."""
-    found = set()
-    for conf in (CONF, *folders):
-        for path in (conf / group).rglob("*.yaml"):
-            found.add(path.relative_to(conf / group).with_suffix("").as_posix())
-    return sorted(found)
 
 
 @contextmanager
@@ -305,8 +285,11 @@ def _explain(error: ValidationError, known: Any, prefix: str = "") -> SchemaErro
     return SchemaError(f"{where} must be {limit}, got {value!r}.", where)
 
 
-def check(resolved: dict[str, Any]) -> Config:
+def check(resolved: dict[str, Any], folders: Sequence[Path] = ()) -> Config:
     """The configuration by its schema, the methods' options included.
+
+    Args:
+        folders: the user's own configuration files, of which messages speak.
 
     Raises:
         ValueError: one message for the first mistake.
@@ -315,12 +298,12 @@ def check(resolved: dict[str, Any]) -> Config:
         config = Config.model_validate(resolved)
     except ValidationError as error:
         raise _explain(error, resolved) from None
-    check_chain(config.method, config.backbone.family)
-    _check_parts("method", {name: method_spec(name) for name in config.method}, resolved)
+    check_chain(config.method, config.backbone.family, folders)
+    _check_parts("method", {name: method_spec(name, node) for name, node in config.method.items()}, resolved)
     check_order(config)
     check_scoring(config)
     check_probes(config.probe, config.backbone.family)
-    _check_parts("probe", {name: probe_spec(name) for name in config.probe}, resolved)
+    _check_parts("probe", {name: probe_spec(name, node) for name, node in config.probe.items()}, resolved)
     return config
 
 
@@ -328,7 +311,7 @@ def _check_parts(node: str, specs: Mapping[str, PartSpec], resolved: Mapping[str
     """The options of every method or probe by the schema of its class."""
     for name, spec in specs.items():
         try:
-            spec.schema.model_validate(resolved[node][name])
+            spec.schema.model_validate(options_of(resolved[node][name]))
         except ValidationError as error:
             raise _explain(error, resolved, f"{node}.{name}") from None
 
@@ -366,7 +349,7 @@ def request(
         raise ValueError(f"{str(error).splitlines()[0]}. See the whole: {COMMAND} --cfg job") from None
     assert isinstance(resolved, dict) and isinstance(identity, dict)
     plain_values = {str(k): v for k, v in resolved.items()}
-    config = check(plain_values)
+    config = check(plain_values, folders)
     return Request(
         config=config,
         resolved=plain_values,

@@ -1,4 +1,4 @@
-"""The typed schema of every configuration group, and the checks that span several of them.
+"""The typed schema of every configuration group.
 
 Values live in conf/*.yaml and nowhere else: the models below hold names, types, ranges and meanings, no defaults.
 Nothing here imports torch, so that composing and checking a configuration takes well under a second.
@@ -6,21 +6,14 @@ Nothing here imports torch, so that composing and checking a configuration takes
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import difflib
-import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from cl_runner.methods import METHODS
-from cl_runner.metrics import DEFINITIONS
-from cl_runner.probes import PROBES
+from cl_runner.registry import PartKind, find, load
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -29,6 +22,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 OptimizerName = Literal["adamw", "adafactor", "sgd"]
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
+#: What a family of models behaves as.
+FamilyKind = Literal["classifier", "causal", "seq2seq", "image_text"]
 #: Scores of weights; cl_runner/sparse/scores.py has their formulas.
 Score = Literal[
     "fisher",
@@ -48,14 +43,22 @@ def _not_start(name: str) -> str:
     return name
 
 
-def _known_metric(name: str) -> str:
-    if name not in DEFINITIONS:
-        close = difflib.get_close_matches(name, list(DEFINITIONS), n=1)
-        raise ValueError(f"a metric, one of {', '.join(DEFINITIONS)}" + (f"; nearest: {close[0]}" if close else ""))
-    return name
+def _known(kind: PartKind, what: str) -> AfterValidator:
+    """A name that the registry knows; what is the user's own is imported, so that its mistakes come out at once."""
+
+    def check(name: str) -> str:
+        try:
+            place = find(kind, name)
+            if not place.built_in and not callable(load(place)):
+                raise ValueError(f"{place.module}.{place.name} is nothing that can be called")
+        except ValueError as error:
+            raise ValueError(f"{what} ({error})") from error
+        return name
+
+    return AfterValidator(check)
 
 
-MetricName = Annotated[str, AfterValidator(_known_metric)]
+MetricName = Annotated[str, _known("metrics", "a metric")]
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_not_start)]  # becomes part of file names
 
 
@@ -69,7 +72,7 @@ class Backbone(Schema):
     """conf/backbone: which model, where its weights come from, how text enters it."""
 
     name: str
-    family: Literal["classifier", "causal", "seq2seq", "image_text"]
+    family: Annotated[str, _known("families", "a family of models")]
     checkpoint: str | None  # hub name or local folder; null = random weights of `architecture`
     revision: str | None  # hub commit or tag; null = the newest
     package: str | None  # an installed package that carries the same checkpoint in its folder `model`
@@ -109,7 +112,7 @@ class TaskDefinition(Schema):
     released_metrics: dict[str, Annotated[list[MetricName], Field(min_length=1)]]  # by evaluation.scoring
     max_new_tokens: Count  # language models: of a generated answer
     path: str | list[str] | None  # files: may hold {domain}, {split}, {variant}; of several the first that exists
-    convert: Literal["squad", "multiple_choice", "marked_turns"] | None  # how records are read (data/converters.py)
+    convert: Annotated[str, _known("converters", "a converter")] | None  # how records are read (data/converters.py)
     download: str | None  # what to fetch and where to put it: said when a file is missing
     dataset: str | None  # hub: name
     configuration: str | None  # hub: configuration, may hold {domain}
@@ -295,132 +298,6 @@ class Config(Schema):
     checkpoint: Checkpoint
     snapshots: Snapshots
     wandb: Wandb
-
-
-@dataclasses.dataclass(frozen=True)
-class PartSpec:
-    """What the class of a method or probe says of itself, read from its source."""
-
-    schema: type[Schema]
-    last: bool
-    not_with: tuple[str, ...]
-    joint: bool
-    families: tuple[str, ...]
-    higher_is_better: bool  # probes: of their numbers, and the unit of these
-    unit: str
-
-
-def method_spec(name: str) -> PartSpec:
-    """The options, their types and the class attributes of the method under node `name`."""
-    return _spec("methods", METHODS[name], ("classifier", "causal", "seq2seq", "image_text"))
-
-
-def probe_spec(name: str) -> PartSpec:
-    """The same of the probe under node `name`."""
-    return _spec("probes", PROBES[name], ("causal", "seq2seq"))
-
-
-@functools.cache
-def _spec(package: str, place: str, families: tuple[str, ...]) -> PartSpec:
-    """A method or probe is a dataclass whose fields are its options.
-
-    They are read from the source text, because importing the class imports torch, which takes seconds that composing a
-    configuration should not.
-    """
-    module, _, class_name = place.partition(":")
-    source = (Path(__file__).parent / package / f"{module}.py").read_text(encoding="utf-8")
-    body = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == class_name).body
-    fields: dict[str, Any] = {}
-    attributes: dict[str, Any] = {
-        "last": False,
-        "not_with": (),
-        "joint": True,
-        "families": families,
-        "higher_is_better": True,
-        "unit": "%",
-    }
-    known = list(attributes)
-    for node in body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            annotation = ast.unparse(node.annotation)
-            if annotation.startswith("ClassVar"):
-                assert node.value is not None, f"{class_name}.{node.target.id} has no value"
-                attributes[node.target.id] = ast.literal_eval(node.value)
-            else:
-                # Our own source, evaluated with the type names of this module.
-                fields[node.target.id] = (eval(annotation, globals()), ...)
-    schema = create_model(class_name, __base__=Schema, **fields)
-    return PartSpec(schema, **{name: attributes[name] for name in known})
-
-
-def check_chain(methods: Mapping[str, Mapping[str, Any]], family: str) -> None:
-    """The methods fit each other and the backbone's family, or a ValueError names the corrected override."""
-    names = list(methods)
-    if not names:
-        raise ValueError("no method is chosen. Type: method=seq_ft for plain fine-tuning")
-    unknown = [name for name in names if name not in METHODS]
-    if unknown:
-        raise ValueError(f"no method is registered for the node method.{unknown[0]}; known: {', '.join(METHODS)}")
-    masks = [name for name in names if method_spec(name).last]
-    if len(masks) > 1:
-        raise ValueError(f"only one method may select what trains, got {' and '.join(masks)}; leave one out")
-    if masks and names[-1] != masks[0]:
-        ordered = [*(name for name in names if name != masks[0]), masks[0]]
-        corrected = [option_of(name, methods[name]) for name in ordered]
-        raise ValueError(f"{masks[0]} selects what trains and must come last. Type: method=[{','.join(corrected)}]")
-    for name in names:
-        idle = [other for other in names if other in method_spec(name).not_with]
-        if idle:
-            kept = [option_of(other, methods[other]) for other in names if other not in idle]
-            choice = kept[0] if len(kept) == 1 else f"[{','.join(kept)}]"
-            raise ValueError(
-                f"{name} leaves all weights of the backbone and all that earlier tasks learned as they are, so that "
-                f"{' and '.join(idle)} would have nothing to do. Type: method={choice}"
-            )
-        if family not in method_spec(name).families:
-            supported = ", ".join(method_spec(name).families)
-            raise ValueError(f"method {name} supports the families {supported}, not {family}; choose another backbone")
-
-
-def check_order(config: Config) -> None:
-    """The task order suits the methods, or a ValueError says what to type."""
-    apart = [name for name in config.method if not method_spec(name).joint]
-    if config.task_order.joint and apart:
-        raise ValueError(
-            f"{apart[0]} keeps what each task learned apart, so that training on all data so far changes nothing of "
-            "the older tasks. Type: method=seq_ft for the upper bound (or leave `joint` out of task_order)"
-        )
-
-
-def check_scoring(config: Config) -> None:
-    """Some task has the metrics of the release that `evaluation.scoring` names, or a ValueError says which it has."""
-    known = sorted({release for task in config.task.values() for release in task.released_metrics})
-    asked = config.evaluation.scoring
-    if asked != "standard" and asked not in known:
-        has = f"its releases: {', '.join(known)}" if known else "it has no release's metrics"
-        raise ValueError(
-            f"evaluation.scoring={asked}: no task of this order is scored so ({has}). "
-            "Type: protocol=standard (or evaluation.scoring=standard)"
-        )
-
-
-def check_probes(probes: Iterable[str], family: str) -> None:
-    """The probes exist and fit the backbone's family, or a ValueError says what to type."""
-    for name in probes:
-        if name not in PROBES:
-            raise ValueError(f"no probe is registered for the node probe.{name}; known: {', '.join(PROBES)}")
-        if family not in probe_spec(name).families:
-            supported = ", ".join(probe_spec(name).families)
-            raise ValueError(
-                f"probe {name} needs a backbone of the families {supported}, not {family}. Type: probe=none"
-            )
-
-
-def option_of(node: str, options: Mapping[str, Any]) -> str:
-    """The option of group `method` that holds the node alone."""
-    if node == "piece":
-        return {"fisher": "piece_f", "random": "piece_rand"}.get(str(options.get("score")), "piece_s")
-    return "pe_select" if node == "pe" else node
 
 
 #: Keys that say where and how often a run writes, not what it computes: they are no part of its identity.

@@ -7,14 +7,14 @@ from typing import Literal
 
 import torch
 
+from cl_runner.batch import Batch
 from cl_runner.config import Evaluation
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
-from cl_runner.batch import Batch
 from cl_runner.families.base import Answering, Prediction
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method, Predict
-from cl_runner.metrics import score
+from cl_runner.metrics.base import score
 
 
 def evaluation_examples(task: Task, split: Literal["test", "validation"]) -> tuple[Example, ...]:
@@ -46,7 +46,7 @@ def evaluate(
         answers: dict[int, Prediction] = {}
         for positions in learner.by_length(union, options.batch_size, answers=False):
             torch.manual_seed(learner.seed_of("answers", after, number, len(answers)))
-            batch = learner.collate(union, positions, answers=False)
+            batch = learner.collate([union[i] for i in positions], answers=False)
             answers.update(zip(positions, method.predict(learner, batch, _asked(learner, how)), strict=True))
             done += len(positions)
             learner.progress("evaluate", done, total)

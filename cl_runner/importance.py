@@ -1,4 +1,4 @@
-"""The importance of a model's weights for some examples, as a method asks for it: measured, remembered, kept on disk."""
+"""The importance of a model's weights for examples, as a method asks for it: measured, remembered, kept on disk."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def importance(
             well.
     """
     measured = learner.measured
-    options, cache = measured.options, measured.cache
+    options, cache = measured.options, learner.cache / "importance" if learner.cache else None
     wanted = [name for name in learner.measurable() if names is None or name in names]
     with learner.clock.phase("importance"):
         chosen = cap(examples, options.max_examples, learner.seed_of("importance", "examples"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -49,6 +50,7 @@ class Learner:
         before: what trains, or was written, as it was before the task, by name, in the shape of `part`.
         terms: what methods logged in the current step.
         measured: importance that was measured in the task under way.
+        cache: a folder that other runs share, or None.
         warn: tells the user something.
     """
 
@@ -64,6 +66,7 @@ class Learner:
         order: TaskOrder | None = None,
         evaluation: Evaluation | None = None,
         measured: Measured | None = None,
+        cache: Path | None = None,
         clock: Clock | None = None,
         progress: Progress | None = None,
         warn: Callable[[str], None] = print,
@@ -80,6 +83,7 @@ class Learner:
         self.device = device
         self.precision = precision
         self.measured = measured or Measured()
+        self.cache = cache
         self.clock = clock or Clock()
         self.progress: Progress = progress or (lambda phase, done, total: None)
         self.warn = warn
@@ -123,10 +127,10 @@ class Learner:
         return full.view(-1)[self.selected[name].to(full.device)] if name in self.selected else full
 
     # the task under way
-    def choose(self, task: Task, what: Trained) -> None:
-        """A task begins, and this is what trains in it."""
-        self.task, self.what = task, what
-        names = set(what.of(self.model))
+    def choose(self, task: Task, what: Trained | None) -> None:
+        """A task begins, and this is what trains in it; None = all that may."""
+        self.task, self.what = task, what or Trained()
+        names = set(self.what.of(self.model))
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in names)
 

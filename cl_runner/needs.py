@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,8 +18,23 @@ if TYPE_CHECKING:
 Trains = Literal["all", "selected", "listed", "retrieved", "nothing"]
 #: All data before a task; its own, of a task that selects; its own, when it is over.
 Measures = Literal["old_tasks", "new_task", "last_task"]
+#: Outputs of the old weights, computed for every batch, or logits that were kept.
+Teacher = Literal["logits", "probabilities", "kept"]
+
+
+class Added(NamedTuple):
+    """Examples and optimizer steps beside those of a task's batches."""
+
+    examples: int
+    steps: int = 0
+
+
 #: (training examples of each task before, examples of each epoch) -> examples of each epoch.
 Epochs = Callable[[Sequence[int], Sequence[int]], Sequence[int]]
+#: (training examples of each task before, batches of the task, examples in all of them) -> what joins them.
+Adds = Callable[[Sequence[int], int, int], Added]
+#: examples of a batch -> examples of the largest part of a step.
+LargestPart = Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -100,11 +115,11 @@ class Needs:
         weight_bytes: held per weight from the first task on.
         example_bytes: held per training example from a task with old ones on.
         memory_bytes: held for a memory of old examples from the first task on.
-        teacher: outputs of the old weights, computed for every batch of a task with old ones.
-        epochs: how many examples each epoch of a task with old ones goes through; None = the task's own.
-        extra: examples that a step of such a task adds for each one of its batch.
-        extra_in_pass: of these, how many join the batch's own part, whose pass they make larger where no micro_batch
-            cuts it; the others come in parts of their own, none larger than the batch.
+        teacher: what the outputs of training are compared with, if anything.
+        epochs: how many examples each epoch goes through; None = the task's own.
+        adds: what steps add to the batches; None = nothing.
+        largest_part: of the steps of a task to which something is added, before a micro_batch cuts it; None = a batch.
+        several_parts: whether such a step has several parts, so that the gradients of one are there in the next.
         unsaid: methods of the chain that do not say what they need; a chain's alone.
     """
 
@@ -125,15 +140,15 @@ class Needs:
     weight_bytes: int = 0
     example_bytes: int = 0
     memory_bytes: int = 0
-    teacher: Literal["logits", "probabilities"] | None = None
+    teacher: Teacher | None = None
     epochs: Epochs | None = None
-    extra: float = 0.0
-    extra_in_pass: float = 0.0
+    adds: Adds | None = None
+    largest_part: LargestPart | None = None
+    several_parts: bool = False
     unsaid: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert (self.first is None) == (self.later is None), "a method that chooses says both first and later"
-        assert self.extra_in_pass <= self.extra, "extra counts all examples that a step adds"
 
 
 #: Of a chain in which no method chooses.
@@ -153,7 +168,7 @@ def combine(said: Mapping[str, Needs | None], chooser: str | None) -> Needs:
     known = [needs for needs in said.values() if needs is not None]
     chosen = EVERYTHING if chooser is None else said[chooser] or Needs()
     measuring = [needs for needs in known if needs.measures]
-    changes = [needs.epochs for needs in known if needs.epochs is not None]
+    teachers = [needs.teacher for needs in known if needs.teacher is not None]
     return dataclasses.replace(
         chosen,
         measures=frozenset().union(*(needs.measures for needs in measuring)),
@@ -165,10 +180,11 @@ def combine(said: Mapping[str, Needs | None], chooser: str | None) -> Needs:
         weight_bytes=sum(needs.weight_bytes for needs in known),
         example_bytes=sum(needs.example_bytes for needs in known),
         memory_bytes=sum(needs.memory_bytes for needs in known),
-        teacher=next((needs.teacher for needs in known if needs.teacher is not None), None),
-        epochs=_one_after_another(changes) if changes else None,
-        extra=sum(needs.extra for needs in known),
-        extra_in_pass=sum(needs.extra_in_pass for needs in known),
+        teacher=min(teachers, key=lambda teacher: teacher == "kept", default=None),
+        epochs=_epochs([needs.epochs for needs in known if needs.epochs is not None]),
+        adds=_adds([needs.adds for needs in known if needs.adds is not None]),
+        largest_part=_largest_part([needs.largest_part for needs in known if needs.largest_part is not None]),
+        several_parts=any(needs.several_parts for needs in known),
         unsaid=tuple(name for name, needs in said.items() if needs is None),
     )
 
@@ -186,10 +202,33 @@ def _measured(measuring: Sequence[Needs], chosen: Needs) -> Mapping[str, int] | 
     return found if measuring else None
 
 
-def _one_after_another(changes: Sequence[Epochs]) -> Epochs:
+def _epochs(changes: Sequence[Epochs]) -> Epochs:
+    """One change after another."""
+
     def changed(earlier: Sequence[int], epochs: Sequence[int]) -> Sequence[int]:
         for change in changes:
             epochs = change(earlier, epochs)
         return epochs
 
     return changed
+
+
+def _adds(added: Sequence[Adds]) -> Adds:
+    """All of it."""
+
+    def together(earlier: Sequence[int], batches: int, examples: int) -> Added:
+        each = [adds(earlier, batches, examples) for adds in added]
+        return Added(sum(one.examples for one in each), sum(one.steps for one in each))
+
+    return together
+
+
+def _largest_part(parts: Sequence[LargestPart]) -> LargestPart:
+    """One change after another."""
+
+    def largest(batch: int) -> int:
+        for part in parts:
+            batch = part(batch)
+        return batch
+
+    return largest

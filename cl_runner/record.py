@@ -38,6 +38,25 @@ def write_request(request: Request, tasks: Sequence[Task], device: str) -> None:
     replace_file(folder / "data.json", json.dumps(data, indent=1))
 
 
+def header(request: Request, tasks: Sequence[Task], device: str) -> list[tuple[str, str]]:
+    """What the console says first. The batch is the only number that changes results, however it is cut."""
+    said = [
+        ("method", f"{request.method} = {' + '.join(request.config.method)}"),
+        ("backbone", f"{request.backbone} on {device}"),
+        ("tasks", f"{request.task_order}: {', '.join(task.name for task in tasks)}"),
+    ]
+    training = request.config.training
+    for name, stage in (("base", training.base), ("later", training.incremental)):
+        size = stage.micro_batch or stage.batch_size
+        if size < stage.batch_size:
+            passes = math.ceil(stage.batch_size / size)
+            said.append((f"batch, {name}", f"{stage.batch_size} examples a step, in {passes} passes of {size}"))
+    for task, change in training.tasks.items():
+        given = {key: value for key, value in change.model_dump().items() if value is not None}
+        said.append((task, ", ".join(f"{key} {value}" for key, value in given.items())))
+    return [*said, ("folder", str(request.folder))]
+
+
 def write_fisher(folder: Path, after: str, layers: Sequence[Mapping[str, Any]]) -> None:
     """fisher.json: the importance that the latest task began with, by layer and module (PE figure 4)."""
     replace_file(folder / "fisher.json", json.dumps({"after": after, "layers": layers}, indent=1))
@@ -84,22 +103,42 @@ def write_matrices(folder: Path, names: Sequence[str], rows: Sequence[Sequence[f
     write_forgetting(folder / "forgetting.csv", names, np.array(rows))
 
 
-def throughput(folder: Path, task: str, index: int) -> dict[str, float]:
-    """Tokens that a task trained on, how fast, how much was padding, and the share of the device's products that the
-    model needed (model FLOPs utilisation), from metrics.jsonl and plan.json; what is not known is left out."""
+def throughput(folder: Path, task: Task, entries: int) -> dict[str, float]:
+    """What a task trained on, from metrics.jsonl and plan.json; what is not known is left out.
+
+    Returns:
+        `steps` (batches), `optimizer_steps`, `train_examples` (of the task's own), `examples_seen` (that went through
+        training, with all that methods added), `tokens`, `tokens_per_second`, `padding_share`, and the share of the
+        device's products that the model needed (model FLOPs utilisation).
+    """
+    counted: dict[str, float] = {
+        "train_examples": len(task.train),
+        "steps": 0,
+        "optimizer_steps": 0,
+        "examples_seen": 0,
+    }
+    if not entries:
+        return counted
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if line["kind"] == "train" and line["task"] == task]
+    steps = [line for line in lines if line["kind"] == "train" and line["task"] == task.name]
     if not steps:
-        return {}
+        return counted
     tokens = sum(line["tokens"] for line in steps)
     seconds = sum(line["tokens"] / line["tokens_per_second"] for line in steps)
     positions = sum(line["tokens"] / (1 - line["padding_share"]) for line in steps)
-    found = {"tokens": tokens, "tokens_per_second": tokens / seconds, "padding_share": 1 - tokens / positions}
+    found = counted | {
+        "steps": len(steps),
+        "optimizer_steps": sum(line["optimizer_steps"] for line in steps),
+        "examples_seen": sum(line["examples"] for line in steps),
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "padding_share": 1 - tokens / positions,
+    }
     path = folder / "plan.json"
     plan = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     needed, peak = plan.get("flops_per_token"), plan.get("flops_per_second")
     if needed and peak:
-        found["model_flops_share"] = needed[index] * tokens / seconds / peak
+        found["model_flops_share"] = needed[task.index] * tokens / seconds / peak
     return found
 
 

@@ -1,57 +1,18 @@
-"""Benchmarks as published: orders, definitions, prompts, converters, files in several places, the real data."""
+"""What benchmarks ask of the data: prompts, answers, converters, files in several places, releases as they are."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from test_data import counts, definition, order
+from sources import counts, definition, order, tasks_by_name, tasks_of
 
-from cl_runner.compose import Request, compose
-from cl_runner.data.task import Task, build_tasks, label_union, source_files
-
-TRACE = ["C-STANCE", "FOMC", "MeetingBank", "ScienceQA", "NumGLUE-cm", "NumGLUE-ds", "20Minuten", "Py150"]
-#: Numbers of the tasks of `trace`: the published orders (PIECE, TRACE, and the two others of PIECE's authors).
-TRACE_ORDERS = {"trace": "12345678", "trace_original": "12384567", "trace_2": "56271348", "trace_3": "32714568"}
-OTHER_ORDERS = {
-    "trace_whole": "C-STANCE FOMC ScienceQA NumGLUE-cm NumGLUE-ds 20Minuten",
-    "trace_english": "FOMC ScienceQA NumGLUE-cm NumGLUE-ds",
-    "few_shot_1": "db amazon yahoo ag",
-    "few_shot_2": "db amazon ag yahoo",
-    "few_shot_3": "yahoo amazon ag db",
-    "standard_1": "db amazon yahoo ag",
-    "standard_2": "db amazon ag yahoo",
-    "standard_3": "yahoo amazon ag db",
-    "bert_4": "ag yelp amazon yahoo db",
-    "bert_5": "yelp yahoo amazon db ag",
-    "bert_6": "db yahoo ag amazon yelp",
-    "bert_7": "yelp ag db amazon yahoo",
-    "cl_text_4": "ag yelp amazon db",
-    "cl_text_5": "yelp amazon db ag",
-    "cl_text_6": "db ag amazon yelp",
-    "cl_text_7": "yelp ag db amazon",
-    "long_4": "mnli cb wic copa qqp boolq rte imdb yelp amazon sst2 db ag multirc yahoo",
-    "long_5": "multirc boolq wic mnli cb copa qqp rte imdb sst2 db ag yelp amazon yahoo",
-    "long_6": "yelp amazon mnli cb copa qqp rte imdb sst2 db ag yahoo multirc boolq wic",
-    "long_whole": "cb copa rte yelp amazon sst2 db ag",
-    "llama_8": "medical mmlu finance",
-    "llama_9": "finance mmlu medical",
-}
-real_data = pytest.mark.skipif("CL_RUNNER_DATA" not in os.environ, reason="CL_RUNNER_DATA names no data root")
-
-
-def tasks_of(request: Request) -> list[Task]:
-    return build_tasks(request.config.task_order, request.config.task)
-
-
-def tasks_by_name(*overrides: str) -> dict[str, Task]:
-    return {task.name: task for task in tasks_of(compose(list(overrides)))}
+from cl_runner.compose import compose
+from cl_runner.data.task import Task, build_tasks, source_files
 
 
 def one(made: dict[str, Any], count: int | None = None, **changes: Any) -> Task:
@@ -66,102 +27,6 @@ def prompts(task: Task) -> list[str]:
 
 def answers(task: Task) -> list[str]:
     return [example.answer for example in task.test]
-
-
-# Orders -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [*TRACE_ORDERS, *OTHER_ORDERS])
-def test_orders_as_published(name: str) -> None:
-    config = compose([f"task_order={name}"]).config
-    published = (
-        [TRACE[int(digit) - 1] for digit in TRACE_ORDERS[name]] if name in TRACE_ORDERS else OTHER_ORDERS[name].split()
-    )
-    assert [task.name for task in config.task_order.tasks] == published
-    assert all((task.task or config.task_order.task) in config.task for task in config.task_order.tasks)
-
-
-def test_trace_is_scored_as_piece_and_trace_do() -> None:
-    config = compose(["task_order=trace"]).config
-    made = {task.name: config.task[task.task or ""] for task in config.task_order.tasks}
-    letters = ["C-STANCE", "FOMC", "ScienceQA"]
-    assert all(made[name].metrics == ["first_letter"] for name in letters)
-    assert [made[name].metrics[0] for name in TRACE[2:]] == [
-        "bleu_rouge",
-        "first_letter",
-        "number",
-        "number",
-        "bleu_rouge",
-        "edit_similarity",
-    ]
-    assert [made[name].released_metrics["piece"] for name in TRACE] == [
-        ["piece_stance"],
-        ["piece_letter"],
-        ["piece_bleu_rouge"],
-        ["piece_letter"],
-        ["piece_number"],
-        ["piece_number"],
-        ["piece_bleu_rouge"],
-        ["piece_edit_similarity"],
-    ]
-    assert made["20Minuten"].released_metrics["trace"] == ["trace_sari"]
-    assert [made[name].max_new_tokens for name in TRACE] == [16, 16, 256, 256, 16, 16, 256, 256]
-    # The published eval split of FOMC is its test split: validation examples come out of the training file.
-    assert made["FOMC"].splits["validation"] == "train"
-
-
-def test_sizes_of_trace_follow_the_variant() -> None:
-    for variant in (500, 1000, 5000):
-        taken = compose(["task_order=trace", f"task_order.variant={variant}"]).config.task_order
-        assert (taken.base.train, taken.incremental.train, taken.base.test) == (variant, variant, None)
-
-
-def test_label_spaces() -> None:
-    for name, classes in (("bert_6", 33), ("cl_text_7", 23)):
-        config = compose([f"task_order={name}"]).config
-        labels = [config.task[task.task or ""].labels or {} for task in config.task_order.tasks]
-        assert len({label for of_task in labels for label in of_task.values()}) == classes
-        if name == "bert_6":
-            assert config.task["bert_yelp"] == config.task["bert_amazon"]
-
-
-def test_sampled_setting_counts_texts_by_class() -> None:
-    for name in ("bert_4", "bert_7"):
-        whole, sampled = compose([f"task_order={name}"]).config, compose([f"task_order={name}_sampled"]).config
-        assert [t.name for t in whole.task_order.tasks] == [t.name for t in sampled.task_order.tasks]
-        assert (whole.task_order.base.train, whole.task_order.incremental.test) == (115_000, 7_600)
-        for task in sampled.task_order.tasks:
-            made = sampled.task[task.task or ""]
-            assert task.counts is not None and task.counts.test is None and made.balance
-            assert task.counts.train == task.counts.validation == 2_000 * len(made.labels or {})
-
-
-def test_hub_takes_the_place_of_the_archive() -> None:
-    given = [f"task.bert_{name}.revision=0123456" for name in ("ag", "yelp", "amazon", "yahoo", "db")]
-    config = compose(["task_order=bert_5", "task=bert_hub", *given, "task.bert_amazon.dataset=OWNER/NAME"]).config
-    archive = compose(["task_order=bert_5"]).config
-    for task in config.task_order.tasks:
-        hub, files = config.task[task.task or ""], archive.task[task.task or ""]
-        assert hub.source == "hub" and hub.path is None
-        assert list((hub.labels or {}).values()) == list((files.labels or {}).values())
-    with pytest.raises(ValueError, match=r"task.bert_ag.revision has no value. Type: .*task.bert_ag.revision=VALUE"):
-        compose(["task_order=bert_5", "task=bert_hub"])
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("trace", r"LLM-CL-Benchmark_1000.*Nor is there .*trace/C-STANCE/test.parquet. Download TRACE's data"),
-        ("few_shot_3", r"split2/yahoo/test.parquet does not exist.*Lifelong-Fewshot-Language-Learning"),
-        ("bert_6", r"dbpedia_to_squad-test-v2.0.json does not exist.*LAMOL's archive.*bert_hub"),
-        ("cl_text_4", r"cl_text/ag/test.parquet does not exist.*O-LoRA"),
-        ("long_4", r"NLI/MNLI/test.json does not exist.*git clone https://github.com/cmnfriend/O-LoRA"),
-        ("llama_8", r"medical.json\. The hub's data sets are LinhDuong/chatdoctor-200k"),
-    ],
-)
-def test_missing_files_say_what_to_download(name: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=said + r".* Set data_root=FOLDER, or CL_RUNNER_DATA, to the folder"):
-        tasks_of(compose([f"task_order={name}", f"data_root={tmp_path}"]))
 
 
 # Prompts ----------------------------------------------------------------------------------------------------
@@ -459,109 +324,3 @@ def test_yes_and_no_are_texts() -> None:
         list((config.task[f"o_lora_{name}"].labels or {}).values()) for name in ("qqp", "boolq", "multirc", "wic")
     ]
     assert options == [["False", "True"], ["True", "False"], ["False", "True"], ["True", "False"]]
-
-
-# Real data --------------------------------------------------------------------------------------------------
-
-
-def sizes(tasks: list[Task]) -> dict[str, tuple[int, int, int]]:
-    return {task.name: (len(task.train), len(task.validation), len(task.test)) for task in tasks}
-
-
-def shared_prompts(task: Task) -> int:
-    """Distinct prompts that are in the training and in the test set."""
-    return len({e.prompt for e in task.train} & {e.prompt for e in task.test})
-
-
-@real_data
-def test_real_trace() -> None:
-    tasks = tasks_of(compose(["task_order=trace_whole"]))
-    assert sizes(tasks) == {
-        "C-STANCE": (1000, 0, 2000),
-        "FOMC": (1000, 0, 496),
-        "ScienceQA": (1000, 0, 2000),
-        "NumGLUE-cm": (1000, 0, 81),
-        "NumGLUE-ds": (1000, 0, 325),
-        "20Minuten": (1000, 0, 200),
-    }
-    # Overlaps of the release itself.
-    assert {task.name: n for task in tasks if (n := shared_prompts(task))} == {"FOMC": 10, "NumGLUE-ds": 31}
-    by_name = {task.name: task for task in tasks}
-    assert by_name["C-STANCE"].labels == ("A", "B", "C") and by_name["ScienceQA"].labels == ()
-    assert all(e.prompt.endswith("\nAnswer:") and e.answer[0] in "ABCDE" for e in by_name["ScienceQA"].train)
-    assert all(e.prompt.endswith("Simplification:") and e.answer.endswith("\n") for e in by_name["20Minuten"].train)
-    english = tasks_of(compose(["task_order=trace_english"]))
-    assert [task.train for task in english] == [by_name[task.name].train for task in english]
-    smaller = tasks_by_name("task_order=trace_english", "task_order.variant=500")
-    assert {len(task.train) for task in smaller.values()} == {500}
-    with pytest.raises(ValueError, match=r"base.train=5000 needs 5000 .*trace/FOMC/train.parquet has 1000 left"):
-        tasks_by_name("task_order=trace_english", "task_order.variant=5000")
-
-
-@real_data
-def test_real_trace_tasks_that_are_not_whole() -> None:
-    tasks = tasks_by_name(
-        "task_order=trace",
-        "task_order.tasks=[{name: MeetingBank, task: trace_meetingbank}, {name: Py150, task: trace_py150}]",
-        "task.trace_meetingbank.splits={train: eval_small, validation: eval_small, test: eval_small}",
-        "task.trace_py150.splits.test=eval_small",
-        "task_order.base={train: 30, validation: 0, test: 20}",
-    )
-    assert sizes(list(tasks.values())) == {"MeetingBank": (30, 0, 20), "Py150": (1000, 0, 50)}
-    assert all(e.prompt.endswith("<EOL>") for e in tasks["Py150"].test)
-    assert all(e.prompt.endswith("Summary:") for e in tasks["MeetingBank"].test)
-
-
-@real_data
-def test_real_few_shot() -> None:
-    classes = {"ag": 4, "amazon": 5, "db": 14, "yahoo": 10}
-    samples = []
-    for name, variant in (("few_shot_1", 0), ("few_shot_2", 1), ("few_shot_3", 1)):  # the third sample is not there
-        tasks = tasks_of(compose([f"task_order={name}", f"task_order.variant={variant}"]))
-        assert sizes(tasks) == {t.name: (16 * c, 16 * c, 100 * c) for t in tasks for c in [classes[t.name]]}
-        for task in tasks:
-            assert not shared_prompts(task)
-            assert (
-                set(Counter(e.answer for e in task.train).values()) == {16} and len(task.labels) == classes[task.name]
-            )
-            assert len({label.split()[0] for label in task.labels}) == len(task.labels)  # for first_word
-        samples.append({task.name: task.train for task in tasks})
-    assert samples[0] != samples[1] == samples[2]
-
-
-@real_data
-def test_real_cl_text() -> None:
-    tasks = tasks_of(compose(["task_order=cl_text_4"]))
-    assert sizes(tasks) == {
-        "ag": (4000, 0, 7600),
-        "yelp": (4000, 0, 1000),
-        "amazon": (5000, 0, 7600),
-        "db": (5000, 0, 2600),
-    }
-    assert len(label_union(tasks)) == 23
-    assert not any(shared_prompts(task) for task in tasks)
-    small = ["base.train=60", "base.test=40", "incremental.train=60", "incremental.test=40"]
-    for number in (5, 6, 7):
-        cut = tasks_of(compose([f"task_order=cl_text_{number}", *[f"task_order.{count}" for count in small]]))
-        assert set(sizes(cut).values()) == {(60, 0, 40)} and set(label_union(cut)) == set(label_union(tasks))
-
-
-@real_data
-def test_real_o_lora() -> None:
-    tasks = tasks_by_name("task_order=long_whole")
-    assert {name: (len(t.train), len(t.test)) for name, t in tasks.items()} == {
-        "cb": (250, 56),
-        "copa": (400, 100),
-        "rte": (2000, 277),
-        "yelp": (4000, 1000),
-        "amazon": (5000, 7600),
-        "sst2": (2000, 872),
-        "db": (5000, 2600),
-        "ag": (4000, 7600),
-    }
-    assert not any(shared_prompts(task) for task in tasks.values())
-    for name, task in tasks.items():
-        assert all(e.prompt.endswith("\nAnswer:") for e in task.train)
-        listed = f"\nOption: {', '.join(task.labels)} \n"
-        assert all((listed in e.prompt) == (name != "copa") for e in task.train)
-        assert {e.answer for e in task.train} == set(task.labels)

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from tiny import TINY, run_command, tiny_encoder
 
-from cl_runner.compose import CONF, GROUPS, compose, options
+from cl_runner.compose import compose
+from cl_runner.groups import CONF, GROUPS, options
 
 #: A tiny backbone of the same family stands for a preset's own.
 TWINS = {"classifier": "bert", "causal": "llama", "seq2seq": "t5"}

@@ -1,12 +1,10 @@
-"""Tasks from files, the hub and the shipped orders: drawing, formats, and what is said of every mistake."""
+"""Tasks from files and the hub: drawing, formats, and what is said of every mistake."""
 
 from __future__ import annotations
 
 import csv
-import functools
 import gzip
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,56 +13,12 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from sources import counts, definition, order
 
 from cl_runner.compose import compose
-from cl_runner.config import TaskDefinition, TaskOrder
+from cl_runner.config import TaskDefinition
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task, build_tasks, fingerprint, label_union, source_files
-
-CONF = Path(__file__).parents[1] / "conf"
-
-
-def definition(**changes: Any) -> TaskDefinition:
-    values: dict[str, Any] = {
-        "source": "files",
-        "labels": {"0": "bad", "1": "good"},
-        "balance": False,
-        "path": None,
-        "dataset": None,
-        "configuration": None,
-        "revision": None,
-        "splits": {"train": "train", "validation": "train", "test": "test"},
-        "text": ["text"],
-        "label": "label",
-        "max_rows": None,
-        "label_noise": 0.0,
-        "template": None,
-        "metrics": ["accuracy"],
-        "released_metrics": {},
-        "max_new_tokens": 16,
-        "convert": None,
-        "download": None,
-        "picture": None,
-    }
-    return TaskDefinition.model_validate(values | changes)
-
-
-def counts(train: int | None = None, validation: int | None = 0, test: int | None = None) -> dict[str, Any]:
-    return {"train": train, "validation": validation, "test": test}
-
-
-def order(tasks: list[dict[str, Any]], base: dict[str, Any], **changes: Any) -> TaskOrder:
-    values: dict[str, Any] = {
-        "task": "own",
-        "tasks": tasks,
-        "base": base,
-        "incremental": base,
-        "joint": False,
-        "restart": False,
-        "data_seed": 0,
-        "variant": None,
-    }
-    return TaskOrder.model_validate(values | changes)
 
 
 def rows(count: int, prefix: str = "") -> list[dict[str, Any]]:
@@ -401,90 +355,3 @@ def test_hub_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
         build_tasks(steps, hub(label_noise=0.5))
     with pytest.raises(ValueError, match="names no data set. Type: task.own.dataset=OWNER/NAME"):
         build_tasks(steps, hub(dataset=None))
-
-
-# Shipped orders ---------------------------------------------------------------------------------------------
-
-#: PE (2022.naacl-industry.35), appendix.
-ORDER_1 = [
-    "Kindle_Store",
-    "Arts_Crafts_and_Sewing",
-    "Electronics",
-    "Magazine_Subscriptions",
-    "Pet_Supplies",
-    "Sports_and_Outdoors",
-    "Prime_Pantry",
-    "Office_Products",
-    "Movies_and_TV",
-    "Automotive",
-    "CDs_and_Vinyl",
-    "Gift_Cards",
-    "Digital_Music",
-    "Clothing_Shoes_and_Jewelry",
-    "Home_and_Kitchen",
-    "Software",
-    "Grocery_and_Gourmet_Food",
-]
-MISSING = {
-    "amazon_2": "Kindle_Store Arts_Crafts_and_Sewing Sports_and_Outdoors Movies_and_TV Automotive "
-    "Clothing_Shoes_and_Jewelry Software",
-    "amazon_3": "Sports_and_Outdoors",
-    "amazon_4": "Movies_and_TV Automotive",
-}
-FIRST_AND_LAST = {
-    "amazon_2": ("Pet_Supplies", "Grocery_and_Gourmet_Food"),
-    "amazon_3": ("Digital_Music", "Gift_Cards"),
-    "amazon_4": ("Magazine_Subscriptions", "Gift_Cards"),
-}
-
-
-@functools.cache
-def shipped(name: str) -> TaskOrder:
-    return compose([f"task_order={name}"]).config.task_order
-
-
-def names(name: str) -> list[str]:
-    return [task.name for task in shipped(name).tasks]
-
-
-def test_amazon_orders_as_printed() -> None:
-    first = shipped("amazon_1")
-    assert names("amazon_1") == ["base", *ORDER_1]
-    assert len(first.tasks[0].domains) == 12 and not set(first.tasks[0].domains) & set(ORDER_1)
-    for name, missing in MISSING.items():
-        printed = shipped(name)
-        assert printed.model_copy(update={"tasks": []}) == first.model_copy(update={"tasks": []})
-        assert printed.tasks[0] == first.tasks[0]
-        assert sorted(names(name)[1:]) == sorted(set(ORDER_1) - set(missing.split()))
-        assert (names(name)[1], names(name)[-1]) == FIRST_AND_LAST[name]
-        assert names(f"{name}_complete") == [*names(name), *missing.split()]
-    assert first.base.model_dump() == {"train": 6000, "validation": 2000, "test": 2000}
-    assert first.incremental.model_dump() == {"train": 300, "validation": 100, "test": 100}
-
-
-@pytest.mark.parametrize("path", sorted((CONF / "task_order").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_order_composes(path: Path) -> None:
-    switches = path.stem in ("joint", "single_task")
-    config = compose([f"task_order={f'[reviews,{path.stem}]' if switches else path.stem}"]).config
-    assert config.task_order.task in config.task
-    assert config.task_order.joint == (path.stem == "joint")
-    assert config.task_order.restart == (path.stem == "single_task")
-
-
-def test_data_root_is_named_when_it_is_missing(tmp_path: Path) -> None:
-    config = compose(["task_order=fdu_mtl", f"data_root={tmp_path}/nowhere"]).config
-    with pytest.raises(ValueError, match="holds no 'nowhere'. Set data_root=FOLDER"):
-        build_tasks(config.task_order, config.task)
-
-
-@pytest.mark.skipif("CL_RUNNER_DATA" not in os.environ, reason="CL_RUNNER_DATA names no data root")
-def test_fdu_mtl() -> None:
-    config = compose(["task_order=[fdu_mtl,joint]"]).config
-    tasks = build_tasks(config.task_order, config.task)
-    assert [len(task.train) for task in tasks] == [3000, *[300] * 6]
-    assert [len(task.test) for task in tasks] == [1200, *[200] * 6]
-    assert Counter(e.domain for e in tasks[0].train) == dict.fromkeys(
-        ["books", "dvd", "electronics", "kitchen_housewares", "imdb", "music"], 500
-    )
-    assert all(Counter(e.answer for e in task.train)["positive"] == len(task.train) // 2 for task in tasks)
-    assert len(source_files(config.task_order, config.task)) == 24

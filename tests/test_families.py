@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import run_command, tiny, tiny_config, tiny_learner
+from tiny import Losses, run_command, tiny, tiny_config, tiny_learner
 from torch.nn import functional
 
+from cl_runner.batch import Part
 from cl_runner.compose import compose
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example
@@ -18,6 +19,7 @@ from cl_runner.families.causal import Causal
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.loading import bytes_tokenizer
 from cl_runner.families.seq2seq import Seq2Seq
+from cl_runner.learn import learn_task
 from cl_runner.train import epoch_order
 
 EXAMPLES = [
@@ -283,16 +285,13 @@ def test_grouping_by_length_is_a_shuffle_with_less_padding() -> None:
 
 def test_micro_batches_do_not_change_a_step_of_a_language_model(tmp_path: Path) -> None:
     """Answers of different lengths: the mean is over all answer tokens of the batch, however it is cut."""
-    from cl_runner.train import train_task
 
     def trained(*more: str) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
         config = tiny_config(tmp_path, "method=seq_ft", "backbone=tiny_llama", "training.max_steps=2", *more)
         learner, method, tasks = tiny_learner(config)
-        method.activate(learner, tasks[0])
-        steps: list[dict[str, float]] = []
-        stage = config.training.base
-        train_task(learner, method, tasks[0], stage, config.training, None, lambda p, n: steps.append(n))
-        return learner.weights(), steps
+        watch = Losses()
+        learn_task(learner, method, tasks[0], config.training, watch)
+        return learner.weights(), watch.numbers
 
     whole, steps = trained()
     cut, parts = trained("training.base.micro_batch=3")
@@ -305,10 +304,13 @@ def test_micro_batches_do_not_change_a_step_of_a_language_model(tmp_path: Path) 
 def test_lwf_of_language_models_is_the_distance_to_the_old_weights_outputs(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "method=[lwf,pe_select]", "method.lwf.strength=2.0", "backbone=tiny_llama")
     learner, method, tasks = tiny_learner(config)
-    method.activate(learner, tasks[0])
+    method.select(learner, tasks[1])
+    learner.choose(tasks[1], method.trains(learner, tasks[1]))
     method.before_task(learner, tasks[1])
-    method.activate(learner, tasks[1])
-    batch = learner.collate(tasks[1].train, [0, 1])
+    learner.begin()
+    method.data(learner, tasks[1], [tasks[1].train])
+    part = Part(tasks[1].train[:2])
+    batch = learner.collate([tasks[1].train[i] for i in [0, 1]])
     before = learner.weights()
     learner.model.eval()
     old = learner.forward(batch).logits.detach()
@@ -317,7 +319,7 @@ def test_lwf_of_language_models_is_the_distance_to_the_old_weights_outputs(tmp_p
             learner.parameters()[name].view(-1)[index] += 0.5
     moved = learner.weights()
     output = learner.forward(batch)
-    term = method.loss(learner, method.prepare(learner, batch), output).detach()  # type: ignore[union-attr]
+    term = torch.as_tensor(method.loss(learner, part, method.prepare(learner, part, batch), output)).detach()
     wanted = 2.0 * (output.logits.detach() - old).square().sum(-1).mean()
     assert float(term) == pytest.approx(float(wanted), rel=1e-5) and float(term) > 0
     assert all(torch.equal(p, moved[n]) for n, p in learner.parameters().items())

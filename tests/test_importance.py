@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import pytest
 import torch
+from gradients import (
+    SIZES,
+    Batch,
+    LossOf,
+    assert_same,
+    bert,
+    cut,
+    encoder,
+    language_loss,
+    mean_loss,
+    names_of,
+    reference,
+    shaken,
+    text_batch,
+    text_loss,
+    watch_loops,
+)
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    BartConfig,
-    BartForSequenceClassification,
     BertConfig,
     Gemma2Config,
     GPT2Config,
@@ -30,131 +42,10 @@ from transformers import (
 from cl_runner.sparse import importance
 from cl_runner.sparse.importance import Importance, cap, draw_labels, measure
 
-Batch = dict[str, Tensor]
-LossOf = Callable[[nn.Module, Batch], Tensor]
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 20,
-}
-
-
-def shaken(model: nn.Module) -> nn.Module:
-    """The usual start leaves biases at 0, norms at 1 and gradients tiny."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
-
-
-def encoder(configuration: BertConfig | RobertaConfig) -> nn.Module:
-    return shaken(AutoModelForSequenceClassification.from_config(configuration))
-
-
-def bert() -> nn.Module:
-    return encoder(BertConfig(**SIZES, num_labels=3))
-
-
-def text_batch(pad: int, lengths: tuple[int, ...] = (7, 4, 9, 2, 9)) -> Batch:
-    """Unequal lengths, repeated tokens, padding."""
-    generator = torch.Generator().manual_seed(1)
-    longest = max(lengths)
-    ids = torch.randint(2, 12, (len(lengths), longest), generator=generator)
-    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
-    return {
-        "input_ids": torch.where(mask.bool(), ids, pad),
-        "attention_mask": mask,
-        "labels": torch.randint(0, 3, (len(lengths),), generator=generator),
-    }
-
-
-def text_loss(model: nn.Module, batch: Batch) -> Tensor:
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return functional.cross_entropy(logits, batch["labels"], reduction="sum")
-
-
-def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
-    return text_loss(model, batch) / len(batch["labels"])
-
-
-def language_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Per example the mean over the tokens that follow, as a language model's."""
-    if model.config.is_encoder_decoder:
-        # The encoder-decoder reads the text and writes the same.
-        logits = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], decoder_input_ids=batch["input_ids"]
-        ).logits
-    else:
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    counts = batch["attention_mask"][:, 1:]
-    losses = functional.cross_entropy(logits[:, :-1].transpose(1, 2), batch["input_ids"][:, 1:], reduction="none")
-    return ((losses * counts).sum(1) / counts.sum(1)).sum()
-
-
-def plain_loss(model: nn.Module, batch: Batch) -> Tensor:
-    return functional.cross_entropy(model(batch["x"]), batch["y"], reduction="sum")
-
-
-def cut(batch: Batch, *sizes: int) -> list[Batch]:
-    parts = zip(*(tensor.split(sizes) for tensor in batch.values()), strict=True)
-    return [dict(zip(batch, part, strict=True)) for part in parts]
-
-
-def names_of(model: nn.Module) -> list[str]:
-    return [name for name, _ in model.named_parameters()]
-
-
-class Expected(NamedTuple):
-    gradient: dict[str, Tensor]
-    fisher: dict[str, Tensor]
-
-
-def reference(model: nn.Module, batch: Batch, loss: LossOf, micro_batch: int = 1) -> Expected:
-    """Sums of g and g^2 in double precision, by nothing but autograd."""
-    model = copy.deepcopy(model).double().eval().requires_grad_(True)
-    parameters = dict(model.named_parameters())
-    sums = Expected(*({name: torch.zeros_like(p) for name, p in parameters.items()} for _ in range(2)))
-    for start in range(0, len(next(iter(batch.values()))), micro_batch):
-        unit = {key: tensor[start : start + micro_batch] for key, tensor in batch.items()}
-        unit = {key: t.double() if t.is_floating_point() else t for key, t in unit.items()}
-        model.zero_grad()
-        loss(model, unit).backward()
-        for name, parameter in parameters.items():
-            if parameter.grad is not None:
-                sums.gradient[name] += parameter.grad
-                sums.fisher[name] += parameter.grad**2
-    return sums
-
-
-def assert_same(found: Importance, expected: Expected, relative: float = 1e-4) -> None:
-    """To `relative`, except gradients that are 0 but for rounding, such as the key's bias."""
-    for sums, correct, power in ((found.fisher, expected.fisher, 1.0), (found.gradient, expected.gradient, 0.5)):
-        if sums is None:
-            continue
-        assert set(sums) <= set(correct)
-        top = max(float(total.abs().max()) for total in correct.values())
-        for name, total in sums.items():
-            assert total.dtype == torch.float32
-            absolute = relative / 10 * float(correct[name].abs().max()) + 1e-12**power * top
-            torch.testing.assert_close(total.double(), correct[name], rtol=relative, atol=absolute, msg=name)
-
 
 @pytest.fixture
 def looped(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
-    """The parameters of every pass over single units, in order; the first is the comparison with the rules."""
-    calls: list[set[str]] = []
-    original = importance._each_unit
-
-    def spy(model: nn.Module, batch: Batch, loss: LossOf, names: set[str], *others: object) -> None:
-        calls.append(set(names))
-        original(model, batch, loss, names, *others)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(importance, "_each_unit", spy)
-    return calls
+    return watch_loops(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -379,160 +270,6 @@ def test_sums_in_main_memory(micro_batch: int) -> None:
     assert_same(found, reference(model, batch, text_loss, micro_batch))
 
 
-class Odd(nn.Module):
-    """What layers may do: one called twice, tied weights; and what no rule covers: weights used directly, others."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(10, 6)
-        self.once = nn.Linear(6, 6)
-        self.twice = nn.Linear(6, 6)
-        self.tied = nn.Linear(6, 10, bias=False)
-        self.tied.weight = self.embed.weight
-        self.direct = nn.Linear(6, 6)
-        self.rank_one = nn.Parameter(torch.randn(6))
-        self.convolution = nn.Conv1d(6, 6, 1)
-        self.unused = nn.Linear(6, 6)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        hidden = self.embed(tokens)
-        hidden *= 1.5  # in place, on what may begin the graph
-        hidden = torch.tanh(self.twice(torch.tanh(self.twice(self.once(hidden)))))
-        hidden = self.direct(hidden) * self.direct.weight.sum() * self.rank_one
-        hidden = self.convolution(hidden.transpose(1, 2)).transpose(1, 2)
-        return self.tied(hidden.mean(1))
-
-
-def test_the_rest_goes_one_by_one(looped: list[set[str]]) -> None:
-    torch.manual_seed(0)
-    model = Odd()
-    batch = {"x": torch.randint(0, 10, (4, 5)), "y": torch.randint(0, 10, (4,))}
-    found = measure(model, lambda: [batch], plain_loss, names_of(model), gradient=True)
-    assert_same(found, reference(model, batch, plain_loss))
-    assert looped[1] == {"direct.weight", "rank_one", "convolution.weight", "convolution.bias"}
-    assert not found.fisher["unused.weight"].any()
-
-
-class Sharing(nn.Module):
-    """A matrix that is embedding and output layer, the latter twice; a norm called twice; a call that is not used."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(10, 6, padding_idx=0)
-        self.norm = nn.LayerNorm(6)
-        self.inner = nn.Linear(6, 6)
-        self.tied = nn.Linear(6, 10)
-        self.tied.weight = self.embed.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        hidden = self.norm(self.inner(self.norm(self.embed(tokens))))
-        self.inner(hidden.exp())
-        return self.tied(hidden.mean(1)) + self.tied(torch.tanh(hidden)).sum(1)
-
-
-def test_sharing(looped: list[set[str]]) -> None:
-    torch.manual_seed(0)
-    model = Sharing()
-    batch = {"x": torch.randint(0, 10, (4, 5)), "y": torch.randint(0, 10, (4,))}
-    found = measure(model, lambda: [batch], plain_loss, names_of(model), gradient=True)
-    assert_same(found, reference(model, batch, plain_loss))
-    assert looped[1] == {"embed.weight"}
-
-
-class Centred(nn.Module):
-    """Looks like an RMS norm, but is none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(4))
-        self.eps = 1e-6
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * functional.layer_norm(x, (4,), eps=self.eps)
-
-
-def test_norms_that_only_look_like_it(looped: list[set[str]]) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), Centred(), nn.Linear(4, 8), nn.Tanh(), nn.GroupNorm(2, 8), nn.Linear(8, 3))
-    batch = {"x": torch.randn(5, 4), "y": torch.randint(0, 3, (5,))}
-    found = measure(model, lambda: [batch], plain_loss, names_of(model), gradient=True)
-    assert_same(found, reference(model, batch, plain_loss))
-    assert looped[1] == {"1.weight", "4.weight"}
-
-
-class SequenceFirst(nn.Module):
-    """Positions come first, which looks like a batch when there are as many positions as examples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(3, 3)
-        self.head = nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.inner(x.transpose(0, 1))).mean(0))
-
-
-@pytest.mark.parametrize("positions", [2, 4])
-def test_other_layouts(positions: int, looped: list[set[str]]) -> None:
-    torch.manual_seed(0)
-    model = SequenceFirst()
-    batch = {"x": torch.randn(4, positions, 3), "y": torch.tensor([0, 1, 1, 0])}
-    found = measure(model, lambda: [batch], plain_loss, names_of(model), gradient=True)
-    assert_same(found, reference(model, batch, plain_loss))
-    assert looped[1] == {"inner.weight", "inner.bias"}
-
-
-class Changing(nn.Module):
-    """Calls a layer twice only for long inputs: what the first batch shows does not hold for the next."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(3, 3)
-        self.head = nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = torch.tanh(self.inner(x))
-        if x.shape[1] > 2:
-            hidden = torch.tanh(self.inner(hidden))
-        return self.head(hidden.mean(1))
-
-
-def test_each_batch_is_looked_at() -> None:
-    torch.manual_seed(0)
-    model = Changing()
-    labels = torch.tensor([0, 1, 1])
-    batches = [{"x": torch.randn(3, length, 3), "y": labels} for length in (2, 4)]
-    found = measure(model, lambda: batches, plain_loss, names_of(model))
-    first, second = (reference(model, batch, plain_loss).fisher for batch in batches)
-    assert_same(found, Expected({}, {name: first[name] + second[name] for name in first}))
-
-
-class Overwriting(nn.Module):
-    """Changes a layer's input after the layer has read it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.clone()
-        logits = self.inner(x)
-        x.zero_()
-        return logits
-
-
-def test_inputs_overwritten_later(looped: list[set[str]]) -> None:
-    torch.manual_seed(0)
-    model = Overwriting()
-    batch = {"x": torch.randn(4, 3), "y": torch.tensor([0, 1, 1, 0])}
-    found = measure(model, lambda: [batch], plain_loss, ["inner.bias"])
-    # The gradient of the logits is softmax - onehot, and so is the bias's.
-    logits = batch["x"].double() @ model.inner.weight.double().T + model.inner.bias.double()
-    gradients = (logits.softmax(1) - functional.one_hot(batch["y"], 3)).detach()
-    assert_same(found, Expected({}, {"inner.bias": gradients.square().sum(0)}))
-    assert looped == [set(), {"inner.bias"}]
-
-
 def test_everything_is_as_before() -> None:
     model, batch = bert(), text_batch(0)
     model.train()
@@ -573,7 +310,7 @@ def test_drawn_labels() -> None:
     def draw(batch: Batch, generator: torch.Generator) -> Batch:
         labels = draw_labels(model(batch["input_ids"], batch["attention_mask"]).logits, generator)
         seen.extend(labels.tolist())
-        return {**batch, "labels": labels}
+        return batch | {"labels": labels}
 
     found = measure(model, lambda: cut(batch, 3, 2), text_loss, names_of(model), draw=draw, seed=5, passes=2)
     assert len(seen) == 10 and seen[:5] == seen[5:]
@@ -636,38 +373,3 @@ def test_what_is_not_finite_is_named(value: float, micro_batch: int) -> None:
         run(broken_later)
     with pytest.raises(ValueError, match=r"sum of squared gradients of classifier\.weight is not finite"):
         run(broken_gradient)
-
-
-def test_an_embedding_that_is_none() -> None:
-    """BART's positions: a subclass of nn.Embedding that is called with hidden states and makes its own rows."""
-    torch.manual_seed(0)
-    model = BartForSequenceClassification(
-        BartConfig(
-            vocab_size=50,
-            d_model=8,
-            encoder_layers=1,
-            decoder_layers=1,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
-            encoder_ffn_dim=8,
-            decoder_ffn_dim=8,
-            max_position_embeddings=16,
-            num_labels=3,
-        )
-    )
-    model.eval()
-    ids = torch.randint(4, 50, (3, 5))
-    ids[:, -1] = 2  # the end of the text, where BART's head looks
-
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        logits = model(input_ids=batch["input_ids"]).logits
-        return functional.cross_entropy(logits, batch["labels"], reduction="sum")
-
-    batch = {"input_ids": ids, "labels": torch.tensor([0, 1, 2])}
-    name = "model.decoder.embed_positions.weight"
-    found = importance.measure(model, lambda: [batch], loss, [name])
-    wanted = torch.zeros_like(model.get_parameter(name))
-    for i in range(3):
-        one = {key: tensor[i : i + 1] for key, tensor in batch.items()}
-        wanted += torch.autograd.grad(loss(model, one), model.get_parameter(name))[0].square()
-    torch.testing.assert_close(found.fisher[name], wanted)

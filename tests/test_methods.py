@@ -10,12 +10,16 @@ import pytest
 import torch
 from tiny import TINY, learn, tiny_config, tiny_encoder, tiny_learner, weights_of
 
-from cl_runner.compose import compose, options
-from cl_runner.config import method_spec
+from cl_runner.batch import Part
+from cl_runner.compose import compose
+from cl_runner.groups import options
+from cl_runner.importance import fisher
 from cl_runner.methods import METHODS
 from cl_runner.methods.base import Chain, Method
 from cl_runner.methods.selector import Selector
-from cl_runner.train import build_optimizer, decays
+from cl_runner.optimizer import build_optimizer, decays
+from cl_runner.parts import method_spec
+from cl_runner.prepared import prepare
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,12 @@ ROWS = (
     Row("piece_rand", 0.001),
     Row("piece_rand_1", 0.01),
     Row("[ewc,lwf,pe_select]", 0.005),
+    Row("replay", 1.0),
+    Row("replay_online", 1.0),
+    Row("der", 1.0),
+    Row("[replay,lwf,piece_s]", 0.001),
+    Row("[replay_online,ewc,lwf]", 1.0),
+    Row("[der,ewc,piece_s]", 0.001),
     Row("slm", 0.0, ("bert", "llama", "t5", "gpt2")),
     Row("slm_ti", 0.0, ("bert", "llama")),
     Row("slm_prompt", 0.0, ("bert", "llama", "t5", "gpt2")),
@@ -62,7 +72,7 @@ TABLE = [
     (r, f)
     for r in ROWS
     for f in r.families
-    if f != "gpt2" or r.choice in ("seq_ft", "pe", "piece_s", "slm", "slm_prompt")
+    if f != "gpt2" or r.choice in ("seq_ft", "pe", "piece_s", "replay", "der", "slm", "slm_prompt")
 ]
 every = pytest.mark.parametrize(("row", "family"), TABLE, ids=[f"{row.choice}-{family}" for row, family in TABLE])
 
@@ -103,7 +113,7 @@ def test_learns_and_moves_only_what_it_may(row: Row, family: str, tmp_path: Path
         assert count > 0.5 * total
     else:
         assert 0 < count <= 1.3 * row.trained * total
-        (selector,) = (m for m in method.methods.values() if method_spec_last(m))
+        (selector,) = (m for m in method.methods.values() if m.chooses)
         if not isinstance(selector, Selector):
             assert all(
                 not bool(flags.any()) or name in selector.candidates(learner.model) for name, flags in moved.items()
@@ -116,40 +126,26 @@ def test_learns_and_moves_only_what_it_may(row: Row, family: str, tmp_path: Path
             assert not bool((flags & ~allowed).any()), f"{name}: a fixed weight moved"
 
 
-def method_spec_last(method: Method) -> bool:
-    return method.last
-
-
 @every
 def test_state_round_trip_gives_the_same_second_task(row: Row, family: str, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, *options_of(row, family))
     learner, method, tasks = tiny_learner(config)
     learn(learner, method, tasks[0], config)
-    learner.measured = {}
+    method.select(learner, tasks[1])
+    learner.choose(tasks[1], method.trains(learner, tasks[1]))
     method.before_task(learner, tasks[1])
     state = copied(method.state_dict())
     weights = weights_of(learner)
-    first = learn_on(learner, method, tasks[1], config)
+    first = learn(learner, method, tasks[1], config, fresh=False)
     again, fresh, _ = tiny_learner(config)
     with torch.no_grad():
         for name, p in again.parameters().items():
             p.copy_(weights[name])
     fresh.load_state_dict(state)
-    second = learn_on(again, fresh, tasks[1], config)
+    second = learn(again, fresh, tasks[1], config, fresh=False)
     assert first == second
     left, right = weights_of(learner), weights_of(again)
     assert all(torch.equal(left[name], right[name]) for name in left)
-
-
-def learn_on(learner: Any, method: Chain, task: Any, config: Any) -> list[float]:
-    """A task whose `before_task` is already done."""
-    losses: list[float] = []
-    method.activate(learner, task)
-    from cl_runner.train import train_task
-
-    stage = config.training.incremental
-    train_task(learner, method, task, stage, config.training, None, lambda p, n: losses.append(n["loss"]))
-    return losses
 
 
 def copied(tree: Any) -> Any:
@@ -168,7 +164,11 @@ def test_schema_read_from_source_is_the_dataclass(name: str) -> None:
     cls = getattr(importlib.import_module(f"cl_runner.methods.{module}"), class_name)
     spec = method_spec(name)
     assert list(spec.schema.model_fields) == [field.name for field in dataclasses.fields(cls)]
-    assert spec.last == cls.last and spec.families == cls.families and spec.not_with == cls.not_with
+    assert spec.families == cls.families and (spec.chooses, spec.isolates, spec.protects) == (
+        cls.chooses,
+        cls.isolates,
+        cls.protects,
+    )
 
 
 def test_ewc_gradient_is_the_gradient_of_its_penalty_and_selected_entries_only(tmp_path: Path) -> None:
@@ -176,11 +176,15 @@ def test_ewc_gradient_is_the_gradient_of_its_penalty_and_selected_entries_only(t
     config = tiny_config(tmp_path, "method=pe", "method.ewc.strength=3.5", "method.pe.fraction=0.05")
     learner, method, tasks = tiny_learner(config)
     learn(learner, method, tasks[0], config)
-    learner.measured = {}
+    method.select(learner, tasks[1])
+    learner.choose(tasks[1], method.trains(learner, tasks[1]))
     method.before_task(learner, tasks[1])
-    method.activate(learner, tasks[1])
-    learner.trained = method.owned(learner, learner.params())
-    ewc = method.methods["ewc"]
+    learner.begin()
+    with learner.holding():
+        _check_penalty(learner, method.methods["ewc"])
+
+
+def _check_penalty(learner: Any, ewc: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     for values in learner.trained.values():
         values.data.add_(torch.randn(values.shape, generator=generator))
@@ -189,7 +193,7 @@ def test_ewc_gradient_is_the_gradient_of_its_penalty_and_selected_entries_only(t
     assert all(ewc.fisher[n].shape == index.shape for n, index in learner.selected.items())  # no more is kept
     variables = {n: v.detach().double().requires_grad_() for n, v in learner.trained.items()}
     penalty = sum(
-        3.5 * (ewc.fisher[n].double() * (v - ewc.anchor[n].double()) ** 2).sum() for n, v in variables.items()
+        3.5 * (ewc.fisher[n].double() * (v - learner.before[n].double()) ** 2).sum() for n, v in variables.items()
     )
     penalty.backward()
     assert float(penalty.detach()) == pytest.approx(learner.terms["ewc"], rel=1e-4)
@@ -203,24 +207,20 @@ def test_online_ewc_adds_up_the_fisher_of_each_task(tmp_path: Path) -> None:
     ewc = method.methods["ewc"]
     learn(learner, method, tasks[0], config)
     first = {n: f.clone() for n, f in ewc.fisher.items()}
-    learner.measured = {}
     learn(learner, method, tasks[1], config)
-    learner.measured = {}
-    second = learner.fisher(tasks[1].train)
+    second = fisher(learner, tasks[1].train)
     assert all(torch.allclose(ewc.fisher[n], second[n] + 0.5 * first[n]) for n in second)
 
 
 def test_old_data_of_a_joint_order_count_once(tmp_path: Path) -> None:
-    from cl_runner.run import Run
-
     request = compose([*TINY, f"root={tmp_path}", "task_order=[reviews,joint]", "method=ewc"])
     from cl_runner.data.task import build_tasks
 
-    run = Run(request, build_tasks(request.config.task_order, request.config.task))
-    assert [len(task.train) for task in run.tasks] == [48, 72, 96]
+    tasks = prepare(request.config, build_tasks(request.config.task_order, request.config.task)).tasks
+    assert [len(task.train) for task in tasks] == [48, 72, 96]
     learner, _, _ = tiny_learner(request.config)
-    learner.tasks, learner.joint = run.tasks, True
-    assert len(learner.old_examples(run.tasks[2])) == 72
+    learner.tasks, learner.joint = tasks, True
+    assert len(learner.old_examples(tasks[2])) == 72
 
 
 def test_lwf_term_by_hand(tmp_path: Path) -> None:
@@ -229,14 +229,16 @@ def test_lwf_term_by_hand(tmp_path: Path) -> None:
     learner, method, tasks = tiny_learner(config)
     learn(learner, method, tasks[0], config)
     method.before_task(learner, tasks[1])
+    method.data(learner, tasks[1], [tasks[1].train])
     recorded = learner.record_logits(tasks[1].train)
-    batch = method.prepare(learner, learner.collate(tasks[1].train, [3, 1]))
+    part = Part(tasks[1].train)
+    batch = method.prepare(learner, part, learner.collate([tasks[1].train[i] for i in [3, 1]]))
     assert torch.equal(batch["lwf"], recorded[[3, 1]])
     output = learner.forward(batch)
     shift = torch.zeros_like(recorded[:2])
     shift[0, 0], shift[1, 1] = 1.0, 2.0
     output.logits = recorded[[3, 1]] + shift
-    assert float(method.loss(learner, batch, output)) == pytest.approx(2.0 * (1.0 + 4.0) / 2)
+    assert float(method.loss(learner, part, batch, output)) == pytest.approx(2.0 * (1.0 + 4.0) / 2)
 
 
 def test_lwf_pulls_towards_the_old_outputs(tmp_path: Path) -> None:
@@ -283,7 +285,7 @@ def masked_adamw(learner: Any, task: Any, indices: dict[str, torch.Tensor], conf
         if name in indices:
             masks[name][indices[name]] = True
         masks[name] = masks[name].view_as(p)
-    optimizer = build_optimizer(parameters, config.training.weight_decay)
+    optimizer = build_optimizer(parameters, config.training, 2e-3)
     stage = config.training.incremental
     per_epoch = math.ceil(len(task.train) / stage.batch_size)
     steps = per_epoch * stage.epochs
@@ -292,7 +294,9 @@ def masked_adamw(learner: Any, task: Any, indices: dict[str, torch.Tensor], conf
         epoch, within = divmod(step, per_epoch)
         order = epoch_order(learner.seed, task.index, epoch, len(task.train))
         torch.manual_seed(derive_seed(learner.seed, "step", task.index, step))
-        batch = learner.collate(task.train, order[within * stage.batch_size : (within + 1) * stage.batch_size])
+        batch = learner.collate(
+            [task.train[i] for i in order[within * stage.batch_size : (within + 1) * stage.batch_size]]
+        )
         learner.forward(batch).loss.backward()
         for name, p in parameters.items():
             p.grad.mul_(masks[name])
@@ -327,10 +331,10 @@ class Toy(Method):
     def __init__(self, mark: str):
         self.mark = mark
 
-    def data(self, task: Any, examples: Any) -> list[str]:
-        return [*examples, self.mark]
+    def data(self, learner: Any, task: Any, epochs: Any) -> list[Any]:
+        return [*epochs, self.mark]
 
-    def loss(self, learner: Any, batch: Any, output: Any) -> float:
+    def loss(self, learner: Any, part: Any, batch: Any, output: Any) -> float:
         return float(len(self.mark))
 
     def predict(self, learner: Any, batch: Any, inner: Any) -> list[Any]:
@@ -340,6 +344,6 @@ class Toy(Method):
 def test_a_chain_is_a_method() -> None:
     chain = Chain({"outer": Toy("a"), "inner": Toy("bb")})
     nested = Chain({"chain": chain, "more": Toy("c")})
-    assert nested.data(None, ["x"]) == ["x", "a", "bb", "c"]  # type: ignore[arg-type]
-    assert nested.loss(None, {}, None) == 4.0  # type: ignore[arg-type]
+    assert nested.data(None, None, ["x"]) == ["x", "a", "bb", "c"]  # type: ignore[arg-type]
+    assert nested.loss(None, None, {}, None) == 4.0  # type: ignore[arg-type]
     assert nested.predict(None, {}, lambda batch: ["p"]) == ["a", "bb", "c", "p", "c", "bb", "a"]  # type: ignore

@@ -55,8 +55,17 @@ MISTAKES = [
     (["task_order=joint"], r"'task_order=\[reviews,joint\]'"),
     (["task_order=[joint,reviews]"], r"named after it.*'task_order=\[reviews,joint\]'"),
     # what does not fit
-    (["method=[pe_select,ewc]"], r"pe selects what trains and must come last.*method=\[ewc,pe_select\]"),
-    (["method=[piece_f,ewc]"], r"piece selects what trains and must come last.*method=\[ewc,piece_f\]"),
+    (
+        ["method=[pe_select,ewc,piece_rand_1]"],
+        r"pe and piece both decide what trains; a chain has one that does. "
+        r"Type: method=\[pe_select,ewc\] \(or method=\[ewc,piece_rand_1\]\)",
+    ),
+    (["method=[seq_ft,ewc,slm]"], r"seq_ft and slm both decide .* Type: method=\[seq_ft,ewc\] \(or method=slm\)"),
+    (["method=[seq_ft,lwf,pe_select,frozen]"], r"seq_ft, pe and frozen all decide what trains.*, or method=frozen\)"),
+    (
+        ["method=[ewc,frozen,lwf]"],
+        r"frozen leaves .* so that ewc and lwf would have nothing to do. Type: method=frozen",
+    ),
     (
         ["method=piece_s", "method.piece.score=fishr"],
         r"Type: .*method=piece_s method.piece.score=second_order ",
@@ -64,7 +73,15 @@ MISTAKES = [
     (["importance.passes=0"], r"importance.passes must be greater than or equal to 1"),
     (["backbone.dtype=fp16"], r"backbone.dtype must be 'float32' or 'bfloat16'"),
     (["method=piece_s", "method.piece.exclude_modules=[Embeding]"], r"Embedding"),
-    (["method=[frozen,pe_select]"], r"only one method may select what trains"),
+    (["method=[frozen,pe_select]"], r"frozen and pe both decide .* Type: method=frozen \(or method=pe_select\)"),
+    (["method=frozen", "task_order=[reviews,joint]"], r"frozen keeps .* Type: method=seq_ft for the upper bound"),
+    (["backbone.family=causl"], r"backbone.family must be a family of models .*Nearest: 'causal'"),
+    (["backbone.family=math.pi"], r"math.pi is nothing that can be called"),
+    (["backbone.family=math.sin"], r"family math.sin: sin is no Family. Write: class sin\(Family\)"),
+    (["task.reviews.metrics=[acuracy]"], r"must be a metric \(no metric is called 'acuracy'.*Nearest: 'accuracy'"),
+    (["task.reviews.metrics=[nowhere.exact]"], r"there is no module 'nowhere', neither installed nor in "),
+    (["task.reviews.metrics=[math.sine]"], r"math has no 'sine'. Nearest: 'sin'"),
+    (["task.reviews.convert=squat"], r"must be a converter \(no converter is called 'squat'.*Nearest: 'squad'"),
     (["method.pe.fraction=1e-9"], r"selects not one.*Type: method.pe.fraction="),
     (["method.pe.include=['*.qery.weight']"], r"'\*\.qery\.weight'.*query"),
     (["hardware=gpu"], r"hardware.device=cuda, but torch sees no GPU.*hardware=cpu"),
@@ -154,10 +171,12 @@ def test_status_of_the_process() -> None:
 
 
 def test_family_that_a_method_does_not_support() -> None:
-    from cl_runner.config import check_chain
+    from cl_runner.checks import check_chain
 
-    with pytest.raises(ValueError, match="method pe supports the families classifier, causal, .*, not acoustic"):
-        check_chain({"pe": {}}, "acoustic")
+    with pytest.raises(
+        ValueError, match="method slm supports the families classifier, causal, seq2seq, not image_text"
+    ):
+        check_chain({"slm": {}}, "image_text")
 
 
 def test_checkpoint_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

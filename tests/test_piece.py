@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import TINY, learn, run_command, tiny_config, tiny_learner
 
+from cl_runner.importance import importance
 from cl_runner.learner import Learner
 from cl_runner.methods.selector import Selector
 from cl_runner.sparse import importance_cache
@@ -20,7 +21,7 @@ def selected(tmp_path: Path, *overrides: str) -> tuple[dict[str, torch.Tensor], 
     """Positions for the first task."""
     config = tiny_config(tmp_path, *overrides)
     learner, method, tasks = tiny_learner(config)
-    method.before_task(learner, tasks[0])
+    method.select(learner, tasks[0])
     selector = method.methods["piece"]
     assert isinstance(selector, Selector)
     return selector.indices, learner
@@ -36,7 +37,7 @@ def test_largest_scores_of_the_new_task_over_the_whole_model(method: str, score:
     fisher = {n: torch.zeros_like(weights[n]) for n in names}
     learner.model.eval()
     for i in range(len(learner.tasks[0].train)):
-        loss = learner.family.loss_sum(learner.model, learner.collate(learner.tasks[0].train, [i]), "mean")
+        loss = learner.family.loss_sum(learner.model, learner.collate([learner.tasks[0].train[i] for i in [i]]), "mean")
         for name, g in zip(names, torch.autograd.grad(loss, [weights[n] for n in names]), strict=True):
             gradient[name] += g
             fisher[name] += g.square()
@@ -90,8 +91,8 @@ def test_compat_options_are_the_releases_behaviours(tmp_path: Path) -> None:
 def test_bf16_accumulation_rounds_the_sums(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "method=piece_s", "method.piece.compat=[bf16_accumulation]")
     learner, method, tasks = tiny_learner(config)
-    method.before_task(learner, tasks[0])
-    (found,) = learner.measured.values()
+    method.select(learner, tasks[0])
+    (found,) = learner.measured.found.values()
     assert found.gradient is not None
     assert {tensor.dtype for sums in (found.fisher, found.gradient) for tensor in sums.values()} == {torch.bfloat16}
 
@@ -151,14 +152,14 @@ def test_micro_batches_of_importance_are_another_fisher(tmp_path: Path) -> None:
     _, learner = selected(tmp_path, "method=piece_f")
     config = tiny_config(tmp_path, "importance.micro_batch=4")
     learner, _, tasks = tiny_learner(config)
-    learner._importance = config.importance
-    found = learner.importance(tasks[1].train)
+    learner.measured.options = config.importance
+    found = importance(learner, tasks[1].train)
     assert (found.units, found.examples) == (6, 24)
     weight = learner.parameters()["classifier.bias"]
     wanted = torch.zeros_like(weight)
     learner.model.eval()
     for start in range(0, 24, 4):
-        batch = learner.collate(tasks[1].train, range(start, start + 4))
+        batch = learner.collate([tasks[1].train[i] for i in range(start, start + 4)])
         loss = learner.family.loss_sum(learner.model, batch, "mean") / 4
         wanted += torch.autograd.grad(loss, weight)[0].square()
     torch.testing.assert_close(found.fisher["classifier.bias"], wanted)

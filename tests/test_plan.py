@@ -16,7 +16,7 @@ from tiny import TINY, run_command
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, PreTrainedModel
 
-from cl_runner.build import FAMILIES
+from cl_runner.build import build_family
 from cl_runner.compose import compose
 from cl_runner.data.example import Example
 from cl_runner.families.base import Answering, Family
@@ -215,7 +215,7 @@ PROMPT, ANSWER, GENERATED, EXAMPLES = 60, 20, 12, 4
 def language_model(name: str) -> tuple[Family, PreTrainedModel]:
     """A tiny one with its family."""
     backbone = compose([f"backbone={name}", "method=seq_ft"]).config.backbone
-    family = FAMILIES[backbone.family](backbone, [])
+    family = build_family(backbone, [])
     model, _ = family.build(0)
     return family, model
 

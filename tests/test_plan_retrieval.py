@@ -89,7 +89,7 @@ def test_retrieved_values_live_like_the_real_ones(backbone: str, value: str, lat
     examples = texts(task.train)
     if answers:
         examples = [dataclasses.replace(e, answer="y" * (ANSWER - 1)) for e in examples]
-    batch = learner.collate(examples, range(8))
+    batch = learner.collate([examples[i] for i in range(8)])
     assert batch["input_ids"].shape[1] == LONGEST + (ANSWER if backbone == "tiny_llama" else 0)
     learner.model.train()
     with Ledger() as ledger:
@@ -108,7 +108,7 @@ def test_retrieved_values_live_like_the_real_ones(backbone: str, value: str, lat
 def test_answers_are_retrieved_for_as_imitated(backbone: str, value: str, tmp_path: Path) -> None:
     learner, _, config = learned(tmp_path, f"backbone={backbone}", f"method.slm.value={value}")
     examples = texts(learner.tasks[0].test)
-    batch = learner.collate(examples, range(8), answers=False)
+    batch = learner.collate([examples[i] for i in range(8)], answers=False)
     learner.model.eval()
     with torch.no_grad(), Ledger() as ledger:
         learner.answer(batch, dataclasses.replace(learner.answering(learner.tasks[0]), max_new_tokens=GENERATED))

@@ -122,12 +122,14 @@ def test_death_at_a_checkpoint(
     assert content(folder_of(tmp_path)) == uninterrupted
 
 
-@pytest.mark.parametrize("place", ["write_snapshot", "write_matrices", "zero_fractions", "write_summary"])
+@pytest.mark.parametrize(
+    "place", ["change.write_snapshot", "journal.write_matrices", "journal.zero_fractions", "ends.write_summary"]
+)
 def test_death_elsewhere(
     place: str, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(f"cl_runner.run.{place}", die)
+        patched.setattr(f"cl_runner.{place}", die)
         with pytest.raises(Death):
             run_command(command(tmp_path))
     assert run_command(command(tmp_path)) == 0
@@ -137,16 +139,16 @@ def test_death_elsewhere(
 def test_death_in_the_importance_pass(
     uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cl_runner.learner import Learner
+    from cl_runner.methods import ewc
 
-    real = Learner.fisher
+    real = ewc.fisher
 
-    def partly(self: Learner, examples: Any, names: Any) -> Any:
-        real(self, examples[:5], names)
+    def partly(learner: Any, examples: Any, names: Any) -> Any:
+        real(learner, examples[:5], names)
         raise Death
 
     with monkeypatch.context() as patched:
-        patched.setattr(Learner, "fisher", partly)
+        patched.setattr(ewc, "fisher", partly)
         with pytest.raises(Death):
             run_command(command(tmp_path))
     assert run_command(command(tmp_path)) == 0
@@ -295,7 +297,7 @@ def test_a_failed_run_keeps_its_reason_and_can_be_tried_again(
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("cl_runner.run.write_snapshot", fail)
+        patched.setattr("cl_runner.change.write_snapshot", fail)
         assert run_command(command(tmp_path)) == 1
     folder = folder_of(tmp_path)
     assert "No space left on device" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Snapshots: exact restore, chains, damage, and the command."""
+"""Snapshots: exact restore, chains, damage."""
 
 from __future__ import annotations
 
@@ -10,20 +10,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    BertTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from stored import METHOD, assert_equal, learn, make_run, snapshots, starting_weights
 
-import cl_runner.build
 from cl_runner.sparse.bits import INTEGERS, bits_of, combine, gaps_of, positions_of, tensor_digests, weights_hash
 from cl_runner.sparse.chain import apply_snapshot, read_weights
-from cl_runner.sparse.command import main
 from cl_runner.sparse.snapshots import (
     Change,
     Snapshot,
@@ -33,76 +23,6 @@ from cl_runner.sparse.snapshots import (
     verify_snapshot,
     write_snapshot,
 )
-
-METHOD = {"pe": {"fraction": 0.005}}
-
-
-def starting_weights() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "encoder.weight": torch.randn(6, 5, generator=generator),
-        "head.weight": torch.randn(4, generator=generator).bfloat16(),
-        "scale": torch.randn((), generator=generator),
-    }
-
-
-def learn(
-    path: Path,
-    weights: dict[str, Tensor],
-    task: str,
-    index: int,
-    base: str,
-    positions: dict[str, list[int] | None],
-) -> int:
-    """Change `weights` at random, in whole tensors (None) or at positions, and write the snapshot."""
-    parent = weights_hash(weights)
-    generator = torch.Generator().manual_seed(100 + index)
-    changes = {}
-    for name, where in positions.items():
-        new = torch.randn(weights[name].shape, generator=generator).to(weights[name])
-        if where is None:
-            old = weights[name].clone()
-            weights[name].copy_(new)
-            changes[name] = Change(weights[name], None, old)
-        else:
-            at = torch.tensor(where)
-            old = weights[name].view(-1)[at]
-            weights[name].view(-1)[at] = new.view(-1)[at]
-            changes[name] = Change(weights[name].view(-1)[at], at, old)
-    return write_snapshot(
-        path,
-        changes,
-        model=weights,
-        task=task,
-        index=index,
-        base=base,
-        parent=parent,
-        weights=weights_hash(weights),
-        method=METHOD,
-    )
-
-
-def make_run(run: Path, weights: dict[str, Tensor], first: dict[str, list[int] | None]) -> list[dict[str, Tensor]]:
-    """Three tasks: `first`, a sparse change, no change at all. The weights before and after each."""
-    (run / "snapshots").mkdir(parents=True)
-    base = weights_hash(weights)
-    history = [{name: weight.clone() for name, weight in weights.items()}]
-    sparse: dict[str, list[int] | None] = {next(iter(weights)): [0, 3, 7]}
-    for index, (task, change) in enumerate({"books": first, "dvd": sparse, "music": {}}.items()):
-        learn(run / "snapshots" / f"{index:02d}_{task}.safetensors", weights, task, index, base, change)
-        history.append({name: weight.clone() for name, weight in weights.items()})
-    return history
-
-
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert set(found) == set(expected)
-    for name, weight in expected.items():
-        assert found[name].dtype == weight.dtype and torch.equal(found[name], weight), name
-
-
-def snapshots(run: Path) -> list[Path]:
-    return sorted((run / "snapshots").iterdir())
-
 
 WHOLE: dict[str, list[int] | None] = {"encoder.weight": None, "head.weight": None, "scale": None}
 PART: dict[str, list[int] | None] = {"encoder.weight": [1, 29], "head.weight": [2], "scale": None}
@@ -331,111 +251,3 @@ def test_weights_hash() -> None:
     assert combine(digests) == weights_hash({**weights, "scale": weights["scale"] * 2})
     swapped = {"a": weights["scale"], "b": weights["scale"] * 2}
     assert weights_hash(swapped) != weights_hash({"a": swapped["b"], "b": swapped["a"]})
-
-
-# the command
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[dict[str, Tensor]]]:
-    """A run of a tiny BERT whose first task trained a part of the model only, so that its base is needed."""
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]
-    tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)})
-
-    def rebuild(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        assert folder == tmp_path
-        torch.manual_seed(0)
-        config = BertConfig(
-            vocab_size=7,
-            hidden_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=8,
-            max_position_embeddings=16,
-            num_labels=2,
-        )
-        return AutoModelForSequenceClassification.from_config(config), tokenizer
-
-    monkeypatch.setattr(cl_runner.build, "rebuild", rebuild)
-    (tmp_path / "config.yaml").write_text("seed: 0\n")
-    model, _ = rebuild(tmp_path)
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    return tmp_path, make_run(tmp_path, weights, {"classifier.weight": None, "bert.pooler.dense.bias": [2]})
-
-
-def test_list(run: tuple[Path, object], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", str(run[0])]) == 0
-    shown = capsys.readouterr().out
-    description = describe_snapshot(snapshots(run[0])[0])
-    for part in ("books", "dvd", "music", "17", description.parent[:8], f"{description.file_bytes:,}"):
-        assert part in shown
-
-
-def test_verify(run: tuple[Path, object], capsys: pytest.CaptureFixture[str]) -> None:
-    folder, files = run[0], snapshots(run[0])
-    assert main(["verify", str(folder)]) == 0
-    assert "3 snapshots, no problems" in capsys.readouterr().out
-    content = files[1].read_bytes()
-    files[1].write_bytes(content[:-2])
-    assert main(["verify", str(folder)]) == 1
-    shown = capsys.readouterr().out
-    assert "01_dvd.safetensors: the file ends inside or before the tensor" in shown
-    assert "02_music.safetensors: no sound snapshot leads to its parent" in shown
-    assert main(["verify", str(files[1])]) == 1
-    files[1].write_bytes(content)
-    assert main(["verify", str(files[1])]) == 0
-
-
-def test_restore(run: tuple[Path, list[dict[str, Tensor]]], capsys: pytest.CaptureFixture[str]) -> None:
-    folder, history = run
-    for index, task in enumerate(("books", "dvd", "music")):
-        output = folder / "restored" / f"{task}.safetensors"
-        assert main(["restore", str(folder), "--after", task, "--output", str(output)]) == 0
-        assert_equal(load_file(output), history[index + 1])
-
-
-def test_export(run: tuple[Path, list[dict[str, Tensor]]], capsys: pytest.CaptureFixture[str]) -> None:
-    folder, history = run
-    output = folder / "exported"
-    assert main(["export", str(folder), "--after", "dvd", "--output", str(output)]) == 0
-    model = AutoModelForSequenceClassification.from_pretrained(output)
-    assert_equal(dict(model.named_parameters()), history[2])
-    assert AutoTokenizer.from_pretrained(output)("good bad")["input_ids"] == [2, 5, 6, 3]
-    assert main(["export", str(folder), "--after", "dvd", "--output", str(output)]) == 2
-    assert "not empty" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["restore", "RUN", "--after", "dvds", "--output", "x.safetensors"], "Type: --after dvd"),
-        (["restore", "RUN", "--after", "dvd", "--output", "x.bin"], "ends in .safetensors"),
-        (["list", "RUN/none"], "there is no folder"),
-        (["list", "RUN/snapshots"], "holds no snapshots"),
-        (["restore", "RUN", "--after", "dvd"], "--output"),
-        (["lisst", "RUN"], "Nearest: 'list'. Type: python -m cl_runner snapshot list"),
-        ([], "|compose|revert|restore|export. See: python -m cl_runner snapshot --help"),
-        (["--lisst"], "--help"),
-        (["list"], "required: run"),
-        (["export", "RUN", "--after", "dvd", "--output", "RUN/config.yaml"], "it is not a folder"),
-        (["export", "RUN", "--after", "dvd", "--output", "RUN/config.yaml/x"], "config.yaml is not a folder"),
-        (["restore", "RUN", "--after", "dvd", "--output", "RUN/config.yaml/x.safetensors"], "is not a folder"),
-        (["restore", "RUN", "--after", "dvd", "--output", "RUN/folder.safetensors"], "it is a folder"),
-        (["export", "RUN", "--after", "dvd", "--output", f"RUN/{'x' * 300}"], "File name too long"),
-    ],
-)
-def test_wrong_requests(
-    run: tuple[Path, object], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    (run[0] / "folder.safetensors").mkdir()
-    before = sorted(run[0].rglob("*"))
-    assert main([argument.replace("RUN", str(run[0])) for argument in arguments]) == 2
-    shown = capsys.readouterr()
-    assert shown.err.startswith("cl_runner: ") and message in shown.err and "usage" not in shown.err
-    assert not shown.out and sorted(run[0].rglob("*")) == before
-
-
-def test_left_out_snapshots(run: tuple[Path, object], capsys: pytest.CaptureFixture[str]) -> None:
-    snapshots(run[0])[0].unlink()
-    assert main(["restore", str(run[0]), "--after", "dvd", "--output", str(run[0] / "x.safetensors")]) == 2
-    assert "snapshots.save" in capsys.readouterr().err

@@ -88,6 +88,6 @@ def test_warmup_as_a_share_and_as_a_number_of_steps(tmp_path: Path) -> None:
 
 
 def test_what_a_method_adds_decays_by_its_kind() -> None:
-    from cl_runner.train import decays
+    from cl_runner.optimizer import decays
 
     assert decays("slm.values.01") and decays("classifier.weight.01") and not decays("classifier.bias.01")

@@ -1,122 +1,27 @@
-"""Snapshots as versions: diff, overlap, compose, revert and size, against brute force on dense weights."""
+"""Snapshots as versions: compose and revert, against brute force on dense weights; mistakes of the command."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from four_tasks import TASKS, Run, Weights, assert_same_bits, copied, four_tasks, read, starting_weights, store, train
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from tiny import run_command, tiny, tiny_encoder
+from torch import Tensor
 
-import cl_runner.build
 from cl_runner.sparse import history
 from cl_runner.sparse.bits import bits_of, weights_hash
 from cl_runner.sparse.chain import apply_snapshot
 from cl_runner.sparse.command import main
-from cl_runner.sparse.snapshots import (
-    Change,
-    Snapshot,
-    describe_snapshot,
-    read_snapshot,
-    verify_snapshot,
-    write_snapshot,
-)
-from cl_runner.sparse.versions import (
-    compare,
-    compose_in_sequence,
-    compose_siblings,
-    conflicts,
-    total,
-    undo,
-    undoing,
-)
-from tests.tiny import run_command, tiny, tiny_encoder
-
-Weights = dict[str, Tensor]
-
-#: Task -> what it stores: a number of random entries of a tensor, or None for all of them.
-TASKS: dict[str, dict[str, int | None]] = {
-    "books": {"layer.0.w": 900, "layer.1.w": 5, "head.w": None},
-    "dvd": {"layer.0.w": 700, "layer.1.w": 40, "head.w": 3},
-    "music": {"layer.0.w": 800, "head.w": None},
-    "toys": {"layer.1.w": 100},
-}
-
-
-def starting_weights(dtype: torch.dtype = torch.float32) -> Weights:
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"layer.0.w": (50, 60), "layer.1.w": (20, 30), "head.w": (7,)}
-    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
-
-
-def copied(weights: Weights) -> Weights:
-    return {name: weight.clone() for name, weight in weights.items()}
-
-
-def store(path: Path, before: Weights, after: Weights, index: dict[str, Tensor | None], task: str, number: int) -> None:
-    """The snapshot of a change from `before` to `after` at positions of some tensors."""
-    changes = {}
-    for name, at in index.items():
-        old, new = ((side[name] if at is None else side[name].view(-1)[at]) for side in (before, after))
-        changes[name] = Change(new, at, old)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_snapshot(
-        path,
-        changes,
-        model=before,
-        task=task,
-        index=number,
-        base=weights_hash(starting_weights(before["head.w"].dtype)),
-        parent=weights_hash(before),
-        weights=weights_hash(after),
-        method={"pe": {"fraction": 0.1}},
-    )
-
-
-def train(path: Path, before: Weights, task: str, number: int) -> tuple[Weights, dict[str, Tensor]]:
-    """A task as in `TASKS`, a fifth of whose entries keep their value: (weights after it, where they changed)."""
-    generator = torch.Generator().manual_seed(number + 1)
-    after, index, moved = copied(before), {}, {}
-    for name, count in TASKS[task].items():
-        size = before[name].numel()
-        at = torch.arange(size) if count is None else torch.randperm(size, generator=generator)[:count].sort().values
-        moves = torch.rand(at.numel(), generator=generator) < 0.8
-        steps = torch.randn(at.numel(), generator=generator).to(before[name]) * moves
-        after[name].view(-1)[at] += steps
-        index[name] = None if count is None else at
-        moved[name] = bits_of(after[name]) != bits_of(before[name])
-    store(path, before, after, index, task, number)
-    return after, moved
+from cl_runner.sparse.snapshots import describe_snapshot, read_snapshot, verify_snapshot
+from cl_runner.sparse.versions import compose_in_sequence, compose_siblings, conflicts, undo, undoing
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[Weights], dict[str, dict[str, Tensor]]]:
-    """(a run of the four tasks on fp32 weights, the weights before and after each, where each changed them)."""
-    folder = tmp_path / "run"
-    history, moved = [starting_weights()], {}
-    for number, task in enumerate(TASKS):
-        after, moved[task] = train(folder / "snapshots" / f"{number:02d}_{task}.safetensors", history[-1], task, number)
-        history.append(after)
-
-    class Model(nn.Module):
-        def named_parameters(self, *_: object, **__: object):  # type: ignore[no-untyped-def]
-            yield from ((name, nn.Parameter(weight)) for name, weight in starting_weights().items())
-
-    monkeypatch.setattr(cl_runner.build, "rebuild", lambda run: (Model(), None))
-    (folder / "config.yaml").write_text("seed: 0\n")
-    return folder, history, moved
-
-
-def read(run: Path, number: int) -> Snapshot:
-    return read_snapshot(sorted((run / "snapshots").iterdir())[number])
-
-
-def assert_same_bits(found: Weights, expected: Weights) -> None:
-    assert set(found) == set(expected)
-    for name, weight in expected.items():
-        assert torch.equal(bits_of(found[name]), bits_of(weight)), name
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    return four_tasks(tmp_path, monkeypatch)
 
 
 # compose
@@ -277,103 +182,6 @@ def test_a_whole_model_cannot_be_undone(tmp_path: Path, capsys: pytest.CaptureFi
     for task, message in (("base", "stored the whole model"), ("dvd", "do not come from dvd: they come from all")):
         assert main(["revert", f"{tmp_path}/run:{task}", "--output", str(tmp_path / "x.safetensors")]) == 2
         assert message in capsys.readouterr().err
-
-
-# diff, overlap, size
-
-
-def two(tmp_path: Path, follow: bool) -> tuple[Snapshot, Snapshot, Weights, Weights]:
-    """Positions 0 1 2 3 and 2 3 4 of one layer, 1 of the head by the second only; position 2 ends equal."""
-    start = {"layer.0.w": torch.zeros(10), "head.w": torch.zeros(2)}
-    first = copied(start)
-    first["layer.0.w"][:4] = 1.0
-    second = copied(first if follow else start)
-    second["layer.0.w"][2:5] = torch.tensor([1.0, 3.5, 9.0])
-    second["head.w"][1] = 1.0
-    store(tmp_path / "a", start, first, {"layer.0.w": torch.arange(4)}, "a", 0)
-    index = {"layer.0.w": torch.arange(2, 5), "head.w": torch.tensor([1])}
-    store(tmp_path / "b", first if follow else start, second, index, "b", 1)
-    return read_snapshot(tmp_path / "a"), read_snapshot(tmp_path / "b"), first, second
-
-
-@pytest.mark.parametrize("follow", [False, True])
-def test_compare_worked_by_hand(tmp_path: Path, follow: bool) -> None:
-    a, b, first, second = two(tmp_path, follow)
-    at = torch.tensor([2, 3])
-    layer, head = compare(a, b, ({"layer.0.w": first["layer.0.w"][at]}, {"layer.0.w": second["layer.0.w"][at]}))
-    assert (layer.only_first, layer.only_second, layer.both) == (2, 1, 2)
-    assert (layer.equal, layer.largest, layer.jaccard) == (1, 2.5, 2 / 5)
-    assert (head.only_first, head.only_second, head.both, head.equal, head.largest) == (0, 1, 0, 0, None)
-    everything = total([layer, head])
-    assert (everything.only_second, everything.equal, everything.jaccard) == (2, 1, 2 / 6)
-    # Without values only changes of the same parent can be told equal.
-    layer, _ = compare(a, b)
-    assert (layer.equal, layer.largest) == (None if follow else 1, None)
-
-
-def test_diff_by_command(
-    run: tuple[Path, list[Weights], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, history, _ = run
-    names = [f"{folder}:books", f"{folder}/snapshots/02_music.safetensors"]
-    assert main(["diff", *names, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    layer = next(row for row in found["layers"] if row["layer"] == "layer.0")
-    a, b = (read(folder, n).changes["layer.0.w"].index for n in (0, 2))
-    assert a is not None and b is not None
-    both = sorted(set(a.tolist()) & set(b.tolist()))
-    x, y = (history[n]["layer.0.w"].view(-1)[both] for n in (1, 3))
-    assert (layer["only_first"], layer["only_second"], layer["both"]) == (900 - len(both), 800 - len(both), len(both))
-    assert layer["equal"] == int((x == y).sum()) and layer["largest"] == float((x.double() - y).abs().max())
-    assert found["unknown"] is None and found["layers"][-1]["layer"] == "all"
-    assert main(["diff", *names]) == 0
-    assert "layer.1" in capsys.readouterr().out
-    # A file outside any run is taken to follow on the other's; where there is none, values are not known.
-    alone = tmp_path / "alone.safetensors"
-    alone.write_bytes(Path(names[1]).read_bytes())
-    assert main(["diff", names[0], str(alone), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["layers"] == found["layers"]
-    assert main(["diff", str(alone), str(alone), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert "its run is not known" in found["unknown"] and found["layers"][0]["largest"] is None
-
-
-def test_overlap(run: tuple[Path, list[Weights], object], capsys: pytest.CaptureFixture[str]) -> None:
-    folder, _, _ = run
-    assert main(["overlap", str(folder), "--by", "layer", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    stored = []
-    for number in range(4):
-        changes, shapes = read(folder, number).changes, starting_weights()
-        stored.append(
-            {
-                (name, i)
-                for name, change in changes.items()
-                for i in (range(shapes[name].numel()) if change.index is None else change.index.tolist())
-            }
-        )
-    for i, a in enumerate(stored):
-        for j, b in enumerate(stored):
-            assert found["jaccard"]["all"][i][j] == pytest.approx(len(a & b) / len(a | b))
-    assert found["jaccard"]["layer.0"][3][3] is None  # toys stores nothing there
-    assert found["jaccard"]["head"][0][2] == 1.0  # the whole head, both times
-    assert main(["overlap", str(folder)]) == 0
-    assert "books" in capsys.readouterr().out
-
-
-def test_size(run: tuple[Path, list[Weights], object], capsys: pytest.CaptureFixture[str]) -> None:
-    folder, _, _ = run
-    assert main(["size", str(folder), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    dvd = found["tasks"][1]
-    assert (dvd["values"], dvd["position_bytes"], dvd["value_bytes"]) == (743, 2 * 743, 4 * 743)
-    assert dvd["bytes"] == (folder / "snapshots" / "01_dvd.safetensors").stat().st_size
-    assert dvd["bytes"] == dvd["header_bytes"] + 6 * 743
-    assert found["checkpoint_bytes"] == 4 * 4 * (3000 + 600 + 7)
-    assert main(["size", str(folder)]) == 0
-    assert (
-        f"{found['bytes']:,} bytes; a full checkpoint after each task: {4 * 14428:,} bytes" in capsys.readouterr().out
-    )
 
 
 # mistakes

@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertModel
 
-from cl_runner.build import FAMILIES, build_method
+from cl_runner.build import build_family, build_method
 from cl_runner.compose import compose
 from cl_runner.config import Config
 from cl_runner.data.task import Task, build_tasks, label_union
 from cl_runner.families.loading import words_tokenizer
+from cl_runner.learn import Watch, learn_task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Chain
-from cl_runner.train import train_task
+from cl_runner.train import Progress
 
 #: The whole pipeline in about two seconds: three tasks of generated reviews on a random two-layer BERT.
 TINY = (
@@ -37,6 +38,11 @@ TINY = (
     "wandb=disabled",
     "snapshots.save=all",
 )
+
+
+def seeded(number: int = 0) -> torch.Generator:
+    """Random numbers on the CPU."""
+    return torch.Generator().manual_seed(number)
 
 
 def tiny_config(root: Path, *overrides: str) -> Config:
@@ -74,31 +80,33 @@ def tiny_learner(config: Config) -> tuple[Learner, Chain, list[Task]]:
     """A fresh learner with its methods and tasks."""
     torch.set_num_threads(1)
     tasks = build_tasks(config.task_order, config.task)
-    family = FAMILIES[config.backbone.family](config.backbone, label_union(tasks))
+    family = build_family(config.backbone, label_union(tasks))
     model, _ = family.build(config.seed)
     method = build_method(config.method)
-    return Learner(model, family, tasks, config.seed, torch.device("cpu"), method=method), method, tasks
+    return Learner(model, family, tasks, config.seed, torch.device("cpu"), method), method, tasks
 
 
-def learn(learner: Learner, method: Chain, task: Task, config: Config) -> list[float]:
-    """One task as the run does it, without files; the losses of its steps."""
-    losses: list[float] = []
-    learner.measured = {}
-    method.before_task(learner, task)
-    method.activate(learner, task)
-    stage = config.training.incremental if task.index else config.training.base
-    train_task(
-        learner,
-        method,
-        task,
-        stage,
-        config.training,
-        None,
-        lambda progress, numbers: losses.append(numbers["loss"]),
-    )
-    method.after_task(learner, task)
-    learner.trained, learner.selected, learner.selectable, learner.written = {}, {}, {}, {}
-    return losses
+class Losses(Watch):
+    """The losses of a task's batches, and what else was said of them."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.numbers: list[dict[str, float]] = []
+
+    def on_step(self, task: Task, progress: Progress, numbers: dict[str, float]) -> None:
+        self.losses.append(numbers["loss"])
+        self.numbers.append(numbers)
+
+
+def learn(learner: Learner, method: Chain, task: Task, config: Config, fresh: bool = True) -> list[float]:
+    """One task as the run does it, without files; the losses of its batches.
+
+    Args:
+        fresh: False = the method's state holds already what it finds out before the task.
+    """
+    watch = Losses()
+    learn_task(learner, method, task, config.training, watch, fresh=fresh)
+    return watch.losses
 
 
 def weights_of(learner: Learner) -> dict[str, torch.Tensor]:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from cl_runner.registry import find, load
+
 Record = Mapping[str, Any]
 
 _TURN = re.compile(r"###\s*(Instruction|Human|Assistant)\s*:")
@@ -14,10 +16,14 @@ _TURN = re.compile(r"###\s*(Instruction|Human|Assistant)\s*:")
 def converted(kind: str | None, records: Iterable[Record], where: str) -> Iterable[Record]:
     """The records of a source as `convert` of its definition asks; None leaves them as they are.
 
+    Args:
+        kind: a built-in converter, an installed one, or the dotted path of a function from a record to the rows it
+            becomes.
+
     Raises:
         ValueError: a record is not of that kind.
     """
-    return records if kind is None else _each(CONVERTERS[kind], records, where)
+    return records if kind is None else _each(load(find("converters", kind)), records, where)
 
 
 def _each(convert: Callable[[Record], Iterable[Record]], records: Iterable[Record], where: str) -> Iterator[Record]:
@@ -26,6 +32,8 @@ def _each(convert: Callable[[Record], Iterable[Record]], records: Iterable[Recor
             yield from convert(record)
         except _Unfit as unfit:
             raise ValueError(f"record {number} of {where} {unfit}") from None
+        except ValueError as error:  # of a converter of the user's own
+            raise ValueError(f"record {number} of {where}: {error}") from error
 
 
 class _Unfit(Exception):
@@ -84,10 +92,3 @@ def marked_turns(record: Record) -> Iterator[Record]:
         raise _Unfit(f"has the marks {found}; expected are ### Instruction: (or none), ### Human: and ### Assistant:")
     turns = dict(zip(names, parts[1::2], strict=True))
     yield {name.lower(): turns.get(name, "").strip() for name in ("Instruction", "Human", "Assistant")}
-
-
-CONVERTERS: dict[str, Callable[[Record], Iterator[Record]]] = {
-    "squad": squad,
-    "multiple_choice": multiple_choice,
-    "marked_turns": marked_turns,
-}

@@ -1,4 +1,4 @@
-"""Reading labelled texts: local files (parquet, CSV, TSV, JSON) and data sets of the Hugging Face hub.
+"""Labelled texts from local files and data sets of the Hugging Face hub.
 
 A row is kept as its prompt and its label's name. What a definition (conf/task) says of columns, labels and prompts is
 checked here, and every mistake names the file or data set, the nearest right name and what to type.
@@ -6,24 +6,20 @@ checked here, and every mistake names the file or data set, the nearest right na
 
 from __future__ import annotations
 
-import csv
 import difflib
-import gzip
 import itertools
-import json
 import math
 import os
-import sys
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 from cl_runner.config import TaskDefinition
 from cl_runner.data.converters import Record, converted
-from cl_runner.data.example import Picture
+from cl_runner.data.pictures import picture_column
 from cl_runner.data.prompts import RESERVED, check_template, placeholders, prompt
+from cl_runner.data.readers import check_archive, check_form, file_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +85,13 @@ def read(definition: TaskDefinition, name: str, domain: str, split: str, variant
         path = local_path(definition, name, domain, split, variant)
         places = _paths(definition, name, domain, split, variant)
         for place in places:
-            _check_form(place)
+            check_form(place)
         if not path.is_file():
             raise ValueError(_missing(places, definition.download))
         try:
-            return _rows(_file_records(path, definition), definition, name, str(path))
+            return _rows(file_records(path, definition), definition, name, str(path))
         except ValueError:
-            _check_archive(path)
+            check_archive(path)
             raise
     where, records = _hub_records(definition, name, domain, split)
     return _rows(records, definition, name, where)
@@ -192,90 +188,6 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f" Nearest: {close[0]!r}." if close else ""
 
 
-# Pictures ---------------------------------------------------------------------------------------------------
-
-
-def picture_column(definition: TaskDefinition, name: str) -> str:
-    """The column that names each row's picture; "" = there are none.
-
-    Raises:
-        ValueError: the definition's `picture` is not FOLDER/{COLUMN}.
-    """
-    if definition.picture is None:
-        return ""
-    folder, _, column = definition.picture.rpartition("/")
-    if not folder or len(column) < 3 or column[0] != "{" or column[-1] != "}":
-        raise ValueError(f"task.{name}.picture={definition.picture} must be a folder and a column: FOLDER/{{COLUMN}}")
-    return column[1:-1]
-
-
-def find_picture(definition: TaskDefinition, given: str, where: str) -> Picture:
-    """The file that a row means.
-
-    Data sets name pictures by their place on the machine that made them, so that it is the longest end of that path
-    which lies below the definition's folder.
-
-    Args:
-        given: as the row names it.
-        where: the row, for messages.
-
-    Raises:
-        ValueError: there is no such file.
-    """
-    assert definition.picture is not None
-    folder = Path(definition.picture.rpartition("/")[0]).expanduser()
-    parts = [part for part in PurePosixPath(given).parts if part not in ("/", "..", ".")]
-    for start in range(len(parts)):
-        path = folder.joinpath(*parts[start:])
-        if path.is_file():
-            return Picture(str(path), "/".join(parts[start:]), path.stat().st_size)
-    if not parts:
-        raise ValueError(f"{where} names no picture")
-    fetch = f" {definition.download.strip().removesuffix('.')}." if definition.download else ""
-    raise ValueError(
-        f"{where} asks about the picture {given}, of which no end lies below {folder}.{fetch} "
-        "Set data_root=FOLDER, or CL_RUNNER_DATA, to the folder that holds the data sets."
-    )
-
-
-# Local files ------------------------------------------------------------------------------------------------
-
-
-def _check_form(path: Path) -> str:
-    """The format of a file."""
-    form = path.name.removesuffix(".gz").rpartition(".")[2]
-    if form not in READERS or path.name.endswith(".parquet.gz"):
-        raise ValueError(f"{path}: the format is told by the ending, one of .parquet .csv .tsv .jsonl .json (and .gz)")
-    return form
-
-
-def _file_records(path: Path, definition: TaskDefinition) -> Iterator[Record]:
-    """The first `max_rows` records of a file, of which more than the wanted columns may be present."""
-    reader = READERS[_check_form(path)]
-    if definition.convert == "squad":
-        reader = _document
-    try:
-        yield from itertools.islice(converted(definition.convert, reader(path), str(path)), definition.max_rows)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from None
-
-
-def _check_archive(path: Path) -> None:
-    """Called when a file holds a mistake: a damaged .gz may give wrong text long before its checksum tells.
-
-    Raises:
-        ValueError: the file is a damaged .gz.
-    """
-    if path.suffix != ".gz" or not path.is_file():
-        return
-    try:
-        with gzip.open(path) as file:
-            while file.read(1 << 20):
-                pass
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from None
-
-
 def _missing(paths: Sequence[Path], download: str | None) -> str:
     """What to say of a file that is in none of its places: how far the first path exists, and where to get it."""
     path = paths[0]
@@ -287,94 +199,6 @@ def _missing(paths: Sequence[Path], download: str | None) -> str:
     fetch = f" {download.strip().removesuffix('.')}." if download else ""
     remedy = "Set data_root=FOLDER, or CL_RUNNER_DATA, to the folder that holds the data sets."
     return f"{path} does not exist: {parent} holds no {child!r}.{near}{others}{fetch} {remedy}"
-
-
-def _open(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
-
-
-def _parquet(path: Path) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is not a readable parquet file ({error})") from None
-
-
-def _separated(path: Path, delimiter: str) -> Iterator[Record]:
-    # Reviews are longer than the module's default limit of 131,072 characters more often than one thinks.
-    csv.field_size_limit(sys.maxsize)
-    with _open(path) as file:
-        lines = (line for line in csv.reader(file, delimiter=delimiter) if line)
-        header = next(lines, [])
-        for number, line in enumerate(lines, start=1):
-            if len(line) != len(header):
-                kind = "more" if len(line) > len(header) else "fewer"
-                raise ValueError(
-                    f"row {number} of {path} has {kind} cells than the header "
-                    f"({len(line)}, the header has {len(header)}: {', '.join(header)})"
-                )
-            yield dict(zip(header, line, strict=True))
-
-
-def _json_lines(path: Path) -> Iterator[Record]:
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} of {path} is not JSON, one object a line ({error})") from None
-            if not isinstance(record, dict):
-                raise ValueError(f"line {number} of {path} is not a JSON object; one object a line is expected")
-            yield record
-
-
-def _json(path: Path) -> Iterator[Record]:
-    """JSON lines, or one array of objects."""
-    with _open(path) as file:
-        start = next((character for line in file if (character := line.strip()[:1])), "")
-    if start != "[":
-        yield from _json_lines(path)
-        return
-    for number, record in enumerate(_parsed(path), start=1):
-        if not isinstance(record, dict):
-            raise ValueError(f"element {number} of {path} is not a JSON object; an array of objects is expected")
-        yield record
-
-
-def _document(path: Path) -> Iterator[Record]:
-    """A file that is one JSON object."""
-    document = _parsed(path)
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} is not one JSON object, which convert: squad expects")
-    yield document
-
-
-def _parsed(path: Path) -> Any:
-    with _open(path) as file:
-        try:
-            return json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON ({error})") from None
-
-
-READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
-    "parquet": _parquet,
-    "csv": lambda path: _separated(path, ","),
-    "tsv": lambda path: _separated(path, "\t"),
-    "jsonl": _json_lines,
-    "json": _json,
-}
-
-# Hub --------------------------------------------------------------------------------------------------------
 
 
 def _hub_records(definition: TaskDefinition, name: str, domain: str, split: str) -> tuple[str, list[Record]]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from cl_runner.config import OrderedTask, TaskDefinition, TaskOrder
 from cl_runner.data import prompts, reviews, sources
 from cl_runner.data.example import Example
+from cl_runner.data.pictures import find_picture
 
 Split = Literal["train", "validation", "test"]
 #: The order in which splits that share one source are drawn from it.
@@ -285,7 +286,7 @@ def _drawn(plan: _Plan, position: int, labels: Sequence[str]) -> dict[Split, lis
             raise ValueError(f"nothing is left in {place} for {plan.key(split)}. Type: {plan.key(split)}=0")
         taken[place].update(row.number for row in chosen)
         pictures = [
-            sources.find_picture(plan.definition, row.picture, f"row {row.number} of {place}")
+            find_picture(plan.definition, row.picture, f"row {row.number} of {place}")
             if plan.definition.picture
             else None
             for row in chosen

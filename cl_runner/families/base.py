@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cl_runner.batch import Batch, Output
-from cl_runner.config import Backbone, Sampling
+from cl_runner.config import Backbone, FamilyKind, Sampling
 from cl_runner.data.example import Example
 
 #: In `labels`: no target.
@@ -48,6 +48,8 @@ class Answering:
 class Family(ABC):
     """Abstract or final: subclasses implement everything and are not subclassed again."""
 
+    #: Which of the built-in families it behaves as: what methods, probes and plans go by.
+    kind: ClassVar[FamilyKind]
     #: Whether an example has one target, or one per token of its answer.
     one_target: ClassVar[bool]
     backbone: Backbone

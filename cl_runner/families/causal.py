@@ -23,6 +23,8 @@ from cl_runner.families.tokens import branched, left_padded, mean_state, token_o
 class Causal(LanguageModel):
     """Rows are padded on the left, so that all answers end in the last column and only their logits are computed."""
 
+    kind = "causal"
+
     def __init__(self, backbone: Backbone, labels: Sequence[str]):
         super().__init__(backbone, AutoModelForCausalLM)
 

@@ -23,6 +23,7 @@ from cl_runner.families.loading import Source
 class Classifier(Family):
     """`labels` is the union over all tasks in order of first appearance; the head never grows."""
 
+    kind = "classifier"
     one_target = True
 
     def __init__(self, backbone: Backbone, labels: Sequence[str]):

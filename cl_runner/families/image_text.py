@@ -40,6 +40,8 @@ _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 class ImageText(LanguageModel):
     """As `Causal`, with a picture in front of every question; nothing of a prompt is ever cut."""
 
+    kind = "image_text"
+
     def __init__(self, backbone: Backbone, labels: Sequence[str]):
         if not backbone.chat_template:
             raise ValueError(
@@ -170,7 +172,9 @@ class ImageText(LanguageModel):
 
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean of the prompt's last hidden states, its picture's among them, [B, width]."""
-        states: Tensor = model(**self._given(model, batch), output_hidden_states=True, use_cache=False).hidden_states[-1]
+        states: Tensor = model(**self._given(model, batch), output_hidden_states=True, use_cache=False).hidden_states[
+            -1
+        ]
         return mean_state(states, batch["attention_mask"])
 
     def _given(self, model: nn.Module, batch: Batch) -> dict[str, Any]:

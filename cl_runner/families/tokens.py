@@ -25,7 +25,9 @@ def padded(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "rig
     return torch.tensor([list(row) + [value] * (length - len(row)) for row in rows])
 
 
-def left_padded(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]] | None, pad: int) -> dict[str, Tensor]:
+def left_padded(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]] | None, pad: int
+) -> dict[str, Tensor]:
     """Prompts and their answers, if there are some, padded on the left, so that all answers end in the last column.
 
     Returns:

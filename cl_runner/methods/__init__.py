@@ -10,4 +10,7 @@ METHODS = {
     "piece": "selector:Selector",
     "layer_norm": "layer_norm:LayerNorm",
     "slm": "slm:SLM",
+    "replay": "replay:Replay",
+    "replay_online": "replay_online:ReplayOnline",
+    "der": "der:DER",
 }

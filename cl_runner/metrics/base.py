@@ -1,11 +1,13 @@
-"""How a comparison of two texts becomes a metric."""
+"""How a comparison of two texts becomes a metric, and how answers are scored by one."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
 
+from cl_runner.config import Bertscore
 from cl_runner.data.example import Example
+from cl_runner.registry import find, load
 
 #: Predictions and their examples -> percent of each.
 Metric = Callable[[Sequence[str], Sequence[Example]], list[float]]
@@ -31,3 +33,27 @@ def per_example(compare: Callable[[str, Example], float]) -> Metric:
 def harmonic(precision: float, recall: float) -> float:
     """F1: the harmonic mean; 0 where both are 0."""
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def score(name: str, predictions: Sequence[str], examples: Sequence[Example], bertscore: Bertscore) -> list[float]:
+    """Percent of each example by the metric `name`.
+
+    Args:
+        name: a built-in metric, an installed one, or the dotted path of a function from predictions and examples to
+            percent of each.
+        predictions: what the model answered, in the order of `examples`; an empty text scores 0 (by `trace_sari`
+            what its release gives it).
+        bertscore: the encoder of the built-in metrics with that name.
+
+    Raises:
+        ValueError: BERTScore's encoder cannot be loaded, or a metric of the user's own gives other than a number for
+            each example.
+    """
+    place = find("metrics", name)
+    compute = load(place)
+    if place.module == "cl_runner.metrics.bertscore":
+        return list(compute(predictions, examples, bertscore))
+    values = [float(value) for value in compute(predictions, examples)]
+    if len(values) != len(examples):
+        raise ValueError(f"the metric {name} gave {len(values)} numbers for {len(examples)} examples")
+    return values

@@ -16,17 +16,18 @@ from transformers import (
     PreTrainedModel,
 )
 
-from cl_runner.build import FAMILIES, build_method
+from cl_runner.build import build_family, build_method
 from cl_runner.config import Backbone, Config, Training
 from cl_runner.data.task import Task, build_tasks, label_union
 from cl_runner.families.base import Family
 from cl_runner.families.freezing import freeze
 from cl_runner.families.loading import from_sizes
+from cl_runner.parts import family_kind
 from cl_runner.planning.imitation import Device
 from cl_runner.planning.optimizers import OptimizerNumbers
 from cl_runner.planning.retrieval import encoder_of
 from cl_runner.planning.setting import Answers, Setting, TaskNumbers
-from cl_runner.planning.work import Counts, ask, task_numbers
+from cl_runner.planning.tasks import Counts, ask, task_numbers
 
 MODELS: dict[str, Any] = {
     "classifier": AutoModelForSequenceClassification,
@@ -100,11 +101,11 @@ def skeleton(backbone: Backbone, labels: int) -> PreTrainedModel:
         ValueError: its checkpoint is to be read and cannot be.
     """
     if backbone.architecture is None or backbone.checkpoint is None or _in_folder(backbone):
-        return FAMILIES[backbone.family](backbone, [str(i) for i in range(labels)]).skeleton()
-    named = {"num_labels": labels} if backbone.family == "classifier" else {}
+        return build_family(backbone, [str(i) for i in range(labels)]).skeleton()
+    named = {"num_labels": labels} if family_kind(backbone.family) == "classifier" else {}
     configuration = from_sizes(backbone, pad_token_id=0, **named)
     with torch.device("meta"):
-        model: PreTrainedModel = MODELS[backbone.family].from_config(
+        model: PreTrainedModel = MODELS[family_kind(backbone.family)].from_config(
             configuration, attn_implementation=backbone.attention
         )
     freeze(model, backbone.frozen)
@@ -131,7 +132,7 @@ def local_family(backbone: Backbone, tasks: Sequence[Task] | None) -> Family | N
     """The family with its tokenizer where both are on this machine: generated, in a package or in a folder."""
     if tasks is None or not (backbone.checkpoint is None or backbone.package is not None or _in_folder(backbone)):
         return None
-    return FAMILIES[backbone.family](backbone, label_union(tasks))
+    return build_family(backbone, label_union(tasks))
 
 
 def setting_of(
@@ -171,7 +172,7 @@ def setting_of(
     batch = 0 if training.group_by_length else training.incremental.batch_size
     seen = config.evaluation.tasks == "seen"
     evaluated = [each.evaluated * (len(tasks) - i if seen else len(tasks) + 1) for i, each in enumerate(counts)]
-    classifies = config.backbone.family == "classifier"
+    classifies = family_kind(config.backbone.family) == "classifier"
     return Setting(
         device=device,
         precision=config.hardware.precision,
@@ -196,7 +197,7 @@ def setting_of(
         restart=order.restart,
         snapshots=config.snapshots.save,
         cache_bytes=int(importance.cache_gb * 1e9),
-        family=config.backbone.family,
+        family=family_kind(config.backbone.family),
         answers=None if classifies else _answers(config, evaluated, lengths, batch),
         encoder=encoder,
         encoded=sum(each.train + each.evaluated for each in counts) if encoder else 0,

@@ -11,7 +11,7 @@ import yaml
 
 from cl_runner.compose import check
 from cl_runner.config import Config
-from cl_runner.planning.work import Counts
+from cl_runner.planning.tasks import Counts
 from cl_runner.tracking.environment import describe_environment
 
 #: phase -> examples, and the tokens they hold

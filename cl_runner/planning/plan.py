@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cl_runner.compose import Request
+from cl_runner.parts import family_kind
 
 if TYPE_CHECKING:
     from cl_runner.data.task import Task
@@ -23,7 +24,7 @@ def plan_run(
     Raises:
         ValueError: also if the model computes with the content of its tensors, as a mixture of experts does.
     """
-    if request.config.backbone.family == "image_text":
+    if family_kind(request.config.backbone.family) == "image_text":
         raise ValueError("plans know texts alone, no pictures yet; the run itself is not concerned")
     try:
         return _plan_run(request, tasks, family, calibrates)
@@ -55,7 +56,7 @@ def _plan_run(
     from cl_runner.planning.planner import Planner
     from cl_runner.planning.seconds import work
     from cl_runner.planning.speed import calibrate
-    from cl_runner.planning.work import Counts
+    from cl_runner.planning.tasks import Counts
 
     config = request.config
     wanted = config.hardware.device

@@ -49,24 +49,27 @@ class Prices:
         trains, later, examples, accumulates = task.trains, task.later, s.pass_size(task), s.accumulates(task)
         columns = self.architecture.kept_columns(s) if trains == "selected" else {}
         half = s.dtype.itemsize < 4
-        teacher = s.needs.teacher if later else None
+        compares = later or (task.several_parts and s.needs.teacher == "kept")
+        teacher = s.needs.teacher if compares else None
         trainable = self.architecture.trainable(s)
 
-        def of_teacher(logits: Tensor) -> Tensor:
-            return logits if teacher == "logits" else logits.softmax(-1)
+        def compared(logits: Tensor) -> Tensor:
+            return logits.softmax(-1) if teacher == "probabilities" else logits
 
         def run(model: PreTrainedModel) -> None:
             with checkpointing(model, s.gradient_checkpointing):
                 old = None
-                if teacher is not None:
+                if teacher in ("logits", "probabilities"):
                     model.eval()
                     with torch.no_grad():
-                        old = of_teacher(self._output(model, s, examples).logits)
+                        old = compared(self._output(model, s, examples).logits)
                 model.train()
                 output = self._output(model, s, examples)
+                if teacher == "kept":
+                    old = torch.empty_like(output.logits)
                 loss = output.loss
                 if old is not None:
-                    loss = loss + (of_teacher(output.logits) - old).square().sum(-1).mean()
+                    loss = loss + (compared(output.logits) - old).square().sum(-1).mean()
                 loss.backward()
 
         def work(model: PreTrainedModel) -> None:

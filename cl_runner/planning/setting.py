@@ -22,10 +22,10 @@ class TaskNumbers:
     Attributes:
         stage: whose micro_batch cuts it: base, incremental, or tasks.NAME where the task has one of its own.
         largest_part: examples of a step that share a loss, before a micro_batch cuts them.
-        has_more_parts: whether a step has further parts, none larger.
+        several_parts: whether its steps have several parts.
         examples: of its own training data.
         passed: examples that go through training, with all that methods add.
-        steps: batches.
+        steps: of the optimizer.
         measured: examples of the importance pass; 0 = none.
         later: whether there are old tasks.
         validated: examples of the evaluations that select its best epoch.
@@ -41,7 +41,7 @@ class TaskNumbers:
     measured: int = 0
     later: bool = False
     validated: int = 0
-    has_more_parts: bool = False
+    several_parts: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Setting:
 
     def accumulates(self, task: TaskNumbers) -> bool:
         """Whether a step has several passes."""
-        return task.has_more_parts or self.pass_size(task) < task.largest_part
+        return task.several_parts or self.pass_size(task) < task.largest_part
 
     @property
     def max_whole(self) -> int:

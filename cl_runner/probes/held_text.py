@@ -13,11 +13,12 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
+from cl_runner.batch import Batch
 from cl_runner.checkpoint import replace_file
 from cl_runner.config import Count, Positive, Sampling
 from cl_runner.data.example import Example
-from cl_runner.data.sources import READERS
-from cl_runner.families.base import IGNORED, Answering, Batch
+from cl_runner.data.readers import READERS
+from cl_runner.families.base import IGNORED, Answering
 from cl_runner.families.tokens import padded
 from cl_runner.learner import Learner
 from cl_runner.probes.base import Probe, at_rest
@@ -54,7 +55,7 @@ class HeldText(Probe):
     def prepare(self, learner: Learner, folder: Path) -> None:
         """Read the text, or let the untouched model write it; from now on it lies in the run's folder."""
         positions = getattr(learner.model.config, "max_position_embeddings", None)
-        if learner.family.backbone.family == "causal" and positions is not None and self.tokens >= positions:
+        if learner.family.kind == "causal" and positions is not None and self.tokens >= positions:
             raise ValueError(
                 f"{learner.family.backbone.name} reads {positions} tokens, the text's beginning included. "
                 f"Type: probe.{self.node}.tokens={positions - 1}"
@@ -69,7 +70,7 @@ class HeldText(Probe):
     def _written(self, learner: Learner) -> list[str]:
         """What the model says unasked."""
         tokenizer = learner.family.tokenizer
-        if learner.family.backbone.family == "causal":
+        if learner.family.kind == "causal":
             start = [beginning(tokenizer)]
         else:
             start = tokenizer("")["input_ids"] or [tokenizer.eos_token_id]
@@ -78,7 +79,7 @@ class HeldText(Probe):
         for first in range(0, self.texts, WRITTEN_AT_ONCE):
             torch.manual_seed(learner.seed_of("probe", self.node, first))
             ids = torch.tensor([start] * min(WRITTEN_AT_ONCE, self.texts - first), device=learner.device)
-            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            batch = Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
             texts += [answer.text for answer in learner.answer(batch, how)]
             learner.progress("write text", len(texts), self.texts)
         said = [text for text in texts if text.strip()]
@@ -125,7 +126,7 @@ class HeldText(Probe):
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # beyond that a float is infinite
 
     def _batches(self, learner: Learner, texts: Sequence[str]) -> Iterator[Batch]:
-        if learner.family.backbone.family == "seq2seq":
+        if learner.family.kind == "seq2seq":
             halves = [halved(text) for text in texts]
             yield from learner.sorted_batches([Example(first, second) for first, second in halves], self.batch_size)
             return
@@ -135,13 +136,13 @@ class HeldText(Probe):
         for first in range(0, len(rows), self.batch_size):
             chosen = rows[first : first + self.batch_size]
             mask = padded([[1] * (len(row) + 1) for row in chosen], 0, "left")
-            batch = {
+            tensors = {
                 "input_ids": padded([[start, *row] for row in chosen], learner.family.tokenizer.pad_token_id, "left"),
                 "attention_mask": mask,
                 "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
                 "labels": padded(chosen, IGNORED, "left"),
             }
-            yield {name: tensor.to(learner.device) for name, tensor in batch.items()}
+            yield Batch(tensors).to(learner.device)
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
+from cl_runner.batch import Batch
 from cl_runner.checkpoint import replace_file
 from cl_runner.config import Count, Positive, Sampling
-from cl_runner.data.sources import READERS
+from cl_runner.data.readers import READERS
 from cl_runner.families.base import Answering
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.tokens import padded
@@ -143,7 +144,7 @@ class HumanEval(Probe):
     def _completions(self, learner: Learner) -> list[list[str]]:
         """`samples` completions of each problem."""
         family, tokenizer = learner.family, learner.family.tokenizer
-        causal = family.backbone.family == "causal"
+        causal = family.kind == "causal"
         positions = getattr(learner.model.config, "max_position_embeddings", None)
         room = max(3, positions - self.max_new_tokens) if positions is not None else 4096
         raw = family.backbone.model_copy(update={"chat_template": False, "max_length": room, "truncation": "keep_end"})
@@ -156,10 +157,11 @@ class HumanEval(Probe):
         side: Literal["left", "right"] = "left" if causal else "right"
         for first in range(0, len(order), self.batch_size):
             chosen = order[first : first + self.batch_size]
-            batch = {
+            tensors = {
                 "input_ids": padded([prompts[i] for i in chosen], tokenizer.pad_token_id, side).to(learner.device),
                 "attention_mask": padded([[1] * len(prompts[i]) for i in chosen], 0, side).to(learner.device),
             }
+            batch = Batch(tensors)
             for sample in range(self.samples):
                 torch.manual_seed(learner.seed_of("probe", self.node, first, sample))
                 for i, answer in zip(chosen, learner.answer(batch, how), strict=True):

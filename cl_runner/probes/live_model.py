@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from cl_runner.batch import Batch
-
+from cl_runner.data.example import Example
 from cl_runner.learner import Learner
 
 #: (context, continuation) or None, their tokens; as the harness hands them on.
@@ -36,9 +36,9 @@ class LiveModel(HFLM):
             self._max_length = self.max_length - room
 
     def _prepared(self, ids: Tensor, mask: Tensor | None, contexts: Sequence[str]) -> Batch:
-        method = self._learner.method
         given = {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
-        return method.before_forward(self._learner, given | method.for_texts(self._learner, contexts))
+        batch = Batch(given, [Example(context, "") for context in contexts])
+        return self._learner.method.before_forward(self._learner, batch)
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], *options: Any, **named: Any) -> list[Any]:
         """Requests with the same tokens and other contexts take turns, since a row is known by its tokens."""

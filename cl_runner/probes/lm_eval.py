@@ -85,7 +85,7 @@ class LMEval(Probe):
 
         from cl_runner.probes.live_model import LiveModel
 
-        causal = learner.family.backbone.family == "causal"
+        causal = learner.family.kind == "causal"
         with at_rest(learner.model), _quiet(folder):
             model = LiveModel(
                 learner,

@@ -34,7 +34,7 @@ class TaskLoss(Probe):
             for name, examples in chosen.items():
                 total, targets = 0.0, 0
                 for positions in learner.by_length(examples, self.batch_size):
-                    output = learner.forward(learner.collate(examples, positions))
+                    output = learner.forward(learner.collate([examples[i] for i in positions]))
                     total += output.loss.item() * len(output.targets)
                     targets += len(output.targets)
                     done += len(positions)

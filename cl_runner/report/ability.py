@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cl_runner.config import probe_spec
+from cl_runner.parts import probe_spec
 from cl_runner.probes import PROBES
 from cl_runner.report.folder import Run
 

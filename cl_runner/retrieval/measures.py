@@ -62,8 +62,8 @@ def measure_time(learner: Learner, queries: Queries, tasks: Sequence[Task]) -> d
     for task in tasks:
         examples, how = learner.scored_on(task)[: TIMED + 1], learner.answering(task)
         spent: list[tuple[float, float]] = []
-        for place, example in enumerate(examples):
-            batch = learner.collate(examples, [place], answers=False)
+        for example in examples:
+            batch = learner.collate([example], answers=False)
             start = _now(learner)
             queries.encode_again(example.prompt)
             encoded = _now(learner)

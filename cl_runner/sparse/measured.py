@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cl_runner.config import Importance as ImportanceOptions
 from cl_runner.sparse.importance import Importance
@@ -26,14 +25,12 @@ class Measured:
     """How importance is measured in this run, and what was measured in the task under way.
 
     Attributes:
-        cache: a folder that other runs share, or None.
         found: by everything that it depends on.
         on_new_data: whether it needed the task's own data.
         from_disk: whether it came from the cache.
     """
 
     options: ImportanceOptions = EXACT
-    cache: Path | None = None
     found: dict[str, Importance] = field(default_factory=dict)
     on_new_data: bool = False
     from_disk: bool = False

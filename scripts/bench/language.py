@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cl_runner.build import FAMILIES, build_method
+from cl_runner.build import build_family, build_method
 from cl_runner.compose import compose
 from cl_runner.config import Config
 from cl_runner.data.example import Example
@@ -88,7 +88,7 @@ def setting(given: Any, *overrides: str) -> Setting:
             "tie_word_embeddings": False,
         }
     config = config.model_copy(update={"backbone": config.backbone.model_copy(update=changes)})
-    return Setting(config, FAMILIES["causal"](config.backbone, ()), torch.device(given.device))
+    return Setting(config, build_family(config.backbone, ()), torch.device(given.device))
 
 
 def examples(given: Any, family: Family, count: int) -> tuple[Example, ...]:

@@ -1,0 +1,135 @@
+"""What a task changed: its snapshot, the proof that it changed nothing else, and the numbers of PE table 3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cl_runner.data.task import Task
+from cl_runner.learner import Learner
+from cl_runner.record import write_masks
+from cl_runner.sparse.atlas import describe_masks
+from cl_runner.sparse.bits import combine, tensor_digests, weights_hash
+from cl_runner.sparse.certificate import certify, rest_digests
+from cl_runner.sparse.snapshots import Change, describe_snapshot, read_snapshot, write_snapshot
+
+
+class Changes:
+    """The chain of snapshots that leads from the starting model to the model as it is now.
+
+    Args:
+        folder: of the run.
+        keep: `snapshots.save`.
+        methods: of the configuration, for the snapshots' own description.
+
+    Attributes:
+        chain: snapshots as names in the folder.
+        base, weights: hashes of all weights at the start and now.
+    """
+
+    def __init__(self, learner: Learner, folder: Path, keep: str, methods: Mapping[str, Any]):
+        self._learner, self._folder, self._keep, self._methods = learner, folder, keep, methods
+        self.chain: list[str] = []
+        self.base = self.weights = weights_hash(learner.parameters())
+        self._rest: dict[str, str] = {}
+
+    def restart(self) -> None:
+        """The model is the starting model again."""
+        self.chain, self.weights = [], self.base
+
+    def begins(self) -> None:
+        """A task begins to train: digests of what it must leave as it is."""
+        self._rest = rest_digests(self._fixed(), self._learner.selected)
+
+    def _fixed(self) -> dict[str, Tensor]:
+        """Tensors of which something must stay what it is while the task trains; none where all of the model learns."""
+        everything: dict[str, Tensor] = dict(self._learner.parameters())
+        whole = self._learner.before.keys()
+        if self._learner.selected:
+            return everything  # whose selected entries are left out
+        return {name: p for name, p in everything.items() if name not in whole} if whole else {}
+
+    def keep(self, task: Task, entries: int) -> dict[str, Any]:
+        """The finished task's snapshot and its part of summary.json.
+
+        Raises:
+            Untouched: something changed that the task must not touch.
+        """
+        learner = self._learner
+        now, before, selected = learner.parameters(), learner.before, learner.selected
+        names = [*learner.params(), *learner.what.written]
+        changes = {
+            name: Change(learner.part(name, now[name].detach()), selected.get(name), before[name]) for name in names
+        }
+        changed = sum(int((changes[name].values != before[name]).sum()) for name in changes)
+        if changed == 0 < entries:
+            learner.warn(
+                f"Note: {entries} weights trained in {task.name} and none changed. In bfloat16 small steps round away: "
+                "raise the learning rate, or type backbone.dtype=float32"
+            )
+        detail: dict[str, Any] = {}
+        untouched = rest_digests({name: now[name] for name in self._rest}, selected)
+        if self._rest:
+            trained = sum(change.values.numel() for change in changes.values())
+            total = sum(p.numel() for p in now.values())
+            detail["certificate"] = certify(self._rest, untouched, trained, total, changed)
+        if selected:
+            self._describe_masks(task)
+        # Of a tensor without selected entries the certificate's digest is the whole tensor's.
+        digested = {name: digest for name, digest in untouched.items() if name not in selected}
+        after = combine(digested | tensor_digests({n: p for n, p in now.items() if n not in digested}))
+        stored = self._write(task, changes, after)
+        backbone = [p for name, p in now.items() if name not in learner.added]
+        model_bytes = sum(p.numel() * p.element_size() for p in backbone)
+        return detail | {
+            "trainable": entries,
+            "changed": changed,
+            "stored": sum(change.values.numel() for change in changes.values()),
+            "stored_bytes": stored,
+            "model_parameters": sum(p.numel() for p in backbone),
+            "model_bytes": model_bytes,
+            "stored_share_percent": 100 * stored / model_bytes,
+        }
+
+    def _write(self, task: Task, changes: Mapping[str, Change], after: str) -> int:
+        """Bytes of the snapshot, which joins the chain."""
+        now = self._learner.parameters()
+        whole = any(c.index is None for name, c in changes.items() if name not in self._learner.added)
+        kept = self._keep == "all" or (self._keep == "sparse" and not (whole and task.index))
+        path = self._folder / ("snapshots" if kept else "state") / f"{task.index:02d}_{task.name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        stored = write_snapshot(
+            path,
+            changes,
+            model=now,
+            task=task.name,
+            index=task.index,
+            base=self.base,
+            parent=self.weights,
+            weights=after,
+            method=self._methods,
+        )
+        self.weights = after
+        everything = len(changes) == len(now) and all(change.index is None for change in changes.values())
+        self.chain = [*([] if everything else self.chain), str(path.relative_to(self._folder))]
+        return stored
+
+    def _describe_masks(self, task: Task) -> None:
+        """masks.json for the report: where the selected entries lie, and what they share with earlier tasks'."""
+        earlier = {}
+        for path in self.files():
+            if describe_snapshot(path).whole:
+                continue  # as large as the model, and no positions in it
+            snapshot = read_snapshot(path)
+            sparse = {n: change.index for n, change in snapshot.changes.items() if change.index is not None}
+            if sparse:
+                earlier[snapshot.header.task] = sparse
+        selected = {name: index.cpu() for name, index in self._learner.selected.items()}
+        write_masks(self._folder, describe_masks(task.name, selected, self._learner.what.selectable, earlier))
+
+    def files(self) -> Sequence[Path]:
+        """The snapshots of the chain."""
+        return [self._folder / name for name in self.chain]

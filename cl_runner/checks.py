@@ -1,0 +1,94 @@
+"""Whether the chosen parts fit each other: checks that span several groups, each with the line to type.
+
+What a part goes together with follows from what its class says of itself, so that it holds for the user's classes too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cl_runner.config import Config
+from cl_runner.groups import option_of
+from cl_runner.parts import PartSpec, family_kind, method_spec, probe_spec
+
+Nodes = Mapping[str, Mapping[str, Any]]
+
+
+def check_chain(methods: Nodes, family: str, folders: Sequence[Path] = ()) -> None:
+    """The methods fit each other and the backbone's family, or a ValueError names the corrected override.
+
+    Args:
+        methods: node -> its options, as under `method`.
+        family: what the backbone says of itself.
+        folders: the user's own configuration files.
+    """
+    if not methods:
+        raise ValueError("no method is chosen. Type: method=seq_ft for plain fine-tuning")
+    specs = {name: method_spec(name, node) for name, node in methods.items()}
+    choosers = [name for name in methods if specs[name].chooses]
+    if len(choosers) > 1:
+        lines = [_choice(_without(specs, choosers, kept), methods, folders) for kept in choosers]
+        raise ValueError(
+            f"{', '.join(choosers[:-1])} and {choosers[-1]} {'both' if len(choosers) == 2 else 'all'} decide what "
+            f"trains; a chain has one that does. Type: {lines[0]} (or {', or '.join(lines[1:])})"
+        )
+    for name in methods:
+        idle = [other for other in methods if specs[name].isolates and specs[other].protects]
+        if idle:
+            kept = _choice([other for other in methods if other not in idle], methods, folders)
+            raise ValueError(
+                f"{name} leaves all weights of the backbone and all that earlier tasks learned as they are, so that "
+                f"{' and '.join(idle)} would have nothing to do. Type: {kept}"
+            )
+    kind = family_kind(family)
+    for name, spec in specs.items():
+        if kind not in spec.families:
+            supported = ", ".join(spec.families)
+            raise ValueError(f"method {name} supports the families {supported}, not {kind}; choose another backbone")
+
+
+def _without(specs: Mapping[str, PartSpec], choosers: Sequence[str], kept: str) -> list[str]:
+    """The chain with one of its choosers, and without those that would have nothing to do beside it."""
+    names = [name for name in specs if name == kept or name not in choosers]
+    return [name for name in names if not (specs[kept].isolates and specs[name].protects)]
+
+
+def _choice(names: Sequence[str], methods: Nodes, folders: Sequence[Path]) -> str:
+    """The override that chooses some of the methods."""
+    found = [option_of(name, methods[name], folders) for name in names]
+    return f"method={found[0]}" if len(found) == 1 else f"method=[{','.join(found)}]"
+
+
+def check_order(config: Config) -> None:
+    """The task order suits the methods, or a ValueError says what to type."""
+    apart = [name for name, node in config.method.items() if method_spec(name, node).isolates]
+    if config.task_order.joint and apart:
+        raise ValueError(
+            f"{apart[0]} keeps what each task learned apart, so that training on all data so far changes nothing of "
+            "the older tasks. Type: method=seq_ft for the upper bound (or leave `joint` out of task_order)"
+        )
+
+
+def check_scoring(config: Config) -> None:
+    """Some task has the metrics of the release that `evaluation.scoring` names, or a ValueError says which it has."""
+    known = sorted({release for task in config.task.values() for release in task.released_metrics})
+    asked = config.evaluation.scoring
+    if asked != "standard" and asked not in known:
+        has = f"its releases: {', '.join(known)}" if known else "it has no release's metrics"
+        raise ValueError(
+            f"evaluation.scoring={asked}: no task of this order is scored so ({has}). "
+            "Type: protocol=standard (or evaluation.scoring=standard)"
+        )
+
+
+def check_probes(probes: Nodes, family: str) -> None:
+    """The probes exist and fit the backbone's family, or a ValueError says what to type."""
+    kind = family_kind(family)
+    for name, node in probes.items():
+        families = probe_spec(name, node).families
+        if kind not in families:
+            raise ValueError(
+                f"probe {name} needs a backbone of the families {', '.join(families)}, not {kind}. Type: probe=none"
+            )

@@ -1,0 +1,243 @@
+"""What a run has found out so far: kept for a resume, written to the run's folder, told to the console and to W&B."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from statistics import fmean as mean
+from typing import Any
+
+from cl_runner import checkpoint
+from cl_runner.change import Changes
+from cl_runner.compose import Request
+from cl_runner.data.task import Task
+from cl_runner.evaluate import evaluate, evaluation_examples, scores
+from cl_runner.interrupt import Stop
+from cl_runner.learn import Watch
+from cl_runner.learner import Learner
+from cl_runner.matrix import START
+from cl_runner.methods.base import Method
+from cl_runner.probes.base import Probe
+from cl_runner.record import throughput, write_ability, write_fisher, write_matrices, write_predictions
+from cl_runner.sparse.certificate import Untouched
+from cl_runner.sparse.chain import apply_chain
+from cl_runner.sparse.snapshots import describe_snapshot
+from cl_runner.sparse.summary import fisher_map, zero_fractions
+from cl_runner.tracking.console import Console
+from cl_runner.tracking.metrics import MetricsLog
+from cl_runner.tracking.progress import Shown
+from cl_runner.tracking.wandb_log import WandbLog
+from cl_runner.train import Progress
+
+
+class Journal(Watch):
+    """The run's record, and what a checkpoint holds of it.
+
+    Attributes:
+        rows: of the accuracy matrix, in percent.
+        ability: what the probes measured, row by row as `rows`.
+        details: what is noted of each task.
+        step: batches trained in all tasks.
+        wandb: None until it is opened.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        learner: Learner,
+        method: Method,
+        probes: Mapping[str, Probe],
+        console: Console,
+        shown: Shown,
+        stop: Stop,
+    ):
+        self._request, self._learner, self._method, self._probes = request, learner, method, probes
+        self._console, self._shown, self._stop = console, shown, stop
+        self._folder, self._config = request.folder, request.config
+        self._names = [task.name for task in learner.tasks]
+        self._saved_at = time.monotonic()
+        self.changes = Changes(learner, request.folder, request.config.snapshots.save, request.config.method)
+        self.rows: list[list[float]] = []
+        self.ability: list[dict[str, float]] = []
+        self.details: list[dict[str, Any]] = []
+        self.step = 0
+        self.wandb: WandbLog | None = None
+        self._metrics: MetricsLog | None = None
+        self._selected = {"step": 0, "evaluations": 0}  # the epoch that the task ends with, if one is selected
+
+    # resume
+    def load(self, saved: dict[str, Any]) -> None:
+        """Bring model, methods and record to where a checkpoint left them."""
+        self.rows, self.details, self.ability = saved["rows"], saved["details"], saved["ability"]
+        self.step, self.changes.chain = saved["step"], saved["chain"]
+        self._learner.clock.load_state_dict(saved["clock"])
+        self._method.load_state_dict(saved["method"])
+        if self.changes.chain:
+            files = list(self.changes.files())
+            apply_chain(self._learner.parameters(), files)
+            self.changes.weights = describe_snapshot(files[-1]).weights
+        where = "" if saved["stage"] != "training" else f" after step {saved['training']['step']}"
+        at = f"Going on with task {saved['task'] + 1}/{len(self._names)}{where}."
+        done = saved["task"] == len(self._names)
+        self._console.line("All tasks are learned; what is left is the report." if done else at)
+
+    def open(self, lines: int, closing: ExitStack) -> None:
+        """metrics.jsonl and W&B, where the checkpoint left them.
+
+        Args:
+            lines: of metrics.jsonl that belong to the checkpoint.
+            closing: closes them at the end of the run.
+        """
+        request, options = self._request, self._config.wandb
+        self._metrics = MetricsLog(self._folder / "metrics.jsonl", lines)
+        closing.callback(self._metrics.close)
+        self.wandb = WandbLog(
+            mode=options.mode,
+            project=options.project,
+            entity=options.entity,
+            group=options.group or request.sweep,
+            run_id=request.run_id,
+            name=f"{request.method}/{request.backbone}/{request.task_order}/seed{self._config.seed}",
+            tags=options.tags,
+            config=request.resolved,
+            folder=self._folder,
+            warn=self._console.line,
+        )
+
+    def _write(self, **line: Any) -> None:
+        assert self._metrics is not None, "the journal is not open"
+        self._metrics.write(**line)
+
+    def save(self, stage: str, task: int, progress: Progress | None = None) -> None:
+        """A checkpoint; what W&B is told never runs ahead of it."""
+        assert self._metrics is not None, "the journal is not open"
+        with self._learner.clock.phase("checkpoint"):
+            lines = self._metrics.sync()
+            state = {
+                "stage": stage,
+                "task": task,
+                "rows": self.rows,
+                "ability": self.ability,
+                "details": self.details,
+                "chain": self.changes.chain,
+                "step": self.step,
+                "lines": lines,
+                "clock": self._learner.clock.state_dict(),
+                "method": self._method.state_dict(),
+                "training": None if progress is None else progress.state_dict(),
+            }
+            checkpoint.save(self._folder / "state", state)
+            self._saved_at = time.monotonic()
+            for change in (self._folder / "state").glob("[0-9]*_*.safetensors"):
+                if str(change.relative_to(self._folder)) not in self.changes.chain:
+                    change.unlink()
+            if self.wandb is not None:
+                self.wandb.flush(lines)
+        self._stop.check()
+
+    # a task, as it goes on
+    def on_prepared(self, task: Task) -> None:
+        self._shown.close()
+        self._note_importance(task)
+        self.save("prepared", task.index)
+
+    def on_begin(self, task: Task) -> None:
+        self.changes.begins()
+        self._saved_at = time.monotonic()
+
+    def on_step(self, task: Task, progress: Progress, numbers: dict[str, float]) -> None:
+        self.step += 1
+        self._write(kind="train", task=task.name, task_index=task.index, step=self.step, **numbers)
+        due = time.monotonic() - self._saved_at >= self._config.checkpoint.every_seconds
+        if due or self._stop.asked or progress.step == progress.steps:
+            self.save("training", task.index, progress)
+        self._selected = {"step": progress.best.step, "evaluations": progress.best.evaluations}
+        self._shown("train", progress.step, progress.steps, loss=numbers["loss"])
+
+    def on_trained(self, task: Task, entries: int) -> None:
+        self._shown.close()
+        with self._learner.clock.phase("snapshot"):
+            try:
+                kept = self.changes.keep(task, entries)
+            except Untouched:
+                # What the task trained is worth nothing: the next try begins it anew, and does not go on from its end.
+                self.save("begin", task.index)
+                raise
+        selected = {"selected_epoch": self._selected} if self._selected["evaluations"] else {}
+        self.details[task.index] |= kept | throughput(self._folder, task, entries) | selected
+
+    def learned(self, task: Task) -> None:
+        """The task is done: every test set, and what the methods say of it."""
+        self.evaluate(task.name)
+        with self._learner.clock.phase("describe"):
+            self.details[task.index]["method"] = self._method.describe(self._learner, task, self._folder)
+        self.save("begin", task.index + 1)
+
+    def _note_importance(self, task: Task) -> None:
+        """fisher.json for the report, and the share of zeros by layer."""
+        measured = self._learner.measured
+        detail: dict[str, Any] = {
+            "name": task.name,
+            "zero_fisher_fraction": None,
+            "measured_on_new_data": measured.on_new_data,
+            "importance_cached": measured.from_disk,
+        }
+        if measured.found:
+            found = next(iter(measured.found.values()))
+            layers = fisher_map(found.fisher, found.units)
+            detail["zero_fisher_fraction"] = zero_fractions(found.fisher)
+            write_fisher(self._folder, task.name, layers)
+            entries = sum(row["parameters"] for row in layers)
+            zero = sum(row["zero_fraction"] * row["parameters"] for row in layers) / entries
+            self._console.line(f"{task.name}: {100 * zero:.1f} % of the weights have a Fisher of exactly 0")
+        self.details = [*self.details[: task.index], detail]
+
+    # the matrix
+    def evaluate(self, after: str) -> None:
+        """A row of the matrix, with the predictions it was counted from, and what the probes measure."""
+        options = self._config.evaluation
+        tasks = list(self._learner.tasks)
+        seen = tasks if options.tasks == "all" else tasks[: len(self.rows)]
+        with self._learner.clock.phase("evaluate"):
+            found = evaluate(self._learner, self._method, seen, options, after) if seen else {}
+            self._shown.close()
+            scored = scores(seen, found, options)
+        examples = {task.name: evaluation_examples(task, options.split) for task in seen}
+        first = {name: next(iter(values.values())) for name, values in scored.items()}
+        write_predictions(self._folder, len(self.rows), after, examples, found, first)
+        row = {name: mean(first[name]) if name in first else math.nan for name in self._names}
+        self.rows = [*self.rows, list(row.values())]
+        means = {name: {metric: mean(each) for metric, each in values.items()} for name, values in scored.items()}
+        shown = {name: value for name, value in row.items() if not math.isnan(value)}
+        self._write(kind="evaluation", after=after, step=self.step, accuracy=shown, scores=means)
+        write_matrices(self._folder, self._names, self.rows)
+        self._console.row(after, shown)
+        self._probe(after)
+
+    def validation_score(self, task: Task) -> float:
+        """Percent on the task's own validation split, as its first metric scores it."""
+        options = self._config.evaluation.model_copy(update={"split": "validation"})
+        with self._learner.clock.phase("select"):
+            found = evaluate(self._learner, self._method, [task], options, f"{task.name}/validation")
+            return mean(next(iter(scores([task], found, options)[task.name].values())))
+
+    def _probe(self, after: str) -> None:
+        """A row of general ability: what the model could do before, it should still do."""
+        if not self._probes:
+            return
+        numbers: dict[str, float] = {}
+        with self._learner.clock.phase("probe"):
+            for name, probe in self._probes.items():
+                folder = self._folder / "probes" / name
+                folder.mkdir(parents=True, exist_ok=True)
+                if after == START:
+                    probe.prepare(self._learner, folder)
+                found = probe.measure(self._learner, folder, after)
+                numbers |= {f"{name}/{key}": value for key, value in found.items()}
+        self._shown.close()
+        self.ability = [*self.ability, numbers]
+        self._write(kind="ability", after=after, step=self.step, ability=numbers)
+        write_ability(self._folder, [START, *self._names], self.ability)
+        self._console.line(f"general ability after {after}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))

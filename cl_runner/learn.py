@@ -1,0 +1,74 @@
+"""One task, from what matters to what is remembered of it. Runs and tests call the same function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cl_runner.config import Training
+from cl_runner.data.task import Task
+from cl_runner.learner import Learner
+from cl_runner.methods.base import Method
+from cl_runner.train import Progress, Validate, stage_of, train_task
+
+
+class Watch:
+    """What happens around and inside a task; override what you want to know. Each may raise to stop."""
+
+    def on_prepared(self, task: Task) -> None:
+        """It is known what trains, and what the methods protect; not called on resume."""
+
+    def on_begin(self, task: Task) -> None:
+        """The model is what it was before the task, but for what the method wrote itself."""
+
+    def on_step(self, task: Task, progress: Progress, numbers: dict[str, float]) -> None:
+        """A batch is done."""
+
+    def on_trained(self, task: Task, entries: int) -> None:
+        """The model has learned; so many entries trained."""
+
+
+def learn_task(
+    learner: Learner,
+    method: Method,
+    task: Task,
+    training: Training,
+    watch: Watch,
+    resume: dict[str, Any] | None = None,
+    fresh: bool = True,
+    validate: Validate | None = None,
+) -> None:
+    """Learn one task at the learner's weights.
+
+    Args:
+        resume: training's part of a checkpoint inside this task, or None.
+        fresh: whether the method's state does not hold yet what it finds out before the task.
+        validate: the score on the task's validation split, where training selects its best epoch.
+    """
+    if fresh:
+        learner.measured.begin()
+        with learner.clock.phase("prepare"):
+            method.select(learner, task)
+            learner.choose(task, method.trains(learner, task))
+            method.before_task(learner, task)
+        watch.on_prepared(task)
+        learner.measured.found = {}
+    else:
+        learner.choose(task, method.trains(learner, task))
+    with learner.clock.phase("snapshot"):
+        learner.begin()
+        watch.on_begin(task)
+    with learner.clock.phase("train"):
+        entries = train_task(
+            learner,
+            method,
+            task,
+            stage_of(training, task),
+            training,
+            resume,
+            lambda progress, numbers: watch.on_step(task, progress, numbers),
+            validate,
+        )
+    watch.on_trained(task, entries)
+    learner.finish()
+    method.after_task(learner, task)
+    learner.measured.found = {}

@@ -1,0 +1,87 @@
+"""DER++: a reservoir of examples with the logits that they had (Buzzega et al. 2020, arXiv:2004.07211)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cl_runner.batch import Batch, Output, Part
+from cl_runner.config import Count, NonNegative
+from cl_runner.data.example import Example
+from cl_runner.data.task import Task
+from cl_runner.methods.base import Method
+from cl_runner.methods.memory import Place, place_of, recall, reservoir_slots
+from cl_runner.needs import Added, Needs, Outline
+
+if TYPE_CHECKING:
+    from cl_runner.learner import Learner
+
+
+@dataclass
+class DER(Method):
+    """L + alpha * mean (z - h(x'))^2 + beta * CE(y'', h(x'')), x' and x'' drawn apart from the memory (eq. 6).
+
+    z are the logits of all targets: of a language model a row of the vocabulary's size for every token of the answer.
+    """
+
+    size: Count
+    alpha: NonNegative
+    beta: NonNegative
+
+    state: ClassVar[tuple[str, ...]] = ("memory", "logits", "seen")
+    protects: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self.memory: list[Place] = []
+        self.logits: list[Tensor] = []  # [targets, V] of each
+        self.seen = 0
+        self._drawn: dict[Example, Tensor] = {}  # for the step under way
+        self._entering: dict[Example, int] = {}
+
+    def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
+        return Needs(
+            memory_bytes=self.size * outline.logits_bytes,
+            teacher="kept",
+            adds=lambda earlier, batches, examples: Added(2 * examples),
+            several_parts=True,
+        )
+
+    def steps(self, learner: Learner, task: Task, step: int, steps: list[list[Part]]) -> list[list[Part]]:
+        new = steps[0][0].examples
+        chance = random.Random(learner.seed_of("der", task.index, step))
+        parts: list[Part] = []
+        if self.memory:
+            slots = chance.choices(range(len(self.memory)), k=len(new))
+            old = recall(learner.tasks, [self.memory[slot] for slot in slots])
+            self._drawn = {example: self.logits[slot] for example, slot in zip(old, slots, strict=True)}
+            again = recall(learner.tasks, chance.choices(self.memory, k=len(new)))
+            parts = [Part(old, self.alpha, "der_logits", labels=False), Part(again, self.beta, "der_labels")]
+        self._enter(new, reservoir_slots(self.size, self.seen, len(new), chance))
+        return [[*steps[0], *parts], *steps[1:]]
+
+    def _enter(self, new: Sequence[Example], slots: Sequence[int | None]) -> None:
+        """The logits of those that enter follow when they are known."""
+        self._entering = {}
+        for example, slot in zip(new, slots, strict=True):
+            if slot is not None:
+                self._entering = {e: s for e, s in self._entering.items() if s != slot} | {example: slot}
+                self.memory[slot : slot + 1] = [place_of(example)]
+                self.logits[slot : slot + 1] = [torch.empty(0)]
+        self.seen += len(new)
+
+    def loss(self, learner: Learner, part: Part, batch: Batch, output: Output) -> Tensor | float:
+        if part.kind == "new":
+            for row, example in enumerate(batch.examples):
+                if example in self._entering:
+                    self.logits[self._entering[example]] = output.logits[output.rows == row].detach().clone()
+        if part.kind != "der_logits":
+            return 0.0
+        kept = torch.cat([self._drawn[example] for example in batch.examples]).to(output.logits.device)
+        distance = (output.logits - kept).square().mean()
+        learner.log("der/logits", float(distance.detach()))
+        return distance

@@ -1,0 +1,43 @@
+"""Memories of old examples: which were kept, by task and row, so that a checkpoint holds numbers and no texts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from cl_runner.data.example import Example
+from cl_runner.data.task import Task
+
+#: Task and row of an example.
+Place = list[int]
+
+
+def place_of(example: Example) -> Place:
+    """Where an example is found again by `recall`."""
+    assert example.task >= 0, "an example of no task cannot be remembered"
+    return [example.task, example.row]
+
+
+def own_examples(task: Task) -> Sequence[Example]:
+    """A task's own training examples, row by row: all of them, or the last ones of a joint order's task."""
+    return task.train[-1 - task.train[-1].row :]
+
+
+def recall(tasks: Sequence[Task], places: Sequence[Place]) -> list[Example]:
+    """The training examples at these places."""
+    found = [own_examples(tasks[task])[row] for task, row in places]
+    assert all(place_of(example) == place for example, place in zip(found, places, strict=True))
+    return found
+
+
+def reservoir_slots(size: int, seen: int, count: int, chance: random.Random) -> list[int | None]:
+    """Which slot of a reservoir each of `count` newcomers takes; None = none (Vitter 1985, algorithm R).
+
+    Args:
+        seen: newcomers before these.
+    """
+    slots: list[int | None] = []
+    for number in range(seen, seen + count):
+        slot = number if number < size else chance.randrange(number + 1)
+        slots.append(slot if slot < size else None)
+    return slots

@@ -1,0 +1,122 @@
+"""The parts of a run, made and checked against each other before any weights are loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cl_runner.build import build_family, build_method, build_probes, check_pictures, prepare_hardware
+from cl_runner.config import Config, Training
+from cl_runner.data.task import Task, label_union
+from cl_runner.evaluate import evaluation_examples
+from cl_runner.families.base import Family
+from cl_runner.methods.base import Chain, Method
+from cl_runner.optimizer import unused_patterns
+from cl_runner.probes.base import Probe
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run is made of.
+
+    Attributes:
+        tasks: as they are trained; joint training is an order whose tasks hold all data so far.
+        own_tasks: each with its own data.
+        cache: a folder that runs share, or None.
+    """
+
+    tasks: Sequence[Task]
+    own_tasks: Sequence[Task]
+    device: torch.device
+    family: Family
+    method: Chain
+    probes: Mapping[str, Probe]
+    cache: Path | None
+
+
+def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
+    """Build and check everything that needs no weights.
+
+    Raises:
+        ValueError: methods, model and data do not fit; the text says what to type.
+    """
+    _check_data(config, tasks)
+    check_pictures(config.backbone, tasks)
+    device = prepare_hardware(config.hardware)
+    family = build_family(config.backbone, label_union(tasks))
+    generated = max(task.max_new_tokens for task in tasks)
+    family.check([task.labels for task in tasks], generated)
+    probes = build_probes(config.probe)
+    for probe in probes.values():
+        probe.check()
+    method = build_method(config.method)
+    answers = max(config.backbone.max_answer_length or 0, generated) if family.kind == "causal" else 0
+    skeleton = family.skeleton()
+    method.check(skeleton, config.backbone.max_length + answers)
+    _check_training(config.training, tasks, [name for name, _ in skeleton.named_parameters()], method)
+    joint = [
+        dataclasses.replace(task, train=tuple(e for seen in tasks[: i + 1] for e in seen.train))
+        for i, task in enumerate(tasks)
+    ]
+    return Prepared(
+        tasks=joint if config.task_order.joint else list(tasks),
+        own_tasks=list(tasks),
+        device=device,
+        family=family,
+        method=method,
+        probes=probes,
+        cache=Path(config.root) / "cache" if config.importance.cache_gb else None,
+    )
+
+
+def _check_data(config: Config, tasks: Sequence[Task]) -> None:
+    """Every task has what is to be trained, scored and, where it is used, selected on."""
+    empty = [task.name for task in tasks if not evaluation_examples(task, config.evaluation.split)]
+    if empty:
+        raise ValueError(
+            f"task {empty[0]} has no {config.evaluation.split} examples to be scored on; raise "
+            f"task_order.incremental.{config.evaluation.split} or choose another evaluation.split"
+        )
+    untrained = [task.name for task in tasks if not task.train]
+    if untrained:
+        raise ValueError(f"task {untrained[0]} has no training examples; raise task_order.incremental.train")
+    blind = [task for task in tasks if not task.validation]
+    if config.training.select == "best_validation" and blind:
+        part = "incremental" if blind[0].index else "base"
+        raise ValueError(
+            f"training.select=best_validation chooses each task's best epoch on its validation split, and task "
+            f"{blind[0].name} has none. Type: task_order.{part}.validation=100 (or training.select=last)"
+        )
+
+
+def _check_training(training: Training, tasks: Sequence[Task], parameters: list[str], method: Chain) -> None:
+    """What `training` says of single tasks and parameters is about some that there are, and of its own optimizer."""
+    names = [task.name for task in tasks]
+    for name in training.tasks:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            nearest = f" Nearest: {close[0]!r}." if close else ""
+            raise ValueError(f"training.tasks.{name}: the order has no such task; it has {', '.join(names)}.{nearest}")
+    adds = any(type(each).build is not Method.build for each in method.methods.values())
+    unused = unused_patterns(training.rates, parameters)
+    if unused and not adds:  # names that a method brings along are not known before the model is built
+        close = difflib.get_close_matches(unused[0], parameters, n=1, cutoff=0.3)
+        raise ValueError(
+            f"training.rates: no parameter's name fits {unused[0]!r}; such as {close[0] if close else parameters[-1]} "
+            "do. Type: training.rates={'*NAME*':RATE}"
+        )
+    if not training.bias_correction and training.optimizer != "adamw":
+        raise ValueError(
+            f"training.bias_correction=false is AdamW's, and training.optimizer={training.optimizer}. "
+            "Type: training.bias_correction=true (or training.optimizer=adamw)"
+        )
+    if training.momentum and training.optimizer != "sgd":
+        raise ValueError(
+            f"training.momentum={training.momentum:g} is SGD's, and training.optimizer={training.optimizer}. "
+            "Type: training.momentum=0 (or training.optimizer=sgd)"
+        )
