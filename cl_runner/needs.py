@@ -5,36 +5,122 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cl_runner.config import Encoder, OptimizerName
+    from cl_runner.data.task import Task
+    from cl_runner.layers.values import Values
 
 #: All weights; selected entries; some tensors as a whole; values that texts retrieve; none.
 Trains = Literal["all", "selected", "listed", "retrieved", "nothing"]
+#: All data before a task; its own, of a task that selects; its own, when it is over.
+Measures = Literal["old_tasks", "new_task", "last_task"]
+#: Outputs of the old weights, computed for every batch, or logits that were kept.
+Teacher = Literal["logits", "probabilities", "kept"]
+
+
+class Added(NamedTuple):
+    """Examples and optimizer steps beside those of a task's batches."""
+
+    examples: int
+    steps: int = 0
+
+
 #: (training examples of each task before, examples of each epoch) -> examples of each epoch.
 Epochs = Callable[[Sequence[int], Sequence[int]], Sequence[int]]
+#: (training examples of each task before, batches of the task, examples in all of them) -> what joins them.
+Adds = Callable[[Sequence[int], int, int], Added]
+#: examples of a batch -> examples of the largest part of a step.
+LargestPart = Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A run, as far as a method may ask before anything is built.
+
+    Attributes:
+        tasks: their names and labels count, not their examples.
+        restart: every task starts from the pretrained weights.
+        one_target: whether an example has one target, or one per token of its answer.
+        targets: of an example, at most.
+        outputs: numbers of a target's logits: labels, or tokens of the vocabulary.
+    """
+
+    tasks: Sequence[Task]
+    restart: bool
+    one_target: bool
+    targets: int
+    outputs: int
+
+    @property
+    def logits_bytes(self) -> int:
+        """Bytes of an example's logits in fp32, at most."""
+        return 4 * self.targets * self.outputs
+
+
+@dataclass(frozen=True)
+class Retrieves:
+    """Values that texts retrieve, by the vectors that a sentence encoder gives them: what "retrieved" trains.
+
+    Attributes:
+        make: how a slot's value enters an architecture.
+        width: numbers of a slot's value.
+        slots: of a task.
+        given: slots that a text is given, at most.
+        foreign: whether a text may be given slots of other tasks while a task trains.
+        room: tokens that are put before each text.
+        trained: entries that each task trains, by its name: values, and what else learns with them.
+        encoder: of the texts.
+        groups: parts of a vector that are compared by themselves.
+        top_k: keys that a step pulls towards each text, in each group.
+        key_epochs, key_batch_size: of the keys' training.
+    """
+
+    make: Callable[[PreTrainedModel], Values]
+    width: int
+    slots: int
+    given: int
+    foreign: bool
+    room: int
+    trained: Mapping[str, int]
+    encoder: Encoder
+    groups: int
+    top_k: int
+    key_epochs: int
+    key_batch_size: int
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method holds, what it trains if it chooses, and the data that it passes over.
+    """What a method trains if it chooses, what it holds, and the data that it passes over. Sizes are in bytes.
 
     Attributes:
         first, later: what trains in a task without old ones, and with; None = the method does not choose.
         candidates: entries that are selected from, by parameter name.
         fraction: of them that is selected.
         clustered: the largest scores lie in few input columns; others scatter.
-        listed: entries of the tensors that train as a whole.
+        listed: entries of the tensors that train as a whole, by parameter name.
+        retrieves: what trains "retrieved".
+        optimizer: what trains it; None = the training's.
         measures: data that importance is measured on.
-        measured: entries of what it is measured of, by parameter name; None = of all weights.
+        measured: entries of what it is measured of, by parameter name; None = of all weights, "selected" = of the
+            candidates where the chain selects.
         sums: numbers per weight that the importance pass fills: Fisher, or gradient and Fisher.
         sum_item: bytes of each.
         mean_bytes: per weight, of the mean that the method takes of those sums.
-        entry_bytes: held per trained entry while a task with old ones trains, apart from its values before.
+        entry_bytes: held per trained entry from a task with old ones on, apart from its values before.
         weight_bytes: held per weight from the first task on.
-        example_bytes: held per training example while a task with old ones trains.
-        memory_bytes: held for a memory of old examples.
-        teacher: outputs of the old weights, computed for every batch.
+        example_bytes: held per training example from a task with old ones on.
+        memory_bytes: held for a memory of old examples from the first task on.
+        teacher: what the outputs of training are compared with, if anything.
         epochs: how many examples each epoch goes through; None = the task's own.
-        extra: examples that a step adds for each one of its batch, once there are old tasks.
+        adds: what steps add to the batches; None = nothing.
+        largest_part: of the steps of a task to which something is added, before a micro_batch cuts it; None = a batch.
+        several_parts: whether such a step has several parts, so that the gradients of one are there in the next.
+        unsaid: methods of the chain that do not say what they need; a chain's alone.
     """
 
     first: Trains | None = None
@@ -43,8 +129,10 @@ class Needs:
     fraction: float = 0.0
     clustered: bool = False
     listed: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    measures: frozenset[Literal["old_tasks", "new_task", "last_task"]] = frozenset()
-    measured: Mapping[str, int] | None = None
+    retrieves: Retrieves | None = None
+    optimizer: OptimizerName | None = None
+    measures: frozenset[Measures] = frozenset()
+    measured: Mapping[str, int] | Literal["selected"] | None = None
     sums: int = 1
     sum_item: int = 4
     mean_bytes: int = 0
@@ -52,6 +140,95 @@ class Needs:
     weight_bytes: int = 0
     example_bytes: int = 0
     memory_bytes: int = 0
-    teacher: Literal["logits", "probabilities"] | None = None
+    teacher: Teacher | None = None
     epochs: Epochs | None = None
-    extra: float = 0.0
+    adds: Adds | None = None
+    largest_part: LargestPart | None = None
+    several_parts: bool = False
+    unsaid: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert (self.first is None) == (self.later is None), "a method that chooses says both first and later"
+
+
+#: Of a chain in which no method chooses.
+EVERYTHING = Needs(first="all", later="all")
+
+
+def combine(said: Mapping[str, Needs | None], chooser: str | None) -> Needs:
+    """The needs of a chain of methods.
+
+    Args:
+        said: by each of them, by its name, in the chain's order.
+        chooser: the one that decides what trains; None = all weights do.
+
+    Returns:
+        What trains, as the chooser says (`first` is None if it does not say), and sums or the most of the rest.
+    """
+    known = [needs for needs in said.values() if needs is not None]
+    chosen = EVERYTHING if chooser is None else said[chooser] or Needs()
+    measuring = [needs for needs in known if needs.measures]
+    teachers = [needs.teacher for needs in known if needs.teacher is not None]
+    return dataclasses.replace(
+        chosen,
+        measures=frozenset().union(*(needs.measures for needs in measuring)),
+        measured=_measured(measuring, chosen),
+        sums=max((needs.sums for needs in measuring), default=1),
+        sum_item=max((needs.sum_item for needs in measuring), default=4),
+        mean_bytes=max((needs.mean_bytes for needs in known), default=0),
+        entry_bytes=sum(needs.entry_bytes for needs in known),
+        weight_bytes=sum(needs.weight_bytes for needs in known),
+        example_bytes=sum(needs.example_bytes for needs in known),
+        memory_bytes=sum(needs.memory_bytes for needs in known),
+        teacher=min(teachers, key=lambda teacher: teacher == "kept", default=None),
+        epochs=_epochs([needs.epochs for needs in known if needs.epochs is not None]),
+        adds=_adds([needs.adds for needs in known if needs.adds is not None]),
+        largest_part=_largest_part([needs.largest_part for needs in known if needs.largest_part is not None]),
+        several_parts=any(needs.several_parts for needs in known),
+        unsaid=tuple(name for name, needs in said.items() if needs is None),
+    )
+
+
+def _measured(measuring: Sequence[Needs], chosen: Needs) -> Mapping[str, int] | None:
+    """Entries of all that some method wants measured; None = one of them wants all weights."""
+    found: dict[str, int] = {}
+    for needs in measuring:
+        entries = needs.measured
+        if entries == "selected":
+            entries = chosen.candidates if "selected" in (chosen.first, chosen.later) else None
+        if entries is None:
+            return None
+        found |= entries
+    return found if measuring else None
+
+
+def _epochs(changes: Sequence[Epochs]) -> Epochs:
+    """One change after another."""
+
+    def changed(earlier: Sequence[int], epochs: Sequence[int]) -> Sequence[int]:
+        for change in changes:
+            epochs = change(earlier, epochs)
+        return epochs
+
+    return changed
+
+
+def _adds(added: Sequence[Adds]) -> Adds:
+    """All of it."""
+
+    def together(earlier: Sequence[int], batches: int, examples: int) -> Added:
+        each = [adds(earlier, batches, examples) for adds in added]
+        return Added(sum(one.examples for one in each), sum(one.steps for one in each))
+
+    return together
+
+
+def _largest_part(parts: Sequence[LargestPart]) -> LargestPart:
+    """One change after another."""
+
+    def largest(batch: int) -> int:
+        for part in parts:
+            batch = part(batch)
+        return batch
+
+    return largest

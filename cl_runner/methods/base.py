@@ -17,7 +17,7 @@ from cl_runner.batch import Batch, Output, Part
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Prediction
-from cl_runner.needs import Needs
+from cl_runner.needs import Needs, Outline, combine
 from cl_runner.trained import Trained
 
 if TYPE_CHECKING:
@@ -63,13 +63,12 @@ class Method:
             longest: tokens that the model may have to read at once, of an answer as well where it reads its own.
         """
 
-    def needs(self, skeleton: nn.Module, tasks: Sequence[Task], restart: bool) -> Needs | None:
+    def needs(self, skeleton: nn.Module, outline: Outline) -> Needs | None:
         """What the plan of a run has to know; None: the method does not say, and the plan names it.
 
         Args:
             skeleton: the architecture without weights, before `build`.
-            tasks: their names and labels count, not their examples.
-            restart: every task starts from the pretrained weights.
+            outline: of the run.
         """
         return None
 
@@ -171,13 +170,21 @@ class Chain(Method):
         for method in self.methods.values():
             method.check(skeleton, longest)
 
+    def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
+        said = {name: method.needs(skeleton, outline) for name, method in self.methods.items()}
+        return combine(said, self.chooser)
+
+    @property
+    def chooser(self) -> str | None:
+        """The method that decides what trains; None = everything that the backbone lets train."""
+        return next((name for name, method in self.methods.items() if method.chooses), None)
+
     def select(self, learner: Learner, task: Task) -> None:
         for method in self.methods.values():
             method.select(learner, task)
 
     def trains(self, learner: Learner, task: Task) -> Trained | None:
-        said = [method.trains(learner, task) for method in self.methods.values() if method.chooses]
-        return said[0] if said else None
+        return None if self.chooser is None else self.methods[self.chooser].trains(learner, task)
 
     def before_task(self, learner: Learner, task: Task) -> None:
         for method in self.methods.values():

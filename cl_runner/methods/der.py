@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_runner.batch import Batch, Output, Part
 from cl_runner.config import Count, NonNegative
@@ -16,6 +16,7 @@ from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.methods.base import Method
 from cl_runner.methods.memory import Place, place_of, recall, reservoir_slots
+from cl_runner.needs import Added, Needs, Outline
 
 if TYPE_CHECKING:
     from cl_runner.learner import Learner
@@ -41,6 +42,14 @@ class DER(Method):
         self.seen = 0
         self._drawn: dict[Example, Tensor] = {}  # for the step under way
         self._entering: dict[Example, int] = {}
+
+    def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
+        return Needs(
+            memory_bytes=self.size * outline.logits_bytes,
+            teacher="kept",
+            adds=lambda earlier, batches, examples: Added(2 * examples),
+            several_parts=True,
+        )
 
     def steps(self, learner: Learner, task: Task, step: int, steps: list[list[Part]]) -> list[list[Part]]:
         new = steps[0][0].examples

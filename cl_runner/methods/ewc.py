@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_runner.config import NonNegative, Share
 from cl_runner.data.task import Task
 from cl_runner.importance import fisher
 from cl_runner.methods.base import Method
+from cl_runner.needs import Needs, Outline
 
 if TYPE_CHECKING:
     from cl_runner.learner import Learner
@@ -32,6 +33,16 @@ class EWC(Method):
 
     def __post_init__(self) -> None:
         self.fisher: dict[str, Tensor] = {}  # of what trains, or of all weights if it is added up
+
+    def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
+        last = self.fisher_data == "last_task"
+        return Needs(
+            measures=frozenset({self.fisher_data}),
+            measured=None if last else "selected",
+            mean_bytes=4,
+            entry_bytes=4,  # the Fisher of what trains
+            weight_bytes=4 if last else 0,  # the Fisher of all weights
+        )
 
     def before_task(self, learner: Learner, task: Task) -> None:
         if learner.has_old_tasks(task) and self.fisher_data == "old_tasks":

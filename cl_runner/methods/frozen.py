@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from torch import nn
+
 from cl_runner.data.task import Task
 from cl_runner.methods.base import Method
+from cl_runner.needs import Needs, Outline
 from cl_runner.trained import Trained
 
 if TYPE_CHECKING:
@@ -19,6 +22,9 @@ class Frozen(Method):
 
     chooses: ClassVar[bool] = True
     isolates: ClassVar[bool] = True
+
+    def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
+        return Needs(first="all", later="nothing")
 
     def trains(self, learner: Learner, task: Task) -> Trained:
         return Trained(names=() if learner.has_old_tasks(task) else None)

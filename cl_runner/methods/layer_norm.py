@@ -11,6 +11,7 @@ from cl_runner.config import Positive
 from cl_runner.data.task import Task
 from cl_runner.families.freezing import frozen
 from cl_runner.methods.base import Method
+from cl_runner.needs import Needs, Outline
 from cl_runner.sparse.patterns import module_types
 from cl_runner.trained import Trained
 
@@ -30,6 +31,10 @@ class LayerNorm(Method):
     def check(self, skeleton: nn.Module, longest: int) -> None:
         if not self.candidates(skeleton):
             raise ValueError("method=layer_norm: this backbone has no normalisation weights. Type: method=seq_ft")
+
+    def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
+        first: Literal["listed", "all"] = "listed" if self.first_task == "selected" else "all"
+        return Needs(first=first, later="listed", listed=self.candidates(skeleton))
 
     def candidates(self, model: nn.Module) -> dict[str, int]:
         """Entries of the normalisations' tensors, by name."""

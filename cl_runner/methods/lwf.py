@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_runner.batch import Batch, Output, Part
 from cl_runner.config import NonNegative
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.methods.base import Method
+from cl_runner.needs import Needs, Outline
 
 if TYPE_CHECKING:
     from cl_runner.learner import Learner
@@ -38,6 +39,9 @@ class LwF(Method):
     def __post_init__(self) -> None:
         self.recorded: Tensor | None = None  # [training examples, labels]
         self.rows: dict[Example, int] = {}  # where the new task's examples stand in it
+
+    def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
+        return Needs(example_bytes=outline.logits_bytes) if outline.one_target else Needs(teacher=self.outputs)
 
     def before_task(self, learner: Learner, task: Task) -> None:
         if learner.has_old_tasks(task) and learner.family.one_target:

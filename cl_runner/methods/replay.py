@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from torch import nn
+
 from cl_runner.batch import Part
 from cl_runner.config import Count, Fraction
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.methods.base import Method
 from cl_runner.methods.memory import own_examples
+from cl_runner.needs import Added, Needs, Outline
 
 if TYPE_CHECKING:
     from cl_runner.learner import Learner
@@ -35,6 +38,21 @@ class Replay(Method):
     def __post_init__(self) -> None:
         self.memory: list[list[Example]] = []  # of each task before the one under way
 
+    def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
+        if self.way == "periodic":
+            return Needs(adds=self._adds, largest_part=lambda batch: max(batch, self.batch_size))
+        return Needs(epochs=self._epochs)
+
+    def _adds(self, earlier: Sequence[int], batches: int, examples: int) -> Added:
+        steps = batches // self.every * len(earlier)
+        return Added(steps * self.batch_size, steps)
+
+    def _epochs(self, earlier: Sequence[int], epochs: Sequence[int]) -> Sequence[int]:
+        old = sum(self._count(examples) for examples in earlier)
+        if not old:
+            return epochs
+        return [*epochs, old] if self.way == "extra_epoch" else [examples + old for examples in epochs]
+
     def data(self, learner: Learner, task: Task, epochs: list[Sequence[Example]]) -> list[Sequence[Example]]:
         before = learner.tasks[: task.index] if learner.has_old_tasks(task) else []
         self.memory = [self._kept(own_examples(one), learner.seed_of("replay", one.index)) for one in before]
@@ -50,8 +68,11 @@ class Replay(Method):
         drawn = [chance.choices(kept, k=self.batch_size) for kept in self.memory]
         return [*steps, *([Part(examples, kind="replay")] for examples in drawn)]
 
+    def _count(self, examples: int) -> int:
+        return max(1, round(self.share * examples))
+
     def _kept(self, examples: Sequence[Example], seed: int) -> list[Example]:
-        count = max(1, round(self.share * len(examples)))
+        count = self._count(len(examples))
         if self.kept == "first":
             return list(examples[:count])
         return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), count))]

@@ -7,11 +7,14 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from torch import nn
+
 from cl_runner.batch import Part
 from cl_runner.config import Count
 from cl_runner.data.task import Task
 from cl_runner.methods.base import Method
 from cl_runner.methods.memory import Place, place_of, recall, reservoir_slots
+from cl_runner.needs import Added, Needs, Outline
 
 if TYPE_CHECKING:
     from cl_runner.learner import Learner
@@ -32,6 +35,9 @@ class ReplayOnline(Method):
     def __post_init__(self) -> None:
         self.memory: list[Place] = []
         self.seen = 0  # examples that came by
+
+    def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
+        return Needs(adds=lambda earlier, batches, examples: Added(examples), several_parts=True)
 
     def steps(self, learner: Learner, task: Task, step: int, steps: list[list[Part]]) -> list[list[Part]]:
         new, *more = steps[0]

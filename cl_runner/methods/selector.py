@@ -16,6 +16,7 @@ from cl_runner.data.task import Task
 from cl_runner.families.freezing import frozen
 from cl_runner.importance import importance
 from cl_runner.methods.base import Method
+from cl_runner.needs import Needs, Outline
 from cl_runner.sparse.groups import group_sizes, layer_groups
 from cl_runner.sparse.patterns import match, module_types
 from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_MEAN, NEEDS_PASS, scores
@@ -65,6 +66,22 @@ class Selector(Method):
                 f"method.{self.node}.first_task=selected: before the first task there are no old tasks to compute "
                 f"scores on. Type: method.{self.node}.score_data=new_task (or method.{self.node}.first_task=whole)"
             )
+
+    def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
+        candidates, fraction = self.candidates(skeleton), self.fraction
+        if "count_excluded" in self.compat:
+            fraction *= sum(p.numel() for p in skeleton.parameters()) / sum(candidates.values())
+        return Needs(
+            first="selected" if self.first_task == "selected" else "all",
+            later="selected",
+            candidates=candidates,
+            fraction=min(1.0, fraction),
+            clustered=self.keep == "largest" and self.score not in ("random", "magnitude"),
+            measures=frozenset({self.score_data}) if self.score in NEEDS_PASS else frozenset(),
+            measured=None if self.score in NEEDS_MEAN else candidates,
+            sums=2 if self.score in NEEDS_GRADIENT else 1,
+            sum_item=2 if "bf16_accumulation" in self.compat else 4,
+        )
 
     def select(self, learner: Learner, task: Task) -> None:
         if learner.has_old_tasks(task) or self.first_task == "selected":

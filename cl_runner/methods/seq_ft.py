@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import nn
+
 from cl_runner.methods.base import Method
+from cl_runner.needs import Needs, Outline
 
 
 @dataclass
 class SeqFT(Method):
-    """Trains all weights on each task in turn; no hook is needed."""
+    """Trains all weights on each task in turn; no hook of training is needed."""
 
     chooses: ClassVar[bool] = True
+
+    def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
+        return Needs(first="all", later="all")

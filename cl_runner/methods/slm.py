@@ -22,6 +22,7 @@ from cl_runner.layers.prompts import Prompts
 from cl_runner.layers.targets import all_projections, find_targets
 from cl_runner.layers.values import Values
 from cl_runner.methods.base import Method
+from cl_runner.needs import Needs, Outline, Retrieves
 from cl_runner.retrieval.bank import Bank
 from cl_runner.retrieval.encoder import Queries, check_encoder
 from cl_runner.retrieval.keys import new_keys, retrieve, similarities, train_keys
@@ -126,6 +127,29 @@ class SLM(Method):
         self.bank = Bank(self.names, keys, rows)
         model.add_module("slm", self.bank)
         return model
+
+    def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
+        assert isinstance(skeleton, PreTrainedModel)
+        tasks, restart = outline.tasks, outline.restart
+        width, heads = self.make_values(skeleton).width, self.make_heads(skeleton, tasks, restart)
+        of_head = [sum(p.numel() for p in heads.trained_by(task.index)) if heads else 0 for task in tasks]
+        nearest = self.top_k * (self.groups if self.aggregate == "per_group" else 1)
+        given = min(nearest, self.slots * (1 if self.task_identity or restart else len(tasks)))
+        retrieves = Retrieves(
+            make=self.make_values,
+            width=width,
+            slots=self.slots,
+            given=given,
+            foreign=self.pool != "current" and not self.task_identity and not restart,
+            room=given * self.prompt_length if self.value == "prompt" else 0,
+            trained={task.name: self.slots * width + own for task, own in zip(tasks, of_head, strict=True)},
+            encoder=self.encoder,
+            groups=self.groups,
+            top_k=self.top_k,
+            key_epochs=self.key_epochs,
+            key_batch_size=self.key_batch_size,
+        )
+        return Needs(first="retrieved", later="retrieved", retrieves=retrieves)
 
     def make_heads(self, model: nn.Module, tasks: Sequence[Task], restart: bool) -> Heads | None:
         """What answers in place of a classifier's last layer; None for language models."""

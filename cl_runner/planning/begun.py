@@ -28,7 +28,4 @@ def memory_advice(request: Request, parts: Prepared, clock: Clock) -> str:
         planner, setting, _ = plan_run(request, parts.own_tasks, parts.family, calibrates=False)
     except ValueError as error:
         return f"Out of memory, and no advice: {error}"
-    failed = clock.failed
-    if failed == "train":
-        failed = "train incremental" if clock.current > 0 else "train base"
-    return advise(request, planner, setting, failed)
+    return advise(request, planner, setting, clock.failed, clock.current)

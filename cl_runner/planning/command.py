@@ -78,7 +78,7 @@ def _content(request: Request, planner: Planner, s: Setting, plan: Plan) -> dict
         "longest_text": s.max_length,
         "longest_answer": None if s.answers is None else s.answers.max_length,
         "longest_generated": None if s.answers is None else s.answers.generated,
-        "assumed": s.memory.retrieval.assumed if s.memory.retrieval is not None else "",
+        "assumed": "" if s.encoder is None else s.encoder.assumed,
         "folder": str(request.folder),
         "advice": advise(request, planner, s) if over else None,
     }
@@ -118,8 +118,10 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
             f"Beside it: about {gigabytes(CUDA_CONTEXT_BYTES)} of GPU memory for CUDA itself; in main memory "
             f"{gigabytes(plan.phases['load'].bytes)} while loading"
         )
-    if s.memory.retrieval is not None and s.memory.retrieval.assumed:
-        console.print(f"Note: {s.memory.retrieval.assumed}")
+    if s.encoder is not None and s.encoder.assumed:
+        console.print(f"Note: {s.encoder.assumed}")
+    for name in plan.unsaid:
+        console.print(f"Not in this plan: method {name}, which does not say what it needs")
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in plan.disk.items())
     console.print(f"Disk: {gigabytes(sum(plan.disk.values()))} at most ({parts}); {gigabytes(plan.kept_bytes)} stays")
     available = device_bytes(s.device)

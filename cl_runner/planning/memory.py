@@ -75,8 +75,8 @@ def _with(s: Setting, options: Mapping[str, str]) -> Setting:
     """The setting under changed options of the configuration."""
     for key, value in options.items():
         match key.split("."):
-            case ["training", stage, "micro_batch"]:
-                s = dataclasses.replace(s, micro_batch={**s.micro_batch, stage: int(value)})
+            case ["training", *stage, "micro_batch"]:
+                s = dataclasses.replace(s, micro_batch={**s.micro_batch, ".".join(stage): int(value)})
             case ["importance", "batch_size"]:
                 s = dataclasses.replace(s, importance_batch=int(value))
             case ["importance", "accumulate"]:
@@ -132,7 +132,7 @@ def _ladders(s: Setting, phase: str) -> Iterator[Options]:
     elif phase == "importance":
         same = list(_importance_ladder(s))
     else:
-        same = list(_evaluation_ladder(s)) if phase == "evaluate" else []
+        same = list(_evaluation_ladder(s)) if phase in ("select", "evaluate") else []
     yield from same
     options = same[-1] if same else {}
     if phase != "load":
@@ -204,7 +204,7 @@ def advice(
     options, hopeless = smallest_change(planner, s, available, failed)
     if hopeless:
         phase, least = max(hopeless.items(), key=lambda item: item[1])
-        parameters = planner.parameters(s) / 1e6
+        parameters = planner.architecture.parameters(s) / 1e6
         room = max(0.0, (available - planner.base_bytes) / (least - planner.base_bytes))
         return (
             f"No change of options makes {phase} fit: it needs {gigabytes(least)} at least, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,26 +17,18 @@ from transformers import (
 )
 
 from cl_runner.build import build_family, build_method
-from cl_runner.config import Backbone, Config
-from cl_runner.data.task import Task, build_tasks, label_union, outlines
+from cl_runner.config import Backbone, Config, Training
+from cl_runner.data.task import Task, build_tasks, label_union
 from cl_runner.families.base import Family
 from cl_runner.families.freezing import freeze
 from cl_runner.families.loading import from_sizes
-from cl_runner.methods.ewc import EWC
-from cl_runner.methods.frozen import Frozen
-from cl_runner.methods.layer_norm import LayerNorm
-from cl_runner.methods.lwf import LwF
-from cl_runner.methods.selector import Selector
-from cl_runner.methods.slm import SLM
 from cl_runner.parts import family_kind
 from cl_runner.planning.imitation import Device
-from cl_runner.planning.retrieval import retrieval_of
-from cl_runner.planning.setting import Answers, Memory, Setting, TaskNumbers, Trains
-from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_MEAN, NEEDS_PASS
-from cl_runner.train import number_of_steps
+from cl_runner.planning.optimizers import OptimizerNumbers
+from cl_runner.planning.retrieval import encoder_of
+from cl_runner.planning.setting import Answers, Setting, TaskNumbers
+from cl_runner.planning.tasks import Counts, ask, task_numbers
 
-#: Examples of each task: name, trained on, evaluated.
-Counts = Sequence[tuple[str, int, int]]
 MODELS: dict[str, Any] = {
     "classifier": AutoModelForSequenceClassification,
     "causal": AutoModelForCausalLM,
@@ -55,28 +47,30 @@ class Lengths:
     whole: Sequence[int]
 
 
-def counts_of(config: Config, tasks: Sequence[Task] | None) -> Counts:
+def counts_of(config: Config, tasks: Sequence[Task] | None) -> list[Counts]:
     """Examples of each task, from its data or, where a hub holds them, from what the task order asks for.
 
     Raises:
         ValueError: the data lie on a hub and the task order takes all there are.
     """
-    split: Literal["test", "validation"] = config.evaluation.split
+    split, selects = config.evaluation.split, config.training.select == "best_validation"
     if tasks is not None:
-        return [(t.name, len(t.train), len(t.test if split == "test" else t.validation)) for t in tasks]
-    found: list[tuple[str, int, int]] = []
+        return [
+            Counts(t.name, len(t.train), len(t.test if split == "test" else t.validation), len(t.validation))
+            for t in tasks
+        ]
+    found = []
     for number, task in enumerate(config.task_order.tasks):
         part = "incremental" if number else "base"
         counts = task.counts or getattr(config.task_order, part)
-        wanted: dict[str, int | None] = {"train": counts.train, split: getattr(counts, split)}
-        for key, value in wanted.items():
-            if value is None:
+        for key in ("train", split, *(["validation"] if selects else [])):
+            if getattr(counts, key) is None:
                 place = f"task_order.{part}" if task.counts is None else f"task_order.tasks[{number}].counts"
                 raise ValueError(
                     f"the data of task {task.name} lie on a hub, and a plan does not fetch them. "
                     f"Say how many examples to plan for: {place}.{key}=1000"
                 )
-        found.append((task.name, wanted["train"] or 0, wanted[split] or 0))
+        found.append(Counts(task.name, counts.train or 0, getattr(counts, split) or 0, counts.validation or 0))
     return found
 
 
@@ -142,50 +136,42 @@ def local_family(backbone: Backbone, tasks: Sequence[Task] | None) -> Family | N
 
 
 def setting_of(
-    config: Config, counts: Counts, labels: int, model: nn.Module, device: Device, lengths: Lengths | None
+    config: Config, counts: Sequence[Counts], model: nn.Module, device: Device, lengths: Lengths | None
 ) -> Setting:
     """The run's numbers.
 
     Args:
         counts: examples of each task.
-        labels: classes of the head.
         model: the architecture; only names, types and shapes are read.
         lengths: None = every text has the backbone's greatest length.
+
+    Raises:
+        ValueError: the method that decides what trains does not say it.
     """
     order, training, importance = config.task_order, config.training, config.importance
-    memory, first, later, measures = _demands(config, model, labels)
-    tasks, before = [], 0
-    for number, (name, own, _) in enumerate(counts):
-        stage = training.incremental if number else training.base
-        examples = before + own if order.joint else own
-        old = number > 0 and not order.restart
-        trains = later if old else first
-        selects = trains == "selected"
-        measured = max(
-            before if "old_tasks" in measures and old else 0,
-            examples if "new_task" in measures and selects else 0,
-            examples if "last_task" in measures else 0,
-        )
-        if importance.max_examples is not None:
-            measured = min(measured, importance.max_examples)
-        steps = number_of_steps([examples] * stage.epochs, stage, training.max_steps)
-        tasks.append(TaskNumbers(name, "incremental" if number else "base", examples, steps, trains, measured))
-        before += own
-    stages = {"base": training.base, "incremental": training.incremental}
     if lengths is None:
         answer = config.backbone.max_answer_length or 0
         longest = config.backbone.max_length
         lengths = Lengths([longest], [answer], [longest + answer])
-    encoder_length = 0
-    if memory.retrieval is not None:
-        longest, limit = max(lengths.prompts), memory.retrieval.encoder_tokens
+    method = build_method(config.method)
+    needs = ask(method, config, model, max(lengths.answers, default=0))
+    if needs.first is None:
+        raise ValueError(
+            f"method {method.chooser} does not say what it needs (Method.needs), so this run cannot be planned; "
+            "the run itself is not concerned"
+        )
+    tasks = task_numbers(config, needs, counts)
+    encoder, encoder_length = None, 0
+    if needs.retrieves is not None:
+        encoder = encoder_of(needs.retrieves)
+        longest = max(lengths.prompts)
         # Of a text that is cut for the backbone the encoder reads more.
-        encoder_length = limit if longest >= config.backbone.max_length else min(limit, longest)
-        room = memory.retrieval.room
+        encoder_length = encoder.tokens if longest >= config.backbone.max_length else min(encoder.tokens, longest)
+        room = needs.retrieves.room
         lengths = Lengths([n + room for n in lengths.prompts], lengths.answers, [n + room for n in lengths.whole])
     batch = 0 if training.group_by_length else training.incremental.batch_size
     seen = config.evaluation.tasks == "seen"
-    evaluated = [number * (len(tasks) - i if seen else len(tasks) + 1) for i, (_, _, number) in enumerate(counts)]
+    evaluated = [each.evaluated * (len(tasks) - i if seen else len(tasks) + 1) for i, each in enumerate(counts)]
     classifies = family_kind(config.backbone.family) == "classifier"
     return Setting(
         device=device,
@@ -195,26 +181,39 @@ def setting_of(
         max_length=max(lengths.prompts),
         # Batches of prompts to answer are sorted by length.
         mean_length=_padded(lengths.prompts, batch if classifies else 0),
-        batch_size={name: stage.batch_size for name, stage in stages.items()},
-        micro_batch={
-            name: min(stage.micro_batch or stage.batch_size, stage.batch_size) for name, stage in stages.items()
-        },
+        micro_batch=_micro_batches(config.training, tasks),
         importance_batch=importance.batch_size,
         importance_micro_batch=importance.micro_batch,
         accumulate=importance.accumulate,
         passes=importance.passes,
         evaluation_batch=config.evaluation.batch_size,
         evaluated=sum(evaluated),
-        tasks=tuple(tasks),
-        memory=memory,
+        tasks=tasks,
+        needs=needs,
+        optimizer=OptimizerNumbers(
+            needs.optimizer or training.optimizer, training.momentum > 0, training.weight_decay > 0
+        ),
+        selects_epoch=training.select == "best_validation",
         restart=order.restart,
         snapshots=config.snapshots.save,
         cache_bytes=int(importance.cache_gb * 1e9),
         family=family_kind(config.backbone.family),
         answers=None if classifies else _answers(config, evaluated, lengths, batch),
-        encoded=sum(own + tested for _, own, tested in counts) if memory.retrieval else 0,
+        encoder=encoder,
+        encoded=sum(each.train + each.evaluated for each in counts) if encoder else 0,
         encoder_length=encoder_length,
     )
+
+
+def _micro_batches(training: Training, tasks: Sequence[TaskNumbers]) -> dict[str, int]:
+    """Examples of a pass, by stage; where nothing cuts the parts of a step, those of the largest one."""
+    stages = {"base": training.base.micro_batch, "incremental": training.incremental.micro_batch}
+    stages |= {f"tasks.{name}": change.micro_batch for name, change in training.tasks.items() if change.micro_batch}
+    found = {}
+    for stage, size in stages.items():
+        largest = max((task.largest_part for task in tasks if task.stage == stage), default=1)
+        found[stage] = min(size or largest, largest)
+    return found
 
 
 def _answers(config: Config, evaluated: Sequence[int], lengths: Lengths, batch: int) -> Answers:
@@ -258,54 +257,3 @@ def _padded(lengths: Sequence[int], batch: int) -> float:
         return fmean(lengths)
     ordered = sorted(lengths)
     return ordered[min(len(ordered) - 1, len(ordered) * batch // (batch + 1))]
-
-
-def _demands(config: Config, model: nn.Module, labels: int) -> tuple[Memory, Trains, Trains, set[str]]:
-    """What the methods hold, what trains in the first task and in later ones, what importance is measured on."""
-    values: dict[str, Any] = {}
-    measures: set[str] = set()
-    measured: list[dict[str, int] | None] = []  # entries by name, as each method asks; None = of all weights
-    first: Trains = "all"
-    later: Trains = "all"
-    methods = build_method(config.method).methods.values()
-    chosen = next((method.candidates(model) for method in methods if isinstance(method, Selector)), None)
-    for method in methods:
-        if isinstance(method, Selector):
-            assert chosen is not None
-            values["candidates"] = chosen
-            values["fraction"] = method.fraction
-            if "count_excluded" in method.compat:
-                entries = sum(p.numel() for p in model.parameters())
-                values["fraction"] = min(1.0, method.fraction * entries / sum(chosen.values()))
-            values["clustered"] = method.keep == "largest" and method.score not in ("random", "magnitude")
-            first, later = "selected" if method.first_task == "selected" else "all", "selected"
-            if method.score in NEEDS_PASS:
-                measures.add(method.score_data)
-                measured.append(None if method.score in NEEDS_MEAN else chosen)
-                values["sums"] = 2 if method.score in NEEDS_GRADIENT else 1
-                values["sum_item"] = 2 if "bf16_accumulation" in method.compat else 4
-        elif isinstance(method, EWC):
-            measures.add(method.fisher_data)
-            measured.append(chosen if method.fisher_data == "old_tasks" else None)
-            values["entry_bytes"] = 8  # Fisher and anchor of what trains
-            values["mean_bytes"] = 4
-            if method.fisher_data == "last_task":
-                values["weight_bytes"] = 4  # the Fisher of all weights
-        elif isinstance(method, LwF):
-            if family_kind(config.backbone.family) == "classifier":
-                values["example_bytes"] = 4 * labels
-            else:
-                values["teacher"] = method.outputs
-        elif isinstance(method, LayerNorm):
-            values["listed"] = method.candidates(model)
-            first, later = "listed" if method.first_task == "selected" else "all", "listed"
-        elif isinstance(method, Frozen):
-            later = "nothing"
-        elif isinstance(method, SLM):
-            assert isinstance(model, PreTrainedModel)
-            order = config.task_order
-            values["retrieval"] = retrieval_of(method, model, outlines(order, config.task), order.restart)
-            first = later = "retrieved"
-    if measured and all(names is not None for names in measured):
-        values["measured"] = measured[0]
-    return Memory(**values), first, later, measures

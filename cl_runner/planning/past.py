@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import yaml
 
 from cl_runner.compose import check
 from cl_runner.config import Config
-from cl_runner.planning.numbers import Counts
+from cl_runner.planning.tasks import Counts
 from cl_runner.tracking.environment import describe_environment
 
 #: phase -> examples, and the tokens they hold
@@ -28,7 +28,7 @@ def past_seconds(
     resolved: Mapping[str, Any],
     device: str,
     work: Work,
-    work_of: Callable[[Config, Counts], Work],
+    work_of: Callable[[Config, Sequence[Counts]], Work],
 ) -> tuple[dict[str, float], str] | None:
     """Seconds of each phase at the pace of the newest finished run of the same kind, and the folder of that run.
 
@@ -52,14 +52,17 @@ def past_seconds(
                 continue  # its offline phase took no time
             examples = {task["name"]: task["train_examples"] for task in summary["tasks_detail"]}
             tested = summary["test_examples"]
-            done = work_of(check(past), [(name, number, tested[name]) for name, number in examples.items()])
+            counts = [Counts(name, number, tested[name]) for name, number in examples.items()]
+            done = work_of(check(past), counts)
         except (OSError, ValueError, KeyError, yaml.YAMLError):
             continue  # of another version, unfinished or damaged: no evidence
         seconds = {
             phase: summary["phases"].get(phase, 0.0) * number / done[phase][0]
             for phase, (number, _) in work.items()
-            if number and done[phase][0]
+            if number and phase != "select" and done[phase][0]
         }
+        if work["select"][0]:  # the same passes as those of an evaluation
+            seconds["select"] = summary["phases"].get("evaluate", 0.0) * work["select"][0] / done["evaluate"][0]
         return {**seconds, "load": summary["phases"].get("load", 0.0)}, str(path.parent)
     return None
 
@@ -74,5 +77,5 @@ def _kind(resolved: Mapping[str, Any]) -> dict[str, Any]:
     kind["hardware"] = {key: resolved["hardware"][key] for key in SAME_HARDWARE}
     training = resolved["training"]
     kind["sizes"] = [training[stage][key] for stage in ("base", "incremental") for key in ("batch_size", "micro_batch")]
-    kind["group_by_length"] = training["group_by_length"]
+    kind["training"] = [training[key] for key in ("tasks", "optimizer", "group_by_length")]
     return kind

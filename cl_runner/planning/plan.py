@@ -51,10 +51,12 @@ def _plan_run(
     import torch
 
     from cl_runner.planning.memory import resident_bytes
-    from cl_runner.planning.numbers import Counts, counts_of, label_count, setting_of, skeleton, text_lengths
+    from cl_runner.planning.numbers import counts_of, label_count, setting_of, skeleton, text_lengths
     from cl_runner.planning.past import Work, past_seconds
     from cl_runner.planning.planner import Planner
+    from cl_runner.planning.seconds import work
     from cl_runner.planning.speed import calibrate
+    from cl_runner.planning.tasks import Counts
 
     config = request.config
     wanted = config.hardware.device
@@ -63,7 +65,7 @@ def _plan_run(
     labels = label_count(config, tasks)
     model = skeleton(config.backbone, labels)
     counts, lengths = counts_of(config, tasks), text_lengths(family, tasks)
-    s = setting_of(config, counts, labels, model, "cuda" if gpu else "cpu", lengths)
+    s = setting_of(config, counts, model, "cuda" if gpu else "cpu", lengths)
     made = [model]  # another one is only needed for weights of another type
     planner = Planner(lambda: made.pop() if made else skeleton(config.backbone, labels), 0)
     planner.memory(s)
@@ -71,20 +73,21 @@ def _plan_run(
         # After the passes were priced: what that left in the process is in a run's as well.
         planner.base_bytes = resident_bytes()
 
-    def work_of(past: Any, examples: Counts) -> Work:
-        return planner.work(setting_of(past, examples, labels, model, s.device, lengths))
+    def work_of(past: Any, examples: Sequence[Counts]) -> Work:
+        return work(setting_of(past, examples, model, s.device, lengths))
 
     runs = f"*/{request.backbone}/{request.method}/*"
     device = torch.device("cuda" if gpu else "cpu")
     found: tuple[dict[str, float], str] | None = None
     if not gpu or there:
-        found = past_seconds(Path(config.root), runs, request.resolved, str(device), planner.work(s), work_of)
+        found = past_seconds(Path(config.root), runs, request.resolved, str(device), work(s), work_of)
     speed = None
     if calibrates and (there or not gpu):
         if config.hardware.threads is not None:
             torch.set_num_threads(config.hardware.threads)
         product = torch.bfloat16 if config.hardware.precision == "bf16" else s.dtype
-        speed = calibrate(planner.width(s), s.micro_batch["incremental"] * s.max_whole, product, device)
+        rows = s.pass_size(s.tasks[-1]) * s.max_whole
+        speed = calibrate(planner.architecture.width(s), rows, product, device)
     if found is not None:
         seconds, basis = found[0], f"the pace of {found[1]}"
     elif speed is not None:
@@ -95,11 +98,18 @@ def _plan_run(
     return planner, s, planner.plan(s, seconds, basis, speed.flops_per_second if speed is not None else None)
 
 
-def advise(request: Request, planner: Planner, s: Setting, failed: str | None = None) -> str:
-    """What to type so that the run fits into this machine's memory."""
+def advise(request: Request, planner: Planner, s: Setting, failed: str | None = None, task: int = 0) -> str:
+    """What to type so that the run fits into this machine's memory.
+
+    Args:
+        failed: the phase in which a run died, as its clock calls it; None = it has not begun.
+        task: which was current; -1 = none.
+    """
     from cl_runner.planning.memory import advice, device_bytes
 
     available = device_bytes(s.device)
     if available is None:
         return ""
+    if failed == "train":
+        failed = f"train {s.tasks[max(0, task)].stage}"
     return advice(planner, s, available, request.command_with, failed)

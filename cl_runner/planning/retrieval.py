@@ -1,4 +1,4 @@
-"""What a method that retrieves values for every text adds to a plan: SLM (ICLR 2024) in numbers, and in its passes.
+"""What a method that retrieves values for every text adds to a plan: its encoder in numbers, and its passes.
 
 The values enter an imitation as they enter a model, so that autograd keeps of them what it keeps in a run.
 """
@@ -6,7 +6,7 @@ The values enter an imitation as they enter a model, so that autograd keeps of t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +17,10 @@ from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedModel
 
 from cl_runner.batch import Batch
 from cl_runner.config import Encoder
-from cl_runner.data.task import Task
 from cl_runner.families.loading import locate, readable
 from cl_runner.layers.prompts import Prompts, reader_of
-from cl_runner.layers.values import Retrieved, Values
-from cl_runner.methods.slm import SLM
+from cl_runner.layers.values import Retrieved
+from cl_runner.needs import Retrieves
 from cl_runner.planning.imitation import Cost, Imitation, Ledger
 from cl_runner.retrieval.encoder import KEY
 from cl_runner.retrieval.keys import new_keys, train_keys
@@ -31,82 +30,37 @@ USUAL_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class Retrieval:
-    """SLM in numbers.
+class EncoderNumbers:
+    """A sentence encoder, and the keys that are trained on its vectors, in numbers.
 
     Attributes:
-        make: what a slot holds, for an architecture.
-        width: numbers of a slot's value.
-        slots: of a task.
-        given: slots that a text is given, at most.
-        foreign: whether a text may be given slots of other tasks while a task trains.
-        room: tokens that prompts put before each text.
-        trained: entries that each task trains, by its name: values and rows of the head.
-        keys: entries of a task's keys.
-        encoder: makes the sentence encoder's architecture on the meta device.
-        encoder_entries: its parameters.
-        encoder_tokens: the most that it reads of a text.
+        make: makes its architecture on the meta device.
+        entries: its parameters.
+        tokens: the most that it reads of a text.
         query: numbers of a text's vector.
-        key_epochs, key_batch_size: of the keys' training.
-        key_step: what a step of it costs.
+        key_step: what a step of the keys' training costs.
         assumed: what was not known and taken for granted; empty if nothing.
     """
 
-    make: Callable[[PreTrainedModel], Values]
-    width: int
-    slots: int
-    given: int
-    foreign: bool
-    room: int
-    trained: Mapping[str, int]
-    keys: int
-    encoder: Callable[[], PreTrainedModel]
-    encoder_entries: int
-    encoder_tokens: int
+    make: Callable[[], PreTrainedModel]
+    entries: int
+    tokens: int
     query: int
-    key_epochs: int
-    key_batch_size: int
     key_step: Cost
     assumed: str
 
-    @property
-    def stored(self) -> int:
-        """Entries of the keys and values of all tasks, which are there from the beginning."""
-        return len(self.trained) * (self.slots * self.width + self.keys)
 
-
-def retrieval_of(method: SLM, model: PreTrainedModel, tasks: Sequence[Task], restart: bool) -> Retrieval:
-    """The numbers of a method.
-
-    Args:
-        model: the architecture; only names and shapes are read.
-        tasks: their names and labels count, not their examples.
-        restart: every task starts from the pretrained weights, and sees its own slots alone.
-    """
-    encoder, assumed = _encoder(method.encoder)
-    query = int(encoder.config.hidden_size)
-    values = method.make_values(model)
-    nearest = method.top_k * (method.groups if method.aggregate == "per_group" else 1)
-    given = min(nearest, method.slots * (1 if method.task_identity or restart else len(tasks)))
-    heads = method.make_heads(model, tasks, restart)
-    of_head = [sum(p.numel() for p in heads.trained_by(task.index)) if heads else 0 for task in tasks]
-    positions = int(getattr(encoder.config, "max_position_embeddings", USUAL_TOKENS))
-    return Retrieval(
-        make=method.make_values,
-        width=values.width,
-        slots=method.slots,
-        given=given,
-        foreign=method.pool != "current" and not method.task_identity and not restart,
-        room=given * method.prompt_length if isinstance(values, Prompts) else 0,
-        trained={task.name: method.slots * values.width + own for task, own in zip(tasks, of_head, strict=True)},
-        keys=method.slots * query,
-        encoder=lambda: _encoder(method.encoder)[0],
-        encoder_entries=sum(p.numel() for p in encoder.parameters()),
-        encoder_tokens=method.encoder.max_length or min(USUAL_TOKENS, positions),
+def encoder_of(numbers: Retrieves) -> EncoderNumbers:
+    """The encoder that gives texts the vectors by which they retrieve."""
+    model, assumed = _encoder(numbers.encoder)
+    query = int(model.config.hidden_size)
+    positions = int(getattr(model.config, "max_position_embeddings", USUAL_TOKENS))
+    return EncoderNumbers(
+        make=lambda: _encoder(numbers.encoder)[0],
+        entries=sum(p.numel() for p in model.parameters()),
+        tokens=numbers.encoder.max_length or min(USUAL_TOKENS, positions),
         query=query,
-        key_epochs=method.key_epochs,
-        key_batch_size=method.key_batch_size,
-        key_step=_key_step(method, query),
+        key_step=_key_step(numbers, query),
         assumed=assumed,
     )
 
@@ -129,23 +83,23 @@ def _encoder(options: Encoder) -> tuple[PreTrainedModel, str]:
     return model, assumed
 
 
-def _key_step(method: SLM, query: int) -> Cost:
+def _key_step(numbers: Retrieves, query: int) -> Cost:
     """One step of the keys' training, on random queries: it is small enough to be done."""
     generator = torch.Generator().manual_seed(0)
-    size = method.key_batch_size
-    keys = new_keys(method.groups, method.slots, max(1, query // method.groups), generator)
+    size = numbers.key_batch_size
+    keys = new_keys(numbers.groups, numbers.slots, max(1, query // numbers.groups), generator)
     queries = torch.randn(size, keys.shape[0] * keys.shape[2], generator=generator)
-    with Ledger() as ledger:
+    with Ledger() as ledger:  # neither mask nor rate nor clipping change what it costs
         train_keys(
             keys,
             queries,
-            top_k=method.top_k,
-            mask=method.key_mask,
+            top_k=numbers.top_k,
+            mask=0.5,
             epochs=1,
             batch_size=size,
-            learning_rate=method.key_learning_rate,
+            learning_rate=0.1,
             decay_every=1,
-            clip=method.key_clip,
+            clip=1.0,
             generator=generator,
         )
     return ledger.cost()
@@ -158,7 +112,7 @@ class Retrieving:
         imitation: its model is given the hooks of the values, which do nothing until something is given.
     """
 
-    def __init__(self, imitation: Imitation, numbers: Retrieval):
+    def __init__(self, imitation: Imitation, numbers: Retrieves):
         self._numbers = numbers
         self._values = numbers.make(imitation.model)
         # What is there for good, and no part of a pass.

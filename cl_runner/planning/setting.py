@@ -9,42 +9,39 @@ from typing import Literal
 
 import torch
 
+from cl_runner.needs import Needs, Trains
 from cl_runner.planning.imitation import Device
-from cl_runner.planning.retrieval import Retrieval
-
-#: All weights; selected entries; some tensors as a whole; values that texts retrieve; none.
-Trains = Literal["all", "selected", "listed", "retrieved", "nothing"]
+from cl_runner.planning.optimizers import OptimizerNumbers
+from cl_runner.planning.retrieval import EncoderNumbers
 
 
 @dataclass(frozen=True)
 class TaskNumbers:
-    """One task in numbers."""
+    """One task in numbers.
+
+    Attributes:
+        stage: whose micro_batch cuts it: base, incremental, or tasks.NAME where the task has one of its own.
+        largest_part: examples of a step that share a loss, before a micro_batch cuts them.
+        several_parts: whether its steps have several parts.
+        examples: of its own training data.
+        passed: examples that go through training, with all that methods add.
+        steps: of the optimizer.
+        measured: examples of the importance pass; 0 = none.
+        later: whether there are old tasks.
+        validated: examples of the evaluations that select its best epoch.
+    """
 
     name: str
-    stage: str  # base | incremental
-    examples: int  # trained on
-    steps: int  # optimizer steps
+    stage: str
+    largest_part: int
+    examples: int
+    passed: int
+    steps: int
     trains: Trains
-    measured: int  # examples of the importance pass; 0 = none
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What the methods of a chain hold, and what they train."""
-
-    fraction: float = 0.0  # of `candidates` that is selected where a task trains "selected"
-    candidates: Mapping[str, int] = dataclasses.field(default_factory=dict)  # entries by parameter name
-    listed: Mapping[str, int] = dataclasses.field(default_factory=dict)  # the same of what "listed" trains
-    clustered: bool = False  # the largest scores lie in few input columns; others scatter
-    measured: Mapping[str, int] | None = None  # entries of what importance is measured of; None = of all weights
-    sums: int = 1  # numbers per weight that the importance pass fills: Fisher, or gradient and Fisher
-    sum_item: int = 4  # bytes of each
-    mean_bytes: int = 0  # per weight, of the mean that a method takes of those sums
-    entry_bytes: int = 0  # held per trained entry while a task after the first trains, such as an anchor
-    weight_bytes: int = 0  # held per weight from the first task on
-    example_bytes: int = 0  # held per training example while a task after the first trains
-    teacher: Literal["logits", "probabilities"] | None = None  # outputs of the old weights, computed for every batch
-    retrieval: Retrieval | None = None  # of what trains "retrieved"
+    measured: int = 0
+    later: bool = False
+    validated: int = 0
+    several_parts: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,7 @@ class Setting:
     gradient_checkpointing: bool
     max_length: int  # tokens of the longest text or prompt
     mean_length: float  # tokens of a text or prompt in its padded batch
-    batch_size: Mapping[str, int]
-    micro_batch: Mapping[str, int]
+    micro_batch: Mapping[str, int]  # by stage: examples of a pass of training, at most
     importance_batch: int
     importance_micro_batch: int  # 1 = every example's gradient by itself
     accumulate: Literal["device", "cpu"]
@@ -90,19 +86,38 @@ class Setting:
     evaluation_batch: int
     evaluated: int  # examples of all evaluations of the run
     tasks: tuple[TaskNumbers, ...]
-    memory: Memory
+    needs: Needs  # of the methods
+    optimizer: OptimizerNumbers
+    selects_epoch: bool  # the best weights so far are kept
     restart: bool  # every task starts from the first weights, which are kept
     snapshots: Literal["all", "sparse", "none"]
     cache_bytes: int  # room for importance that runs share
     family: Literal["classifier", "causal", "seq2seq", "image_text"] = "classifier"
     answers: Answers | None = None  # of language models
+    encoder: EncoderNumbers | None = None  # of the texts, where values are retrieved
     encoded: int = 0  # texts whose vectors retrieval asks for
     encoder_length: int = 0  # tokens of the longest of them, as its encoder reads it
 
     @property
     def per_example(self) -> bool:
         """Whether one importance pass over a batch gives every example's own gradient; else it is one micro-batch."""
-        return self.importance_micro_batch == 1 and self.memory.sum_item == 4
+        return self.importance_micro_batch == 1 and self.needs.sum_item == 4
+
+    @property
+    def stored(self) -> int:
+        """Entries of the keys and values of all tasks, which are there from the beginning; 0 if none are retrieved."""
+        r = self.needs.retrieves
+        if r is None or self.encoder is None:
+            return 0
+        return len(self.tasks) * r.slots * (r.width + self.encoder.query)
+
+    def pass_size(self, task: TaskNumbers) -> int:
+        """Examples of the largest pass of training a task."""
+        return min(self.micro_batch[task.stage], task.largest_part)
+
+    def accumulates(self, task: TaskNumbers) -> bool:
+        """Whether a step has several passes."""
+        return task.several_parts or self.pass_size(task) < task.largest_part
 
     @property
     def max_whole(self) -> int:

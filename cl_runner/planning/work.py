@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from cl_runner.config import Config
-from cl_runner.evaluate import evaluation_examples
+from cl_runner.planning.numbers import counts_of
+from cl_runner.planning.tasks import ask, task_numbers
 from cl_runner.prepared import Prepared
-from cl_runner.train import number_of_steps, stage_of
+
+#: What an example costs beside one that trains: a forward pass, and one with every weight's gradient by itself.
+EVALUATED = 1 / 3
+MEASURED = 1.2
 
 
 def units(config: Config, parts: Prepared) -> dict[str, float]:
-    """`<task>/<phase>` -> expected cost, in training examples."""
-    union = sum(len(evaluation_examples(task, config.evaluation.split)) for task in parts.tasks)
-    found: dict[str, float] = {"evaluate": union / 3}  # a forward pass costs a third of a training step's
-    for task in parts.tasks:
-        stage = stage_of(config.training, task)
-        steps = number_of_steps([len(task.train)] * stage.epochs, stage, config.training.max_steps)
-        found[f"{task.name}/train"] = steps * min(stage.batch_size, len(task.train))
-        found[f"{task.name}/evaluate"] = union / 3
+    """`<task>/<phase>`, or `evaluate` before the first task -> expected cost, in examples that train."""
+    counts = counts_of(config, parts.own_tasks)
+    needs = ask(parts.method, config, parts.family.skeleton())
+    sizes = [each.evaluated for each in counts]
+    seen = config.evaluation.tasks == "seen"
+    found = {"evaluate": 0.0 if seen else EVALUATED * sum(sizes)}
+    for number, task in enumerate(task_numbers(config, needs, counts), 1):
+        if task.measured:
+            found[f"{task.name}/importance"] = MEASURED * config.importance.passes * task.measured
+        if task.trains != "nothing":
+            found[f"{task.name}/train"] = task.passed + EVALUATED * task.validated
+        found[f"{task.name}/evaluate"] = EVALUATED * sum(sizes[:number] if seen else sizes)
     return found

@@ -1,0 +1,130 @@
+"""What a plan reads of the model: names, shapes, numbers of entries, and the imitations that passes are priced on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from cl_runner.families.freezing import frozen
+from cl_runner.planning.imitation import Device, Imitation
+from cl_runner.planning.retrieval import Retrieving
+from cl_runner.planning.setting import Setting, TaskNumbers
+from cl_runner.sparse.layers import WHOLE_INPUT
+
+#: Input columns of a layer that hold its most important entries; measured 2 to 40 of 384 (scripts/bench).
+CLUSTERED_SHARE = 0.1
+
+
+class Architecture:
+    """A model without weights.
+
+    Args:
+        skeleton: makes the architecture on the meta device.
+    """
+
+    def __init__(self, skeleton: Callable[[], PreTrainedModel]):
+        self._imitation = functools.cache(lambda dtype, device: Imitation(skeleton(), dtype, device))
+        self._retrieving: dict[tuple[torch.dtype, Device], Retrieving] = {}
+
+    def imitation(self, s: Setting) -> Imitation:
+        """The same model for all settings with its type of weights and device."""
+        return self._imitation(s.dtype, s.device)
+
+    def retrieving(self, s: Setting) -> Retrieving:
+        """What gives the texts of an imitation their values."""
+        key = (s.dtype, s.device)
+        assert s.needs.retrieves is not None
+        if key not in self._retrieving:
+            self._retrieving[key] = Retrieving(self.imitation(s), s.needs.retrieves)
+        return self._retrieving[key]
+
+    # entries
+    def sizes(self, s: Setting) -> dict[str, int]:
+        """Entries of every parameter by name, tied ones once."""
+        return self.imitation(s).sizes()
+
+    def parameters(self, s: Setting) -> int:
+        """Number of the model's parameters."""
+        return sum(self.sizes(s).values())
+
+    def trainable(self, s: Setting) -> dict[str, int]:
+        """Entries of all tensors but those that the backbone freezes."""
+        never = frozen(self.imitation(s).model)
+        return {name: size for name, size in self.sizes(s).items() if name not in never}
+
+    def measured(self, s: Setting) -> Mapping[str, int]:
+        """Entries of what importance is measured of, by parameter name."""
+        assert s.needs.measured != "selected", "a chain's needs name the candidates"
+        return self.trainable(s) if s.needs.measured is None else s.needs.measured
+
+    def width(self, s: Setting) -> int:
+        """Width of the model: inputs of its median product."""
+        modules = self.imitation(s).model.modules()
+        widths = sorted(m.weight.shape[1] for m in modules if isinstance(m, nn.Linear | Conv1D))
+        return int(widths[len(widths) // 2])
+
+    def in_products(self, s: Setting, among: Collection[str]) -> int:
+        """Entries of the weights that inputs are multiplied with: all but embeddings, norms and biases."""
+        modules = self.imitation(s).model.named_modules()
+        found = {f"{name}.weight": m.weight.numel() for name, m in modules if isinstance(m, nn.Linear | Conv1D)}
+        return sum(size for name, size in found.items() if name in among)
+
+    def kept_columns(self, s: Setting) -> dict[str, int | None]:
+        """Input columns that each layer with selected entries keeps for backward; None = its whole input.
+
+        K entries drawn at random from a weight with D columns lie in about D (1 - (1 - 1/D)^K) of them.
+        """
+        columns: dict[str, int | None] = {}
+        for name, module in self.imitation(s).model.named_modules():
+            if not isinstance(module, nn.Linear | Conv1D) or f"{name}.weight" not in s.needs.candidates:
+                continue
+            inputs = module.weight.shape[1 if isinstance(module, nn.Linear) else 0]
+            entries = s.needs.fraction * module.weight.numel()
+            number = inputs * (1 - (1 - 1 / inputs) ** entries)
+            if s.needs.clustered:
+                number = min(number, CLUSTERED_SHARE * inputs)
+            columns[name] = None if number > WHOLE_INPUT * inputs else round(number)
+        return columns
+
+    # what trains
+    def trained(self, s: Setting, task: TaskNumbers) -> int:
+        """Entries that a task trains."""
+        match task.trains:
+            case "all":
+                return sum(self.trainable(s).values())
+            case "selected":
+                return round(s.needs.fraction * sum(s.needs.candidates.values()))
+            case "listed":
+                return sum(s.needs.listed.values())
+            case "retrieved":
+                assert s.needs.retrieves is not None
+                return s.needs.retrieves.trained[task.name]
+            case "nothing":
+                return 0
+
+    def largest(self, s: Setting, task: TaskNumbers) -> int:
+        """Entries of the largest tensor that trains; selected ones count together."""
+        match task.trains:
+            case "all":
+                return max(self.sizes(s).values())
+            case "listed":
+                return max(s.needs.listed.values())
+            case _:
+                return self.trained(s, task)
+
+    def shapes(self, s: Setting, task: TaskNumbers) -> list[Sequence[int]]:
+        """Of the tensors that the optimizer of a task holds; selected entries are vectors."""
+        if task.trains in ("all", "listed"):
+            names = self.trainable(s) if task.trains == "all" else s.needs.listed
+            return [tuple(p.shape) for name, p in self.imitation(s).model.named_parameters() if name in names]
+        trained = self.trained(s, task)
+        if task.trains == "retrieved":
+            assert s.needs.retrieves is not None
+            values = (s.needs.retrieves.slots, s.needs.retrieves.width)
+            return [values, (trained - values[0] * values[1],)]
+        return [(trained,)]

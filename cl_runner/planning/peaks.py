@@ -1,0 +1,123 @@
+"""The peak memory of every phase: what stays there is added up, what a pass allocates is measured on an imitation.
+
+Memory is what the process (on a GPU: its allocator) holds.
+"""
+
+from __future__ import annotations
+
+from cl_runner.planning.disk import checkpoint_bytes
+from cl_runner.planning.imitation import Cost, Device
+from cl_runner.planning.prices import Prices
+from cl_runner.planning.setting import Setting, TaskNumbers
+
+#: glibc's heap grows beyond what lives in it while a pass keeps and frees tensors by turns: 1.15 to 1.45 times where
+#: that was measured, on MiniLM; language models that read prompts: 1.2 to 1.8.
+HEAP_SHARE = 1.35
+PROMPT_HEAP_SHARE = 1.75
+
+
+def phases(s: Setting) -> list[str]:
+    """The phases of a run that take memory of their own, training by stage."""
+    training = [task for task in s.tasks if task.trains != "nothing"]
+    return [
+        "load",
+        *(["importance"] if any(task.measured for task in s.tasks) else []),
+        *(["queries", "keys"] if s.encoder is not None else []),
+        *dict.fromkeys(f"train {task.stage}" for task in training),
+        *(["select"] if any(task.validated for task in training) else []),
+        "evaluate",
+    ]
+
+
+def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
+    """Peak of one of `phases`.
+
+    Args:
+        base_bytes: of the process before there is a model; on a GPU 0, as its allocator counts.
+    """
+    architecture = prices.architecture
+    entries = architecture.parameters(s)
+    copies = 2 if s.restart else 1
+    fixed = base_bytes + (entries * s.dtype.itemsize + 4 * s.stored) * copies
+    if phase == "load":
+        return fixed + 4 * s.stored  # tasks' values, before they lie in one tensor
+    if s.encoder is not None:
+        fixed += 4 * (s.encoder.entries + (s.encoded * s.encoder.query if s.device == "cpu" else 0))
+        if phase == "queries":
+            return fixed + _held_by_pass(prices.encode(s, s.encoder), s.device)
+        if phase == "keys":
+            return fixed
+    fixed += s.needs.weight_bytes * entries + s.needs.memory_bytes
+    training = [task for task in s.tasks if task.trains != "nothing"]
+    if phase.startswith("train "):
+        return fixed + max(_training(prices, s, task) for task in training if phase == f"train {task.stage}")
+    if phase == "select":
+        return fixed + max(_held(prices, s, task) for task in training) + _evaluation(prices, s)
+    # What the methods held for a task is there until they hold it for the next one.
+    fixed += max((_held_by_methods(prices, s, task) for task in s.tasks), default=0)
+    if phase == "evaluate":
+        return fixed + _evaluation(prices, s)
+    measured = architecture.measured(s)
+    work, mean = _held_by_pass(prices.importance(s), s.device), s.needs.mean_bytes * sum(measured.values())
+    # The mean comes after the pass, whose memory only a GPU's allocator uses again for tensors of that size.
+    return fixed + sums_bytes(prices, s) + (max(work, mean) if s.device == "cuda" else work + mean)
+
+
+def _held_by_pass(cost: Cost, device: Device, share: float = HEAP_SHARE) -> int:
+    """Bytes that the process holds for what lives in a pass."""
+    return round(share * cost.peak_bytes) if device == "cpu" else cost.peak_bytes
+
+
+def _evaluation(prices: Prices, s: Setting) -> int:
+    """Bytes that the largest pass of an evaluation takes."""
+    costs = [cost for stages in prices.evaluate(s).values() for cost in stages]
+    share = HEAP_SHARE if s.answers is None else PROMPT_HEAP_SHARE
+    return max(_held_by_pass(cost, s.device, share) for cost in costs)
+
+
+def sums_bytes(prices: Prices, s: Setting) -> int:
+    """Bytes of the sums of the importance pass on the run's device (cl_runner/sparse/importance.py)."""
+    sizes = prices.architecture.measured(s)
+    of_a_weight = s.needs.sums * s.needs.sum_item
+    if s.device == "cpu" or (s.accumulate == "device" and s.passes == 1):
+        return of_a_weight * sum(sizes.values())
+    largest = max(sizes.values())
+    if s.accumulate == "cpu":  # one tensor's at a time
+        return of_a_weight * largest
+    return of_a_weight * max(largest, sum(sizes.values()) // s.passes)
+
+
+def _held_by_methods(prices: Prices, s: Setting, task: TaskNumbers) -> int:
+    """Bytes that the methods hold for a task with old ones, apart from those for all weights."""
+    if not task.later:
+        return 0
+    return s.needs.entry_bytes * prices.architecture.trained(s, task) + s.needs.example_bytes * task.examples
+
+
+def _held(prices: Prices, s: Setting, task: TaskNumbers) -> int:
+    """What training a task adds to the weights and to what the methods hold for good, between two steps."""
+    trained, item = prices.architecture.trained(s, task), _item(s, task)
+    held = item * trained  # their values before the task
+    held += s.optimizer.state_bytes(prices.architecture.shapes(s, task))
+    held += _held_by_methods(prices, s, task)
+    if s.selects_epoch:
+        held += 4 * trained  # their best values so far
+    if task.trains == "selected":
+        return held + (4 + 8) * trained  # current values and positions
+    return held + (4 * trained if item < 4 else 0)  # fp32 copies
+
+
+def _item(s: Setting, task: TaskNumbers) -> int:
+    """Bytes of an entry that trains, in the model."""
+    return 4 if task.trains == "retrieved" else s.dtype.itemsize
+
+
+def _training(prices: Prices, s: Setting, task: TaskNumbers) -> int:
+    """What training a task adds at its peak: in a pass, a method's or the optimizer's work on gradients, or a save."""
+    trained, largest = prices.architecture.trained(s, task), prices.architecture.largest(s, task)
+    step = _held_by_pass(prices.train(s, task), s.device)
+    if task.trains == "selected":
+        step += 4 * trained  # gradients of the values
+    penalty = 4 * (trained + 3 * largest) if task.later and s.needs.entry_bytes else 0
+    update = 4 * trained + s.optimizer.room(trained, largest, on_gpu=s.device == "cuda")
+    return _held(prices, s, task) + max(step, penalty, update, checkpoint_bytes(prices.architecture, s, task))

@@ -1,0 +1,235 @@
+"""What the passes of a run cost, each measured once on an imitation of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cl_runner.batch import Output
+from cl_runner.planning import passes
+from cl_runner.planning.architecture import Architecture
+from cl_runner.planning.imitation import Cost, Imitation, checkpointing, keeping_inputs
+from cl_runner.planning.retrieval import EncoderNumbers
+from cl_runner.planning.setting import Setting, TaskNumbers
+from cl_runner.retrieval.encoder import AT_ONCE
+
+
+class Prices:
+    """Costs of passes with one architecture; those that were priced once are remembered."""
+
+    def __init__(self, architecture: Architecture):
+        self.architecture = architecture
+        self._known: dict[object, list[Cost]] = {}
+
+    def _costs(self, s: Setting, key: object, stages: Sequence[passes.Stage]) -> list[Cost]:
+        key = (key, s.dtype, s.device, s.precision, s.max_length, s.answers)
+        if key not in self._known:
+            self._known[key] = self.architecture.imitation(s).costs(stages)
+        return self._known[key]
+
+    def _cost(self, s: Setting, key: object, work: Callable[[PreTrainedModel], object]) -> Cost:
+        return self._costs(s, key, [lambda model, _: work(model)])[0]
+
+    @contextmanager
+    def _given(self, s: Setting, examples: int, **how: bool) -> Iterator[None]:
+        """Inside, so many texts have been given what they retrieve, if they retrieve anything."""
+        if s.needs.retrieves is None:
+            yield
+            return
+        with self.architecture.retrieving(s).batch(examples, **how):
+            yield
+
+    def train(self, s: Setting, task: TaskNumbers) -> Cost:
+        """One forward and backward pass of training a task, with the gradients it leaves."""
+        trains, later, examples, accumulates = task.trains, task.later, s.pass_size(task), s.accumulates(task)
+        columns = self.architecture.kept_columns(s) if trains == "selected" else {}
+        half = s.dtype.itemsize < 4
+        compares = later or (task.several_parts and s.needs.teacher == "kept")
+        teacher = s.needs.teacher if compares else None
+        trainable = self.architecture.trainable(s)
+
+        def compared(logits: Tensor) -> Tensor:
+            return logits.softmax(-1) if teacher == "probabilities" else logits
+
+        def run(model: PreTrainedModel) -> None:
+            with checkpointing(model, s.gradient_checkpointing):
+                old = None
+                if teacher in ("logits", "probabilities"):
+                    model.eval()
+                    with torch.no_grad():
+                        old = compared(self._output(model, s, examples).logits)
+                model.train()
+                output = self._output(model, s, examples)
+                if teacher == "kept":
+                    old = torch.empty_like(output.logits)
+                loss = output.loss
+                if old is not None:
+                    loss = loss + (compared(output.logits) - old).square().sum(-1).mean()
+                loss.backward()
+
+        def work(model: PreTrainedModel) -> None:
+            if trains == "selected":
+                layers = {model.get_submodule(name): number for name, number in columns.items()}
+                with keeping_inputs(model, layers, room=False):
+                    run(model)
+                return
+            if trains == "retrieved":
+                model.requires_grad_(False)
+                with self._given(s, examples, learns=True, later=later, accumulates=accumulates):
+                    run(model)
+                return
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name in (s.needs.listed if trains == "listed" else trainable))
+            learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            full: dict[Tensor, Tensor] = {}  # gradients of half-precision weights are kept in fp32
+            if accumulates:  # there are gradients of the part of the batch before
+                for parameter in learning:
+                    if half:
+                        full[parameter] = torch.empty_like(parameter, dtype=torch.float32)
+                    else:
+                        parameter.grad = torch.empty_like(parameter)
+
+            def collect(parameter: Tensor) -> None:
+                assert parameter.grad is not None
+                gradient = parameter.grad.float()
+                full[parameter] = full[parameter].add_(gradient) if accumulates else gradient
+                parameter.grad = None
+
+            handles = [p.register_post_accumulate_grad_hook(collect) for p in learning if half]
+            try:
+                run(model)
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+        key = ("train", trains, examples, accumulates, s.gradient_checkpointing, teacher)
+        if trains == "retrieved":
+            retrieving = self.architecture.retrieving(s)
+            found = self._cost(s, (*key, later), work)
+            retrieving.forget()
+            return found
+        return self._cost(s, (*key, tuple(columns.items())), work)
+
+    def importance(self, s: Setting) -> Cost:
+        """One forward and backward pass of the importance phase, without its sums."""
+        examples = s.importance_batch if s.per_example else s.importance_micro_batch
+
+        def square(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            gradient = parameter.grad.float()
+            gradient * gradient
+            parameter.grad = None
+
+        measured = self.architecture.measured(s)
+
+        def work(model: PreTrainedModel) -> None:
+            model.eval()
+            wanted = [parameter for name, parameter in model.named_parameters() if name in measured]
+            if s.per_example:
+                found = set(wanted)
+                layers = (m for m in model.modules() if found.intersection(m.parameters(recurse=False)))
+                with keeping_inputs(model, {m: None for m in layers if not isinstance(m, nn.Embedding)}, room=True):
+                    self._loss_sum(model, s, examples).backward()
+                return
+            model.requires_grad_(False)
+            for parameter in wanted:
+                parameter.requires_grad_(True)
+            handles = [parameter.register_post_accumulate_grad_hook(square) for parameter in wanted]
+            try:
+                if s.importance_micro_batch == 1:
+                    self._loss_sum(model, s, examples).backward()
+                else:
+                    self._output(model, s, examples).loss.backward()
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+        return self._cost(s, ("importance", s.per_example, examples, tuple(measured)), work)
+
+    def _output(self, model: nn.Module, s: Setting, examples: int) -> Output:
+        """A forward pass over the longest examples, in the run's precision."""
+        # The imitation lies on the CPU, whatever the run's device.
+        with torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16"):
+            return passes.outputs(model, s, examples)
+
+    def _loss_sum(self, model: nn.Module, s: Setting, examples: int) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16"):
+            return passes.loss_sum(model, s, examples)
+
+    def evaluate(self, s: Setting) -> dict[str, list[Cost]]:
+        """The stages of each way to evaluate a batch."""
+
+        def without_gradient(stage: passes.Stage) -> passes.Stage:
+            def work(model: PreTrainedModel, given: Any) -> Any:
+                model.eval()
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16"):
+                    return stage(model, given)
+
+            return work
+
+        found = {}
+        for way, stages in passes.answers(s).items():
+            works = [without_gradient(stage) for stage in stages]
+            with ExitStack() as stack:  # what a batch retrieves serves all its stages
+                works[0] = self._giving(s, works[0], stack)
+                found[way] = self._costs(s, (way, s.evaluation_batch), works)
+        return found
+
+    def _giving(self, s: Setting, stage: passes.Stage, stack: ExitStack) -> passes.Stage:
+        """A stage of evaluation that begins with what its texts retrieve, which is there until `stack` ends."""
+        if s.needs.retrieves is None:
+            return stage
+        retrieving = self.architecture.retrieving(s)
+
+        def work(model: PreTrainedModel, given: Any) -> Any:
+            stack.enter_context(retrieving.batch(s.evaluation_batch, learns=False, later=True))
+            return stage(model, given)
+
+        return work
+
+    def encode(self, s: Setting, encoder: EncoderNumbers) -> Cost:
+        """A pass of the sentence encoder over its longest texts."""
+
+        def work(model: PreTrainedModel) -> None:
+            model.eval()
+            with torch.no_grad():
+                ids = torch.zeros(min(AT_ONCE, s.encoded), s.encoder_length, dtype=torch.long)
+                model(input_ids=ids, attention_mask=torch.zeros_like(ids))
+
+        key = ("encode", s.encoded, s.encoder_length, s.device)
+        if key not in self._known:
+            self._known[key] = [Imitation(encoder.make(), torch.float32, s.device).cost(work)]
+        return self._known[key][0]
+
+    def forward_flops(self, s: Setting, retrieves: bool = False) -> float:
+        """FLOPs of the model's products in a forward pass, per token of examples of the mean length."""
+        mean = s.at_mean()
+        if retrieves:
+            self.architecture.retrieving(s)
+
+        def work(model: PreTrainedModel) -> None:
+            model.eval()
+            with torch.no_grad(), ExitStack() as stack:
+                if retrieves:
+                    stack.enter_context(self._given(s, 1, learns=False, later=True))
+                self._output(model, mean, 1)
+
+        return self._cost(mean, ("forward", retrieves), work).flops / mean.max_whole
+
+    def flops_per_token(self, s: Setting, task: TaskNumbers) -> float:
+        """FLOPs of training for one token that is no padding, products and attention, as a share of a peak counts them.
+
+        Backward computes the gradients of inputs, and of whole weights as well: each costs what the forward pass does
+        (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). What is computed twice to save memory counts once.
+        """
+        if task.trains == "nothing":
+            return 0.0
+        forward = self.forward_flops(s)
+        if task.trains == "retrieved":  # of their own products both gradients are computed
+            return 2 * forward + 3 * (self.forward_flops(s, retrieves=True) - forward)
+        return (3 if task.trains == "all" else 2) * forward

@@ -1,0 +1,111 @@
+"""The work of every phase, and the time that it takes on a device of known speed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from cl_runner.planning.prices import Prices
+from cl_runner.planning.setting import Setting
+from cl_runner.planning.speed import Speed
+from cl_runner.retrieval.encoder import AT_ONCE
+
+
+def work(s: Setting) -> dict[str, tuple[int, float]]:
+    """Examples of importance, train and evaluate, and the tokens they hold with their padding.
+
+    Of an answer that is generated all tokens count that it may have.
+    """
+    training = [task for task in s.tasks if task.trains != "nothing"]
+    answered = s.mean_length + (0.0 if s.answers is None else s.answers.mean_generated)
+    examples = {
+        "importance": sum(task.measured for task in s.tasks),
+        "train": sum(task.passed for task in training),
+        "select": sum(task.validated for task in training),
+        "evaluate": s.evaluated,
+    }
+    length = {"evaluate": answered, "select": answered}
+    r = s.needs.retrieves
+    if r is not None:
+        examples |= {"queries": s.encoded, "keys": r.key_epochs * sum(task.examples for task in s.tasks)}
+        length |= {"queries": min(s.mean_length, s.encoder_length), "keys": 0.0}  # of vectors
+    return {phase: (number, number * length.get(phase, s.mean_whole)) for phase, number in examples.items()}
+
+
+def seconds(prices: Prices, s: Setting, speed: Speed) -> dict[str, float]:
+    """Seconds of importance, train and evaluate on a device as fast as `speed`.
+
+    At most, where answers are generated: as if each had all the tokens it may have.
+    """
+    evaluation = _evaluation(prices, s, speed)
+    validated = work(s)["select"][0]
+    found = {
+        "train": _training(prices, s, speed),
+        "importance": _importance(prices, s, speed),
+        "evaluate": evaluation,
+        "select": evaluation * validated / s.evaluated if validated else 0.0,
+    }
+    r = s.needs.retrieves
+    if r is not None and s.encoder is not None:
+        share = min(1.0, s.mean_length / s.encoder_length)
+        passes = s.encoded / min(AT_ONCE, s.encoded)
+        found["queries"] = speed.seconds(prices.encode(s, s.encoder), share) * passes
+        steps = sum(r.key_epochs * -(-task.examples // r.key_batch_size) for task in s.tasks)
+        found["keys"] = speed.seconds(s.encoder.key_step) * steps
+    return found
+
+
+def _share(s: Setting) -> float:
+    """Of the cost at the greatest length."""
+    return s.mean_whole / s.max_whole
+
+
+def _training(prices: Prices, s: Setting, speed: Speed) -> float:
+    found = 0.0
+    for task in s.tasks:
+        if task.trains != "nothing":
+            found += speed.seconds(prices.train(s, task), _share(s)) * task.passed / s.pass_size(task)
+            trained = prices.architecture.trained(s, task)
+            found += task.steps * s.optimizer.traffic * trained / speed.bytes_per_second
+    return found
+
+
+def _importance(prices: Prices, s: Setting, speed: Speed) -> float:
+    examples = sum(task.measured for task in s.tasks)
+    if not examples:
+        return 0.0
+    architecture = prices.architecture
+    measured = architecture.measured(s)
+    size = s.importance_batch if s.per_example else s.importance_micro_batch
+    # Each example's (or micro-batch's) weight gradients are formed, squared and added by themselves.
+    entries = architecture.in_products(s, measured) if s.per_example else sum(measured.values())
+    products = 2 * entries * s.mean_whole if s.per_example else 0.0
+    traffic = (4 + 2 * s.needs.sums * s.needs.sum_item) * entries / s.importance_micro_batch
+    of_example = (
+        speed.seconds(prices.importance(s), _share(s)) / size
+        + products / speed.flops_per_second
+        + traffic / speed.bytes_per_second
+    )
+    # T5's table of positions has no rule for batches: the pass goes through single examples as well.
+    if s.per_example and any(name.endswith("relative_attention_bias.weight") for name in measured):
+        single = prices.importance(dataclasses.replace(s, importance_batch=1))
+        of_example += speed.seconds(single, _share(s))
+    return s.passes * examples * of_example
+
+
+def _evaluation(prices: Prices, s: Setting, speed: Speed) -> float:
+    share = s.mean_length / s.max_length
+    ways = prices.evaluate(s)
+    if s.answers is None:
+        return speed.seconds(ways["forward"][0], share) * s.evaluated / s.evaluation_batch
+    found = 0.0
+    if "generate" in ways:
+        prompt, _, token = ways["generate"]
+        # For every token all weights are read, which longer passes hide behind their products.
+        read = s.dtype.itemsize * prices.architecture.parameters(s) / speed.bytes_per_second
+        tokens = s.answers.mean_generated * s.evaluated / (s.evaluated - s.answers.by_label)
+        batches = (s.evaluated - s.answers.by_label) / s.evaluation_batch
+        found += batches * (speed.seconds(prompt, share) + tokens * (speed.seconds(token) + read))
+    if "labels" in ways:
+        prompt, labels = ways["labels"]
+        found += (speed.seconds(prompt, share) + speed.seconds(labels)) * s.answers.by_label / s.evaluation_batch
+    return found

@@ -1,0 +1,122 @@
+"""Each task of a run in numbers, from what its methods say: for plans, and for the time that a run has left."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from cl_runner.config import Config, Training
+from cl_runner.data.task import Task, label_union, outlines
+from cl_runner.methods.base import Chain
+from cl_runner.needs import Added, Needs, Outline
+from cl_runner.parts import family_kind
+from cl_runner.planning.setting import TaskNumbers
+from cl_runner.train import number_of_steps, stage_of
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Examples of a task: trained on, evaluated, and those that its best epoch is selected by."""
+
+    name: str
+    train: int
+    evaluated: int
+    validation: int = 0
+
+
+def ask(method: Chain, config: Config, model: nn.Module, longest_answer: int | None = None) -> Needs:
+    """What the methods of a run need.
+
+    Args:
+        model: the architecture without weights.
+        longest_answer: tokens of an answer in training; None = as many as the backbone takes.
+    """
+    tasks = outlines(config.task_order, config.task)
+    one_target = family_kind(config.backbone.family) == "classifier"
+    vocabulary = model.config.get_text_config().vocab_size  # type: ignore[union-attr,operator]  # transformers' own
+    outline = Outline(
+        tasks=tasks,
+        restart=config.task_order.restart,
+        one_target=one_target,
+        targets=1 if one_target else longest_answer or config.backbone.max_answer_length or 0,
+        outputs=len(label_union(tasks)) if one_target else vocabulary,
+    )
+    return method.needs(model, outline)
+
+
+def task_numbers(config: Config, needs: Needs, counts: Sequence[Counts]) -> tuple[TaskNumbers, ...]:
+    """Each task in numbers; all weights train where the methods do not say what does."""
+    tasks = outlines(config.task_order, config.task)
+    return tuple(_numbers(config, needs, task, counts) for task, _ in zip(tasks, counts, strict=True))
+
+
+def _numbers(config: Config, needs: Needs, task: Task, counts: Sequence[Counts]) -> TaskNumbers:
+    order, training = config.task_order, config.training
+    stage = stage_of(training, task)
+    later = task.index > 0 and not order.restart
+    before = [each.train for each in counts[: task.index]]
+    own = counts[task.index].train + (sum(before) if order.joint else 0)
+    earlier = before if later else []
+    trains = (needs.later if later else needs.first) or "all"
+    epochs: Sequence[int] = [own] * stage.epochs
+    if needs.epochs is not None:
+        epochs = needs.epochs(earlier, epochs)
+    batches = number_of_steps(epochs, stage, training.max_steps)
+    passed = _passed(epochs, stage.batch_size, batches)
+    added = Added(0) if needs.adds is None else needs.adds(earlier, batches, passed)
+    largest_part = stage.batch_size
+    if added.examples and needs.largest_part is not None:
+        largest_part = needs.largest_part(largest_part)
+    selects = training.select == "best_validation" and trains != "nothing"
+    return TaskNumbers(
+        name=task.name,
+        stage=_stage_name(training, task),
+        largest_part=largest_part,
+        examples=own,
+        passed=passed + added.examples,
+        steps=batches + added.steps,
+        trains=trains,
+        measured=_measured(config, needs, own, sum(earlier), trains == "selected"),
+        later=later,
+        validated=counts[task.index].validation * _epochs_ended(epochs, stage.batch_size, batches) if selects else 0,
+        several_parts=added.examples > 0 and needs.several_parts,
+    )
+
+
+def _stage_name(training: Training, task: Task) -> str:
+    """Whose micro_batch cuts a task's parts: the key below `training`."""
+    change = training.tasks.get(task.name)
+    if change is not None and change.micro_batch is not None:
+        return f"tasks.{task.name}"
+    return "incremental" if task.index else "base"
+
+
+def _measured(config: Config, needs: Needs, own: int, before: int, selects: bool) -> int:
+    """Examples that importance is measured on; the same ones serve all methods."""
+    wanted = [
+        before if "old_tasks" in needs.measures else 0,
+        own if "new_task" in needs.measures and selects else 0,
+        own if "last_task" in needs.measures else 0,
+    ]
+    limit = config.importance.max_examples
+    return max(wanted) if limit is None else min(max(wanted), limit)
+
+
+def _passed(epochs: Sequence[int], batch_size: int, steps: int) -> int:
+    """Examples of the first `steps` batches; the last one of each epoch may be smaller."""
+    total = 0
+    for examples in epochs:
+        batches = min(steps, math.ceil(examples / batch_size))
+        total += min(examples, batches * batch_size)
+        steps -= batches
+    return total
+
+
+def _epochs_ended(epochs: Sequence[int], batch_size: int, steps: int) -> int:
+    """Epochs within `steps` batches, the one that is cut short included."""
+    ends = itertools.accumulate(math.ceil(examples / batch_size) for examples in epochs)
+    return len({min(end, steps) for end in ends} - {0})
