@@ -135,6 +135,15 @@ class Counts(Schema):
     test: Whole | None
 
 
+class StageChange(Schema):
+    """What one task does otherwise than its stage says; null = as the stage."""
+
+    epochs: Whole | None = None
+    batch_size: Count | None = None
+    learning_rate: Positive | None = None
+    micro_batch: Count | None = None
+
+
 class OrderedTask(Schema):
     """One step of a task order."""
 
@@ -142,6 +151,7 @@ class OrderedTask(Schema):
     domains: list[str] = Field(default_factory=list)  # empty: the domain of the same name
     task: str | None = None  # a definition other than the order's
     counts: Counts | None = None  # examples other than the order's
+    training: StageChange | None = None  # as TRACE trains 5, 3, 7, 5, 3, 5, 5, 7 epochs
 
 
 class TaskOrder(Schema):
@@ -166,21 +176,11 @@ class Stage(Schema):
     micro_batch: Count | None  # examples of one forward and backward pass; null = the whole batch
 
 
-class StageChange(Schema):
-    """What one task does otherwise than its stage says; null = as the stage."""
-
-    epochs: Whole | None = None
-    batch_size: Count | None = None
-    learning_rate: Positive | None = None
-    micro_batch: Count | None = None
-
-
 class Training(Schema):
     """A fresh optimizer per task; no decay on biases and normalisation weights."""
 
     base: Stage
     incremental: Stage
-    tasks: dict[str, StageChange]  # by the task's name: TRACE trains 5, 3, 7, 5, 3, 5, 5, 7 epochs
     optimizer: OptimizerName
     weight_decay: NonNegative
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]  # AdamW

@@ -1,27 +1,63 @@
-"""The end of a run: derived numbers, report, W&B's tables, the mark that it is done, and the last screen."""
+"""How a run ends: done, with its numbers, report and last screen; failed, with advice; interrupted."""
 
 from __future__ import annotations
 
 import math
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import numpy as np
 
 from cl_runner import checkpoint
 from cl_runner.compose import Request
 from cl_runner.evaluate import evaluation_examples
-from cl_runner.journal import Journal
-from cl_runner.learner import Learner
+from cl_runner.interrupt import Interrupted, Stop
+from cl_runner.journal import Journal, Scene
 from cl_runner.matrix import START, headline_column
+from cl_runner.planning.begun import memory_advice
+from cl_runner.planning.memory import is_out_of_memory
 from cl_runner.prepared import Prepared
 from cl_runner.record import tables, write_summary
+from cl_runner.tracking.clock import Clock
 from cl_runner.tracking.console import Console, duration
+from cl_runner.tracking.progress import Shown
 
 
-def finish(request: Request, parts: Prepared, journal: Journal, learner: Learner, console: Console) -> None:
+def guarded(request: Request, parts: Prepared, story: Callable[[Scene], None]) -> int:
+    """The story with its ends, as an exit status. Call it holding the run's lock."""
+    (request.folder / "FAILED").unlink(missing_ok=True)
+    stop, clock = Stop(), Clock()
+    with Console(request.folder / "log.txt") as console, stop:
+        shown = Shown(console, stop.check)
+        try:
+            with ExitStack() as closing:
+                story(Scene(console, shown, stop, clock, closing))
+            return 0
+        except (Interrupted, KeyboardInterrupt):
+            shown.close()
+            console.line(f"Interrupted, and saved. The same command goes on: {request.command}")
+            return 75
+        except Exception as error:
+            shown.close()
+            text = traceback.format_exc()
+            with (request.folder / "log.txt").open("a", encoding="utf-8") as log:
+                log.write(text)
+            checkpoint.replace_file(request.folder / "FAILED", text)
+            console.error(f"{type(error).__name__}: {error}")
+            if is_out_of_memory(error):
+                console.line(memory_advice(request, parts, clock))
+            else:
+                console.line("\n".join(text.splitlines()[-7:-1]))
+            console.line(f"The whole trace is in {request.folder}/log.txt. The same command tries again.")
+            return 1
+
+
+def finish(request: Request, parts: Prepared, journal: Journal, scene: Scene) -> None:
     """Write and show what a finished run is worth."""
     from cl_runner.report.page import write_run_report  # matplotlib: only when there is something to draw
 
-    config, tasks = request.config, parts.own_tasks
+    config, tasks, console = request.config, parts.own_tasks, scene.console
     names = [task.name for task in tasks]
     sizes = {task.name: len(evaluation_examples(task, config.evaluation.split)) for task in tasks}
     summary = write_summary(
@@ -30,7 +66,7 @@ def finish(request: Request, parts: Prepared, journal: Journal, learner: Learner
         {task.name: task.scored_by(config.evaluation.scoring) for task in tasks},
         journal.rows,
         journal.details,
-        learner.clock,
+        scene.clock,
         journal.changes.weights,
         journal.ability,
     )

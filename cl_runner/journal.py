@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from statistics import fmean as mean
 from typing import Any
 
@@ -14,7 +15,7 @@ from cl_runner.change import Changes
 from cl_runner.compose import Request
 from cl_runner.data.task import Task
 from cl_runner.evaluate import evaluate, evaluation_examples, scores
-from cl_runner.interrupt import Stop
+from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.learn import Watch
 from cl_runner.learner import Learner
 from cl_runner.matrix import START
@@ -25,11 +26,27 @@ from cl_runner.sparse.certificate import Untouched
 from cl_runner.sparse.chain import apply_chain
 from cl_runner.sparse.snapshots import describe_snapshot
 from cl_runner.sparse.summary import fisher_map, zero_fractions
+from cl_runner.tracking.clock import Clock
 from cl_runner.tracking.console import Console
 from cl_runner.tracking.metrics import MetricsLog
 from cl_runner.tracking.progress import Shown
 from cl_runner.tracking.wandb_log import WandbLog
 from cl_runner.train import Progress
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a run under way is seen and stopped by.
+
+    Attributes:
+        closing: is closed at the end, whatever it is.
+    """
+
+    console: Console
+    shown: Shown
+    stop: Stop
+    clock: Clock
+    closing: ExitStack
 
 
 class Journal(Watch):
@@ -49,12 +66,10 @@ class Journal(Watch):
         learner: Learner,
         method: Method,
         probes: Mapping[str, Probe],
-        console: Console,
-        shown: Shown,
-        stop: Stop,
+        scene: Scene,
     ):
         self._request, self._learner, self._method, self._probes = request, learner, method, probes
-        self._console, self._shown, self._stop = console, shown, stop
+        self._scene, self._console, self._shown, self._stop = scene, scene.console, scene.shown, scene.stop
         self._folder, self._config = request.folder, request.config
         self._names = [task.name for task in learner.tasks]
         self._saved_at = time.monotonic()
@@ -83,17 +98,16 @@ class Journal(Watch):
         done = saved["task"] == len(self._names)
         self._console.line("All tasks are learned; what is left is the report." if done else at)
 
-    def open(self, lines: int, closing: ExitStack) -> None:
+    def open(self, lines: int) -> None:
         """metrics.jsonl and W&B, where the checkpoint left them.
 
         Args:
             lines: of metrics.jsonl that belong to the checkpoint.
-            closing: closes them at the end of the run.
         """
         request, options = self._request, self._config.wandb
         self._metrics = MetricsLog(self._folder / "metrics.jsonl", lines)
-        closing.callback(self._metrics.close)
-        self.wandb = WandbLog(
+        self._scene.closing.callback(self._metrics.close)
+        wandb = self.wandb = WandbLog(
             mode=options.mode,
             project=options.project,
             entity=options.entity,
@@ -105,6 +119,12 @@ class Journal(Watch):
             folder=self._folder,
             warn=self._console.line,
         )
+
+        def end(kind: type[BaseException] | None, *_: object) -> None:
+            interrupted = kind is not None and issubclass(kind, (Interrupted, KeyboardInterrupt))
+            wandb.finish(75 if interrupted else 0 if kind is None else 1)
+
+        self._scene.closing.push(end)
 
     def _write(self, **line: Any) -> None:
         assert self._metrics is not None, "the journal is not open"
@@ -216,8 +236,7 @@ class Journal(Watch):
         self._console.row(after, shown)
         self._probe(after)
 
-    def validation_score(self, task: Task) -> float:
-        """Percent on the task's own validation split, as its first metric scores it."""
+    def validate(self, task: Task) -> float:
         options = self._config.evaluation.model_copy(update={"split": "validation"})
         with self._learner.clock.phase("select"):
             found = evaluate(self._learner, self._method, [task], options, f"{task.name}/validation")

@@ -8,7 +8,7 @@ from cl_runner.config import Training
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
-from cl_runner.train import Progress, Validate, stage_of, train_task
+from cl_runner.train import Progress, stage_of, train_task
 
 
 class Watch:
@@ -23,6 +23,10 @@ class Watch:
     def on_step(self, task: Task, progress: Progress, numbers: dict[str, float]) -> None:
         """A batch is done."""
 
+    def validate(self, task: Task) -> float:
+        """Percent on the task's validation split, as its first metric scores it; asked where an epoch is selected."""
+        raise NotImplementedError
+
     def on_trained(self, task: Task, entries: int) -> None:
         """The model has learned; so many entries trained."""
 
@@ -35,14 +39,12 @@ def learn_task(
     watch: Watch,
     resume: dict[str, Any] | None = None,
     fresh: bool = True,
-    validate: Validate | None = None,
 ) -> None:
     """Learn one task at the learner's weights.
 
     Args:
         resume: training's part of a checkpoint inside this task, or None.
         fresh: whether the method's state does not hold yet what it finds out before the task.
-        validate: the score on the task's validation split, where training selects its best epoch.
     """
     if fresh:
         learner.measured.begin()
@@ -66,7 +68,7 @@ def learn_task(
             training,
             resume,
             lambda progress, numbers: watch.on_step(task, progress, numbers),
-            validate,
+            (lambda: watch.validate(task)) if training.select == "best_validation" else None,
         )
     watch.on_trained(task, entries)
     learner.finish()

@@ -58,7 +58,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
     answers = max(config.backbone.max_answer_length or 0, generated) if family.kind == "causal" else 0
     skeleton = family.skeleton()
     method.check(skeleton, config.backbone.max_length + answers)
-    _check_training(config.training, tasks, [name for name, _ in skeleton.named_parameters()], method)
+    _check_training(config.training, [name for name, _ in skeleton.named_parameters()], method)
     joint = [
         dataclasses.replace(task, train=tuple(e for seen in tasks[: i + 1] for e in seen.train))
         for i, task in enumerate(tasks)
@@ -94,21 +94,15 @@ def _check_data(config: Config, tasks: Sequence[Task]) -> None:
         )
 
 
-def _check_training(training: Training, tasks: Sequence[Task], parameters: list[str], method: Chain) -> None:
-    """What `training` says of single tasks and parameters is about some that there are, and of its own optimizer."""
-    names = [task.name for task in tasks]
-    for name in training.tasks:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            nearest = f" Nearest: {close[0]!r}." if close else ""
-            raise ValueError(f"training.tasks.{name}: the order has no such task; it has {', '.join(names)}.{nearest}")
+def _check_training(training: Training, parameters: list[str], method: Chain) -> None:
+    """What `training` says of parameters is about some that there are, and what it says of an optimizer is read."""
     adds = any(type(each).build is not Method.build for each in method.methods.values())
     unused = unused_patterns(training.rates, parameters)
     if unused and not adds:  # names that a method brings along are not known before the model is built
         close = difflib.get_close_matches(unused[0], parameters, n=1, cutoff=0.3)
         raise ValueError(
             f"training.rates: no parameter's name fits {unused[0]!r}; such as {close[0] if close else parameters[-1]} "
-            "do. Type: training.rates={'*NAME*':RATE}"
+            "do. Type: 'training.rates={*NAME*: RATE}'"
         )
     if not training.bias_correction and training.optimizer != "adamw":
         raise ValueError(

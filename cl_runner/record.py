@@ -51,9 +51,10 @@ def header(request: Request, tasks: Sequence[Task], device: str) -> list[tuple[s
         if size < stage.batch_size:
             passes = math.ceil(stage.batch_size / size)
             said.append((f"batch, {name}", f"{stage.batch_size} examples a step, in {passes} passes of {size}"))
-    for task, change in training.tasks.items():
-        given = {key: value for key, value in change.model_dump().items() if value is not None}
-        said.append((task, ", ".join(f"{key} {value}" for key, value in given.items())))
+    for task in tasks:
+        given = {} if task.change is None else task.change.model_dump(exclude_none=True)
+        if given:
+            said.append((task.name, ", ".join(f"{key} {value}" for key, value in given.items())))
     return [*said, ("folder", str(request.folder))]
 
 

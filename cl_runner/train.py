@@ -67,10 +67,10 @@ class Progress:
 
 
 def stage_of(training: Training, task: Task) -> Stage:
-    """How a task is trained: by its stage, and what the configuration says of it alone."""
+    """How a task is trained: by its stage, and what the order says of it alone."""
     stage = training.incremental if task.index else training.base
-    change = training.tasks.get(task.name)
-    given = {} if change is None else {k: v for k, v in change.model_dump().items() if v is not None}
+    change = task.change
+    given = {} if change is None else change.model_dump(exclude_none=True)
     return stage.model_copy(update=given)
 
 

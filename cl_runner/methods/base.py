@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -17,11 +17,9 @@ from cl_runner.batch import Batch, Output, Part
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Prediction
+from cl_runner.learner import Learner
 from cl_runner.needs import Needs, Outline, combine
 from cl_runner.trained import Trained
-
-if TYPE_CHECKING:
-    from cl_runner.learner import Learner
 
 Predict = Callable[[Batch], list[Prediction]]
 

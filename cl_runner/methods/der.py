@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,10 @@ from cl_runner.batch import Batch, Output, Part
 from cl_runner.config import Count, NonNegative
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
+from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.methods.memory import Place, place_of, recall, reservoir_slots
 from cl_runner.needs import Added, Needs, Outline
-
-if TYPE_CHECKING:
-    from cl_runner.learner import Learner
 
 
 @dataclass

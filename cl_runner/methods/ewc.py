@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from cl_runner.config import NonNegative, Share
 from cl_runner.data.task import Task
 from cl_runner.importance import fisher
+from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline
-
-if TYPE_CHECKING:
-    from cl_runner.learner import Learner
 
 
 @dataclass

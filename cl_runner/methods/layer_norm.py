@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
 from cl_runner.config import Positive
 from cl_runner.data.task import Task
 from cl_runner.families.freezing import frozen
+from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline
 from cl_runner.sparse.patterns import module_types
 from cl_runner.trained import Trained
-
-if TYPE_CHECKING:
-    from cl_runner.learner import Learner
 
 
 @dataclass

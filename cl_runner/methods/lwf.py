@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,9 @@ from cl_runner.batch import Batch, Output, Part
 from cl_runner.config import NonNegative
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
+from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline
-
-if TYPE_CHECKING:
-    from cl_runner.learner import Learner
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -13,12 +13,10 @@ from cl_runner.batch import Part
 from cl_runner.config import Count, Fraction
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
+from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.methods.memory import own_examples
 from cl_runner.needs import Added, Needs, Outline
-
-if TYPE_CHECKING:
-    from cl_runner.learner import Learner
 
 
 @dataclass

@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
 from cl_runner.batch import Part
 from cl_runner.config import Count
 from cl_runner.data.task import Task
+from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.methods.memory import Place, place_of, recall, reservoir_slots
 from cl_runner.needs import Added, Needs, Outline
-
-if TYPE_CHECKING:
-    from cl_runner.learner import Learner
 
 
 @dataclass

@@ -6,7 +6,7 @@ Which paper it is stands in the YAML: scores, the data they are computed on, sma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from cl_runner.config import Fraction, NonNegative, Positive, Score
 from cl_runner.data.task import Task
 from cl_runner.families.freezing import frozen
 from cl_runner.importance import importance
+from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline
 from cl_runner.sparse.groups import group_sizes, layer_groups
@@ -22,9 +23,6 @@ from cl_runner.sparse.patterns import match, module_types
 from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_MEAN, NEEDS_PASS, scores
 from cl_runner.sparse.selection import random_selection, select
 from cl_runner.trained import Trained
-
-if TYPE_CHECKING:
-    from cl_runner.learner import Learner
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +21,7 @@ from cl_runner.layers.prefixes import GatedPrefixes, attention_layers
 from cl_runner.layers.prompts import Prompts
 from cl_runner.layers.targets import all_projections, find_targets
 from cl_runner.layers.values import Values
+from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline, Retrieves
 from cl_runner.retrieval.bank import Bank
@@ -28,9 +29,6 @@ from cl_runner.retrieval.encoder import Queries, check_encoder
 from cl_runner.retrieval.keys import new_keys, retrieve, similarities, train_keys
 from cl_runner.retrieval.measures import accuracies, measure_time, write_keys
 from cl_runner.trained import Trained
-
-if TYPE_CHECKING:
-    from cl_runner.learner import Learner
 
 
 @dataclass

@@ -99,7 +99,8 @@ def _with(s: Setting, options: Mapping[str, str]) -> Setting:
 
 def _training_ladder(s: Setting, stage: str) -> Iterator[Options]:
     """Options for the training of a stage, the least costly first: without, then with checkpointing."""
-    key = f"training.{stage}.micro_batch"
+    of_a_task = stage.startswith("tasks.")
+    key = f"task_order.{stage}.training.micro_batch" if of_a_task else f"training.{stage}.micro_batch"
     start = s.micro_batch[stage]
     sizes = [start, *_halvings(start)]
     plain = [{} if size == start else {key: str(size)} for size in sizes]

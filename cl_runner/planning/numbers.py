@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from cl_runner.build import build_family, build_method
-from cl_runner.config import Backbone, Config, Training
+from cl_runner.config import Backbone, Config
 from cl_runner.data.task import Task, build_tasks, label_union
 from cl_runner.families.base import Family
 from cl_runner.families.freezing import freeze
@@ -181,7 +181,7 @@ def setting_of(
         max_length=max(lengths.prompts),
         # Batches of prompts to answer are sorted by length.
         mean_length=_padded(lengths.prompts, batch if classifies else 0),
-        micro_batch=_micro_batches(config.training, tasks),
+        micro_batch=_micro_batches(config, tasks),
         importance_batch=importance.batch_size,
         importance_micro_batch=importance.micro_batch,
         accumulate=importance.accumulate,
@@ -205,10 +205,11 @@ def setting_of(
     )
 
 
-def _micro_batches(training: Training, tasks: Sequence[TaskNumbers]) -> dict[str, int]:
+def _micro_batches(config: Config, tasks: Sequence[TaskNumbers]) -> dict[str, int]:
     """Examples of a pass, by stage; where nothing cuts the parts of a step, those of the largest one."""
+    training, changes = config.training, [task.training for task in config.task_order.tasks]
     stages = {"base": training.base.micro_batch, "incremental": training.incremental.micro_batch}
-    stages |= {f"tasks.{name}": change.micro_batch for name, change in training.tasks.items() if change.micro_batch}
+    stages |= {f"tasks.{i}": change.micro_batch for i, change in enumerate(changes) if change and change.micro_batch}
     found = {}
     for stage, size in stages.items():
         largest = max((task.largest_part for task in tasks if task.stage == stage), default=1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from cl_runner.config import Config, Training
+from cl_runner.config import Config
 from cl_runner.data.task import Task, label_union, outlines
 from cl_runner.methods.base import Chain
 from cl_runner.needs import Added, Needs, Outline
@@ -74,7 +74,7 @@ def _numbers(config: Config, needs: Needs, task: Task, counts: Sequence[Counts])
     selects = training.select == "best_validation" and trains != "nothing"
     return TaskNumbers(
         name=task.name,
-        stage=_stage_name(training, task),
+        stage=_stage_name(task),
         largest_part=largest_part,
         examples=own,
         passed=passed + added.examples,
@@ -87,11 +87,10 @@ def _numbers(config: Config, needs: Needs, task: Task, counts: Sequence[Counts])
     )
 
 
-def _stage_name(training: Training, task: Task) -> str:
-    """Whose micro_batch cuts a task's parts: the key below `training`."""
-    change = training.tasks.get(task.name)
-    if change is not None and change.micro_batch is not None:
-        return f"tasks.{task.name}"
+def _stage_name(task: Task) -> str:
+    """Whose micro_batch cuts a task's parts: its stage's, or its own as the order says."""
+    if task.change is not None and task.change.micro_batch is not None:
+        return f"tasks.{task.index}"
     return "incremental" if task.index else "base"
 
 

@@ -15,7 +15,7 @@ import torch
 #: PE's two phases: offline happens between tasks with the old data, online when the new task's data are there. Scores
 #: of the new task's own data (PIECE) are online as well, and so are queries and keys of its texts (SLM).
 OFFLINE = ("importance", "selection")
-ONLINE = ("prepare", "queries", "keys", "train")
+ONLINE = ("prepare", "queries", "keys", "train", "select")
 
 
 class Clock:
