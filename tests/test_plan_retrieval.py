@@ -6,25 +6,26 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from tiny import learn, run_command, tiny, tiny_config, tiny_encoder, tiny_learner
 
 from cl_runner.build import build_method
 from cl_runner.compose import compose
 from cl_runner.config import Config
 from cl_runner.data.example import Example
-from cl_runner.data.task import outlines
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Chain
+from cl_runner.needs import Retrieves
 from cl_runner.planning.imitation import Ledger
 from cl_runner.planning.numbers import counts_of, setting_of, skeleton
 from cl_runner.planning.planner import Planner
-from cl_runner.planning.retrieval import Retrieval, retrieval_of
+from cl_runner.planning.retrieval import EncoderNumbers, encoder_of
+from cl_runner.planning.seconds import work
 from cl_runner.planning.setting import Setting
 from cl_runner.planning.speed import Speed
-from tests.tiny import learn, run_command, tiny, tiny_config, tiny_encoder, tiny_learner
+from cl_runner.planning.tasks import ask
 
 LONGEST, ANSWER, GENERATED = 40, 20, 12
 
@@ -50,7 +51,7 @@ def planned(config: Config, learner: Learner, device: str = "cpu") -> tuple[Plan
     """The planner of its run, in which all texts are as long as may be."""
     labels = len({label for task in learner.tasks for label in task.labels})
     model = skeleton(config.backbone, labels)
-    s = setting_of(config, counts_of(config, learner.tasks), labels, model, device, None)  # type: ignore[arg-type]
+    s = setting_of(config, counts_of(config, learner.tasks), model, device, None)  # type: ignore[arg-type]
     return Planner(lambda: skeleton(config.backbone, labels), 0), s
 
 
@@ -76,15 +77,12 @@ def texts(examples: Sequence[Example]) -> list[Example]:
 def test_retrieved_values_live_like_the_real_ones(backbone: str, value: str, later: bool, tmp_path: Path) -> None:
     answers = [] if backbone == "tiny_bert" else [f"backbone.max_answer_length={ANSWER}"]
     learner, method, config = learned(tmp_path, f"backbone={backbone}", f"method.slm.value={value}", *answers)
-    task = learner.tasks[1]
-    if later:
-        method.before_task(learner, task)
-        method.activate(learner, task)
-    else:  # the first one again
-        learner, method, tasks = tiny_learner(config)
-        task = tasks[0]
-        method.before_task(learner, task)
-        method.activate(learner, task)
+    if not later:  # the first one again
+        learner, method, _ = tiny_learner(config)
+    task = learner.tasks[int(later)]
+    method.select(learner, task)
+    learner.choose(task, method.trains(learner, task))
+    learner.begin()
     planner, s = planned(config, learner)
     examples = texts(task.train)
     if answers:
@@ -96,7 +94,7 @@ def test_retrieved_values_live_like_the_real_ones(backbone: str, value: str, lat
         output = learner.forward(batch)
         output.loss.backward()
     real = ledger.cost()
-    found = planner._train(s, "incremental" if later else "base", "retrieved", later)
+    found = planner.prices.train(s, s.tasks[int(later)])
     assert found.peak_bytes == pytest.approx(real.peak_bytes, rel=0.1)
     assert found.flops == pytest.approx(real.flops, rel=0.05)
 
@@ -114,57 +112,57 @@ def test_answers_are_retrieved_for_as_imitated(backbone: str, value: str, tmp_pa
         learner.answer(batch, dataclasses.replace(learner.answering(learner.tasks[0]), max_new_tokens=GENERATED))
     real = ledger.cost()
     planner, s = planned(config, learner)
-    stages = planner._evaluate(s)["forward" if backbone == "tiny_bert" else "generate"]
+    stages = planner.prices.evaluate(s)["forward" if backbone == "tiny_bert" else "generate"]
     assert max(cost.peak_bytes for cost in stages) == pytest.approx(real.peak_bytes, rel=0.1)
 
 
-def numbers_of(*overrides: str) -> tuple[Setting, Retrieval]:
+def numbers_of(*overrides: str) -> tuple[Setting, Retrieves, EncoderNumbers]:
     """Of a run with hidden width 32 in two layers and an encoder of 48 numbers; no data are read."""
     config = compose([*tiny(Path("nowhere"), "method=slm", *tiny_encoder(), *overrides)]).config
     model = skeleton(config.backbone, 3)
-    s = setting_of(config, counts_of(config, None), 3, model, "cuda", None)
-    assert s.memory.retrieval is not None
-    return s, s.memory.retrieval
+    s = setting_of(config, counts_of(config, None), model, "cuda", None)
+    assert s.needs.retrieves is not None and s.encoder is not None
+    return s, s.needs.retrieves, s.encoder
 
 
 def test_single_tasks_train_their_own_head_again() -> None:
-    _, r = numbers_of("method.slm.rank=5", "method.slm.slots=3", "task_order=[reviews,single_task]")
+    _, r, _ = numbers_of("method.slm.rank=5", "method.slm.slots=3", "task_order=[reviews,single_task]")
     assert list(r.trained.values()) == [3 * 2 * 5 * (32 + 32) + 3 * (32 + 1)] * 3
     assert not r.foreign
 
 
 def test_numbers_by_hand() -> None:
-    s, r = numbers_of("method.slm.rank=5", "method.slm.slots=3", "method.slm.key_batch_size=7")
+    s, r, encoder = numbers_of("method.slm.rank=5", "method.slm.slots=3", "method.slm.key_batch_size=7")
     width = 2 * 5 * (32 + 32)  # layers, rank, in and out
-    assert (r.width, r.slots, r.given, r.room, r.query, r.encoder_tokens) == (width, 3, 2, 0, 48, 256)
+    assert (r.width, r.slots, r.given, r.room, encoder.query, encoder.tokens) == (width, 3, 2, 0, 48, 256)
     head = 3 * (32 + 1)  # of all labels, which the first task has
     assert list(r.trained.values()) == [3 * width + head, 3 * width, 3 * width]
-    assert r.stored == 3 * 3 * (width + 48)
+    assert s.stored == 3 * 3 * (width + 48)
     assert [task.trains for task in s.tasks] == ["retrieved"] * 3
     assert (s.encoded, s.encoder_length) == (48 + 20 + 2 * (24 + 10), 256)
     planner = Planner(lambda: skeleton(compose(tiny(Path("nowhere"), "method=slm")).config.backbone, 3), 0)
-    weights = planner.parameters(s)
-    later = dataclasses.replace(s, tasks=s.tasks[1:], micro_batch={"base": 8, "incremental": 8})
-    step = planner._train(later, "incremental", "retrieved", True).peak_bytes
-    resident = 4 * (weights + r.stored)
-    assert planner.peak(s, "load") == resident + 4 * r.stored
-    encoded = resident + 4 * r.encoder_entries
+    prices = planner.prices
+    weights = planner.architecture.parameters(s)
+    step = prices.train(s, s.tasks[1]).peak_bytes
+    resident = 4 * (weights + s.stored)
+    assert planner.peak(s, "load") == resident + 4 * s.stored
+    encoded = resident + 4 * encoder.entries
     assert planner.peak(s, "keys") == encoded
-    assert planner.peak(s, "queries") == encoded + planner._encode(s, r).peak_bytes
+    assert planner.peak(s, "queries") == encoded + prices.encode(s, encoder).peak_bytes
     # Values before the task and moments beside them; gradients belong to the step.
     assert planner.peak(s, "train incremental") == encoded + 12 * 3 * width + max(step, 12 * 3 * width)
     assert planner.disk(s)["snapshots"] == 4 * sum(r.trained.values()) + 3 * 4 * 3 * 48
-    assert planner.work(s)["keys"][0] == 3 * 96
+    assert work(s)["keys"][0] == 3 * 96
     speed = Speed(1e9, 1e9, 1e-5)
     steps = 3 * (7 + 4 + 4)  # epochs, batches of 7 of 48, 24 and 24
-    assert planner.seconds(s, speed)["keys"] == pytest.approx(steps * speed.seconds(r.key_step))
+    assert planner.seconds(s, speed)["keys"] == pytest.approx(steps * speed.seconds(encoder.key_step))
     assert planner.seconds(s, speed)["queries"] == pytest.approx(
-        speed.seconds(planner._encode(s, r), s.mean_length / 256) * s.encoded / 64
+        speed.seconds(prices.encode(s, encoder), s.mean_length / 256) * s.encoded / 64
     )
     # Backward: the gradients of the inputs, and of the factors themselves.
     products = 2 * 2 * 2 * 5 * (32 + 32)  # layers, K, r, in and out; times 2
-    plain = planner._forward_flops(s)
-    assert planner.flops_per_token(s, s.tasks[1]) == pytest.approx(2 * plain + 3 * products)
+    plain = prices.forward_flops(s)
+    assert prices.flops_per_token(s, s.tasks[1]) == pytest.approx(2 * plain + 3 * products)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +175,7 @@ def test_numbers_by_hand() -> None:
     ],
 )
 def test_what_a_text_is_given(overrides: list[str], given: int, room: int, foreign: bool) -> None:
-    s, r = numbers_of(*overrides)
+    s, r, _ = numbers_of(*overrides)
     assert (r.given, r.room, r.foreign) == (given, room, foreign)
     assert s.max_length == compose(list(tiny(Path("nowhere"), "method=slm"))).config.backbone.max_length + room
 
@@ -189,9 +187,9 @@ def test_an_encoder_that_is_not_here_is_assumed(capsys: pytest.CaptureFixture[st
     assert run_command(["plan", *arguments]) == 0
     assert "of-nowhere is not on this machine: assumed is an encoder of BERT-base's size" in capsys.readouterr().out
     config = compose(arguments).config
-    method: Any = build_method(config.method).methods["slm"]
-    tasks = outlines(config.task_order, config.task)
-    assert retrieval_of(method, skeleton(config.backbone, 3), tasks, False).encoder_entries == 109_482_240
+    needs = ask(build_method(config.method), config, skeleton(config.backbone, 3))
+    assert needs.retrieves is not None
+    assert encoder_of(needs.retrieves).entries == 109_482_240
 
 
 def test_llama_without_network(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,81 @@
+"""The plan of a real run, and the command `plan`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import TINY, run_command
+
+from cl_runner.planning import memory as machine
+
+
+@pytest.mark.parametrize("backbone", ["tiny_bert", "tiny_t5"])
+def test_plan_of_a_run_is_in_its_folder(backbone: str, tmp_path: Path) -> None:
+    arguments = [*TINY, "method=pe", f"root={tmp_path}", f"backbone={backbone}"]
+    assert run_command(arguments) == 0
+    (folder,) = {path.parent for path in tmp_path.rglob("summary.json")}
+    plan = json.loads((folder / "plan.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(plan) == {"phases", "disk_bytes", "trainable", "flops_per_token", "flops_per_second", "basis", "unsaid"}
+    assert set(plan["phases"]) == {"load", "importance", "train", "evaluate"}
+    assert len(plan["flops_per_token"]) == 3 and plan["flops_per_second"] > 1e6
+    assert plan["flops_per_token"][0] == pytest.approx(1.5 * plan["flops_per_token"][1])
+    trained = [task["trainable"] for task in summary["tasks_detail"]]
+    # Every layer's share is rounded by itself.
+    assert plan["trainable"] == [pytest.approx(n, abs=5) for n in trained]
+    for phase, planned in plan["phases"].items():
+        assert planned["bytes"] / 2**20 == pytest.approx(summary["peak_memory_mib"][phase], rel=0.3)
+
+
+def test_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["plan", *TINY, "method=pe"]) == 0
+    text = capsys.readouterr().out
+    for part in ("load", "importance", "train", "evaluate", "Disk:", "It fits", "a short calibration"):
+        assert part in text
+    assert run_command(["plan", "--json", *TINY, "method=pe"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["optimizer_steps"] == 12 + 6 + 6
+    assert content["phases"]["train"]["examples"] == 2 * (48 + 24 + 24)
+    assert content["phases"]["train"]["seconds"] > 0
+    assert content["advice"] is None
+
+
+def test_command_explains_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["plan", "metod=pe"]) == 2
+    assert "Nearest: 'method'" in capsys.readouterr().err
+    assert run_command(["plan", "--jsn"]) == 2
+    assert "--jsn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("layers", "parameters"), [(8, 1_881_214_976), pytest.param(32, 6_738_415_616, marks=pytest.mark.slow)]
+)
+def test_llama_without_network(layers: int, parameters: int, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["method=piece_s", "backbone=llama2_7b", "hardware=gpu", "hardware.gradient_checkpointing=true"]
+    overrides += [f"training.{stage}.micro_batch=2" for stage in ("base", "incremental")]
+    assert run_command(["plan", "--json", *overrides, f"backbone.architecture.num_hidden_layers={layers}"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    # A layer: 4 x 4096^2 + 3 x 4096 x 11008 and two norms; embeddings, the last norm, and the output layer.
+    linear = layers * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert parameters == linear + layers * 2 * 4096 + 4096 + 2 * 32000 * 4096
+    assert plan["parameters"] == parameters
+    assert plan["phases"]["load"]["bytes"] == 2 * parameters
+    # 0.1 % of all but the embeddings, in bf16: weights, 28 bytes an entry, and less than 2 GB of activations.
+    assert 0 < plan["phases"]["train"]["bytes"] - 2 * parameters < 2e9
+    assert (plan["longest_text"], plan["longest_answer"], plan["longest_generated"]) == (1024, 512, 16)
+    # Of 1536 tokens 513 reach the output layer; attention: two products with all positions. Selected entries train, so
+    # that backward costs one more forward pass.
+    forward = 2 * linear + 2 * 32000 * 4096 * 513 / 1536 + layers * 4 * 4096 * 1536
+    assert plan["flops_per_token"] == [pytest.approx(2 * forward)] * 5
+    assert plan["flops_per_second"] is None
+
+
+def test_a_run_that_does_not_fit_gets_advice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "device_bytes", lambda device: 1_000_000)
+    assert run_command(["plan", *TINY, "method=seq_ft"]) == 0
+    text = capsys.readouterr().out
+    assert "does not fit" in text and "No change of options" in text
