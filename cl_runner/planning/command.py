@@ -34,6 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         asked = parser.parse_intermixed_args(arguments)
         request = compose(asked.overrides, asked.config_dir)
+        for line in request.replaced:
+            print(line, file=sys.stderr)
         with Console(stderr=True).status(f"Planning {request.method} on {request.backbone} ..."):
             _quiet()
             from cl_runner.planning.numbers import local_family, local_tasks
