@@ -119,8 +119,8 @@ def test_reservoir_is_uniform() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_online_replay_is_the_mean_over_both(family: str, tmp_path: Path) -> None:
     """The step's gradient is that of one batch of new and drawn examples."""
-    options = ("method.replay_online.size=16", "backbone.dropout=0.0")
-    learner, method, config, _, later = two_tasks(tmp_path, f"backbone=tiny_{family}", "method=replay_online", *options)
+    options = ("method=replay_online", "method.replay_online.size=16", "backbone.dropout=0.0")
+    learner, method, _, _, later = two_tasks(tmp_path, *options, f"backbone=tiny_{family}")
     new, old = later.steps[0][0]
     assert len(new.examples) == len(old.examples) == 8 and new.kind == "new" != old.kind
     learner.choose(learner.tasks[1], None)
