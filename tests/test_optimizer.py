@@ -209,7 +209,8 @@ def test_selection_costs_are_in_the_summary(tmp_path: Path) -> None:
 def test_epochs_rates_and_batches_by_task(tmp_path: Path) -> None:
     order = (
         "task_order.tasks=[{name: base, domains: [novels, films]}, "
-        "{name: kettles, training: {epochs: 3, batch_size: 6}}, {name: software, training: {learning_rate: 0.25, micro_batch: 4}}]"
+        "{name: kettles, training: {epochs: 3, batch_size: 6}}, "
+        "{name: software, training: {learning_rate: 0.25, micro_batch: 4}}]"
     )
     assert run_command(tiny(tmp_path, "method=seq_ft", order, "training.warmup=0.0")) == 0
     (path,) = tmp_path.rglob("metrics.jsonl")
