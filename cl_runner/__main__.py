@@ -121,15 +121,16 @@ def _main(typed: list[str]) -> int:
 
 
 def _request(given: argparse.Namespace) -> int:
-    from cl_runner import compose
+    from cl_runner.compose import compose
+    from cl_runner.overrides import COMMAND, nearest
 
     overrides, folders = given.overrides, given.config_dir
     passed_on = given.cfg or given.info or given.hydra_help or given.shell_completion
     try:
         if overrides and "=" not in overrides[0] and overrides[0][:1].isalpha():
-            known = compose.nearest(overrides[0], COMMANDS)
+            known = nearest(overrides[0], COMMANDS)
             said = f"there is no command {overrides[0]!r}; commands: {', '.join(COMMANDS)}."
-            raise ValueError(said + (f"\nNearest: {known!r}. Type: {compose.COMMAND} {known}" if known else ""))
+            raise ValueError(said + (f"\nNearest: {known!r}. Type: {COMMAND} {known}" if known else ""))
         missing = [str(folder) for folder in folders if not folder.is_dir()]
         if missing:
             raise ValueError(f"--config-dir {missing[0]}: there is no such folder")
@@ -141,11 +142,13 @@ def _request(given: argparse.Namespace) -> int:
             from cl_runner.sweep import run_sweep
 
             return run_sweep(overrides, folders, lambda sweep: _hydra(given, sweep))
-        request = compose.compose(overrides, folders)
+        request = compose(overrides, folders)
+        for line in request.replaced:
+            print(line, file=sys.stderr, flush=True)
         if passed_on:
             return _hydra(given)
         if request.config.hardware.slurm is not None:
-            line = request.command.replace(compose.COMMAND, f"{compose.COMMAND} -m", 1)
+            line = request.command.replace(COMMAND, f"{COMMAND} -m", 1)
             raise ValueError(f"hardware=slurm submits the runs of a multirun, and this is none. Type: {line}")
     except ValueError as error:
         return fail(error)
@@ -158,9 +161,10 @@ def _hydra(given: argparse.Namespace, sweep: str = "") -> int:
     """Hand over to Hydra: multirun with its launchers, --cfg, --info, completion."""
     import hydra
 
-    from cl_runner.compose import for_sweeper, search_path, version_base
-    from cl_runner.groups import CONF
+    from cl_runner.compose import version_base
+    from cl_runner.groups import START, search_path, store_start
     from cl_runner.job import job
+    from cl_runner.overrides import for_sweeper
 
     passed = ["-m"] * given.multirun + ["--resolve"] * given.resolve
     passed += ["--hydra-help"] * given.hydra_help + ["--shell-completion"] * given.shell_completion
@@ -169,8 +173,10 @@ def _hydra(given: argparse.Namespace, sweep: str = "") -> int:
             passed += [f"--{name}", getattr(given, name)]
     where = [f"hydra.sweep.dir=${{root}}/sweeps/{sweep}"] if sweep else []
     overrides = for_sweeper(given.overrides) if given.multirun else given.overrides
-    sys.argv = ["cl_runner", *passed, *overrides, *search_path(given.config_dir), *where]
-    hydra.main(config_path=str(CONF), config_name="config", **version_base())(job)()
+    first, others = search_path(given.config_dir)
+    store_start(given.config_dir)
+    sys.argv = ["cl_runner", *passed, *overrides, *others, *where]
+    hydra.main(config_path=first, config_name=START, **version_base())(job)()
     return 0
 
 

@@ -187,7 +187,7 @@ class Training(Schema):
     epsilon: Positive  # AdamW
     bias_correction: bool  # AdamW; UER's, in which PE was trained, has none
     momentum: Annotated[float, Field(ge=0, lt=1)]  # SGD
-    rates: dict[str, Positive]  # peak rates by a pattern of parameters' names (* = anything), the first that fits
+    rates: dict[str, Positive] | None  # peak rates by a pattern of names (* = anything), the first that fits
     select: Literal["last", "best_validation"]  # which weights a task ends with: of its last step, or of its best epoch
     schedule: Literal["linear", "constant"]  # after the warm-up
     warmup: Share | Annotated[int, Field(ge=2)]  # of a task's steps; from 2 on a number of steps, whatever its length

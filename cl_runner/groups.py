@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
 HERE = Path(__file__).parent
 #: In a wheel the configuration lies inside the package, in a checkout beside it.
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 GROUPS = ("method", "backbone", "task_order", "task", "probe", "protocol", "hardware", "wandb", "experiment")
+
+#: What Hydra starts from, a name that no file has, and what it calls a task definition in messages.
+START, DEFINITION = "_start_", "TaskDefinition"
+
+
+def store_start(folders: Sequence[Path] = ()) -> None:
+    """Register what Hydra starts from: config.yaml, where a task definition takes what it leaves out of
+    task_defaults.yaml."""
+    values = OmegaConf.to_container(OmegaConf.load(_first("task_defaults.yaml", folders)))
+    assert isinstance(values, dict)
+    fields = [
+        (str(key), Any, dataclasses.field(default_factory=functools.partial(copy.deepcopy, value)))
+        for key, value in values.items()
+    ]
+    node = OmegaConf.create({"defaults": ["_self_", "config"]})
+    node.task = DictConfig({}, key_type=str, element_type=dataclasses.make_dataclass(DEFINITION, fields))
+    ConfigStore.instance().store(name=START, node=node)
+
+
+def _first(file: str, folders: Sequence[Path]) -> Path:
+    """A file of the configuration: of the user's folders the first that has it, else the package's."""
+    places = [conf / file for conf in (*folders, CONF)]
+    return next((place for place in places if place.is_file()), places[-1])
 
 
 def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
@@ -23,16 +52,35 @@ def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
     return sorted(found)
 
 
-def file_of(group: str, option: str, folders: Sequence[Path] = ()) -> Path:
-    """The file of an option: of the folders the first that has one, else the package's."""
-    places = [conf / group / f"{option}.yaml" for conf in (*folders, CONF)]
-    return next((place for place in places if place.is_file()), places[-1])
-
-
 def purpose(group: str, option: str, folders: Sequence[Path] = ()) -> str:
     """The first comment of an option's file; empty if it has none."""
-    lines = file_of(group, option, folders).read_text(encoding="utf-8").splitlines()
+    lines = _first(f"{group}/{option}.yaml", folders).read_text(encoding="utf-8").splitlines()
     return next((line[2:] for line in lines if line.startswith("# ") and "@package" not in line), "")
+
+
+def search_path(folders: Sequence[Path]) -> tuple[str, list[str]]:
+    """Where Hydra looks for files: the folder it is given, and the override that names the others, in their order.
+
+    The first file of a name wins: the user's folders come as they were named, the package's own last.
+    """
+    first, *others = [*(folder.resolve() for folder in folders), CONF]
+    paths = ",".join(json.dumps(f"file://{place}") for place in others)
+    return str(first), [f"hydra.searchpath=[{paths}]"] if others else []
+
+
+def replaced(used: Iterable[str], folders: Sequence[Path]) -> list[str]:
+    """A line for each file of the package that a file of the user's stands for.
+
+    Args:
+        used: names of files that a configuration is made of, such as backbone/tiny_bert.
+    """
+    lines = []
+    for name in dict.fromkeys(used):
+        ours, theirs = CONF / f"{name}.yaml", [folder / f"{name}.yaml" for folder in folders]
+        found = next((path for path in theirs if path.is_file()), None)
+        if found is not None and ours.is_file():
+            lines.append(f"conf/{name}.yaml of the package is replaced by {found}")
+    return lines
 
 
 def option_of(node: str, values: Mapping[str, Any], folders: Sequence[Path] = ()) -> str:
@@ -56,7 +104,7 @@ def _nodes(option: str, folders: Sequence[Path], above: tuple[str, ...]) -> dict
     """The nodes of one option of group `method`, its defaults merged in."""
     if option in above:
         raise ValueError(f"{option} starts from itself")
-    content = yaml.safe_load(file_of("method", option, folders).read_text(encoding="utf-8")) or {}
+    content = yaml.safe_load(_first(f"method/{option}.yaml", folders).read_text(encoding="utf-8")) or {}
     nodes: dict[str, dict[str, Any]] = {}
     for start in content.pop("defaults", []):
         if start != "_self_":

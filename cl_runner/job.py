@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from cl_runner.compose import Request, request
 from cl_runner.data.task import Task, build_tasks, fingerprint
 from cl_runner.distributed import require_single_process
+from cl_runner.groups import CONF
 from cl_runner.matrix import headline
 
 
@@ -80,7 +82,9 @@ def job(config: DictConfig) -> int:
     with open_dict(composed):
         composed.hydra = hydra
     sweep = str(hydra.sweep.dir).rpartition("/")[2]
-    status = run_request(request(composed, list(hydra.overrides.task), sweep))
+    sources = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    folders = [source for source in sources if source != CONF]
+    status = run_request(request(composed, list(hydra.overrides.task), sweep, folders))
     if status == 75:
         raise SystemExit(status)
     return status

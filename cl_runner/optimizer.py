@@ -44,13 +44,14 @@ def build_optimizer(
         rates: peaks by pattern of names, in the place of `rate`. Those of `training` come before them.
         name: in the place of the training's.
     """
-    peaks = {**training.rates, **{p: r for p, r in (rates or {}).items() if p not in training.rates}}
+    own = training.rates or {}
+    peaks = {**own, **{p: r for p, r in (rates or {}).items() if p not in own}}
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for decayed in (True, False):
         for key, parameter in parameters.items():
             if decays(key) == decayed:
-                own = rate_of(key, peaks)
-                groups.setdefault((decayed, rate if own is None else own), []).append(parameter)
+                found = rate_of(key, peaks)
+                groups.setdefault((decayed, rate if found is None else found), []).append(parameter)
     given = [
         {"params": held, "weight_decay": training.weight_decay if decayed else 0.0, "peak": peak}
         for (decayed, peak), held in groups.items()

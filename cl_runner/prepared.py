@@ -97,7 +97,7 @@ def _check_data(config: Config, tasks: Sequence[Task]) -> None:
 def _check_training(training: Training, parameters: list[str], method: Chain) -> None:
     """What `training` says of parameters is about some that there are, and what it says of an optimizer is read."""
     adds = any(type(each).build is not Method.build for each in method.methods.values())
-    unused = unused_patterns(training.rates, parameters)
+    unused = unused_patterns(training.rates or {}, parameters)
     if unused and not adds:  # names that a method brings along are not known before the model is built
         close = difflib.get_close_matches(unused[0], parameters, n=1, cutoff=0.3)
         raise ValueError(

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cl_runner.compose import Request, command_line, compose, jobs_of, sweep_id
+from cl_runner.compose import Request, compose
 from cl_runner.matrix import headline
+from cl_runner.overrides import command_line, jobs_of, sweep_id
 
 
 def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callable[[str], int]) -> int:
@@ -29,6 +30,8 @@ def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callabl
         if folder in folders_of_jobs[:i]:
             raise ValueError(f"two jobs of this multirun are the same run {folder}: leave a repeated value out")
     done = sum((folder / "COMPLETED").is_file() for folder in folders_of_jobs)
+    for line in dict.fromkeys(line for request in requests for line in request.replaced):
+        print(line, file=sys.stderr, flush=True)
     print(f"{sweep}: {len(requests)} jobs, {done} of them completed before", flush=True)
     try:
         launch(sweep)

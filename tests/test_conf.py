@@ -21,8 +21,9 @@ OPTIONS = [(group, option) for group in GROUPS if group != "task" for option in 
 
 
 def test_the_table_sees_every_file() -> None:
-    files = {p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml")} - {"config"}
-    assert files == {f"{group}/{option}" for group, option in OPTIONS} | {f"task/{o}" for o in options("task")}
+    files = {p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml")}
+    grouped = {f"{group}/{option}" for group, option in OPTIONS} | {f"task/{o}" for o in options("task")}
+    assert files == grouped | {"config", "task_defaults"}
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])

@@ -30,7 +30,7 @@ def test_gradient_of_a_mean_over_targets(method: str, family: str, tmp_path: Pat
     chain.select(learner, tasks[1])
     learner.choose(tasks[1], chain.trains(learner, tasks[1]))
     examples = tasks[1].train[:7]
-    plain = {name: p for name, p in learner.params().items()}
+    plain = learner.params()
     loss = learner.forward(learner.collate(examples)).loss
     full = dict(zip(plain, torch.autograd.grad(loss, list(plain.values()), allow_unused=True), strict=True))
     with learner.holding():

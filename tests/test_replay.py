@@ -51,7 +51,9 @@ def two_tasks(tmp_path: Path, *overrides: str) -> tuple[Any, Any, Any, Steps, St
 
 def test_equal_texts_stay_apart(tmp_path: Path) -> None:
     """Two tasks of one domain, drawn from the same few reviews: every example knows which task's it is."""
-    config = tiny_config(tmp_path, "task_order.tasks=[{name: one, domains: [kettles]}, {name: two, domains: [kettles]}]")
+    config = tiny_config(
+        tmp_path, "task_order.tasks=[{name: one, domains: [kettles]}, {name: two, domains: [kettles]}]"
+    )
     _, _, tasks = tiny_learner(config)
     first, second = tasks
     assert {e.prompt for e in first.train} & {e.prompt for e in second.train}, "the tasks share texts"
@@ -117,8 +119,8 @@ def test_reservoir_is_uniform() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_online_replay_is_the_mean_over_both(family: str, tmp_path: Path) -> None:
     """The step's gradient is that of one batch of new and drawn examples."""
-    options = ("method.replay_online.size=16", "backbone.dropout=0.0")
-    learner, method, config, _, later = two_tasks(tmp_path, f"backbone=tiny_{family}", "method=replay_online", *options)
+    options = ("method=replay_online", "method.replay_online.size=16", "backbone.dropout=0.0")
+    learner, method, _, _, later = two_tasks(tmp_path, *options, f"backbone=tiny_{family}")
     new, old = later.steps[0][0]
     assert len(new.examples) == len(old.examples) == 8 and new.kind == "new" != old.kind
     learner.choose(learner.tasks[1], None)
@@ -185,7 +187,9 @@ def test_passes_change_neither_draws_nor_step(method: str, family: str, tmp_path
     cut = two_tasks(tmp_path, *options, "training.base.micro_batch=3", "training.incremental.micro_batch=3")
 
     def drawn(watch: Steps) -> list[Any]:
-        return [[(p.kind, [place_of(e) for e in p.examples]) for p in parts] for steps in watch.steps for parts in steps]
+        return [
+            [(p.kind, [place_of(e) for e in p.examples]) for p in parts] for steps in watch.steps for parts in steps
+        ]
 
     assert drawn(whole[4]) == drawn(cut[4])
     assert whole[4].losses == pytest.approx(cut[4].losses, rel=2e-3)

@@ -17,7 +17,7 @@ ASKED = ["hardware=slurm", "hardware.slurm.partition=night", "hardware.slurm.min
 
 
 def test_the_group_reaches_the_launcher() -> None:
-    with _hydra():
+    with _hydra([]):
         composed = _compose(ASKED, [])
     launcher = composed.hydra.launcher
     assert composed.hydra.runtime.choices["hydra/launcher"] == "submitit_slurm"

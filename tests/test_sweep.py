@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import TINY, run_command
 
-from cl_runner.compose import jobs_of, sweep_id
+from cl_runner.overrides import jobs_of, sweep_id
 
 
 @pytest.fixture(autouse=True)

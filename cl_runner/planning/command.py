@@ -31,6 +31,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         asked = parser.parse_intermixed_args(arguments)
         request = compose(asked.overrides, asked.config_dir)
+        for line in request.replaced:
+            print(line, file=sys.stderr)
         with Console(stderr=True).status(f"Planning {request.method} on {request.backbone} ..."):
             _quiet()
             import cl_runner.run  # noqa: F401  # the process of a run holds all this

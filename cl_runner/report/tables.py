@@ -332,7 +332,7 @@ def check_metric(groups: Sequence[Group], metric: str) -> None:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    from cl_runner.compose import nearest
+    from cl_runner.overrides import nearest
 
     close = nearest(name, known)
     return f" Nearest: {close}. Type: {close}" if close else ""

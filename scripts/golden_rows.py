@@ -1,0 +1,467 @@
+"""One tiny run of every method, family and way to train, recorded so that two versions of the code can be compared.
+
+    python scripts/golden_rows.py record old.json --code /path/to/another/checkout
+    python scripts/golden_rows.py record new.json
+    python scripts/golden_rows.py compare old.json new.json
+
+A record holds every loss to its last digit, the hashes of weights, selections and predictions, and the accuracy
+matrix. Last digits depend on the processor and on torch: compare records made on one machine only, and keep them out
+of the repository. Of cl_runner this uses the command line and the files of a run's folder alone, so that it measures
+any checkout that has the overrides below.
+
+tests/golden holds losses and selections of some rows in a form that any processor can keep (tests/test_golden.py). A
+change of behaviour that is wanted is written there anew:
+
+    python scripts/golden_rows.py record new.json --keep tests/golden
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import importlib
+import io
+import json
+import os
+import platform
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+TOP = Path(__file__).resolve().parents[1]
+
+#: What rows share: two tasks, batches that do not come out even, rates at which a few steps move weights and answers.
+SMALL = (
+    "backbone=tiny_bert",
+    "task_order.tasks=[{name: base, domains: [novels, films]}, {name: kettles}]",
+    "task_order.base.train=36",
+    "task_order.base.test=12",
+    "task_order.incremental.train=18",
+    "task_order.incremental.test=6",
+    "training.base.epochs=2",
+    "training.incremental.epochs=2",
+    "training.base.batch_size=8",
+    "training.incremental.batch_size=8",
+    "training.base.learning_rate=3e-3",
+    "training.incremental.learning_rate=3e-3",
+    "backbone.dropout=0.0",  # which entries fall out differs between processors
+    "hardware.threads=1",
+    "wandb=disabled",
+    "snapshots.save=all",
+)
+#: Random weights large enough that texts differ in their answers.
+SPREAD = ("++backbone.architecture={initializer_range: 0.2}",)
+#: Instead of the reviews: two tasks of coloured pictures, written by `write_pictures`.
+SEEING = (
+    "task_order=vqa",
+    "task_order.tasks=[{name: action}, {name: count}]",
+    "task_order.base={train: 18, test: 6}",
+    "backbone.dropout=null",
+)
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
+#: Its learning rate is its own, and prompts need room before the text. The encoder is written by `write_encoder`.
+RETRIEVAL = (
+    "method.slm.encoder.checkpoint={encoder}",
+    "method.slm.encoder.revision=null",
+    "method.slm.encoder.package=null",
+    "method.slm.encoder.weights_sha256=null",
+    "method.slm.learning_rate=1e-2",
+    "backbone.max_length=44",
+)
+NEW_DATA = ("method.pe.score_data=new_task",)
+THREE = "task_order.tasks=[{name: base, domains: [novels, films]}, {name: kettles}, {name: software}]"
+STRONG = ("method.ewc.strength=1e3",)
+LARGEST = (*STRONG, "method.pe.keep=largest", "method.pe.fraction=0.01", "method.pe.learning_rate=1e-2")
+MICRO = ("training.base.micro_batch=3", "training.incremental.micro_batch=3")
+RECOMPUTED = ("hardware.gradient_checkpointing=true",)
+DROPOUT = ("backbone.dropout=0.1",)
+BF16 = ("hardware.precision=bf16",)
+
+ALL = ("bert", "llama", "t5")
+#: method -> families
+METHODS: dict[str, tuple[str, ...]] = {
+    "seq_ft": (*ALL, "gpt2", "llava"),
+    "frozen": ALL,
+    "ewc": (*ALL, "gpt2"),
+    "lwf": (*ALL, "gpt2"),
+    "ewc_lwf": ALL,
+    "pe": (*ALL, "gpt2"),
+    "pe_rand": ALL,
+    "pe_select": ALL,
+    "pe_main": ALL,
+    "pe_0.1": ALL,
+    "pe_qkv": ("bert",),  # names of BERT's matrices
+    "layer_norm": ALL,
+    "piece_f": ALL,
+    "piece_s": (*ALL, "gpt2", "llava"),
+    "piece_f_1": ALL,
+    "piece_s_1": ALL,
+    "piece_rand": ALL,
+    "piece_rand_1": ALL,
+    "[ewc,lwf,pe_select]": ALL,
+    "slm": (*ALL, "gpt2"),
+    "slm_ti": ("bert", "llama"),
+    "slm_prompt": ALL,
+    "slm_adapter": ALL,
+    "slm_release": ("bert",),
+    "slm_bert": ("bert",),
+    "slm_t5": ("t5",),
+    "slm_llama": ("llama",),
+    "slm_llama_release": ("llama",),
+}
+#: (method, family, what is different, overrides)
+VARIANTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    ("seq_ft", "bert", "micro_batch", MICRO),
+    ("pe", "bert", "micro_batch", MICRO),
+    ("piece_s", "llama", "micro_batch", MICRO),
+    ("lwf", "t5", "micro_batch", MICRO),
+    ("slm", "bert", "micro_batch", MICRO),
+    ("seq_ft", "llama", "gradient_checkpointing", RECOMPUTED),
+    ("piece_s", "llama", "gradient_checkpointing", RECOMPUTED),
+    ("seq_ft", "bert", "bf16", BF16),
+    ("piece_s", "llama", "bf16", BF16),
+    ("seq_ft", "llama", "bfloat16_weights", ("backbone.dtype=bfloat16",)),
+    ("piece_s", "llama", "bfloat16_weights", ("backbone.dtype=bfloat16",)),
+    *((method, "bert", "dropout", DROPOUT) for method in ("seq_ft", "ewc", "lwf", "pe", "piece_s", "slm")),
+    ("pe", "bert", "dropout_micro_batch", (*DROPOUT, *MICRO)),
+    ("lwf", "t5", "dropout_micro_batch", (*DROPOUT, *MICRO)),
+    ("seq_ft", "t5", "dropout_gradient_checkpointing", (*DROPOUT, *RECOMPUTED)),
+    ("seq_ft", "gpt2", "own_dropout", ("backbone.dropout=null",)),
+    *((method, "bert", "joint", ("task_order=[reviews,joint]",)) for method in ("seq_ft", "ewc", "lwf")),
+    *((method, "bert", "single_task", ("task_order=[reviews,single_task]",)) for method in ("seq_ft", "slm")),
+    ("seq_ft", "bert", "group_by_length", ("training.group_by_length=true",)),
+    ("piece_s", "llama", "group_by_length", ("training.group_by_length=true", *MICRO)),
+    ("seq_ft", "llama", "no_clip", ("training.clip=null",)),
+    ("pe", "bert", "no_clip", ("training.clip=null",)),
+    ("pe", "bert", "clip", ("training.clip=0.1",)),
+    ("seq_ft", "t5", "constant", ("training.schedule=constant", "training.warmup=2", "training.max_steps=4")),
+    ("seq_ft", "llama", "likelihood", ("evaluation.labels=likelihood",)),
+    ("seq_ft", "llama", "trace", ("protocol=trace", "evaluation.scoring=standard", "evaluation.tasks=seen")),
+    ("ewc", "bert", "strong", STRONG),
+    ("ewc", "bert", "online", (*STRONG, "method.ewc.fisher_data=last_task", THREE)),
+    ("pe", "bert", "three", (THREE,)),
+    ("lwf", "bert", "probabilities", ("method.lwf.outputs=probabilities", "method.lwf.strength=10")),
+    (
+        "pe",
+        "bert",
+        "selected",
+        ("method.pe.first_task=selected", "method.pe.score_data=new_task", "importance.micro_batch=2"),
+    ),
+    ("pe", "llama", "largest", LARGEST),
+    ("pe", "llama", "drawn_labels", ("importance.labels=model", "importance.max_examples=20", "importance.passes=2")),
+    ("piece_s", "bert", "whole", ("method.piece.first_task=whole", "method.piece.learning_rate=1e-2")),
+    ("piece_s", "llama", "release", ("method.piece.compat=[missing_mask,bf16_accumulation,count_excluded]",)),
+    ("[lwf,piece_s]", "llama", "", ()),
+    ("[ewc,lwf,pe_select]", "bert", "largest", LARGEST),
+    ("[ewc,lwf,pe_select]", "bert", "largest_micro_batch", (*LARGEST, *MICRO)),
+    ("[ewc,lwf,pe_select]", "gpt2", "largest", LARGEST),
+)
+#: Rows of tests/golden. EWC's are strong: as weak as the preset it changes less than the test tolerates.
+KEPT = (
+    "seq_ft-bert-micro_batch",
+    "seq_ft-llama-gradient_checkpointing",
+    "seq_ft-t5",
+    "ewc-bert-strong",
+    "lwf-t5-micro_batch",
+    "ewc+lwf+pe_select-bert-largest",
+    "pe-llama-largest",
+    "pe-gpt2",
+    "pe_rand-bert",
+    "piece_f-llama",
+    "piece_s-t5",
+    "piece_rand-llama",
+    "layer_norm-bert",
+    "slm-bert",
+    "slm_prompt-llama",
+)
+#: Selected positions of a task that tests/golden holds at most.
+POSITIONS = 200
+
+#: Of every changed tensor of a task: the hash of its values, and the selected positions (None: the whole tensor).
+Changes = dict[str, tuple[str, list[int] | None]]
+
+
+def rows() -> dict[str, tuple[str, ...]]:
+    """The overrides of every row by its name, METHOD-FAMILY or METHOD-FAMILY-VARIANT."""
+    plain = ((method, family, "", ()) for method, families in METHODS.items() for family in families)
+    found: dict[str, tuple[str, ...]] = {}
+    for method, family, variant, different in (*plain, *VARIANTS):
+        name = "-".join(part for part in (method.strip("[]").replace(",", "+"), family, variant) if part)
+        assert name not in found, f"{name} twice"
+        chosen = [f"method={method}", f"backbone=tiny_{family}", *(RETRIEVAL if method.startswith("slm") else ())]
+        chosen += [
+            *(SPREAD if family in ("bert", "llama", "gpt2") else ()),
+            *(SEEING if family == "llava" else ()),
+            *different,
+        ]
+        keys = {override.partition("=")[0] for override in chosen}
+        found[name] = (*(o for o in SMALL if o.partition("=")[0] not in keys), *chosen)
+    return found
+
+
+def write_encoder(folder: Path) -> None:
+    """A random sentence encoder of one layer that reads letters."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,"
+    pieces = [*special, *letters, *(f"##{letter}" for letter in letters)]
+    read = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    read.normalizer = normalizers.BertNormalizer(lowercase=True)
+    read.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    read.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    named = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=read, **named).save_pretrained(folder / "bert")
+    torch.manual_seed(0)
+    size = BertConfig(
+        vocab_size=len(pieces), hidden_size=48, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48
+    )
+    BertModel(size).save_pretrained(folder / "bert")
+    reader = modules.Transformer(str(folder / "bert"), max_seq_length=128)
+    parts = [reader, modules.Pooling(48, pooling_mode="mean")]
+    SentenceTransformer(modules=parts, device="cpu").save(str(folder / "whole"))
+
+
+def write_pictures(folder: Path) -> None:
+    """A data root of the task order vqa: what colour is it?"""
+    from PIL import Image
+
+    draw = random.Random(0)
+    (folder / "coco" / "val2014").mkdir(parents=True)
+    for domain in ("action", "count"):
+        (folder / "vqa" / domain).mkdir(parents=True)
+        for split, number in (("train", 18), ("eval", 2), ("test", 6)):
+            asked = []
+            for i in range(number):
+                colour, place = draw.choice(sorted(COLOURS)), f"val2014/{domain}_{split}_{i}.png"
+                size = draw.choice([16, 20, 40]), draw.choice([16, 24])
+                Image.new("RGB", size, COLOURS[colour]).save(folder / "coco" / place)
+                asked.append({"prompt": f"What colour, {domain}?", "answer": colour, "pic_path": place})
+            (folder / "vqa" / domain / f"{split}.json").write_text(json.dumps(asked), encoding="utf-8")
+
+
+def once(folder: Path, write: Callable[[Path], None]) -> Path:
+    """The folder, written if it is not there."""
+    if not folder.is_dir():
+        write(folder)
+    return folder
+
+
+def run_row(name: str, place: Path) -> Path:
+    """Run a row with the cl_runner that is imported first.
+
+    Args:
+        place: a folder of this process, where runs and their inputs are written.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        RuntimeError: the run did not end well; the text holds its last words.
+    """
+    import matplotlib.image
+    from matplotlib.figure import Figure
+
+    typed = [*rows()[name], f"root={place / name}"]
+    if "backbone=tiny_llava" in typed:
+        typed.append(f"data_root={once(place / 'pictures', write_pictures)}")
+    if RETRIEVAL[0] in typed:
+        encoder = once(place / "encoder", write_encoder) / "whole"
+        typed = [override.replace("{encoder}", str(encoder)) for override in typed]
+    command_line = importlib.import_module("cl_runner.__main__")
+
+    def one_dot(figure: Figure, target: Any, **options: Any) -> None:
+        matplotlib.image.imsave(target, [[0.0]])
+
+    said = io.StringIO()
+    # Pictures would take most of a row's time, and come after all that is recorded.
+    with (
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+        mock.patch.object(Figure, "savefig", one_dot),
+    ):
+        status = command_line.main(typed)
+    if status != 0:
+        raise RuntimeError(f"{name} ended with status {status}:\n{said.getvalue()[-2000:]}")
+    (folder,) = (path.parent for path in (place / name).rglob("COMPLETED"))
+    return folder
+
+
+def losses_of(folder: Path) -> list[float]:
+    """The loss of every step of all tasks."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+def changes_of(folder: Path) -> dict[str, Changes]:
+    """What every task changed, by the names of its snapshot and of the tensors."""
+    import torch
+    from safetensors.torch import load_file
+
+    found: dict[str, Changes] = {}
+    for path in sorted((folder / "snapshots").glob("*.safetensors")):
+        changes = found[path.stem] = {}
+        stored = load_file(path)
+        for key in sorted(stored):
+            kind, _, name = key.partition("/")
+            if kind == "gap":
+                continue
+            values = stored[key].contiguous()
+            digest = hashlib.sha256(f"{kind} {values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+            gaps = stored.get(f"gap/{name}")
+            positions = None
+            if gaps is not None:
+                wide = gaps.long()
+                positions = wide.cumsum(0)[wide != 0xFFFF].tolist()  # this gap leads to no entry
+            changes[name] = (digest.hexdigest()[:16], positions)
+    return found
+
+
+def record_of(folder: Path) -> dict[str, dict[str, str]]:
+    """All that must be equal, in the order in which a difference would arise: part -> place -> value."""
+    changes = changes_of(folder)
+    whole = {f"{task} {name}": found for task, tensors in changes.items() for name, found in tensors.items()}
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    predictions = {}
+    for path in sorted((folder / "predictions").glob("*.jsonl")):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        told = [[line[key] for key in ("task", "index", "answer", "prediction", "score")] for line in lines]
+        predictions[path.stem] = short_hash(told)
+    with (folder / "accuracy.csv").open(encoding="utf-8", newline="") as file:
+        accuracy = {after: " ".join(cells) for after, *cells in csv.reader(file)}
+    return {
+        "selections": {place: "whole" if p is None else f"{len(p)} {short_hash(p)}" for place, (_, p) in whole.items()},
+        "losses": {f"step {step}": repr(loss) for step, loss in enumerate(losses_of(folder), start=1)},
+        "weights": {place: digest for place, (digest, _) in whole.items()} | {"at the end": summary["weights_sha256"]},
+        "predictions": predictions,
+        "accuracy": accuracy,
+    }
+
+
+def short_hash(content: Any) -> str:
+    """Of what JSON can hold."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def kept_of(folder: Path) -> dict[str, Any]:
+    """What tests/golden holds of a row: losses by task order, and of every task which entries it trained.
+
+    `selected` has a share of the positions that is evenly spread over their order, `entries` the number of all of them.
+    """
+    tasks = {}
+    for task, changes in changes_of(folder).items():
+        pairs = [(name, p) for name in sorted(changes) for p in changes[name][1] or ()]
+        kept: dict[str, list[int]] = {}
+        for name, position in pairs[:: -(-len(pairs) // POSITIONS) or 1]:
+            kept.setdefault(name, []).append(position)
+        tasks[task] = {
+            "entries": len(pairs),
+            "selected": {name: " ".join(map(str, positions)) for name, positions in kept.items()},
+            "whole": " ".join(name for name in sorted(changes) if changes[name][1] is None),
+        }
+    return {"losses": " ".join(f"{loss:.6g}" for loss in losses_of(folder)), "tasks": tasks}
+
+
+def record(output: Path, only: str, code: Path, keep: Path | None) -> int:
+    """Run the rows and write what they gave; a row that fails is recorded as such."""
+    sys.path.insert(0, str(code.resolve()))
+    import torch
+    import transformers
+
+    place_of_code = Path(importlib.import_module("cl_runner").__file__ or "").resolve().parents[1]
+    if place_of_code != code.resolve():
+        sys.exit(f"{code} holds no cl_runner")
+    names = [name for name in rows() if only in name]
+    if not names:
+        sys.exit(f"no row has {only!r} in its name; rows: {', '.join(rows())}")
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in names:
+            began = time.perf_counter()
+            try:
+                folder = run_row(name, Path(temporary))
+                found[name] = record_of(folder)
+                if keep is not None and name in KEPT:
+                    keep.mkdir(parents=True, exist_ok=True)
+                    text = json.dumps(kept_of(folder), indent=1) + "\n"
+                    (keep / f"{name}.json").write_text(text, encoding="utf-8")
+                said = "done"
+            except RuntimeError as error:
+                found[name] = {"end": {"status": "failed"}}
+                said = str(error)
+            print(f"{name}: {said}, {time.perf_counter() - began:.1f} s", flush=True)
+    made_with = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }
+    output.write_text(json.dumps({"made_with": made_with, "rows": found}, indent=1) + "\n", encoding="utf-8")
+    failed = [name for name in found if "end" in found[name]]
+    print(f"{len(found)} rows in {output}" + (f"; FAILED: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+def differences(old: Mapping[str, Mapping[str, str]], new: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """The first place of each part of a row where two records of it differ."""
+    for part in dict.fromkeys([*old, *new]):
+        left, right = old.get(part, {}), new.get(part, {})
+        places = [place for place in dict.fromkeys([*left, *right]) if left.get(place) != right.get(place)]
+        if places:
+            values = f"{left.get(places[0], 'nothing')} and {right.get(places[0], 'nothing')}"
+            yield f"{part} differ in {len(places)} places, the first is {places[0]}: {values}"
+
+
+def compare(old: Path, new: Path) -> int:
+    """Say where two records differ; rows that only one has are named and not compared."""
+    left, right = (json.loads(path.read_text(encoding="utf-8")) for path in (old, new))
+    if left["made_with"] != right["made_with"]:
+        print(f"Note: last digits may differ, made with {left['made_with']} and {right['made_with']}")
+    shared = [name for name in left["rows"] if name in right["rows"]]
+    different = 0
+    for name in shared:
+        found = list(differences(left["rows"][name], right["rows"][name]))
+        different += bool(found)
+        for line in found:
+            print(f"{name}: {line}")
+    for path, record, other in ((old, left, right), (new, right, left)):
+        alone = [name for name in record["rows"] if name not in other["rows"]]
+        if alone:
+            print(f"only in {path}: {', '.join(alone)}")
+    print(f"{different} of {len(shared)} rows differ")
+    return 1 if different or not shared else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    recording = commands.add_parser("record", help="run the rows")
+    recording.add_argument("output", type=Path)
+    recording.add_argument("--only", default="", help="rows whose name holds this")
+    recording.add_argument("--code", type=Path, default=TOP, help="the checkout to measure")
+    recording.add_argument("--keep", type=Path, help="where to write the rows of tests/golden")
+    comparing = commands.add_parser("compare", help="say where two records differ; exit status 1 if they do")
+    comparing.add_argument("old", type=Path)
+    comparing.add_argument("new", type=Path)
+    given = parser.parse_args()
+    if given.command == "compare":
+        return compare(given.old, given.new)
+    # Before torch is imported.
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    return record(given.output, given.only, given.code, given.keep)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
