@@ -75,8 +75,10 @@ def _with(s: Setting, options: Mapping[str, str]) -> Setting:
     """The setting under changed options of the configuration."""
     for key, value in options.items():
         match key.split("."):
-            case ["training", *stage, "micro_batch"]:
-                s = dataclasses.replace(s, micro_batch={**s.micro_batch, ".".join(stage): int(value)})
+            case ["training", stage, "micro_batch"]:
+                s = dataclasses.replace(s, micro_batch={**s.micro_batch, stage: int(value)})
+            case ["task_order", "tasks", index, "training", "micro_batch"]:
+                s = dataclasses.replace(s, micro_batch={**s.micro_batch, f"tasks.{index}": int(value)})
             case ["importance", "batch_size"]:
                 s = dataclasses.replace(s, importance_batch=int(value))
             case ["importance", "accumulate"]:

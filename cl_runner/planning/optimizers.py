@@ -50,8 +50,8 @@ class OptimizerNumbers:
                 return 0
             case "sgd":  # gradients with their decay: on a GPU of all tensors at once
                 return 4 * self.decay * (trained if on_gpu else largest)
-            case "adafactor":  # squares, and their sum with a constant
-                return 8 * largest
+            case "adafactor":  # squares, their sum with a constant, and the step of the tensor before
+                return 12 * largest
 
     @property
     def traffic(self) -> int:

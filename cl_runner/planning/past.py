@@ -76,6 +76,8 @@ def _kind(resolved: Mapping[str, Any]) -> dict[str, Any]:
     kind: dict[str, Any] = {key: resolved[key] for key in SAME}
     kind["hardware"] = {key: resolved["hardware"][key] for key in SAME_HARDWARE}
     training = resolved["training"]
-    kind["sizes"] = [training[stage][key] for stage in ("base", "incremental") for key in ("batch_size", "micro_batch")]
-    kind["training"] = [training[key] for key in ("tasks", "optimizer", "group_by_length")]
+    changes = [task.get("training") or {} for task in resolved["task_order"]["tasks"]]
+    stages = [training["base"], training["incremental"], *(change for change in changes if change)]
+    kind["sizes"] = [(stage.get("batch_size"), stage.get("micro_batch")) for stage in stages]
+    kind["training"] = [training[key] for key in ("optimizer", "group_by_length")]
     return kind

@@ -20,7 +20,7 @@ class TaskNumbers:
     """One task in numbers.
 
     Attributes:
-        stage: whose micro_batch cuts it: base, incremental, or tasks.NAME where the task has one of its own.
+        stage: whose micro_batch cuts it: base, incremental, or tasks.INDEX where the task has one of its own.
         largest_part: examples of a step that share a loss, before a micro_batch cuts them.
         several_parts: whether its steps have several parts.
         examples: of its own training data.
