@@ -292,7 +292,18 @@ def test_importance_by_brute_force(
     assert min(float(f.max()) for f in found.fisher.values()) > 0, "every tensor has something to compare"
 
 
-@pytest.mark.parametrize("method", ["seq_ft", "piece_s", "layer_norm", "[ewc,seq_ft]"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "seq_ft",
+        "piece_s",
+        "layer_norm",
+        "[ewc,seq_ft]",
+        "[replay,lwf,ewc]",
+        "[replay_online,piece_s]",
+        "[der,lwf,piece_s]",
+    ],
+)
 def test_frozen_weights_stay_as_they_are(method: str, root: Path) -> None:
     chosen = config(root, f"method={method}", "training.base.learning_rate=0.01", "training.max_steps=2")
     learner, chain, tasks = tiny_learner(chosen)
