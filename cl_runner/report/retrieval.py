@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 
 from cl_runner.matrix import Floats
 from cl_runner.report.costs import bytes_text
-from cl_runner.report.drawing import COLOURS, MARKERS, STYLE, blank_figure, new_figure, save, short
+from cl_runner.report.drawing import COLOURS, MARKERS, drawing, grid_shape, panels, short
 from cl_runner.report.folder import Run
 from cl_runner.report.html import picture, section, table
 
@@ -145,8 +146,6 @@ def embed(vectors: Floats) -> Floats:
 
 def task_colours(count: int) -> list[Any]:
     """A colour for each of so many tasks, all different."""
-    from matplotlib import colormaps
-
     if count <= len(COLOURS):
         return list(COLOURS[:count])
     if count <= 20:  # ten colours, dark and pale: first all the dark ones
@@ -163,8 +162,8 @@ def keys_map(tasks: Sequence[str], shapes: Sequence[Sequence[int]], places: Floa
     """
     colours = task_colours(len(tasks))
     groups = max(shape[0] for shape in shapes)
-    with rc_context(STYLE):
-        figure, axes = new_figure(8.6, max(5.2, 0.19 * (len(tasks) + min(groups, len(MARKERS))) + 1.6))
+    with drawing(path, 8.6, max(5.2, 0.19 * (len(tasks) + min(groups, len(MARKERS))) + 1.6)) as figure:
+        axes = figure.add_subplot()
         begin = 0
         for colour, (own, slots) in zip(colours, shapes, strict=True):
             for group in range(own):
@@ -180,7 +179,6 @@ def keys_map(tasks: Sequence[str], shapes: Sequence[Sequence[int]], places: Floa
         shown = [Line2D([], [], marker=marker, linestyle="", color="#555555") for marker in MARKERS[:groups]]
         names = [_group_name(number, groups) for number in range(len(shown))]
         figure.legend(shown, names, title="group", loc="outside right lower")
-        save(figure, path)
 
 
 def _group_name(number: int, groups: int) -> str:
@@ -207,27 +205,19 @@ def similarity_maps(keys: Mapping[str, Floats], path: Path) -> None:
     Args:
         keys: [g, n, c] of each task.
     """
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-
     values = cosines(list(keys.values()))[:DRAWN]
     ends = np.cumsum([each.shape[1] for each in keys.values()])
     middles = ends - np.array([each.shape[1] for each in keys.values()]) / 2 - 0.5
     names = [short(task) for task in keys]
     turned = len(names) > 8
     room = 0.07 * max(map(len, names))  # for the longest name, inches
-    across = min(3, len(values))
-    down = -(-len(values) // across)
+    down, across = grid_shape(len(values), 3)
     size = max(2.4, 0.17 * len(names))
     scale, colours = Normalize(-1, 1), colormaps["RdBu_r"]
-    with rc_context(STYLE):
-        figure = blank_figure(size * across + room + 1.2, (size + 0.3) * down + (1.0 if turned else 0.7) * room)
-        grid = figure.subplots(down, across, squeeze=False)
-        for place, axes in enumerate(grid.flat):
-            if place >= len(values):
-                axes.set_visible(False)
-                continue
-            axes.imshow(values[place], cmap=colours, norm=scale, interpolation="nearest", aspect="auto")
+    height = (size + 0.3) * down + (1.0 if turned else 0.7) * room
+    with drawing(path, size * across + room + 1.2, height) as figure:
+        for place, (axes, cells) in enumerate(zip(panels(figure, len(values), 3), values, strict=True)):
+            axes.imshow(cells, cmap=colours, norm=scale, interpolation="nearest", aspect="auto")
             for end in ends[:-1]:
                 axes.axhline(end - 0.5, color="#333333", linewidth=0.7)
                 axes.axvline(end - 0.5, color="#333333", linewidth=0.7)
@@ -240,8 +230,7 @@ def similarity_maps(keys: Mapping[str, Floats], path: Path) -> None:
             for label in axes.get_xticklabels():
                 label.set(rotation=90 if turned else 40, ha="right", rotation_mode="anchor")
                 label.set_verticalalignment("center" if turned else "top")
-        bar = figure.colorbar(ScalarMappable(scale, colours), ax=grid, aspect=30, shrink=0.8, pad=0.02)
+        bar = figure.colorbar(ScalarMappable(scale, colours), ax=figure.axes, aspect=30, shrink=0.8, pad=0.02)
         bar.set_label("cosine")
         bar.outline.set_visible(False)
         bar.ax.grid(False)
-        save(figure, path)
