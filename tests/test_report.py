@@ -23,22 +23,20 @@ from cl_runner.report.atlas import random_jaccard, read_atlas
 from cl_runner.report.costs import bytes_text, costs
 from cl_runner.report.drawing import layer_names, layer_order
 from cl_runner.report.folder import find_runs, read_run
+from cl_runner.report.grouping import group_runs, label_of, varying_keys
 from cl_runner.report.page import certificate_text, write_run_report
 from cl_runner.report.publish import published
 from cl_runner.report.tables import (
     all_tables,
-    as_csv,
-    as_markdown,
     cell_of,
+    exact_csv,
     forgetting_table,
-    group_runs,
     headline_of,
-    label_of,
     long_table,
     paper_tables,
     table_shape,
-    varying_keys,
 )
+from cl_runner.report.text_table import as_markdown, blocks
 
 PARAMETERS = 1000
 SIZES = [20, 10, 10, 10, 10, 10, 10, 10]
@@ -515,7 +513,7 @@ def test_two_seeds_are_one_group_with_the_sample_deviation(tmp_path: Path) -> No
     assert row["union_accuracy"] == "72.00 ± 2.83"
     assert row["forgetting/chaudhry18"] == "8.00 ± 2.83"
     assert row["stored_bytes/later_tasks"] == "40 B"
-    (line,) = csv.DictReader(as_csv([group]).splitlines())
+    (line,) = csv.DictReader(exact_csv([group]).splitlines())
     assert float(line["union_accuracy std"]) == cell.spread and line["seeds"] == "0 1"
 
 
@@ -681,8 +679,8 @@ def test_a_relative_data_root_replaces_nothing(tmp_path: Path) -> None:
 
 
 def test_terminal_blocks_repeat_the_names_and_lose_no_column() -> None:
-    assert command._blocks([10, 5, 20, 20, 20], left=1, room=40) == [[0, 1, 2], [0, 3], [0, 4]]
-    assert command._blocks([10, 90], left=1, room=40) == [[0, 1]]
+    assert blocks([10, 5, 20, 20, 20], left=1, room=40) == [[0, 1, 2], [0, 3], [0, 4]]
+    assert blocks([10, 90], left=1, room=40) == [[0, 1]]
 
 
 LONG = (
@@ -768,7 +766,7 @@ def test_joined_tables_keep_protocols_apart(tmp_path: Path, capsys: pytest.Captu
     assert shown == [["x", "ewc"], ["x", "pe †"], ["y", "ewc"], ["y", "pe"]] and MARK in long_table(groups).notes[-1]
     same = [group for group in groups if group.axes["task_order"] == "x"]
     assert {label_of(group, same) for group in same} == {"pe †", "ewc"}
-    assert as_csv(groups).count(MARK) == 1
+    assert exact_csv(groups).count(MARK) == 1
     make_run(tmp_path, "pe", order="x", last=51)
     with pytest.raises(ValueError, match="differ in protocol. Type --columns protocol"):
         table_shape(group_runs(find_runs([tmp_path])[0]), "task_order", "method", "average_accuracy")

@@ -19,10 +19,11 @@ from cl_runner.compose import compose
 from cl_runner.record import write_summary
 from cl_runner.report import command
 from cl_runner.report.folder import read_run
+from cl_runner.report.grouping import group_runs
 from cl_runner.report.page import write_run_report
 from cl_runner.report.publish import published
 from cl_runner.report.retrieval import cosines, embed, keys_map, task_colours, unit_range
-from cl_runner.report.tables import all_tables, as_csv, group_runs, long_table, retrieval_table
+from cl_runner.report.tables import all_tables, exact_csv, long_table, retrieval_table
 from cl_runner.tracking.clock import Clock
 
 ACCURACY = [{"base": 100.0}, {"base": 90.0, "b": 60.0}, {"base": 80.0, "b": 55.5, "c": 45.5}]
@@ -165,7 +166,7 @@ def test_runs_are_joined_by_task(tmp_path: Path) -> None:
     shown = long_table(groups)
     column = shown.header.index("retrieval_accuracy/slm")
     assert [row[column] for row in shown.rows] == ["62.33 ± 2.83", "-"]
-    assert "retrieval_accuracy/slm mean" in as_csv(groups).splitlines()[0]
+    assert "retrieval_accuracy/slm mean" in exact_csv(groups).splitlines()[0]
     results = published([run for group in groups for run in group.runs], tmp_path / "published", "python -m cl_runner")
     assert "### Retrieval accuracy by task" in results[1].read_text(encoding="utf-8")
     entries = {(e["method"], e["seed"]): e for e in json.loads(results[0].read_text(encoding="utf-8"))["runs"]}

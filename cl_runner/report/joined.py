@@ -13,18 +13,11 @@ from cl_runner.report import plots
 from cl_runner.report.ability import CHANGE, DRAWN, OWN, describe, unit_of
 from cl_runner.report.drawing import short
 from cl_runner.report.folder import Run
+from cl_runner.report.grouping import Group, label_of, protocol_notes, protocol_signs
 from cl_runner.report.html import document, picture, section, table, write
-from cl_runner.report.tables import (
-    METRICS,
-    Group,
-    Table,
-    definition_of,
-    headline_of,
-    label_of,
-    protocol_notes,
-    protocol_signs,
-    values_of,
-)
+from cl_runner.report.numbers import definition_of, values_of
+from cl_runner.report.tables import METRICS, headline_of
+from cl_runner.report.text_table import Table
 
 
 def write_joined_report(groups: Sequence[Group], tables: Sequence[Table], notes: Sequence[str], path: Path) -> Path:

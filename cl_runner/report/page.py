@@ -19,8 +19,8 @@ from cl_runner.report.costs import COSTS, bytes_text, cost_text, costs
 from cl_runner.report.drawing import short
 from cl_runner.report.folder import Run, read_run
 from cl_runner.report.html import document, folded, picture, section, table, write
+from cl_runner.report.numbers import AFTER_K, RETRIEVAL, interval_text, value_text
 from cl_runner.report.retrieval import retrieval_sections
-from cl_runner.report.tables import AFTER_K, RETRIEVAL
 
 HEADLINE = (
     "union_accuracy",
@@ -86,20 +86,6 @@ def _banner(run: Run) -> str:
     shown = f"<pre>{escape(chr(10).join(reason))}</pre>" if reason else ""
     text = f"This run failed after {run.done} of {len(run.tasks)} tasks; log.txt has the whole story."
     return f'<div class="banner failed">{text}{shown}</div>'
-
-
-def value_text(name: str, value: float) -> str:
-    """A derived number with its unit."""
-    return f"{value:+.2f} points" if name.startswith(DIFFERENCES) else f"{value:.2f} %"
-
-
-def interval_text(run: Run, name: str) -> str:
-    """The 95 % interval of a derived number; empty where it is not known."""
-    if name not in run.intervals:
-        return ""
-    low, high = run.intervals[name]
-    sign = "+" if name.startswith(DIFFERENCES) else ""
-    return f"{low:{sign}.2f} to {high:{sign}.2f}"
 
 
 def _tiles(run: Run) -> str:
