@@ -1,4 +1,4 @@
-"""Where the trained weights lie and what the tasks share of them: pictures and sections, from masks.json."""
+"""Where the trained weights lie and what the tasks share of them, from masks.json: numbers and pictures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cl_runner.report.drawing import (
     rows_and_columns,
     short,
 )
-from cl_runner.report.html import picture, section, table
+from cl_runner.report.text_table import Table
 
 SHADES = colormaps["YlGnBu"]
 #: More tasks than this have no picture each.
@@ -92,53 +92,32 @@ def random_jaccard(a: float, b: float) -> float:
     return a * b / (a + b - a * b)
 
 
-def atlas_sections(masks: Sequence[Mapping[str, Any]], drawn: Path) -> list[str]:
-    """The sections on selections, with their pictures in the folder `drawn`; none without masks."""
+def atlas_values(masks: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any] | None:
+    """What templates/atlas.html.j2 shows, its pictures drawn into `folder`; None without masks."""
     if not masks:
-        return []
+        return None
     atlas = read_atlas(masks)
-    share_heat_map(atlas, drawn / "masks.png")
-    share_bars(atlas, drawn / "masks_shares.png")
-    pictures = [picture(drawn / "masks.png", "heat map of the share of selected weights by layer and module")]
-    many = len(atlas.tasks) > 1
+    drawn = {name: folder / f"{name}.png" for name in ("masks", "masks_shares")}
+    share_heat_map(atlas, drawn["masks"])
+    share_bars(atlas, drawn["masks_shares"])
     if 1 < len(atlas.tasks) <= MULTIPLES:
-        share_multiples(atlas, drawn / "masks_tasks.png")
-        pictures.append(picture(drawn / "masks_tasks.png", "the same heat map for each task"))
-    pictures.append(picture(drawn / "masks_shares.png", "shares of all selected weights by layer and by module"))
+        drawn["masks_tasks"] = folder / "masks_tasks.png"
+        share_multiples(atlas, drawn["masks_tasks"])
     counts, entries = atlas.selected.sum(axis=(1, 2)), atlas.parameters.sum(axis=(1, 2))
     rows = [
         [task, f"{count:,.0f}", f"{among:,.0f}", f"{100 * count / among:.3g}"]
         for task, count, among in zip(atlas.tasks, counts, entries, strict=True)
     ]
-    sections = [
-        section(
-            "Where the trained weights lie",
-            f"How many of the weights of each layer and module were selected to train for a task"
-            f"{f', mean over {len(atlas.tasks)} tasks' if many else ''} (figure 3 of the PIECE paper), and how all "
-            "selected weights are shared out over layers and over modules.",
-            *pictures,
-            table(["task", "selected", "out of", "%"], rows),
-        )
-    ]
-    if atlas.pairs:
-        sections.append(_overlap_section(atlas, drawn))
-    return sections
-
-
-def _overlap_section(atlas: Atlas, drawn: Path) -> str:
-    overlap_heat_map(atlas, drawn / "overlap.png")
-    overlap_lines(atlas, drawn / "overlap_layers.png")
-    shares = atlas.selected.sum(axis=(1, 2)) / atlas.parameters.sum(axis=(1, 2))
+    values = {"tasks": len(rows), "table": Table(["task", "selected", "out of", "%"], rows), "drawn": drawn}
+    if not atlas.pairs:
+        return values | {"overlap": None}
+    drawn |= {name: folder / f"{name}.png" for name in ("overlap", "overlap_layers")}
+    overlap_heat_map(atlas, drawn["overlap"])
+    overlap_lines(atlas, drawn["overlap_layers"])
+    shares = counts / entries
     expected = float(np.mean([random_jaccard(shares[a], shares[b]) for a, b in atlas.pairs]))
     measured = float(np.mean([atlas.overlap[pair] for pair in atlas.pairs]))
-    return section(
-        "What the tasks' selections share",
-        "Jaccard index of two tasks' selections: entries in both by entries in either (figure 5 of the PIECE paper). "
-        f"Its mean is {measured:.2g}; random masks of the same size, a share f of the weights each, would come to "
-        f"about f / (2 - f) = {expected:.2g}.",
-        picture(drawn / "overlap.png", "matrix of the Jaccard index between tasks"),
-        picture(drawn / "overlap_layers.png", "Jaccard index by layer"),
-    )
+    return values | {"overlap": {"measured": measured, "expected": expected}}
 
 
 def _log_scale(percent: Floats) -> LogNorm:

@@ -91,21 +91,19 @@ def _writing(path: Path) -> Iterator[None]:
 
 def _single(run: Run) -> None:
     """The page of one run, and its matrix on the terminal."""
-    from cl_runner.report.page import cell_text, protocol_note, write_run_report
+    from cl_runner.report.page import matrix_table, write_run_report
 
     with _writing(run.folder / "report.html"):
         path = write_run_report(run.folder)
-    names = ["start", *(f"after {task}" for task in run.tasks)]
-    rows = [[name, *map(cell_text, row)] for name, row in zip(names, run.rows, strict=False)]
     bounds = {name: interval_text(run, name) for name in run.metrics}
-    notes = [protocol_note(run)] if run.marks else []
+    notes = [run.protocol_note] if run.marks else []
     notes += [
         f"{name} {value_text(name, value)}" + (f" (95 % interval {bounds[name]})" if bounds[name] else "")
         for name, value in run.metrics.items()
     ]
     notes += [f"{name} {value_text(name, value)}" for name, value in changes(run).items()]
     title = f"{run.method} on {run.task_order}, seed {run.seed}, {run.status}: {run.measure} in %"
-    show(Table(title, ["", *run.tasks], rows, 1, notes))
+    show(Table(["", *run.tasks], matrix_table(run).rows, title, notes=notes))
     print(path)
 
 

@@ -16,7 +16,7 @@ from cl_runner.matrix import Floats
 from cl_runner.report.costs import bytes_text
 from cl_runner.report.drawing import COLOURS, MARKERS, drawing, grid_shape, panels, short
 from cl_runner.report.folder import Run
-from cl_runner.report.html import picture, section, table
+from cl_runner.report.text_table import Table
 
 #: Groups whose similarities are drawn.
 DRAWN = 12
@@ -24,32 +24,28 @@ DRAWN = 12
 PERPLEXITY = 30.0
 
 
-def retrieval_sections(run: Run) -> list[str]:
-    """What there is to say of a run's retrieval; nothing if its method has none."""
-    return [*_accuracy(run), *_costs(run), *_keys(run)]
+def retrieval_values(run: Run) -> dict[str, Any]:
+    """What templates/retrieval.html.j2 shows, its pictures drawn into the folder plots of the run."""
+    return {"accuracy": _accuracy(run), "costs": _costs(run), **_keys(run)}
 
 
-def _accuracy(run: Run) -> list[str]:
+def _accuracy(run: Run) -> Table | None:
     """Retrieval accuracy of every task learned, a row after each task."""
     found = [noted.get("retrieval_accuracy") for noted in run.retrieval]
     measured = [(str(task["name"]), percent) for task, percent in zip(run.details, found, strict=True) if percent]
     if not measured:
-        return []
+        return None
     cells = []
     for after, percent in measured:
         values = [f"{percent[task]:.1f}" if task in percent else "" for task in run.tasks]
-        cells.append([after, *values, f"{np.mean(list(percent.values())):.1f}" if percent else ""])
-    note = (
-        "Percent of the texts that each task is scored on, of which more than half of the keys that the groups "
-        "retrieve are their own task's, among the keys of all tasks so far (SLM, eq. 13 and table 12)."
-    )
-    return [section("Retrieval: accuracy", note, table(["after", *run.tasks, "mean"], cells))]
+        cells.append([after, *values, f"{np.mean(list(percent.values())):.1f}"])
+    return Table(["after", *run.tasks, "mean"], cells)
 
 
-def _costs(run: Run) -> list[str]:
+def _costs(run: Run) -> Table | None:
     """Seconds, storage and milliseconds of every task, and their means."""
     if not any(run.retrieval):
-        return []
+        return None
     timing: Mapping[str, Mapping[str, float]] = run.retrieval[-1].get("timing", {})
 
     def seconds(phase: str) -> Callable[[Mapping[str, Any]], float | None]:
@@ -69,51 +65,37 @@ def _costs(run: Run) -> list[str]:
         "answer, ms": (timed("answer_ms"), "{:.1f}".format),
         "retrieval, %": (timed("retrieval_share_percent"), "{:.1f}".format),
     }
-    names = [str(task["name"]) for task in run.details]
-    rows = {name: [value(task) for value, _ in columns.values()] for name, task in zip(names, run.details, strict=True)}
-    if len(names) > 1:
-        known = [[value for value in column if value is not None] for column in zip(*rows.values(), strict=True)]
-        means = [float(np.mean(values)) if values else None for values in known]
-        rows = {**rows, "mean": means}
-    forms = [form for _, form in columns.values()]
-    cells = [
-        [name, *("-" if value is None else form(value) for form, value in zip(forms, values, strict=True))]
-        for name, values in rows.items()
-    ]
-    note = (
-        "Encoding the queries of its training texts (unless they were cached), training the keys, and fine-tuning "
-        "(table 13); what a task stores and its share of the model's bytes (table 15); median time of one text's "
-        "retrieval and answer after the last task, and retrieval's share of both (table 17)."
-    )
-    return [section("Retrieval: time and storage", note, table(["task", *columns], cells))]
+    rows = [[str(task["name"]) for task in run.details]]
+    if len(run.details) > 1:
+        rows[0].append("mean")
+    for value, form in columns.values():
+        values = [value(task) for task in run.details]
+        known = [value for value in values if value is not None]
+        if len(values) > 1:
+            values.append(float(np.mean(known)) if known else None)
+        rows.append(["-" if value is None else form(value) for value in values])
+    return Table(["task", *columns], [list(row) for row in zip(*rows, strict=True)])
 
 
-def _keys(run: Run) -> list[str]:
-    """Pictures of the keys of all tasks learned so far."""
+def _keys(run: Run) -> dict[str, Any]:
+    """How many keys of how many groups there are after the tasks learned so far, and their pictures."""
+    drawn: dict[str, Path] = {}
     if not run.keys:
-        return []
+        return {"vectors": 0, "groups": 0, "most": DRAWN, "drawn": drawn}
     order = [*(task for task in run.tasks if task in run.keys), *(task for task in run.keys if task not in run.tasks)]
     keys = {task: run.keys[task] for task in order}
-    drawn = run.folder / "plots"
-    groups = len(next(iter(keys.values())))
     vectors = np.concatenate([each.reshape(-1, each.shape[-1]) for each in keys.values()])
-    sections = []
     if len(vectors) > 2:
-        note = f"t-SNE of all {len(vectors)} key vectors, a colour per task and a marker per group (figure 4)."
         try:
             places = embed(vectors)
         except ImportError:
-            note = "t-SNE of the keys needs scikit-learn. Type: pip install 'cl-runner[retrieval]'"
-            shown = ""
+            pass  # the page says what to type
         else:
-            keys_map(list(keys), [each.shape[:2] for each in keys.values()], places, drawn / "keys_tsne.png")
-            shown = picture(drawn / "keys_tsne.png", "t-SNE of the keys")
-        sections.append(section("Retrieval: where the keys lie", note, shown))
-    similarity_maps(keys, drawn / "keys_similarity.png")
-    more = f" The first {DRAWN} of {groups} groups are drawn." if groups > DRAWN else ""
-    note = f"Cosine similarity of all keys, in each group by itself (figure 10).{more}"
-    shown = picture(drawn / "keys_similarity.png", "cosine similarities of the keys in each group")
-    return [*sections, section("Retrieval: how alike the keys are", note, shown)]
+            drawn["keys_tsne"] = run.folder / "plots" / "keys_tsne.png"
+            keys_map(list(keys), [each.shape[:2] for each in keys.values()], places, drawn["keys_tsne"])
+    drawn["keys_similarity"] = run.folder / "plots" / "keys_similarity.png"
+    similarity_maps(keys, drawn["keys_similarity"])
+    return {"vectors": len(vectors), "groups": len(next(iter(keys.values()))), "most": DRAWN, "drawn": drawn}
 
 
 def unit_range(values: Floats) -> Floats:

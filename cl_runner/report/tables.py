@@ -123,7 +123,7 @@ def _by_group(
         counts = [str(len(group.runs))] if counted else []
         rows.append([*named, *counts, *(cell_text(name, cell) for name, cell in cells.loc[place].items())])
     header = [*axes, *(["n"] if counted else []), *(UNIT_HEADS.get(name, name) for name in map(str, cells))]
-    return Table(title, header, rows, len(axes), [*notes, *protocol_notes(groups, signs)])
+    return Table(header, rows, title, len(axes), [*notes, *protocol_notes(groups, signs)])
 
 
 def long_table(groups: Sequence[Group]) -> Table:
@@ -216,7 +216,8 @@ def table_shape(groups: Sequence[Group], rows_key: str, column_key: str, metric:
             columns = frame.groupby([axis_text(group.axes[key]) for group in groups], sort=False)["column"].unique()
             parts = [f"{value} for {', '.join(names)}" for value, names in columns.items()]
             notes.append(f"also differs: {key} is {'; '.join(parts)}")
-    return Table(f"{UNIT_HEADS.get(metric, metric)}: {rows_key} by {column_key}", [rows_key, *across], rows, 1, notes)
+    title = f"{UNIT_HEADS.get(metric, metric)}: {rows_key} by {column_key}"
+    return Table([rows_key, *across], rows, title, notes=notes)
 
 
 def check_axis(groups: Sequence[Group], key: str) -> None:

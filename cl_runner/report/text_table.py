@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a title; cells are text."""
+    """Rows of texts below a header."""
 
-    title: str
     header: list[str]
     rows: list[list[str]]
+    title: str = ""
     left: int = 1  # columns that name things and are aligned left
     notes: list[str] = field(default_factory=list)
+    long: int | None = None  # the column of sentences, which may wrap on a page
 
 
 def as_csv(table: Table) -> str:
