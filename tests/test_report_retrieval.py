@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from run_folders import assert_self_contained, make_run, words
 from safetensors.numpy import save_file
-from test_report import assert_self_contained, make_run
 from tiny import TINY
 
 from cl_runner.checkpoint import replace_file
@@ -19,10 +19,11 @@ from cl_runner.compose import compose
 from cl_runner.record import write_summary
 from cl_runner.report import command
 from cl_runner.report.folder import read_run
+from cl_runner.report.grouping import group_runs
 from cl_runner.report.page import write_run_report
 from cl_runner.report.publish import published
 from cl_runner.report.retrieval import cosines, embed, keys_map, task_colours, unit_range
-from cl_runner.report.tables import all_tables, as_csv, group_runs, long_table, retrieval_table
+from cl_runner.report.tables import all_tables, exact_csv, long_table, retrieval_table
 from cl_runner.tracking.clock import Clock
 
 ACCURACY = [{"base": 100.0}, {"base": 90.0, "b": 60.0}, {"base": 80.0, "b": 55.5, "c": 45.5}]
@@ -61,7 +62,7 @@ def test_a_run_that_retrieves_has_its_tables_and_pictures(tmp_path: Path) -> Non
     folder = retrieving(make_run(tmp_path, "seq_ft"))
     page = write_run_report(folder)
     assert_self_contained(page)
-    text = page.read_text(encoding="utf-8")
+    text = words(page)
     rows = cells(text)
     start = rows.index(["after", "base", "b", "c", "mean"])
     assert rows[start + 1 : start + 4] == [
@@ -79,19 +80,20 @@ def test_a_run_that_retrieves_has_its_tables_and_pictures(tmp_path: Path) -> Non
     ]
     assert "t-SNE of all 36 key vectors" in text and "60.33 %" in text
     assert {path.name for path in (folder / "plots").glob("keys_*")} == {"keys_tsne.png", "keys_similarity.png"}
-    assert write_run_report(folder).read_text(encoding="utf-8") == text, "the same folder, the same page"
+    before = page.read_bytes()
+    assert write_run_report(folder).read_bytes() == before, "the same folder, the same page"
 
 
 def test_a_run_without_retrieval_has_none_of_it(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "seq_ft")
-    assert "Retrieval:" not in write_run_report(folder).read_text(encoding="utf-8")
+    assert "Retrieval:" not in words(write_run_report(folder))
     assert not list((folder / "plots").glob("keys_*"))
 
 
 def test_an_unfinished_run_shows_the_keys_that_are_there(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "seq_ft", done=1, marker="")
     write_keys(folder, ("base",), 1, 4)
-    text = write_run_report(folder).read_text(encoding="utf-8")
+    text = words(write_run_report(folder))
     assert "t-SNE of all 4 key vectors" in text and "how alike" in text
     assert "Retrieval: accuracy" not in text
 
@@ -99,15 +101,15 @@ def test_an_unfinished_run_shows_the_keys_that_are_there(tmp_path: Path) -> None
 def test_two_keys_are_too_few_for_a_map(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "seq_ft", done=1, marker="")
     write_keys(folder, ("base",), 1, 2)
-    text = write_run_report(folder).read_text(encoding="utf-8")
+    text = words(write_run_report(folder))
     assert "t-SNE" not in text and (folder / "plots" / "keys_similarity.png").exists()
 
 
 def test_without_scikit_learn_the_page_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     folder = retrieving(make_run(tmp_path, "seq_ft"))
-    text = write_run_report(folder).read_text(encoding="utf-8")
-    assert "scikit-learn. Type: pip install &#x27;cl-runner[retrieval]&#x27;" in text
+    text = words(write_run_report(folder))
+    assert "scikit-learn. Type: pip install 'cl-runner[retrieval]'" in text
     assert {path.name for path in (folder / "plots").glob("keys_*")} == {"keys_similarity.png"}
 
 
@@ -165,7 +167,7 @@ def test_runs_are_joined_by_task(tmp_path: Path) -> None:
     shown = long_table(groups)
     column = shown.header.index("retrieval_accuracy/slm")
     assert [row[column] for row in shown.rows] == ["62.33 ± 2.83", "-"]
-    assert "retrieval_accuracy/slm mean" in as_csv(groups).splitlines()[0]
+    assert "retrieval_accuracy/slm mean" in exact_csv(groups).splitlines()[0]
     results = published([run for group in groups for run in group.runs], tmp_path / "published", "python -m cl_runner")
     assert "### Retrieval accuracy by task" in results[1].read_text(encoding="utf-8")
     entries = {(e["method"], e["seed"]): e for e in json.loads(results[0].read_text(encoding="utf-8"))["runs"]}

@@ -1,4 +1,4 @@
-"""Where the trained weights lie and what the tasks share of them: pictures and sections, from masks.json."""
+"""Where the trained weights lie and what the tasks share of them, from masks.json: numbers and pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
@@ -17,21 +17,22 @@ from matplotlib.colors import LogNorm, Normalize
 from cl_runner.matrix import Floats
 from cl_runner.report.drawing import (
     COLOURS,
-    MODULES,
-    STYLE,
-    blank_figure,
-    colour_bar,
-    draw_cells,
+    drawing,
+    grid_shape,
+    heat_map,
     heat_map_size,
     layer_names,
-    layer_order,
-    name_axes,
-    new_figure,
-    save,
+    legend_above,
+    module_names,
+    name_bars,
+    panels,
+    plain_numbers,
+    rows_and_columns,
     short,
 )
-from cl_runner.report.html import picture, section, table
+from cl_runner.report.text_table import Table
 
+SHADES = colormaps["YlGnBu"]
 #: More tasks than this have no picture each.
 MULTIPLES = 8
 
@@ -68,8 +69,7 @@ def read_atlas(masks: Sequence[Mapping[str, Any]]) -> Atlas:
     """
     tasks = [str(mask["task"]) for mask in masks]
     cells = [(number, cell) for number, mask in enumerate(masks) for cell in mask["cells"]]
-    layers = layer_order([str(cell["layer"]) for _, cell in cells])
-    modules = [name for name in MODULES if any(cell["module"] == name for _, cell in cells)]
+    layers, modules = rows_and_columns(cell for _, cell in cells)
     row, column = ({name: place for place, name in enumerate(names)} for names in (layers, modules))
     selected = np.zeros((len(tasks), len(layers), len(modules)))
     parameters = np.zeros_like(selected)
@@ -92,53 +92,32 @@ def random_jaccard(a: float, b: float) -> float:
     return a * b / (a + b - a * b)
 
 
-def atlas_sections(masks: Sequence[Mapping[str, Any]], drawn: Path) -> list[str]:
-    """The sections on selections, with their pictures in the folder `drawn`; none without masks."""
+def atlas_values(masks: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any] | None:
+    """What templates/atlas.html.j2 shows, its pictures drawn into `folder`; None without masks."""
     if not masks:
-        return []
+        return None
     atlas = read_atlas(masks)
-    share_heat_map(atlas, drawn / "masks.png")
-    share_bars(atlas, drawn / "masks_shares.png")
-    pictures = [picture(drawn / "masks.png", "heat map of the share of selected weights by layer and module")]
-    many = len(atlas.tasks) > 1
+    drawn = {name: folder / f"{name}.png" for name in ("masks", "masks_shares")}
+    share_heat_map(atlas, drawn["masks"])
+    share_bars(atlas, drawn["masks_shares"])
     if 1 < len(atlas.tasks) <= MULTIPLES:
-        share_multiples(atlas, drawn / "masks_tasks.png")
-        pictures.append(picture(drawn / "masks_tasks.png", "the same heat map for each task"))
-    pictures.append(picture(drawn / "masks_shares.png", "shares of all selected weights by layer and by module"))
+        drawn["masks_tasks"] = folder / "masks_tasks.png"
+        share_multiples(atlas, drawn["masks_tasks"])
     counts, entries = atlas.selected.sum(axis=(1, 2)), atlas.parameters.sum(axis=(1, 2))
     rows = [
         [task, f"{count:,.0f}", f"{among:,.0f}", f"{100 * count / among:.3g}"]
         for task, count, among in zip(atlas.tasks, counts, entries, strict=True)
     ]
-    sections = [
-        section(
-            "Where the trained weights lie",
-            f"How many of the weights of each layer and module were selected to train for a task"
-            f"{f', mean over {len(atlas.tasks)} tasks' if many else ''} (figure 3 of the PIECE paper), and how all "
-            "selected weights are shared out over layers and over modules.",
-            *pictures,
-            table(["task", "selected", "out of", "%"], rows),
-        )
-    ]
-    if atlas.pairs:
-        sections.append(_overlap_section(atlas, drawn))
-    return sections
-
-
-def _overlap_section(atlas: Atlas, drawn: Path) -> str:
-    overlap_heat_map(atlas, drawn / "overlap.png")
-    overlap_lines(atlas, drawn / "overlap_layers.png")
-    shares = atlas.selected.sum(axis=(1, 2)) / atlas.parameters.sum(axis=(1, 2))
+    values = {"tasks": len(rows), "table": Table(["task", "selected", "out of", "%"], rows), "drawn": drawn}
+    if not atlas.pairs:
+        return values | {"overlap": None}
+    drawn |= {name: folder / f"{name}.png" for name in ("overlap", "overlap_layers")}
+    overlap_heat_map(atlas, drawn["overlap"])
+    overlap_lines(atlas, drawn["overlap_layers"])
+    shares = counts / entries
     expected = float(np.mean([random_jaccard(shares[a], shares[b]) for a, b in atlas.pairs]))
     measured = float(np.mean([atlas.overlap[pair] for pair in atlas.pairs]))
-    return section(
-        "What the tasks' selections share",
-        "Jaccard index of two tasks' selections: entries in both by entries in either (figure 5 of the PIECE paper). "
-        f"Its mean is {measured:.2g}; random masks of the same size, a share f of the weights each, would come to "
-        f"about f / (2 - f) = {expected:.2g}.",
-        picture(drawn / "overlap.png", "matrix of the Jaccard index between tasks"),
-        picture(drawn / "overlap_layers.png", "Jaccard index by layer"),
-    )
+    return values | {"overlap": {"measured": measured, "expected": expected}}
 
 
 def _log_scale(percent: Floats) -> LogNorm:
@@ -167,16 +146,14 @@ def _percent_text(percent: float) -> str:
 def share_heat_map(atlas: Atlas, path: Path) -> None:
     """Share of selected weights by layer and module, mean over tasks, on a log scale (PIECE, figure 3)."""
     percent = _mean_share(atlas)
-    scale, colours = _log_scale(percent), colormaps["YlGnBu"]
-    with rc_context(STYLE):
-        figure, axes = new_figure(max(6.0, 0.72 * len(atlas.modules) + 2.6), 0.26 * len(atlas.layers) + 1.7)
-        texts = [[_percent_text(value) for value in row] for row in percent]
+    scale = _log_scale(percent)
+    texts = [[_percent_text(value) for value in row] for row in percent]
+    names = layer_names(atlas.layers), module_names(atlas.modules)
+    notes = "selected, % of the weights of the layer and module · empty: not selected from", "selected, % (log scale)"
+    with drawing(path, max(6.0, 0.72 * len(atlas.modules) + 2.6), 0.26 * len(atlas.layers) + 1.7) as figure:
+        axes = figure.add_subplot()
         _grey_zeros(axes, percent)
-        draw_cells(axes, np.where(percent > 0, percent, np.nan), colours, scale, texts, 7.5)
-        name_axes(axes, layer_names(atlas.layers), [name.replace("_", " ") for name in atlas.modules])
-        axes.set_xlabel("selected, % of the weights of the layer and module · empty: not selected from")
-        colour_bar(figure, axes, colours, scale, "selected, % (log scale)")
-        save(figure, path)
+        heat_map(axes, np.where(percent > 0, percent, np.nan), texts, names, SHADES, scale, notes, 7.5)
 
 
 def _grey_zeros(axes: Axes, percent: Floats) -> None:
@@ -187,45 +164,35 @@ def _grey_zeros(axes: Axes, percent: Floats) -> None:
 
 def share_multiples(atlas: Atlas, path: Path) -> None:
     """The heat map of `share_heat_map` for each task, without numbers, on one scale."""
-    scale, colours = _log_scale(atlas.share), colormaps["YlGnBu"]
-    across = min(4, len(atlas.tasks))
-    down = -(-len(atlas.tasks) // across)
+    scale, count = _log_scale(atlas.share), len(atlas.tasks)
+    down, across = grid_shape(count, 4)
     width, height = 0.19 * len(atlas.modules) + 0.25, max(1.5, 0.125 * len(atlas.layers) + 0.35)
-    with rc_context(STYLE | {"font.size": 6.5}):
-        figure = blank_figure(across * width + 2.0, down * height + 1.1)
-        panels = figure.subplots(down, across, squeeze=False)
-        for place, axes in enumerate(panels.flat):
-            if place >= len(atlas.tasks):
-                axes.set_visible(False)
-                continue
-            percent = atlas.share[place]
+    with drawing(path, across * width + 2.0, down * height + 1.1, {"font.size": 6.5}) as figure:
+        plots = panels(figure, count, 4)
+        for place, (axes, task, percent) in enumerate(zip(plots, atlas.tasks, atlas.share, strict=True)):
             _grey_zeros(axes, percent)
-            axes.imshow(np.ma.masked_where(~(percent > 0), percent), cmap=colours, norm=scale, aspect="auto")
-            axes.set_title(short(atlas.tasks[place], 22), fontsize=8)
+            axes.imshow(np.ma.masked_where(~(percent > 0), percent), cmap=SHADES, norm=scale, aspect="auto")
+            axes.set_title(short(task, 22), fontsize=8)
             axes.grid(False)
             axes.spines[:].set_visible(False)
             axes.tick_params(length=0)
-            left, lowest = place % across == 0, place + across >= len(atlas.tasks)
+            left, lowest = place % across == 0, place + across >= count
             axes.set_yticks(range(len(atlas.layers)), layer_names(atlas.layers) if left else [])
-            modules = [name.replace("_", " ") for name in atlas.modules]
-            axes.set_xticks(range(len(modules)), modules if lowest else [], rotation=90)
-        bar = figure.colorbar(ScalarMappable(scale, colours), ax=panels, fraction=0.02, pad=0.01, aspect=50)
+            axes.set_xticks(range(len(atlas.modules)), module_names(atlas.modules) if lowest else [], rotation=90)
+        bar = figure.colorbar(ScalarMappable(scale, SHADES), ax=figure.axes, fraction=0.02, pad=0.01, aspect=50)
         bar.set_label("selected, % (log scale)", fontsize=8)
-        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        bar.ax.yaxis.set_minor_formatter(lambda value, _: "")
+        plain_numbers(bar.ax)
         bar.outline.set_visible(False)
-        save(figure, path)
 
 
 def share_bars(atlas: Atlas, path: Path) -> None:
     """How the selected weights, mean over tasks, are shared out over modules and layers, beside all there were."""
     selected = (atlas.selected / atlas.selected.sum(axis=(1, 2), keepdims=True)).mean(axis=0)
     weights = (atlas.parameters / atlas.parameters.sum(axis=(1, 2), keepdims=True)).mean(axis=0)
-    names = [name.replace("_", " ") for name in atlas.modules], layer_names(atlas.layers)
-    with rc_context(STYLE):
-        figure = blank_figure(7.6, 0.24 * (len(names[0]) + len(names[1])) + 1.8)
-        panels = figure.subplots(2, 1, height_ratios=[len(names[0]) + 1, len(names[1]) + 1])
-        for axis, (axes, labels) in enumerate(zip(panels, names, strict=True)):
+    names = module_names(atlas.modules), layer_names(atlas.layers)
+    with drawing(path, 7.6, 0.24 * (len(names[0]) + len(names[1])) + 1.8) as figure:
+        upper, lower = figure.subplots(2, 1, height_ratios=[len(labels) + 1 for labels in names])
+        for axis, (axes, labels) in enumerate(zip((upper, lower), names, strict=True)):
             shares, reference = 100 * selected.sum(axis=axis), 100 * weights.sum(axis=axis)
             places = np.arange(len(labels))
             axes.barh(places, shares, color=COLOURS[0], label="of the selected weights")
@@ -237,27 +204,22 @@ def share_bars(atlas: Atlas, path: Path) -> None:
                 axes.annotate(
                     text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5, color=COLOURS[0]
                 )
-            axes.set_yticks(places, labels)
-            axes.set_ylim(len(labels) - 0.4, -0.6)
+            name_bars(axes, labels)
             axes.set_xlim(0, 1.03 * max(float(shares.max()), float(reference.max())))
-            axes.grid(False, axis="y")
-        panels[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8)
-        panels[1].set_xlabel("share, %")
-        save(figure, path)
+        legend_above(upper)
+        lower.set_xlabel("share, %")
 
 
 def overlap_heat_map(atlas: Atlas, path: Path) -> None:
     """Jaccard index of every two tasks' selections (PIECE, figure 5), later tasks down, earlier ones across."""
     shown = atlas.overlap[1:, :-1]
-    scale, colours = Normalize(0, max(float(np.nanmax(shown)), 1e-3)), colormaps["YlGnBu"]
+    scale = Normalize(0, max(float(np.nanmax(shown)), 1e-3))
     width, height, size = heat_map_size(*shown.shape)
-    with rc_context(STYLE):
-        figure, axes = new_figure(width, height)
-        draw_cells(axes, shown, colours, scale, [[_jaccard_text(value) for value in row] for row in shown], size)
-        name_axes(axes, [short(task) for task in atlas.tasks[1:]], atlas.tasks[:-1])
-        axes.set_xlabel("Jaccard index of the selected weights")
-        colour_bar(figure, axes, colours, scale, "Jaccard index")
-        save(figure, path)
+    texts = [[_jaccard_text(value) for value in row] for row in shown]
+    names = [short(task) for task in atlas.tasks[1:]], atlas.tasks[:-1]
+    notes = "Jaccard index of the selected weights", "Jaccard index"
+    with drawing(path, width, height) as figure:
+        heat_map(figure.add_subplot(), shown, texts, names, SHADES, scale, notes, size)
 
 
 def _jaccard_text(value: float) -> str:
@@ -275,8 +237,8 @@ def overlap_lines(atlas: Atlas, path: Path) -> None:
     a, b = shares[later], shares[earlier]
     expected = np.ma.masked_invalid(np.divide(a * b, a + b - a * b, out=np.full_like(a, np.nan), where=a + b > 0))
     places = np.arange(len(atlas.layers))
-    with rc_context(STYLE):
-        figure, axes = new_figure(max(6.4, 0.27 * len(places) + 1.4), 3.8)
+    with drawing(path, max(6.4, 0.27 * len(places) + 1.4), 3.8) as figure:
+        axes = figure.add_subplot()
         label = f"mean over {len(found)} pairs of tasks, and their range" if len(found) > 1 else "measured"
         axes.plot(places, found.mean(axis=0), "o-", color=COLOURS[0], markersize=4, label=label)
         if len(found) > 1:
@@ -286,5 +248,4 @@ def overlap_lines(atlas: Atlas, path: Path) -> None:
         axes.set_ylim(0, 1.08 * max(float(found.max()), float(expected.max()), 1e-3))
         axes.set_ylabel("Jaccard index")
         axes.margins(x=0.02)
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8)
-        save(figure, path)
+        legend_above(axes)

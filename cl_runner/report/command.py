@@ -10,18 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cl_runner.arguments import Parser, unwritable
+from cl_runner.report.ability import changes
 from cl_runner.report.folder import Run, find_runs, is_run, read_run
-from cl_runner.report.tables import (
-    Table,
-    all_tables,
-    as_csv,
-    as_markdown,
-    check_metric,
-    group_runs,
-    headline_of,
-    table_csv,
-    table_shape,
-)
+from cl_runner.report.grouping import group_runs
+from cl_runner.report.numbers import interval_text, value_text
+from cl_runner.report.tables import all_tables, check_metric, exact_csv, headline_of, table_shape
+from cl_runner.report.text_table import Table, as_csv, as_markdown, show
 
 PUBLISHED = Path("outputs/published")
 
@@ -97,22 +91,19 @@ def _writing(path: Path) -> Iterator[None]:
 
 def _single(run: Run) -> None:
     """The page of one run, and its matrix on the terminal."""
-    from cl_runner.report.ability import change_text, changes
-    from cl_runner.report.page import cell_text, interval_text, protocol_note, value_text, write_run_report
+    from cl_runner.report.page import matrix_table, write_run_report
 
     with _writing(run.folder / "report.html"):
         path = write_run_report(run.folder)
-    names = ["start", *(f"after {task}" for task in run.tasks)]
-    rows = [[name, *map(cell_text, row)] for name, row in zip(names, run.rows, strict=False)]
     bounds = {name: interval_text(run, name) for name in run.metrics}
-    notes = [protocol_note(run)] if run.marks else []
+    notes = [run.protocol_note] if run.marks else []
     notes += [
         f"{name} {value_text(name, value)}" + (f" (95 % interval {bounds[name]})" if bounds[name] else "")
         for name, value in run.metrics.items()
     ]
-    notes += [f"{name} {change_text(name, value)}" for name, value in changes(run).items()]
+    notes += [f"{name} {value_text(name, value)}" for name, value in changes(run).items()]
     title = f"{run.method} on {run.task_order}, seed {run.seed}, {run.status}: {run.measure} in %"
-    _print(Table(title, ["", *run.tasks], rows, 1, notes))
+    show(Table(["", *run.tasks], matrix_table(run).rows, title, notes=notes))
     print(path)
 
 
@@ -133,7 +124,7 @@ def _joined(asked: argparse.Namespace) -> None:
     else:
         tables = all_tables(groups, asked.metric)
     pivoted = bool(asked.rows or asked.columns)
-    csv = table_csv(tables[0]) if pivoted else as_csv(groups)
+    csv = as_csv(tables[0]) if pivoted else exact_csv(groups)
     markdown = "\n".join(as_markdown(table) for table in tables)
     if asked.publish:
         from cl_runner.report.publish import published
@@ -167,7 +158,7 @@ def _joined(asked: argparse.Namespace) -> None:
         print(markdown, end="")
     elif asked.format == "terminal":
         for table in tables:
-            _print(table)
+            show(table)
     if not is_run(folder):
         with _writing(folder / "report.html"):
             page = write_joined_report(groups, tables, notes, folder / "report.html")
@@ -176,43 +167,3 @@ def _joined(asked: argparse.Namespace) -> None:
                 write(folder / name, text)
         # What is piped into a file stays the table alone.
         print(page, file=sys.stderr if asked.format in ("csv", "markdown") else sys.stdout)
-
-
-def _print(table: Table) -> None:
-    """A table on the terminal, in blocks of columns that fit its width; piped elsewhere in one piece."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    heads = [name.replace("/", "/\n") for name in table.header]
-    # Three blanks between columns.
-    widths = [
-        max(len(line) for cell in column for line in cell.split("\n")) + 3
-        for column in zip(heads, *table.rows, strict=True)
-    ]
-    blocks = _blocks(widths, table.left, console.width - 2 if console.is_terminal else sum(widths))
-    if not console.is_terminal:
-        console = Console(highlight=False, width=sum(widths) + 2)
-    for number, block in enumerate(blocks):
-        title = "" if number else table.title
-        shown = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        for place in block:
-            shown.add_column(Text(heads[place]), justify="left" if place < table.left else "right", no_wrap=True)
-        for row in table.rows:
-            shown.add_row(*(Text(row[place]) for place in block))
-        console.print(shown)
-    for note in table.notes:
-        console.print(Text(note, style="dim"), soft_wrap=True)
-
-
-def _blocks(widths: Sequence[int], left: int, room: int) -> list[list[int]]:
-    """Column numbers of each block: the first `left` ones in all, the others in order as they fit into `room`."""
-    named = list(range(left))
-    blocks = [list(named)]
-    for place in range(left, len(widths)):
-        if len(blocks[-1]) > left and sum(widths[p] for p in blocks[-1]) + widths[place] > room:
-            blocks.append(list(named))
-        blocks[-1].append(place)
-    return blocks

@@ -1,11 +1,12 @@
-"""What a run costs, as numbers with names: means over the tasks after the first, the ones that arrive in a stream."""
+"""What a run costs: numbers with names, means over the tasks after the first, which come in a stream; and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cl_runner.report.folder import Run
+from cl_runner.report.text_table import Table
 
 COSTS = {
     "trainable_share/later_tasks": "100 x trainable / all parameters, mean over the tasks after the first",
@@ -45,3 +46,110 @@ def bytes_text(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
         size /= 1024
     return f"{size:.3g} GiB"
+
+
+def storage_table(details: Sequence[Mapping[str, Any]]) -> Table:
+    """What every task trains, changes and stores (`tasks_detail` of summary.json)."""
+    rows = [
+        [
+            str(task["name"]),
+            f"{task['trainable']:,}",
+            f"{100 * task['trainable'] / task['model_parameters']:.3g}",
+            f"{task['changed']:,}",
+            f"{task['stored']:,}",
+            bytes_text(task["stored_bytes"]),
+            f"{task['stored_share_percent']:.3g}",
+        ]
+        for task in details
+    ]
+    header = ["task", "trainable", "trainable, % of the model", "changed", "stored values", "stored"]
+    return Table([*header, "stored, % of the model's bytes"], rows)
+
+
+#: What `tasks_detail` may say of training -> column, and how a value reads.
+THROUGHPUT: dict[str, tuple[str, Callable[[float], str]]] = {
+    "tokens": ("training tokens", lambda value: f"{value:,.0f}"),
+    "tokens_per_second": ("tokens / s", lambda value: f"{value:,.0f}"),
+    "padding_share": ("padding, %", lambda value: f"{100 * value:.1f}"),
+    "model_flops_share": ("model FLOPs, % of the device's", lambda value: f"{100 * value:.1f}"),
+}
+
+
+def time_table(details: Sequence[Mapping[str, Any]]) -> Table:
+    """What every task's training and evaluation took, and of `THROUGHPUT` what some task knows."""
+    known = {name: form for name, form in THROUGHPUT.items() if any(task.get(name) is not None for task in details)}
+    rows = [
+        [
+            str(task["name"]),
+            f"{task['train_examples']:,}",
+            f"{task['steps']:,}",
+            f"{task['offline_seconds']:.1f}",
+            f"{task['online_seconds']:.1f}",
+            f"{task['phases'].get('evaluate', 0.0):.1f}",
+            *("-" if task.get(name) is None else form(task[name]) for name, (_, form) in known.items()),
+        ]
+        for task in details
+    ]
+    header = ["task", "training examples", "steps", "offline, s", "online, s", "evaluation, s"]
+    return Table([*header, *(head for head, _ in known.values())], rows)
+
+
+def certificate_text(proof: Mapping[str, Any]) -> str:
+    """What a task's certificate in summary.json says: all bits outside the selection were compared."""
+    others = "others bitwise unchanged" if proof["holds"] else "others were to stay bitwise, but did NOT"
+    return (
+        f"{proof['changed']:,} of {proof['selected']:,} selected weights changed; "
+        f"{proof['untouched']:,} {others}, SHA-256 {proof['untouched_sha256'][:16]}…"
+    )
+
+
+def certificate_table(details: Sequence[Mapping[str, Any]]) -> Table | None:
+    """The certificate of every task that has one; None where none has."""
+    rows = [[str(task["name"]), certificate_text(task["certificate"])] for task in details if task.get("certificate")]
+    return Table(["task", "what training changed"], rows, left=2, long=1) if rows else None
+
+
+def zero_fisher_table(details: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Percent of exact zeros in each layer's Fisher information, a column per task; None where it is not known."""
+    zeros = {str(task["name"]): task["zero_fisher_fraction"] for task in details if task["zero_fisher_fraction"]}
+    if not zeros:
+        return None
+    layers = list(next(iter(zeros.values())))
+    return Table(["", *zeros], [[layer, *(f"{100 * zero[layer]:.2f}" for zero in zeros.values())] for layer in layers])
+
+
+def planned_tables(run: Run) -> list[Table]:
+    """What plan.json predicted beside what was measured: phases, then the rest; empty without a plan.
+
+    Of an unfinished run there is only the prediction.
+    """
+    if not run.plan:
+        return []
+    seconds, peak = run.summary.get("phases", {}), run.summary.get("peak_memory_mib") or {}
+    phases = []
+    for phase, predicted in run.plan["phases"].items():
+        memory = predicted["bytes"] / 2**20, peak.get(phase)
+        phases.append([phase, *_compared(*memory, "{:,.0f}"), *_compared(predicted["seconds"], seconds.get(phase))])
+    head = ["phase", "peak memory predicted, MiB", "measured", "measured / predicted"]
+    head += ["time predicted, s", "measured", "measured / predicted"]
+    files = [path for part in ("snapshots", "predictions") for path in (run.folder / part).glob("*")]
+    kept = sum(path.stat().st_size for path in files) if run.summary else None
+    others = [["snapshots and predictions on disk", *_compared(run.plan["disk_bytes"], kept, "bytes")]]
+    trainable = run.plan["trainable"]
+    measured = {str(task["name"]): task["trainable"] for task in run.details}
+    if isinstance(trainable, list):
+        for name, count in zip(run.tasks or measured, trainable, strict=False):
+            others.append([f"trained weights, {name}", *_compared(count, measured.get(name), "{:,.0f}")])
+    else:
+        largest = max(measured.values(), default=None)
+        others.append(["trained weights, largest task", *_compared(trainable, largest, "{:,.0f}")])
+    return [Table(head, phases), Table(["", "predicted", "measured", "measured / predicted"], others)]
+
+
+def _compared(predicted: float | None, measured: float | None, form: str = "{:,.1f}") -> list[str]:
+    """Predicted, measured and their ratio as text; "-" for what is not known."""
+    texts = [
+        "-" if value is None else bytes_text(value) if form == "bytes" else form.format(value)
+        for value in (predicted, measured)
+    ]
+    return [*texts, f"{measured / predicted:.2f}" if predicted and measured is not None else "-"]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 
@@ -51,23 +54,36 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def blank_figure(width: float, height: float) -> Figure:
-    """A figure in inches, outside pyplot, so that nothing stays open."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+@contextmanager
+def drawing(path: Path, width: float, height: float, style: Mapping[Any, Any] | None = None) -> Iterator[Figure]:
+    """A figure in inches, outside pyplot so that nothing stays open; in the end written to `path`.
+
+    It is a PNG of 150 dots per inch, the same bytes whenever it shows the same.
+
+    Args:
+        style: settings of matplotlib besides `STYLE`.
+    """
+    with rc_context({**STYLE, **(style or {})}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
 
 
-def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure in inches with one plot."""
-    figure = blank_figure(width, height)
-    return figure, figure.add_subplot()
+def grid_shape(count: int, most: int) -> tuple[int, int]:
+    """Rows and columns of a grid of panels that has at most so many columns."""
+    across = min(most, count)
+    return -(-count // across), across
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, the same bytes whenever it shows the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
+def panels(figure: Figure, count: int, most: int) -> list[Axes]:
+    """The plots of a grid of `grid_shape`, row by row; the places left over stay empty."""
+    down, across = grid_shape(count, most)
+    grid = list(figure.subplots(down, across, squeeze=False).flat)
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return grid[:count]
 
 
 def short(name: str, length: int = 26) -> str:
@@ -86,19 +102,31 @@ def ink_on(colour: tuple[float, float, float, float]) -> str:
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "white"
 
 
-def draw_cells(
+def heat_map(
     axes: Axes,
     values: Floats,
+    texts: Sequence[Sequence[str]],
+    names: tuple[Sequence[str], Sequence[str]],
     colours: Colormap,
     scale: Normalize,
-    texts: Sequence[Sequence[str]],
+    notes: tuple[str, str],
     size: float,
 ) -> None:
-    """Coloured cells with their numbers; NaN stays blank."""
+    """Coloured cells with their texts, names at the left and above, the scale at the right; NaN stays blank.
+
+    Args:
+        values, texts: [rows, columns].
+        names: of the rows and of the columns, as `name_axes` takes them.
+        notes: below the cells, and beside the scale.
+        size: of the texts.
+    """
     axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=scale, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         ink = ink_on(colours(scale(value))) if np.isfinite(value) else "#666666"
         axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=size, color=ink)
+    name_axes(axes, *names)
+    axes.set_xlabel(notes[0])
+    colour_bar(axes, colours, scale, notes[1])
 
 
 def name_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
@@ -123,19 +151,45 @@ def heat_map_size(rows: int, columns: int) -> tuple[float, float, float]:
     return cell * columns + 2.9, 0.36 * rows + 1.9, 8.5 if columns <= 8 else 7.5
 
 
-def colour_bar(figure: Figure, axes: Axes, colours: Colormap, scale: Normalize, label: str) -> None:
+def colour_bar(axes: Axes, colours: Colormap, scale: Normalize, label: str) -> None:
     """The scale of a heat map, at its right."""
-    from matplotlib.cm import ScalarMappable
-
+    figure = cast(Figure, axes.figure)
     # Beside the cells in their own height, however far the names above them reach to the right.
     place = axes.inset_axes((1.0 + 0.15 / figure.get_figwidth(), 0.0, 0.18 / figure.get_figwidth(), 1.0))
-    bar = figure.colorbar(ScalarMappable(scale, colours), cax=place)
-    bar.set_label(label)
+    figure.colorbar(ScalarMappable(scale, colours), cax=place).set_label(label)
     if isinstance(scale, LogNorm):
-        place.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        place.yaxis.set_minor_formatter(lambda value, _: "")
+        plain_numbers(place)
     place.spines[:].set_visible(False)
     place.grid(False)
+
+
+def plain_numbers(axes: Axes) -> None:
+    """No powers of ten at the scale of a log axis."""
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: "")
+
+
+def name_bars(axes: Axes, names: Sequence[str]) -> None:
+    """Names of horizontal bars, the first one above."""
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(False, axis="y")
+
+
+def legend_above(axes: Axes) -> None:
+    """A legend in two columns at the right above the plot."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8)
+
+
+def rows_and_columns(cells: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """The layers and modules of cells, each once, in the order they are shown."""
+    found = [(str(cell["layer"]), cell["module"]) for cell in cells]
+    return layer_order([layer for layer, _ in found]), [name for name in MODULES if name in {m for _, m in found}]
+
+
+def module_names(modules: Sequence[str]) -> list[str]:
+    """Names of modules as people read them."""
+    return [name.replace("_", " ") for name in modules]
 
 
 def layer_order(names: Sequence[str]) -> list[str]:

@@ -101,6 +101,11 @@ class Run:
         return marks
 
     @property
+    def protocol_note(self) -> str:
+        """How the run's evaluation differs from the standard protocol; empty where it does not."""
+        return f"Not the standard protocol: {', '.join(self.marks)}." if self.marks else ""
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Derived numbers by formula name; of an unfinished run those of the tasks done so far."""
         if "metrics" in self.summary:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,18 +13,11 @@ from cl_runner.report import plots
 from cl_runner.report.ability import CHANGE, DRAWN, OWN, describe, unit_of
 from cl_runner.report.drawing import short
 from cl_runner.report.folder import Run
-from cl_runner.report.html import document, picture, section, table, write
-from cl_runner.report.tables import (
-    METRICS,
-    Group,
-    Table,
-    definition_of,
-    headline_of,
-    label_of,
-    protocol_notes,
-    protocol_signs,
-    values_of,
-)
+from cl_runner.report.grouping import Group, label_of, protocol_notes, protocol_signs
+from cl_runner.report.html import render, write
+from cl_runner.report.numbers import definition_of, values_of
+from cl_runner.report.tables import METRICS, headline_of
+from cl_runner.report.text_table import Table
 
 
 def write_joined_report(groups: Sequence[Group], tables: Sequence[Table], notes: Sequence[str], path: Path) -> Path:
@@ -35,59 +28,57 @@ def write_joined_report(groups: Sequence[Group], tables: Sequence[Table], notes:
         tables: shown in this order.
         notes: runs left out, and why.
     """
-    count = sum(len(group.runs) for group in groups)
-    body = [f"<h1>{count} runs, {len(groups)} settings</h1>"]
-    marks = protocol_notes(groups, protocol_signs(groups))
-    body += [f'<div class="banner">{escape(mark[0].upper() + mark[1:])}.</div>' for mark in marks]
-    for shown in tables:
-        body.append(section(shown.title, " · ".join(shown.notes), table(shown.header, shown.rows, left=shown.left)))
-    for order in dict.fromkeys(str(group.axes["task_order"]) for group in groups):
-        same = [group for group in groups if group.axes["task_order"] == order]
-        body += _pictures(order, same, path.parent / "plots")
+    by_order: dict[str, list[Group]] = {}
+    for group in groups:
+        by_order.setdefault(str(group.axes["task_order"]), []).append(group)
     known = [name for name in METRICS if any(group.values(name) for group in groups)]
-    formulas = [[name, definition_of(name)] for name in known]
-    body.append(section("Formulas", "", table(["name", "formula"], formulas, left=2, long=1)))
-    if notes:
-        body.append(section("Left out", "", table(["run"], [[note] for note in notes], long=0)))
-    return write(path, document("Runs compared", body))
+    page = render(
+        "joined.html.j2",
+        runs=sum(len(group.runs) for group in groups),
+        settings=len(groups),
+        marks=protocol_notes(groups, protocol_signs(groups)),
+        tables=tables,
+        orders=[_order_values(name, same, path.parent / "plots") for name, same in by_order.items()],
+        formulas=Table(["name", "formula"], [[name, definition_of(name)] for name in known], left=2, long=1),
+        left_out=Table(["run"], [[note] for note in notes], long=0),
+        definition_of=definition_of,
+    )
+    return write(path, page)
 
 
-def _pictures(order: str, groups: Sequence[Group], folder: Path) -> list[str]:
+def _order_values(order: str, groups: Sequence[Group], folder: Path) -> dict[str, Any]:
+    """What the page shows of the runs over one order, its pictures drawn into `folder`."""
     labels = {label_of(group, groups): group for group in groups}
     metric, name = headline_of(groups), order.replace("/", "-")
-    finals = {label: group.values(metric) for label, group in labels.items()}
-    plots.final_points(finals, metric, "%", folder / f"final_{name}.png")
-    parts = [picture(folder / f"final_{name}.png", f"final {metric} on {order}")]
+    drawn = {"final": folder / f"final_{name}.png"}
+    plots.final_points({label: group.values(metric) for label, group in labels.items()}, metric, "%", drawn["final"])
     tasks = groups[0].runs[0].tasks
     alike = all(run.tasks == tasks for group in groups for run in group.runs)
     measures = {run.scored_by[tasks[0]] for group in groups for run in group.runs}
     measure = measures.pop() if len(measures) == 1 else "score"
     if len(tasks) > 1 and alike:
         curves = {label: np.stack([run.rows[1:, 0] for run in group.runs]) for label, group in labels.items()}
-        what = f"{measure} on {short(tasks[0])}"
-        plots.lines_over_tasks(tasks, curves, folder / f"first_task_{name}.png", what)
-        parts.append(picture(folder / f"first_task_{name}.png", f"{measure} of the first task on {order}"))
+        drawn["first_task"] = folder / f"first_task_{name}.png"
+        plots.lines_over_tasks(tasks, curves, drawn["first_task"], f"{measure} on {short(tasks[0])}")
         seen = {label: np.stack([learned_so_far(run.rows) for run in group.runs]) for label, group in labels.items()}
-        plots.lines_over_tasks(tasks, seen, folder / f"learned_so_far_{name}.png", "mean score on tasks so far")
-        parts.append(picture(folder / f"learned_so_far_{name}.png", f"mean score on the tasks learned so far, {order}"))
-    note = (
-        f"{metric} = {definition_of(metric)}. Below, the {measure} on the first task's test set after each task, "
-        "and the mean over the tasks learned so far (figure 9 of the SLM paper). "
-        + " ".join(f"{mark}." for mark in protocol_notes(groups, protocol_signs(groups)))
-    )
-    sections = [section(f"Order {order}", note.rstrip(), *parts)]
-    ability = _ability({label: group.runs for label, group in labels.items()}, folder / f"ability_{name}.png")
+        drawn["learned_so_far"] = folder / f"learned_so_far_{name}.png"
+        plots.lines_over_tasks(tasks, seen, drawn["learned_so_far"], "mean score on tasks so far")
+    ability = _ability({label: group.runs for label, group in labels.items()})
     if ability:
-        note = (
-            "Change since the untouched model of what the probes measured: the mean over seeds, one sample deviation."
-        )
-        sections.append(section(f"General ability over {order}", note, ability))
-    sections += _trade_offs(groups, folder, name)
-    return sections
+        drawn["ability"] = folder / f"ability_{name}.png"
+        plots.ability_lines([START, *tasks], ability, drawn["ability"])
+    return {
+        "name": order,
+        "metric": metric,
+        "measure": measure,
+        "marks": protocol_notes(groups, protocol_signs(groups)),
+        "drawn": drawn,
+        "trade_offs": _trade_offs(groups, folder, name),
+    }
 
 
-def _trade_offs(groups: Sequence[Group], folder: Path, name: str) -> list[str]:
-    """What a method learned against what it lost: a dot per run, a colour per method."""
+def _trade_offs(groups: Sequence[Group], folder: Path, name: str) -> list[tuple[str, str, Path]]:
+    """What a method learned, what it lost, and their picture: a dot per run, a colour per method."""
     runs = [(str(group.axes["method"]), values_of(run)) for group in groups for run in group.runs]
     learned = dict.fromkeys(key for _, values in runs for key in values if key.startswith(OWN))
     lost = dict.fromkeys(
@@ -98,7 +89,7 @@ def _trade_offs(groups: Sequence[Group], folder: Path, name: str) -> list[str]:
         and not key.endswith("perplexity")
         and key[len(CHANGE) :].partition("/")[0] not in {own.removeprefix(OWN) for own in learned}
     )
-    parts = []
+    drawn = []
     for x, y in ((x, y) for x in learned for y in list(lost)[:DRAWN]):
         points: dict[str, list[tuple[float, float]]] = {}
         for method, values in runs:
@@ -107,26 +98,22 @@ def _trade_offs(groups: Sequence[Group], folder: Path, name: str) -> list[str]:
         path = folder / f"trade_off_{y.removeprefix(CHANGE).replace('/', '_')}_{name}.png"
         units = [f"{key}, {unit_of(key.partition('/')[2])}".rstrip(", ") for key in (x, y)]
         plots.trade_off(points, units[0], units[1], path)
-        note = f"{x}: {definition_of(x)}. {y}: {definition_of(y)}. A dot is a run; lines join a method's runs by {x}."
-        parts.append(section("Learned against kept", note, picture(path, f"{y} over {x}")))
-    return parts
+        drawn.append((x, y, path))
+    return drawn
 
 
-def _ability(runs: Mapping[str, Sequence[Run]], path: Path) -> str:
-    """A panel per number with a line per label, of the runs over the same tasks that have it; empty without one.
+def _ability(runs: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Floats]]:
+    """The numbers that are drawn, each with its unit -> label -> values [n seeds, steps] of runs over the same tasks.
 
     Args:
         runs: label -> its completed runs, one per seed.
     """
     tasks = next(iter(runs.values()))[0].tasks
-    drawn: dict[str, dict[str, Floats]] = {}
+    found: dict[str, dict[str, Floats]] = {}
     for label, group in runs.items():
         shared = set.intersection(*(set(run.ability[0]) for run in group))
         for name in group[0].ability[0]:
             if name in shared and all(run.tasks == tasks for run in group):
                 values = [run.ability[1][:, run.ability[0].index(name)] for run in group]
-                drawn.setdefault(describe(name), {})[label] = np.stack(values)
-    if not drawn:
-        return ""
-    plots.ability_lines([START, *tasks], dict(list(drawn.items())[:DRAWN]), path)
-    return picture(path, "change of general ability after each task, a line per method")
+                found.setdefault(describe(name), {})[label] = np.stack(values)
+    return dict(list(found.items())[:DRAWN])

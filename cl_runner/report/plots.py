@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
@@ -18,17 +18,16 @@ from cl_runner.report.costs import bytes_text
 from cl_runner.report.drawing import (
     COLOURS,
     MARKERS,
-    MODULES,
-    STYLE,
-    blank_figure,
-    colour_bar,
-    draw_cells,
+    drawing,
+    grid_shape,
+    heat_map,
     heat_map_size,
     layer_names,
-    layer_order,
-    name_axes,
-    new_figure,
-    save,
+    legend_above,
+    module_names,
+    name_bars,
+    panels,
+    rows_and_columns,
     short,
     signed,
 )
@@ -42,8 +41,6 @@ def accuracy_heat_map(tasks: Sequence[str], rows: Floats, path: Path, measure: s
         measure: what the scores are, such as accuracy.
         columns: names of the test sets; a second line may name a metric.
     """
-    from matplotlib import colormaps
-
     colours = colormaps["viridis"]
     trained = np.arange(len(rows))[:, None] > np.arange(len(tasks))
     # The scale serves the tasks that were trained; `start` would take half of it.
@@ -51,37 +48,31 @@ def accuracy_heat_map(tasks: Sequence[str], rows: Floats, path: Path, measure: s
     spread = rows[trained & measured] if (trained & measured).any() else np.append(rows[measured], 0.0)
     scale = Normalize(float(np.floor(spread.min())), max(float(np.ceil(spread.max())), spread.min() + 1), clip=True)
     width, height, size = heat_map_size(len(rows), len(tasks))
-    with rc_context(STYLE):
-        figure, axes = new_figure(width, height)
-        texts = [["" if np.isnan(value) else f"{value:.1f}" for value in row] for row in rows]
-        draw_cells(axes, np.where(trained, rows, np.nan), colours, scale, texts, size)
+    texts = [["" if np.isnan(value) else f"{value:.1f}" for value in row] for row in rows]
+    names = ["start", *(f"after {short(task)}" for task in tasks[: len(rows) - 1])], columns
+    empty = "" if measured.all() else " · empty: not measured"
+    notes = f"test set · {measure} in %\npale: task not yet trained{empty}", f"{measure}, %"
+    with drawing(path, width, height) as figure:
+        axes = figure.add_subplot()
+        heat_map(axes, np.where(trained, rows, np.nan), texts, names, colours, scale, notes, size)
         for row, column in np.argwhere(~trained & measured):
             face = (*colours(scale(rows[row, column]))[:3], 0.14)
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=face, linewidth=0))
         axes.set_xlim(-0.5, len(tasks) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        name_axes(axes, ["start", *(f"after {short(task)}" for task in tasks[: len(rows) - 1])], columns)
-        empty = "" if measured.all() else " · empty: not measured"
-        axes.set_xlabel(f"test set · {measure} in %\npale: task not yet trained{empty}")
-        colour_bar(figure, axes, colours, scale, f"{measure}, %")
-        save(figure, path)
 
 
 def forgetting_heat_map(tasks: Sequence[str], forgetting: Floats, path: Path) -> None:
     """Forgetting F[t,u] in percentage points (`cl_runner.matrix.forgetting_matrix`), [t, T] with t > 1."""
-    from matplotlib import colormaps
-
     shown = forgetting[1:, : len(forgetting) - 1]
     limit = max(float(np.nanmax(np.abs(shown))), 1.0)
     width, height, size = heat_map_size(*shown.shape)
-    with rc_context(STYLE):
-        figure, axes = new_figure(width, height)
-        texts = [[signed(value) if np.isfinite(value) else "" for value in row] for row in shown]
-        draw_cells(axes, shown, colormaps["RdBu_r"], Normalize(-limit, limit), texts, size)
-        name_axes(axes, [f"after {short(task)}" for task in tasks[1 : len(forgetting)]], tasks[: len(forgetting) - 1])
-        axes.set_xlabel("test set · forgetting/chaudhry18 in points\nblue: improved")
-        colour_bar(figure, axes, colormaps["RdBu_r"], Normalize(-limit, limit), "points lost")
-        save(figure, path)
+    colours, scale = colormaps["RdBu_r"], Normalize(-limit, limit)
+    texts = [[signed(value) if np.isfinite(value) else "" for value in row] for row in shown]
+    names = [f"after {short(task)}" for task in tasks[1 : len(forgetting)]], tasks[: len(forgetting) - 1]
+    notes = "test set · forgetting/chaudhry18 in points\nblue: improved", "points lost"
+    with drawing(path, width, height) as figure:
+        heat_map(figure.add_subplot(), shown, texts, names, colours, scale, notes, size)
 
 
 def lines_over_tasks(
@@ -99,8 +90,8 @@ def lines_over_tasks(
         what: the scores are, such as accuracy on kettles; they are percent.
         interval: [t, 2] bounds in percent around the only line of a single run.
     """
-    with rc_context(STYLE):
-        figure, axes = new_figure(max(6.4, 0.45 * len(tasks) + 3.2), 4.2)
+    with drawing(path, max(6.4, 0.45 * len(tasks) + 3.2), 4.2) as figure:
+        axes = figure.add_subplot()
         _lines(axes, curves, list(curves))
         if interval is not None:
             axes.fill_between(range(len(interval)), *interval.T, color=COLOURS[0], alpha=0.15, linewidth=0)
@@ -112,7 +103,6 @@ def lines_over_tasks(
         elif len(curves) > 1:
             figure.set_size_inches(figure.get_figwidth() + 1.2, 4.2 + 0.2 * -(-len(curves) // _columns(curves)))
             figure.legend(loc="outside upper center", ncols=_columns(curves))
-        save(figure, path)
 
 
 def _columns(labels: Iterable[str], most: int = 4) -> int:
@@ -150,35 +140,28 @@ def _name_steps(axes: Axes, steps: Sequence[str]) -> None:
     axes.margins(x=0.03)
 
 
-def ability_lines(steps: Sequence[str], panels: Mapping[str, Mapping[str, Floats]], path: Path) -> None:
+def ability_lines(steps: Sequence[str], curves: Mapping[str, Mapping[str, Floats]], path: Path) -> None:
     """The change of general ability since `start` (retention curve), a panel per number and a line per method.
 
     Args:
         steps: `start`, then the tasks.
-        panels: number with its unit -> label -> values [n seeds, steps so far], in the number's unit.
+        curves: number with its unit -> label -> values [n seeds, steps so far], in the number's unit.
     """
-    labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
-    across = min(2, len(panels))
-    down = -(-len(panels) // across)
-    with rc_context(STYLE):
-        rows = -(-len(labels) // _columns(labels, len(labels)))
-        width = max(6.4, 0.45 * len(steps) + 3.0) if across == 1 else 10.6
-        figure = blank_figure(width, 2.5 * down + 1.0 + 0.2 * rows)
-        grid = figure.subplots(down, across, squeeze=False)
+    labels = list(dict.fromkeys(label for lines in curves.values() for label in lines))
+    down, across = grid_shape(len(curves), 2)
+    rows = -(-len(labels) // _columns(labels, len(labels)))
+    width = max(6.4, 0.45 * len(steps) + 3.0) if across == 1 else 10.6
+    with drawing(path, width, 2.5 * down + 1.0 + 0.2 * rows) as figure:
         handles: dict[str, Artist] = {}
-        for place, axes in enumerate(grid.flat):
-            if place >= len(panels):
-                axes.set_visible(False)
-                continue
-            title, curves = list(panels.items())[place]
+        for place, (axes, title) in enumerate(zip(panels(figure, len(curves), 2), curves, strict=True)):
             axes.axhline(0, color="#888888", linewidth=1)
-            _lines(axes, {label: values - values[:, :1] for label, values in curves.items()}, labels)
+            _lines(axes, {label: values - values[:, :1] for label, values in curves[title].items()}, labels)
             lines, names = axes.get_legend_handles_labels()
             handles |= dict(zip(names, lines, strict=True))
             axes.set_title(short(title, 62), loc="left")
             # Names only below the lowest panel of each column.
             _name_steps(axes, steps)
-            if place + across < len(panels):
+            if place + across < len(curves):
                 axes.tick_params(axis="x", labelbottom=False)
             if place % across == 0:
                 axes.set_ylabel("change since start")
@@ -186,7 +169,6 @@ def ability_lines(steps: Sequence[str], panels: Mapping[str, Mapping[str, Floats
             figure.legend(
                 handles.values(), handles.keys(), loc="outside upper center", ncols=_columns(labels, len(labels))
             )
-        save(figure, path)
 
 
 def fisher_map(after: str, layers: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -196,10 +178,7 @@ def fisher_map(after: str, layers: Sequence[Mapping[str, Any]], path: Path) -> N
         after: name of the latest task it was computed after, or before which it was computed.
         layers: the `layers` of fisher.json: layer, module, log10_mean (None where all zero), zero_fraction.
     """
-    from matplotlib import colormaps
-
-    rows = layer_order([str(cell["layer"]) for cell in layers])
-    columns = [name for name in MODULES if any(cell["module"] == name for cell in layers)]
+    rows, columns = rows_and_columns(layers)
     values = np.full((len(rows), len(columns)), np.nan)
     texts = [["" for _ in columns] for _ in rows]
     for cell in layers:
@@ -213,14 +192,11 @@ def fisher_map(after: str, layers: Sequence[Mapping[str, Any]], path: Path) -> N
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     scale = Normalize(low, max(high, low + 0.5))
-    with rc_context(STYLE):
-        figure, axes = new_figure(0.85 * len(columns) + 2.6, 0.44 * len(rows) + 1.7)
-        axes.set_facecolor("#f3f3f3")
-        draw_cells(axes, values, colours, scale, texts, 7)
-        name_axes(axes, layer_names(rows), [name.replace("_", " ") for name in columns])
-        axes.set_xlabel(f"log10 of the mean Fisher before {short(after)}\nbelow it the share of exact zeros, if any")
-        colour_bar(figure, axes, colours, scale, "log10 mean Fisher")
-        save(figure, path)
+    names = layer_names(rows), module_names(columns)
+    notes = f"log10 of the mean Fisher before {short(after)}\nbelow it the share of exact zeros, if any"
+    with drawing(path, 0.85 * len(columns) + 2.6, 0.44 * len(rows) + 1.7) as figure:
+        axes = figure.add_subplot(facecolor="#f3f3f3")
+        heat_map(axes, values, texts, names, colours, scale, (notes, "log10 mean Fisher"), 7)
 
 
 def _share(percent: float) -> str:
@@ -235,8 +211,8 @@ def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     stored = [int(task["stored_bytes"]) for task in details]
     model = int(details[0]["model_bytes"])
-    with rc_context(STYLE):
-        figure, axes = new_figure(7.6, 0.34 * len(details) + 1.3)
+    with drawing(path, 7.6, 0.34 * len(details) + 1.3) as figure:
+        axes = figure.add_subplot()
         floor = min([size for size in stored if size] or [model]) / 8
         axes.barh(range(len(details)), [max(size, floor) - floor for size in stored], left=floor, color=COLOURS[0])
         axes.axvline(model, color=COLOURS[1], linestyle="--", linewidth=1.2)
@@ -253,15 +229,12 @@ def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
                 fontsize=8,
                 color="white" if inside else "black",
             )
-        axes.set_yticks(range(len(details)), [short(str(task["name"])) for task in details])
-        axes.set_ylim(len(details) - 0.4, -0.6)
+        name_bars(axes, [str(task["name"]) for task in details])
         axes.set_xscale("log", base=4)
         axes.set_xlim(floor, model * 2)
         axes.xaxis.set_major_formatter(lambda size, _: bytes_text(size))
         axes.xaxis.set_minor_formatter(lambda size, _: "")
         axes.set_xlabel("bytes stored for the task (log scale)")
-        axes.grid(False, axis="y")
-        save(figure, path)
 
 
 def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -276,8 +249,8 @@ def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
         "evaluation, probes": ("evaluate", "probe"),
         "saving and reporting": ("load", "snapshot", "checkpoint", "describe", "report"),
     }
-    with rc_context(STYLE):
-        figure, axes = new_figure(7.6, 0.34 * len(details) + 1.7)
+    with drawing(path, 7.6, 0.34 * len(details) + 1.7) as figure:
+        axes = figure.add_subplot()
         start = np.zeros(len(details))
         for colour, (label, phases) in zip(
             (COLOURS[5], COLOURS[0], COLOURS[2], "#b0b0b0"), groups.items(), strict=True
@@ -287,13 +260,10 @@ def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
             start += seconds
         for place, total in enumerate(start):
             axes.text(total, place, f" {total:.1f} s", va="center", fontsize=8)
-        axes.set_yticks(range(len(details)), [short(str(task["name"])) for task in details])
-        axes.set_ylim(len(details) - 0.4, -0.6)
+        name_bars(axes, [str(task["name"]) for task in details])
         axes.set_xlim(0, 1.12 * max(float(start.max()), 1e-3))
         axes.set_xlabel("seconds")
-        axes.grid(False, axis="y")
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8)
-        save(figure, path)
+        legend_above(axes)
 
 
 def loss_curve(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -302,8 +272,8 @@ def loss_curve(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     Args:
         lines: the training lines of metrics.jsonl: task, task_index, step, loss.
     """
-    with rc_context(STYLE):
-        figure, axes = new_figure(9.0, 3.6)
+    with drawing(path, 9.0, 3.6) as figure:
+        axes = figure.add_subplot()
         indices = sorted({int(line["task_index"]) for line in lines})
         crowded = len(indices) > 6
         losses = np.array([line["loss"] for line in lines], dtype=float)
@@ -339,7 +309,6 @@ def loss_curve(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.set_ylabel("training loss")
         axes.grid(False, axis="x")
         axes.margins(x=0.01)
-        save(figure, path)
 
 
 def final_points(values: Mapping[str, Sequence[float]], metric: str, unit: str, path: Path) -> None:
@@ -349,8 +318,8 @@ def final_points(values: Mapping[str, Sequence[float]], metric: str, unit: str, 
         values: label -> the metric of each seed.
         unit: of the metric, for the axis.
     """
-    with rc_context(STYLE):
-        figure, axes = new_figure(7.6, 0.36 * len(values) + 1.1)
+    with drawing(path, 7.6, 0.36 * len(values) + 1.1) as figure:
+        axes = figure.add_subplot()
         for place, numbers in enumerate(values.values()):
             seeds = np.array(numbers)
             spread = seeds.std(ddof=1) if len(seeds) > 1 else 0.0
@@ -367,7 +336,6 @@ def final_points(values: Mapping[str, Sequence[float]], metric: str, unit: str, 
         axes.set_ylim(len(values) - 0.5, -0.5)
         axes.set_xlabel(f"{metric}, {unit} · dot: a seed, whisker: ± one sample deviation" if unit else metric)
         axes.margins(x=0.08)
-        save(figure, path)
 
 
 def trade_off(points: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, path: Path) -> None:
@@ -377,13 +345,13 @@ def trade_off(points: Mapping[str, Sequence[tuple[float, float]]], x: str, y: st
         points: label -> (x, y) of each run.
         x, y: names and units of the axes.
     """
-    with rc_context(STYLE):
-        figure, axes = new_figure(7.6, 4.6)
+    with drawing(path, 7.6, 4.6) as figure:
+        axes = figure.add_subplot()
         axes.axhline(0, color="#888888", linewidth=1)
         for number, (label, pairs) in enumerate(points.items()):
             ordered = np.array(sorted(pairs))
             colour = COLOURS[number % len(COLOURS)]
-            marker = "osD^vPX*"[number % 8]
+            marker = MARKERS[number % len(MARKERS)]
             axes.plot(ordered[:, 0], ordered[:, 1], "-", color=colour, linewidth=1, alpha=0.5)
             axes.plot(
                 ordered[:, 0], ordered[:, 1], marker, color=colour, markersize=5, linestyle="", label=short(label)
@@ -391,4 +359,3 @@ def trade_off(points: Mapping[str, Sequence[tuple[float, float]]], x: str, y: st
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.legend(loc="best", fontsize=8)
-        save(figure, path)

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cl_runner.report.folder import Run
+from cl_runner.report.grouping import STANDARD, group_runs
 from cl_runner.report.html import write
-from cl_runner.report.tables import STANDARD, all_tables, as_markdown, group_runs, values_of
+from cl_runner.report.numbers import values_of
+from cl_runner.report.tables import all_tables
+from cl_runner.report.text_table import as_markdown
 
 
 def published(runs: Sequence[Run], folder: Path, command: str) -> list[Path]:

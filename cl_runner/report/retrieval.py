@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 
 from cl_runner.matrix import Floats
 from cl_runner.report.costs import bytes_text
-from cl_runner.report.drawing import COLOURS, MARKERS, STYLE, blank_figure, new_figure, save, short
+from cl_runner.report.drawing import COLOURS, MARKERS, drawing, grid_shape, panels, short
 from cl_runner.report.folder import Run
-from cl_runner.report.html import picture, section, table
+from cl_runner.report.text_table import Table
 
 #: Groups whose similarities are drawn.
 DRAWN = 12
@@ -23,32 +24,28 @@ DRAWN = 12
 PERPLEXITY = 30.0
 
 
-def retrieval_sections(run: Run) -> list[str]:
-    """What there is to say of a run's retrieval; nothing if its method has none."""
-    return [*_accuracy(run), *_costs(run), *_keys(run)]
+def retrieval_values(run: Run) -> dict[str, Any]:
+    """What templates/retrieval.html.j2 shows, its pictures drawn into the folder plots of the run."""
+    return {"accuracy": _accuracy(run), "costs": _costs(run), **_keys(run)}
 
 
-def _accuracy(run: Run) -> list[str]:
+def _accuracy(run: Run) -> Table | None:
     """Retrieval accuracy of every task learned, a row after each task."""
     found = [noted.get("retrieval_accuracy") for noted in run.retrieval]
     measured = [(str(task["name"]), percent) for task, percent in zip(run.details, found, strict=True) if percent]
     if not measured:
-        return []
+        return None
     cells = []
     for after, percent in measured:
         values = [f"{percent[task]:.1f}" if task in percent else "" for task in run.tasks]
-        cells.append([after, *values, f"{np.mean(list(percent.values())):.1f}" if percent else ""])
-    note = (
-        "Percent of the texts that each task is scored on, of which more than half of the keys that the groups "
-        "retrieve are their own task's, among the keys of all tasks so far (SLM, eq. 13 and table 12)."
-    )
-    return [section("Retrieval: accuracy", note, table(["after", *run.tasks, "mean"], cells))]
+        cells.append([after, *values, f"{np.mean(list(percent.values())):.1f}"])
+    return Table(["after", *run.tasks, "mean"], cells)
 
 
-def _costs(run: Run) -> list[str]:
+def _costs(run: Run) -> Table | None:
     """Seconds, storage and milliseconds of every task, and their means."""
     if not any(run.retrieval):
-        return []
+        return None
     timing: Mapping[str, Mapping[str, float]] = run.retrieval[-1].get("timing", {})
 
     def seconds(phase: str) -> Callable[[Mapping[str, Any]], float | None]:
@@ -68,51 +65,37 @@ def _costs(run: Run) -> list[str]:
         "answer, ms": (timed("answer_ms"), "{:.1f}".format),
         "retrieval, %": (timed("retrieval_share_percent"), "{:.1f}".format),
     }
-    names = [str(task["name"]) for task in run.details]
-    rows = {name: [value(task) for value, _ in columns.values()] for name, task in zip(names, run.details, strict=True)}
-    if len(names) > 1:
-        known = [[value for value in column if value is not None] for column in zip(*rows.values(), strict=True)]
-        means = [float(np.mean(values)) if values else None for values in known]
-        rows = {**rows, "mean": means}
-    forms = [form for _, form in columns.values()]
-    cells = [
-        [name, *("-" if value is None else form(value) for form, value in zip(forms, values, strict=True))]
-        for name, values in rows.items()
-    ]
-    note = (
-        "Encoding the queries of its training texts (unless they were cached), training the keys, and fine-tuning "
-        "(table 13); what a task stores and its share of the model's bytes (table 15); median time of one text's "
-        "retrieval and answer after the last task, and retrieval's share of both (table 17)."
-    )
-    return [section("Retrieval: time and storage", note, table(["task", *columns], cells))]
+    rows = [[str(task["name"]) for task in run.details]]
+    if len(run.details) > 1:
+        rows[0].append("mean")
+    for value, form in columns.values():
+        values = [value(task) for task in run.details]
+        known = [value for value in values if value is not None]
+        if len(values) > 1:
+            values.append(float(np.mean(known)) if known else None)
+        rows.append(["-" if value is None else form(value) for value in values])
+    return Table(["task", *columns], [list(row) for row in zip(*rows, strict=True)])
 
 
-def _keys(run: Run) -> list[str]:
-    """Pictures of the keys of all tasks learned so far."""
+def _keys(run: Run) -> dict[str, Any]:
+    """How many keys of how many groups there are after the tasks learned so far, and their pictures."""
+    drawn: dict[str, Path] = {}
     if not run.keys:
-        return []
+        return {"vectors": 0, "groups": 0, "most": DRAWN, "drawn": drawn}
     order = [*(task for task in run.tasks if task in run.keys), *(task for task in run.keys if task not in run.tasks)]
     keys = {task: run.keys[task] for task in order}
-    drawn = run.folder / "plots"
-    groups = len(next(iter(keys.values())))
     vectors = np.concatenate([each.reshape(-1, each.shape[-1]) for each in keys.values()])
-    sections = []
     if len(vectors) > 2:
-        note = f"t-SNE of all {len(vectors)} key vectors, a colour per task and a marker per group (figure 4)."
         try:
             places = embed(vectors)
         except ImportError:
-            note = "t-SNE of the keys needs scikit-learn. Type: pip install 'cl-runner[retrieval]'"
-            shown = ""
+            pass  # the page says what to type
         else:
-            keys_map(list(keys), [each.shape[:2] for each in keys.values()], places, drawn / "keys_tsne.png")
-            shown = picture(drawn / "keys_tsne.png", "t-SNE of the keys")
-        sections.append(section("Retrieval: where the keys lie", note, shown))
-    similarity_maps(keys, drawn / "keys_similarity.png")
-    more = f" The first {DRAWN} of {groups} groups are drawn." if groups > DRAWN else ""
-    note = f"Cosine similarity of all keys, in each group by itself (figure 10).{more}"
-    shown = picture(drawn / "keys_similarity.png", "cosine similarities of the keys in each group")
-    return [*sections, section("Retrieval: how alike the keys are", note, shown)]
+            drawn["keys_tsne"] = run.folder / "plots" / "keys_tsne.png"
+            keys_map(list(keys), [each.shape[:2] for each in keys.values()], places, drawn["keys_tsne"])
+    drawn["keys_similarity"] = run.folder / "plots" / "keys_similarity.png"
+    similarity_maps(keys, drawn["keys_similarity"])
+    return {"vectors": len(vectors), "groups": len(next(iter(keys.values()))), "most": DRAWN, "drawn": drawn}
 
 
 def unit_range(values: Floats) -> Floats:
@@ -145,8 +128,6 @@ def embed(vectors: Floats) -> Floats:
 
 def task_colours(count: int) -> list[Any]:
     """A colour for each of so many tasks, all different."""
-    from matplotlib import colormaps
-
     if count <= len(COLOURS):
         return list(COLOURS[:count])
     if count <= 20:  # ten colours, dark and pale: first all the dark ones
@@ -163,8 +144,8 @@ def keys_map(tasks: Sequence[str], shapes: Sequence[Sequence[int]], places: Floa
     """
     colours = task_colours(len(tasks))
     groups = max(shape[0] for shape in shapes)
-    with rc_context(STYLE):
-        figure, axes = new_figure(8.6, max(5.2, 0.19 * (len(tasks) + min(groups, len(MARKERS))) + 1.6))
+    with drawing(path, 8.6, max(5.2, 0.19 * (len(tasks) + min(groups, len(MARKERS))) + 1.6)) as figure:
+        axes = figure.add_subplot()
         begin = 0
         for colour, (own, slots) in zip(colours, shapes, strict=True):
             for group in range(own):
@@ -180,7 +161,6 @@ def keys_map(tasks: Sequence[str], shapes: Sequence[Sequence[int]], places: Floa
         shown = [Line2D([], [], marker=marker, linestyle="", color="#555555") for marker in MARKERS[:groups]]
         names = [_group_name(number, groups) for number in range(len(shown))]
         figure.legend(shown, names, title="group", loc="outside right lower")
-        save(figure, path)
 
 
 def _group_name(number: int, groups: int) -> str:
@@ -207,27 +187,19 @@ def similarity_maps(keys: Mapping[str, Floats], path: Path) -> None:
     Args:
         keys: [g, n, c] of each task.
     """
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-
     values = cosines(list(keys.values()))[:DRAWN]
     ends = np.cumsum([each.shape[1] for each in keys.values()])
     middles = ends - np.array([each.shape[1] for each in keys.values()]) / 2 - 0.5
     names = [short(task) for task in keys]
     turned = len(names) > 8
     room = 0.07 * max(map(len, names))  # for the longest name, inches
-    across = min(3, len(values))
-    down = -(-len(values) // across)
+    down, across = grid_shape(len(values), 3)
     size = max(2.4, 0.17 * len(names))
     scale, colours = Normalize(-1, 1), colormaps["RdBu_r"]
-    with rc_context(STYLE):
-        figure = blank_figure(size * across + room + 1.2, (size + 0.3) * down + (1.0 if turned else 0.7) * room)
-        grid = figure.subplots(down, across, squeeze=False)
-        for place, axes in enumerate(grid.flat):
-            if place >= len(values):
-                axes.set_visible(False)
-                continue
-            axes.imshow(values[place], cmap=colours, norm=scale, interpolation="nearest", aspect="auto")
+    height = (size + 0.3) * down + (1.0 if turned else 0.7) * room
+    with drawing(path, size * across + room + 1.2, height) as figure:
+        for place, (axes, cells) in enumerate(zip(panels(figure, len(values), 3), values, strict=True)):
+            axes.imshow(cells, cmap=colours, norm=scale, interpolation="nearest", aspect="auto")
             for end in ends[:-1]:
                 axes.axhline(end - 0.5, color="#333333", linewidth=0.7)
                 axes.axvline(end - 0.5, color="#333333", linewidth=0.7)
@@ -240,8 +212,7 @@ def similarity_maps(keys: Mapping[str, Floats], path: Path) -> None:
             for label in axes.get_xticklabels():
                 label.set(rotation=90 if turned else 40, ha="right", rotation_mode="anchor")
                 label.set_verticalalignment("center" if turned else "top")
-        bar = figure.colorbar(ScalarMappable(scale, colours), ax=grid, aspect=30, shrink=0.8, pad=0.02)
+        bar = figure.colorbar(ScalarMappable(scale, colours), ax=figure.axes, aspect=30, shrink=0.8, pad=0.02)
         bar.set_label("cosine")
         bar.outline.set_visible(False)
         bar.ax.grid(False)
-        save(figure, path)

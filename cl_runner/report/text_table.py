@@ -1,0 +1,75 @@
+"""A table of texts, and its forms on the terminal, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts below a header."""
+
+    header: list[str]
+    rows: list[list[str]]
+    title: str = ""
+    left: int = 1  # columns that name things and are aligned left
+    notes: list[str] = field(default_factory=list)
+    long: int | None = None  # the column of sentences, which may wrap on a page
+
+
+def as_csv(table: Table) -> str:
+    """The cells alone."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.header, *table.rows])
+    return text.getvalue()
+
+
+def as_markdown(table: Table) -> str:
+    """With title and notes."""
+    lines = [f"### {table.title}", "", "| " + " | ".join(table.header) + " |"]
+    lines.append("|" + "|".join("---" if place < table.left else "--:" for place in range(len(table.header))) + "|")
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows]
+    return "\n".join([*lines, "", *table.notes, ""])
+
+
+def show(table: Table) -> None:
+    """Print it in blocks of columns that fit the terminal's width; piped elsewhere in one piece."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    heads = [name.replace("/", "/\n") for name in table.header]
+    # Three blanks between columns.
+    widths = [
+        max(len(line) for cell in column for line in cell.split("\n")) + 3
+        for column in zip(heads, *table.rows, strict=True)
+    ]
+    parts = blocks(widths, table.left, console.width - 2 if console.is_terminal else sum(widths))
+    if not console.is_terminal:
+        console = Console(highlight=False, width=sum(widths) + 2)
+    for number, block in enumerate(parts):
+        title = "" if number else table.title
+        shown = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for place in block:
+            shown.add_column(Text(heads[place]), justify="left" if place < table.left else "right", no_wrap=True)
+        for row in table.rows:
+            shown.add_row(*(Text(row[place]) for place in block))
+        console.print(shown)
+    for note in table.notes:
+        console.print(Text(note, style="dim"), soft_wrap=True)
+
+
+def blocks(widths: Sequence[int], left: int, room: int) -> list[list[int]]:
+    """Column numbers of each block: the first `left` ones in all, the others in order as they fit into `room`."""
+    named = list(range(left))
+    found = [list(named)]
+    for place in range(left, len(widths)):
+        if len(found[-1]) > left and sum(widths[p] for p in found[-1]) + widths[place] > room:
+            found.append(list(named))
+        found[-1].append(place)
+    return found
