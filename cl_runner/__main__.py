@@ -56,21 +56,21 @@ def flags() -> Parser:
     return parser
 
 
-def help_text() -> str:
-    """Usage, commands, and every option of every group with its purpose, read from the files' first line."""
-    from cl_runner.groups import CONF, GROUPS, options
+def help_text(folders: Sequence[Path] = ()) -> str:
+    """Usage, commands, every option of every group with its file's first line, and what installed packages bring."""
+    from cl_runner.groups import GROUPS, check_folders, options, purpose
+    from cl_runner.registry import KINDS, installed
 
+    check_folders(folders)
     lines = []
     for group in GROUPS:
         lines.append(f"  {group}")
-        for option in options(group):
-            first = next(
-                line
-                for line in (CONF / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
-                if line.startswith("# ") and "@package" not in line
-            )
-            lines.append(f"    {option:22} {first.removeprefix('# ')}")
-    commands = "; ".join(f"{name}: {purpose}" for name, (_, purpose) in COMMANDS.items())
+        lines += [f"    {option:22} {purpose(group, option, folders)}".rstrip() for option in options(group, folders)]
+    brought = [(kind, name, place) for kind in KINDS for name, place in installed(kind).items()]
+    if brought:
+        lines.append("\nOf installed packages:")
+        lines += [f"  {kind:11} {name:22} {place}" for kind, name, place in brought]
+    commands = "; ".join(f"{name}: {does}" for name, (_, does) in COMMANDS.items())
     return HELP.format(commands=commands, groups="\n".join(lines))
 
 
@@ -115,7 +115,10 @@ def _main(typed: list[str]) -> int:
         print(f"cl_runner {cl_runner.__version__}")
         return 0
     if given.help:
-        print(help_text())
+        try:
+            print(help_text(given.config_dir))
+        except ValueError as error:
+            return fail(error)
         return 0
     return _request(given)
 
@@ -131,9 +134,6 @@ def _request(given: argparse.Namespace) -> int:
             known = nearest(overrides[0], COMMANDS)
             said = f"there is no command {overrides[0]!r}; commands: {', '.join(COMMANDS)}."
             raise ValueError(said + (f"\nNearest: {known!r}. Type: {COMMAND} {known}" if known else ""))
-        missing = [str(folder) for folder in folders if not folder.is_dir()]
-        if missing:
-            raise ValueError(f"--config-dir {missing[0]}: there is no such folder")
         if given.shell_completion or given.hydra_help:
             return _hydra(given)
         if given.multirun and passed_on:
@@ -174,7 +174,7 @@ def _hydra(given: argparse.Namespace, sweep: str = "") -> int:
     where = [f"hydra.sweep.dir=${{root}}/sweeps/{sweep}"] if sweep else []
     overrides = for_sweeper(given.overrides) if given.multirun else given.overrides
     first, others = search_path(given.config_dir)
-    store_start(given.config_dir)
+    store_start()
     sys.argv = ["cl_runner", *passed, *overrides, *others, *where]
     hydra.main(config_path=first, config_name=START, **version_base())(job)()
     return 0

@@ -22,8 +22,8 @@ from pydantic import ValidationError
 
 from cl_runner.checks import check_chain, check_order, check_probes, check_scoring
 from cl_runner.config import Config, config_hash
-from cl_runner.groups import START, replaced, search_path, store_start
-from cl_runner.mistakes import SchemaError, check_groups, check_keys, explain, explain_hydra, remedy
+from cl_runner.groups import START, check_folders, replaced, search_path, store_start
+from cl_runner.mistakes import SchemaError, check_groups, check_keys, explain, explain_hydra, remedy, starts_from_itself
 from cl_runner.overrides import command_line
 from cl_runner.parts import PartSpec, method_spec, options_of, probe_spec
 
@@ -73,7 +73,7 @@ class Request:
 
 @contextmanager
 def _hydra(folders: Sequence[Path]) -> Iterator[None]:
-    store_start(folders)
+    store_start()
     with initialize_config_dir(config_dir=search_path(folders)[0], job_name="cl_runner", **version_base()):
         yield
 
@@ -195,6 +195,7 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = (), sweep: str |
     Raises:
         ValueError: one clear message for the first mistake.
     """
+    check_folders(folders)
     with _hydra(folders):
         try:
             default = _compose(check_groups(overrides, folders), folders)
@@ -206,6 +207,8 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = (), sweep: str |
             raise ValueError(f"a configuration file is not valid YAML: {' '.join(str(error).split())}") from None
         except UnicodeDecodeError as error:
             raise ValueError(f"a configuration file is not UTF-8 text: {error}") from None
+        except RecursionError:
+            raise starts_from_itself(folders) from None
         try:
             made = request(composed, overrides, sweep, folders)
             return dataclasses.replace(made, replaced=_replaced_files(overrides, folders))

@@ -19,21 +19,29 @@ HERE = Path(__file__).parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 GROUPS = ("method", "backbone", "task_order", "task", "probe", "protocol", "hardware", "wandb", "experiment")
 
-#: What Hydra starts from, a name that no file has, and what it calls a task definition in messages.
-START, DEFINITION = "_start_", "TaskDefinition"
+#: What Hydra starts from: a name that no file has.
+START = "_start_"
 
 
-def store_start(folders: Sequence[Path] = ()) -> None:
-    """Register what Hydra starts from: config.yaml, where a task definition takes what it leaves out of
-    task_defaults.yaml."""
-    values = OmegaConf.to_container(OmegaConf.load(_first("task_defaults.yaml", folders)))
+def _task_defaults() -> type:
+    """task_defaults.yaml as a structured configuration."""
+    values = OmegaConf.to_container(OmegaConf.load(CONF / "task_defaults.yaml"))
     assert isinstance(values, dict)
     fields = [
         (str(key), Any, dataclasses.field(default_factory=functools.partial(copy.deepcopy, value)))
         for key, value in values.items()
     ]
+    return dataclasses.make_dataclass("TaskDefaults", fields, namespace={"__module__": __name__})
+
+
+#: What a task definition starts from. A job on a cluster finds the class here by its name.
+TaskDefaults = _task_defaults()
+
+
+def store_start() -> None:
+    """Register what Hydra starts from: config.yaml, with the defaults of whatever definitions stand under `task`."""
     node = OmegaConf.create({"defaults": ["_self_", "config"]})
-    node.task = DictConfig({}, key_type=str, element_type=dataclasses.make_dataclass(DEFINITION, fields))
+    node.task = DictConfig({}, key_type=str, element_type=TaskDefaults)
     ConfigStore.instance().store(name=START, node=node)
 
 
@@ -41,6 +49,13 @@ def _first(file: str, folders: Sequence[Path]) -> Path:
     """A file of the configuration: of the user's folders the first that has it, else the package's."""
     places = [conf / file for conf in (*folders, CONF)]
     return next((place for place in places if place.is_file()), places[-1])
+
+
+def check_folders(folders: Sequence[Path]) -> None:
+    """The user's folders are there, or a ValueError names the one that is not."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"--config-dir {folder}: there is no such folder")
 
 
 def options(group: str, folders: Sequence[Path] = ()) -> list[str]:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import BaseModel, ValidationError
 
 from cl_runner.config import Config, TaskDefinition
-from cl_runner.groups import DEFINITION, GROUPS, options
+from cl_runner.groups import GROUPS, TaskDefaults, options
 from cl_runner.overrides import COMMAND, command_line, nearest, parse, quoted
 from cl_runner.parts import method_spec, probe_spec
 
@@ -105,7 +105,7 @@ def check_keys(overrides: Sequence[str], composed: DictConfig, folders: Sequence
         elif key.startswith("method."):
             said += f" Its methods are {', '.join(plain['method']) or 'none'}."
         if close and not (inside and close == parent):
-            right = f"{close}={override.get_value_element_as_str()}"
+            right = f"{'' if close in keys or close in GROUPS else '+'}{close}={override.get_value_element_as_str()}"
             if close in GROUPS and str(override.value()) not in options(close, folders):
                 right = f"{close}={nearest(str(override.value()), options(close, folders)) or options(close)[0]}"
             said += f"\nNearest: {close!r}. Type: {_replaced(overrides, text, right, folders)}"
@@ -175,12 +175,27 @@ def explain_hydra(error: HydraException) -> ValueError:
     said = str(error)
     if "launcher/submitit" in said:
         return ValueError("jobs on SLURM need the extra `slurm`. Type: pip install 'cl-runner[slurm]'")
-    unknown = re.search(rf"^In '(.*)': .*\n.* not in '{DEFINITION}'.*\n +full_key: (\S+)", said)
+    unknown = re.search(rf"^In '(.*)': .*\n.* not in '{TaskDefaults.__name__}'.*\n +full_key: (\S+)", said)
     if unknown:
         node = unknown[2].rpartition(".")[0]
         return ValueError(f"{_unknown(unknown[2], _names(TaskDefinition, f'{node}.'))} It stands in {unknown[1]}.yaml")
     lines = [line for line in said.splitlines() if "+" not in line]
     return ValueError(" ".join(lines[:2]) or said)
+
+
+def starts_from_itself(folders: Sequence[Path]) -> ValueError:
+    """What to say where Hydra never comes to the end of a file's defaults."""
+    files = [path for folder in folders for path in sorted(folder.rglob("*.yaml")) if path.stem in _defaults(path)]
+    named = f"{files[0]} starts" if files else "a configuration file starts"
+    return ValueError(
+        f"{named} from itself: its `defaults` lead back to it. A file that replaces one of the package under the same "
+        "name cannot start from that one. Give it another name"
+    )
+
+
+def _defaults(path: Path) -> list[str]:
+    content = OmegaConf.load(path)
+    return [str(entry) for entry in content.get("defaults", [])] if isinstance(content, DictConfig) else []
 
 
 def _unknown(key: str, names: Iterable[str]) -> str:
@@ -201,5 +216,6 @@ def remedy(key: str, overrides: Sequence[str], default: DictConfig, folders: Seq
     if isinstance(value, DictConfig):
         return f" Type its parts: {COMMAND} ... {key}.{next(map(str, value), 'KEY')}=VALUE"
     if wrong is None or value is None:
-        return f" Type: {COMMAND} ... {key}=VALUE" if key else ""
+        added = "+" if wrong is not None and wrong.startswith("+") else ""
+        return f" Type: {COMMAND} ... {added}{key}=VALUE" if key else ""
     return f" Its default is {value}. Type: {_replaced(overrides, wrong, f'{key}={value}', folders)}"

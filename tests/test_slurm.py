@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,27 @@ def test_the_group_reaches_the_launcher() -> None:
     assert (launcher.partition, launcher.timeout_min, launcher.gpus_per_node) == ("night", 7, 1)
     assert (launcher.cpus_per_task, launcher.mem_gb) == (2, 8)
     assert OmegaConf.select(composed, "hardware.threads") == 2, "as many threads as cores were asked for"
+
+
+@pytest.mark.slow
+def test_jobs_in_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are pickled as for a cluster, the user's files and what task definitions leave out included."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    for split in ("train", "test"):
+        (tmp_path / f"news-{split}.csv").write_text("text,label\n" + "a good text,1\na bad text,0\n" * 4)
+    (tmp_path / "mine/task_order").mkdir(parents=True)
+    (tmp_path / "mine/task_order/own.yaml").write_text(
+        "# @package _global_\n# mine\n"
+        "task: {own: {path: '{domain}-{split}.csv', labels: {'0': a, '1': b}}}\n"
+        "task_order: {task: own, tasks: [{name: news}]}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    arguments = ["-m", "--config-dir", "mine", "hydra/launcher=submitit_local", "task_order=own", "method=seq_ft"]
+    arguments += [o for o in TINY if not o.startswith("task_order")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "cl_runner", *arguments, "training.max_steps=2", "task.own.max_rows=7"]
+    subprocess.run(command, check=True, env=environment)
+    assert len(list(tmp_path.rglob("COMPLETED"))) == 1
 
 
 @pytest.mark.skipif(shutil.which("sinfo") is None, reason="no SLURM on this machine")
