@@ -276,6 +276,8 @@ class Learner:
         parameters = self.parameters()
         values = {name: p.detach().clone() for name, p in parameters.items()}
         flags = {name: (p.requires_grad, p.grad) for name, p in parameters.items()}
+        for parameter in parameters.values():
+            parameter.grad = None  # or what happens inside would add to it in place
         try:
             yield
         finally:
