@@ -202,6 +202,7 @@ def test_a_run_that_selects_evaluates_as_often_as_planned(tmp_path: Path) -> Non
     evaluations = [task["selected_epoch"]["evaluations"] for task in summary["tasks_detail"]]
     assert [n * size for n, size in zip(evaluations, (10, 6, 6), strict=True)] == [task.validated for task in planned]
     assert set(plan["phases"]) == {"load", "train", "select", "evaluate"}
+    assert plan["phases"]["select"]["bytes"] >= plan["phases"]["train"]["bytes"]
     for phase, said in plan["phases"].items():
         assert said["bytes"] / 2**20 == pytest.approx(summary["peak_memory_mib"][phase], rel=0.3)
 

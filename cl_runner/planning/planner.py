@@ -103,6 +103,8 @@ class Planner:
         for name, size in self.memory(s).items():
             phase = name.split()[0]
             largest[phase] = max(largest.get(phase, 0), size)
+        if "select" in largest:  # it happens inside training, whose peak its clock shows as well
+            largest["select"] = max(largest["select"], largest["train"])
         phases = {}
         for phase, size in largest.items():
             examples, tokens = done.get(phase, (0, 0.0))
