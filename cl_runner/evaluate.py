@@ -12,7 +12,7 @@ from cl_runner.config import Evaluation
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Answering, Prediction
-from cl_runner.learner import Learner
+from cl_runner.learner import Learner, Progress
 from cl_runner.methods.base import Method, Predict
 from cl_runner.metrics.base import score
 
@@ -24,7 +24,12 @@ def evaluation_examples(task: Task, split: Literal["test", "validation"]) -> tup
 
 @torch.no_grad()
 def evaluate(
-    learner: Learner, method: Method, tasks: Sequence[Task], options: Evaluation, after: str
+    learner: Learner,
+    method: Method,
+    tasks: Sequence[Task],
+    options: Evaluation,
+    after: str,
+    progress: Progress | None = None,
 ) -> dict[str, list[Prediction]]:
     """Predictions for every example of every task, in the order of the examples.
 
@@ -33,6 +38,7 @@ def evaluate(
 
     Args:
         after: the row of the matrix that this fills; sampled answers depend on it and on the run's seed.
+        progress: in the place of the learner's.
     """
     learner.model.eval()
     ways: dict[Answering, list[Task]] = {}
@@ -49,7 +55,7 @@ def evaluate(
             batch = learner.collate([union[i] for i in positions], answers=False)
             answers.update(zip(positions, method.predict(learner, batch, _asked(learner, how)), strict=True))
             done += len(positions)
-            learner.progress("evaluate", done, total)
+            (progress or learner.progress)("evaluate", done, total)
         start = 0
         for task in alike:
             end = start + len(evaluation_examples(task, options.split))

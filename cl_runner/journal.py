@@ -239,7 +239,9 @@ class Journal(Watch):
     def validate(self, task: Task) -> float:
         options = self._config.evaluation.model_copy(update={"split": "validation"})
         with self._learner.clock.phase("select"):
-            found = evaluate(self._learner, self._method, [task], options, f"{task.name}/validation")
+            # It is a part of training, whose progress is shown.
+            after, quiet = f"{task.name}/validation", lambda *_: self._stop.check()
+            found = evaluate(self._learner, self._method, [task], options, after, quiet)
             return mean(next(iter(scores([task], found, options)[task.name].values())))
 
     def _probe(self, after: str) -> None:
