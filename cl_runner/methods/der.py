@@ -38,7 +38,7 @@ class DER(Method):
         self.memory: list[Place] = []
         self.logits: list[Tensor] = []  # [targets, V] of each
         self.seen = 0
-        self._drawn: dict[Example, Tensor] = {}  # for the step under way
+        self._drawn: dict[Example, list[Tensor]] = {}  # for the step under way; one may be drawn from several slots
         self._entering: dict[Example, int] = {}
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
@@ -56,7 +56,9 @@ class DER(Method):
         if self.memory:
             slots = chance.choices(range(len(self.memory)), k=len(new))
             old = recall(learner.tasks, [self.memory[slot] for slot in slots])
-            self._drawn = {example: self.logits[slot] for example, slot in zip(old, slots, strict=True)}
+            self._drawn = {example: [] for example in old}
+            for example, slot in zip(old, slots, strict=True):
+                self._drawn[example].append(self.logits[slot])
             again = recall(learner.tasks, chance.choices(self.memory, k=len(new)))
             parts = [Part(old, self.alpha, "der_logits", labels=False), Part(again, self.beta, "der_labels")]
         self._enter(new, reservoir_slots(self.size, self.seen, len(new), chance))
@@ -79,7 +81,7 @@ class DER(Method):
                     self.logits[self._entering[example]] = output.logits[output.rows == row].detach().clone()
         if part.kind != "der_logits":
             return 0.0
-        kept = torch.cat([self._drawn[example] for example in batch.examples]).to(output.logits.device)
+        kept = torch.cat([self._drawn[example].pop() for example in batch.examples]).to(output.logits.device)
         distance = (output.logits - kept).square().mean()
         learner.log("der/logits", float(distance.detach()))
         return distance
