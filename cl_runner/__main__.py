@@ -162,7 +162,7 @@ def _hydra(given: argparse.Namespace, sweep: str = "") -> int:
     import hydra
 
     from cl_runner.compose import version_base
-    from cl_runner.groups import START, search_path, store_start
+    from cl_runner.groups import START, search_path
     from cl_runner.job import job
     from cl_runner.overrides import for_sweeper
 
@@ -174,7 +174,6 @@ def _hydra(given: argparse.Namespace, sweep: str = "") -> int:
     where = [f"hydra.sweep.dir=${{root}}/sweeps/{sweep}"] if sweep else []
     overrides = for_sweeper(given.overrides) if given.multirun else given.overrides
     first, others = search_path(given.config_dir)
-    store_start()
     sys.argv = ["cl_runner", *passed, *overrides, *others, *where]
     hydra.main(config_path=first, config_name=START, **version_base())(job)()
     return 0

@@ -11,6 +11,7 @@ from typing import Any
 
 from cl_runner.config import Config
 from cl_runner.groups import option_of
+from cl_runner.overrides import COMMAND
 from cl_runner.parts import PartSpec, family_kind, method_spec, probe_spec
 
 Nodes = Mapping[str, Mapping[str, Any]]
@@ -69,6 +70,14 @@ def check_order(config: Config) -> None:
             f"{apart[0]} keeps what each task learned apart, so that training on all data so far changes nothing of "
             "the older tasks. Type: method=seq_ft for the upper bound (or leave `joint` out of task_order)"
         )
+
+
+def check_hub(config: Config) -> None:
+    """Every data set of the hub is named with its revision, or a ValueError says what to type."""
+    for name, task in config.task.items():
+        for key, value in (("dataset", task.dataset), ("revision", task.revision)):
+            if task.source == "hub" and value is None:
+                raise ValueError(f"task.{name}.{key} has no value. Type: {COMMAND} ... task.{name}.{key}=VALUE")
 
 
 def check_scoring(config: Config) -> None:

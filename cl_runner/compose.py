@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
-from cl_runner.checks import check_chain, check_order, check_probes, check_scoring
+from cl_runner.checks import check_chain, check_hub, check_order, check_probes, check_scoring
 from cl_runner.config import Config, config_hash
-from cl_runner.groups import START, check_folders, replaced, search_path, store_start
+from cl_runner.groups import START, check_folders, replaced, search_path
 from cl_runner.mistakes import SchemaError, check_groups, check_keys, explain, explain_hydra, remedy, starts_from_itself
 from cl_runner.overrides import command_line
 from cl_runner.parts import PartSpec, method_spec, options_of, probe_spec
@@ -73,7 +73,6 @@ class Request:
 
 @contextmanager
 def _hydra(folders: Sequence[Path]) -> Iterator[None]:
-    store_start()
     with initialize_config_dir(config_dir=search_path(folders)[0], job_name="cl_runner", **version_base()):
         yield
 
@@ -110,6 +109,7 @@ def check(resolved: dict[str, Any], folders: Sequence[Path] = ()) -> Config:
     for name, node in config.method.items():
         _check_options(f"method.{name}", node, method_spec(name, node))
     check_order(config)
+    check_hub(config)
     check_scoring(config)
     check_probes(config.probe, config.backbone.family)
     for name, node in config.probe.items():

@@ -38,11 +38,14 @@ def _task_defaults() -> type:
 TaskDefaults = _task_defaults()
 
 
-def store_start() -> None:
-    """Register what Hydra starts from: config.yaml, with the defaults of whatever definitions stand under `task`."""
+def _start() -> DictConfig:
+    """config.yaml, with the defaults of whatever definitions come to stand under `task`."""
     node = OmegaConf.create({"defaults": ["_self_", "config"]})
     node.task = DictConfig({}, key_type=str, element_type=TaskDefaults)
-    ConfigStore.instance().store(name=START, node=node)
+    return node
+
+
+ConfigStore.instance().store(name=START, node=_start(), provider="cl_runner")
 
 
 def _first(file: str, folders: Sequence[Path]) -> Path:

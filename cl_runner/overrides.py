@@ -52,7 +52,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         try:
             parsed.append(parser.parse_override(text))
         except HydraException as error:
-            hint = f"Type: {COMMAND} method={text}" if text in options("method") else "Type NAME=VALUE."
+            hint = f"Type: method={text}" if text in options("method") else "Type NAME=VALUE."
             if text.endswith((".yaml", ".yml")):
                 hint = "Choose an option of a group instead, as in method=pe."
             reason = str(error).splitlines()[0]

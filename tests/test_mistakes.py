@@ -105,6 +105,8 @@ MISTAKES = [
         [*FILES, "task.reviews.path={data}/empty.csv", "task.reviews.text=[text]", "task.reviews.label=stars"],
         r"empty\.csv",
     ),
+    (["task.reviews.source=hub"], r"task.reviews.dataset has no value. Type: .*task.reviews.dataset=VALUE"),
+    (["hydra.searchpath=[file:///tmp]"], r"folders of configuration files are named by a flag. Type: --config-dir"),
     (["task_order.tasks=[]"], r"no tasks"),
     (["task_order.tasks=[{{name: kettlse}}]"], r"kettlse.*kettles"),
     (["task_order.incremental.test=0"], r"no test examples"),

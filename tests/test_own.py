@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -12,11 +13,15 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from pydantic import ValidationError
 from tiny import TINY, run_command
 
 from cl_runner import checkpoint
+from cl_runner import parts as parts_module
 from cl_runner.compose import compose
 from cl_runner.groups import CONF
+from cl_runner.parts import part_class, probe_spec
+from cl_runner.probes import PROBES
 from cl_runner.registry import find
 
 README = (CONF / "README.md").read_text(encoding="utf-8")
@@ -385,6 +390,42 @@ def test_a_name_of_ours_cannot_be_taken(parts: Path, monkeypatch: pytest.MonkeyP
         find("methods", "ewc")
     assert find("methods", "ewc", "own_parts.Rest").module == "own_parts"
     assert find("methods", "lwf").built_in
+
+
+def test_options_are_read_from_source_in_the_order_of_a_dataclass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours are not imported: bases of other files, a diamond, a type that is changed, class attributes."""
+    write(
+        tmp_path / "cl_runner/made_up_base.py",
+        "class Base:\n    chooses: ClassVar[bool] = False\n    unit: ClassVar[str]\n    node: str\n\n"
+        "@dataclass\nclass Top(Base):\n    first: Positive\n    second: Count\n",
+    )
+    write(
+        tmp_path / "cl_runner/made_up.py",
+        "from cl_runner.made_up_base import Base, Top as Above\nfrom abc import ABC\n\n"
+        "@dataclass\nclass Left(Above):\n    left: Literal['a', 'b']\n\n"
+        "@dataclass\nclass Right(Above, ABC):\n    second: list[str]\n    chooses: ClassVar[bool] = True\n\n"
+        "@dataclass(eq=False)\nclass Both(Left, Right):\n    third: bool | None\n",
+    )
+    monkeypatch.setattr(parts_module, "HERE", tmp_path / "cl_runner")
+    outline = parts_module._outline("cl_runner.made_up", "Both")
+    schema = parts_module._schema(outline)
+    assert list(schema.model_fields) == ["first", "second", "left", "third"]
+    assert outline.chooses is True and "unit" not in vars(outline)
+    given = {"first": 1.0, "second": ["x"], "left": "a", "third": None}
+    assert schema.model_validate(given).model_dump() == given
+    for wrong in ({"second": 2}, {"first": 0}, {"left": "c"}):
+        with pytest.raises(ValidationError):
+            schema.model_validate({**given, **wrong})
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_what_a_probe_says_is_read_from_its_source(name: str) -> None:
+    cls = part_class("probes", name)
+    spec = probe_spec(name)
+    assert list(spec.schema.model_fields) == [field.name for field in dataclasses.fields(cls)]
+    assert (spec.families, spec.higher_is_better, spec.unit) == (cls.families, cls.higher_is_better, cls.unit)
 
 
 # Files that replace ours ------------------------------------------------------------------------------------
