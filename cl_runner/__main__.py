@@ -21,7 +21,7 @@ COMMANDS = {
     "plan": ("cl_runner.planning.command", "memory, disk and time that a run would take, without running it"),
     "report": ("cl_runner.report.command", "tables, pictures and an HTML page of one run or of many"),
     "snapshot": (
-        "cl_runner.sparse.command",
+        "cl_runner.history.command",
         "list, size, verify, diff, overlap, compose, revert, restore or export what each task changed",
     ),
 }

@@ -22,11 +22,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
-from cl_runner.data import CONVERTERS
-from cl_runner.families import FAMILIES
-from cl_runner.methods import METHODS
-from cl_runner.metrics import DEFINITIONS
-from cl_runner.probes import PROBES
+from cl_runner.built_in import CONVERTERS, DEFINITIONS, FAMILIES, METHODS, PROBES
 
 PartKind = Literal["methods", "probes", "families", "metrics", "converters"]
 

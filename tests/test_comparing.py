@@ -9,7 +9,7 @@ import pytest
 import torch
 from four_tasks import Run, Weights, copied, four_tasks, read, starting_weights, store
 
-from cl_runner.sparse.command import main
+from cl_runner.history.command import main
 from cl_runner.sparse.snapshots import Snapshot, read_snapshot
 from cl_runner.sparse.versions import compare, total
 

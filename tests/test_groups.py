@@ -12,8 +12,8 @@ import torch
 import transformers
 from torch import nn
 
+from cl_runner.patterns import match, module_types
 from cl_runner.sparse.groups import layer_groups
-from cl_runner.sparse.patterns import match, module_types
 from cl_runner.sparse.summary import zero_fraction
 
 BERT = [

@@ -11,10 +11,10 @@ import torch
 from tiny import TINY, learn, tiny_config, tiny_encoder, tiny_learner, weights_of
 
 from cl_runner.batch import Part
+from cl_runner.built_in import METHODS
 from cl_runner.compose import compose
 from cl_runner.groups import options
 from cl_runner.importance import fisher
-from cl_runner.methods import METHODS
 from cl_runner.methods.base import Chain, Method
 from cl_runner.methods.selector import Selector
 from cl_runner.optimizer import build_optimizer, decays

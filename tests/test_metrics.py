@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from cl_runner.built_in import DEFINITIONS
 from cl_runner.config import Bertscore
 from cl_runner.data.example import Example
-from cl_runner.metrics import DEFINITIONS
 from cl_runner.metrics.base import score
 
 NO_ENCODER = Bertscore(checkpoint="/no/such/folder", layer=1)

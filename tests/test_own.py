@@ -18,10 +18,10 @@ from tiny import TINY, run_command
 
 from cl_runner import checkpoint
 from cl_runner import parts as parts_module
+from cl_runner.built_in import PROBES
 from cl_runner.compose import compose
 from cl_runner.groups import CONF
 from cl_runner.parts import part_class, probe_spec
-from cl_runner.probes import PROBES
 from cl_runner.registry import find
 
 README = (CONF / "README.md").read_text(encoding="utf-8")

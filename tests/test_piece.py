@@ -13,8 +13,8 @@ from tiny import TINY, learn, run_command, tiny_config, tiny_learner
 from cl_runner.importance import importance
 from cl_runner.learner import Learner
 from cl_runner.methods.selector import Selector
+from cl_runner.patterns import module_types
 from cl_runner.sparse import importance_cache
-from cl_runner.sparse.patterns import module_types
 
 
 def selected(tmp_path: Path, *overrides: str) -> tuple[dict[str, torch.Tensor], Learner]:

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 import cl_runner.build
-from cl_runner.sparse.command import main
+from cl_runner.history.command import main
 from cl_runner.sparse.snapshots import describe_snapshot
 
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from tiny import run_command, tiny, tiny_encoder
 from torch import Tensor
 
-from cl_runner.sparse import history
+from cl_runner.history import history
+from cl_runner.history.command import main
 from cl_runner.sparse.bits import bits_of, weights_hash
 from cl_runner.sparse.chain import apply_snapshot
-from cl_runner.sparse.command import main
 from cl_runner.sparse.snapshots import describe_snapshot, read_snapshot, verify_snapshot
 from cl_runner.sparse.versions import compose_in_sequence, compose_siblings, conflicts, undo, undoing
 

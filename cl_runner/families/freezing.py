@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from cl_runner.sparse.patterns import match
+from cl_runner.patterns import match
 
 _MARK = "frozen_weights"
 

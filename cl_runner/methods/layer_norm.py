@@ -13,7 +13,7 @@ from cl_runner.families.freezing import frozen
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline
-from cl_runner.sparse.patterns import module_types
+from cl_runner.patterns import module_types
 from cl_runner.trained import Trained
 
 

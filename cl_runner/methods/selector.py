@@ -18,8 +18,8 @@ from cl_runner.importance import importance
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline
+from cl_runner.patterns import match, module_types
 from cl_runner.sparse.groups import group_sizes, layer_groups
-from cl_runner.sparse.patterns import match, module_types
 from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_MEAN, NEEDS_PASS, scores
 from cl_runner.sparse.selection import random_selection, select
 from cl_runner.trained import Trained

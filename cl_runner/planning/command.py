@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
             print(line, file=sys.stderr)
         with Console(stderr=True).status(f"Planning {request.method} on {request.backbone} ..."):
             _quiet()
-            import cl_runner.run  # noqa: F401  # the process of a run holds all this
+            import cl_runner.journal  # noqa: F401  # the process of a run holds all this
             from cl_runner.planning.numbers import local_family, local_tasks
             from cl_runner.planning.plan import plan_run
 

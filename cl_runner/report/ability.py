@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from cl_runner.built_in import PROBES
 from cl_runner.parts import probe_spec
-from cl_runner.probes import PROBES
 from cl_runner.report.folder import Run
 
 CHANGE = "ability_change/"

@@ -17,8 +17,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from cl_runner.arguments import SNAPSHOT, unwritable
-from cl_runner.sparse.chain import apply_chain
-from cl_runner.sparse.history import (
+from cl_runner.history.history import (
     chain_to,
     describe_run,
     find_snapshot,
@@ -28,6 +27,7 @@ from cl_runner.sparse.history import (
     weights_after,
     weights_before,
 )
+from cl_runner.sparse.chain import apply_chain
 from cl_runner.sparse.snapshots import read_snapshot, save_snapshot
 from cl_runner.sparse.versions import (
     OnConflict,

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         if arguments and arguments[0] not in PURPOSES and not arguments[0].startswith("-"):
             raise ValueError(_unknown(arguments[0]))
         asked = _parser().parse_args(arguments)
-        from cl_runner.sparse import outputs, views  # torch, which a mistyped request does not wait for
+        from cl_runner.history import outputs, views  # torch, which a mistyped request does not wait for
 
         match asked.command:
             case "list":

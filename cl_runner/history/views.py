@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from cl_runner.history.history import Place, chain_to, describe_run, find_two, snapshot_files, weights_after
 from cl_runner.sparse.atlas import overlap
 from cl_runner.sparse.groups import layer_groups
-from cl_runner.sparse.history import Place, chain_to, describe_run, find_two, snapshot_files, weights_after
 from cl_runner.sparse.snapshots import describe_snapshot, read_snapshot, verify_snapshot
 from cl_runner.sparse.versions import common_positions, compare, stored_positions, total
 

@@ -1,0 +1,1 @@
+"""What each task of a finished run changed: the command `snapshot`."""
