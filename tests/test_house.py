@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import importlib
 import os
 import re
 import shlex
@@ -16,10 +17,9 @@ from pathlib import Path
 import pytest
 
 from cl_runner import __version__, sweep
+from cl_runner.__main__ import COMMANDS
 from cl_runner.compose import compose
 from cl_runner.groups import options
-from cl_runner.report.command import _parser as report_parser
-from cl_runner.sparse.command import _parser as snapshot_parser
 
 TOP = Path(__file__).parents[1]
 SOURCES = sorted((TOP / "cl_runner").rglob("*.py"))
@@ -144,10 +144,8 @@ def test_commands_of_the_readmes_can_be_typed(readme: str, command: str) -> None
     if words[:3] != ["python", "-m", "cl_runner"] or "--config-dir" in words:  # a folder of the reader's own
         return
     verb, *rest = words[3:]
-    if verb == "report":
-        report_parser().parse_args(rest)
-    elif verb == "snapshot":
-        snapshot_parser().parse_args(rest)
+    if verb in COMMANDS and verb != "plan":
+        importlib.import_module(COMMANDS[verb][0])._parser().parse_args(rest)
     else:
         overrides = [word for word in (rest if verb in ("plan", "-m") else words[3:]) if not word.startswith("hydra/")]
         seen: set[str] = set()
