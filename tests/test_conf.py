@@ -62,6 +62,8 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
     ]
     if config.backbone.family == "classifier" and config.backbone.max_length > 64:
         arguments.append("backbone.max_length=64")
+    if config.training.select == "best_validation":
+        arguments += [f"task_order.{stage}.validation=6" for stage in ("base", "incremental")]
     arguments += tiny_encoder() if "slm" in config.method else []
     arguments += ["probe=none"] if "lm_eval" in config.probe else []  # it fetches its questions
     assert run_command(arguments) == 0

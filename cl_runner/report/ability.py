@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cl_runner.built_in import PROBES
 from cl_runner.parts import probe_spec
+from cl_runner.registry import known
 from cl_runner.report.folder import Run
 
 CHANGE = "ability_change/"
@@ -13,9 +13,9 @@ DRAWN = 12
 
 
 def unit_of(name: str) -> str:
-    """The unit of a number `probe/name`."""
+    """The unit of a number `probe/name`; nothing is said of a probe that only its own configuration names."""
     probe = name.partition("/")[0]
-    if name.endswith("perplexity") or probe not in PROBES:
+    if name.endswith("perplexity") or probe not in known("probes"):
         return ""
     return probe_spec(probe).unit
 
@@ -23,7 +23,7 @@ def unit_of(name: str) -> str:
 def describe(name: str) -> str:
     """A number with its unit and its direction."""
     probe = name.partition("/")[0]
-    lower = probe in PROBES and not probe_spec(probe).higher_is_better
+    lower = probe in known("probes") and not probe_spec(probe).higher_is_better
     return ", ".join(part for part in (name, unit_of(name), "lower is better" if lower else "") if part)
 
 
