@@ -12,7 +12,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 from cl_runner.config import Bertscore
 from cl_runner.data.example import Example
 from cl_runner.families.loading import words_tokenizer
-from cl_runner.metrics import bertscore, score
+from cl_runner.metrics import bertscore
+from cl_runner.metrics.base import score
 
 
 def minilm() -> str:

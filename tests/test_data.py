@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def test_columns_are_joined_and_missing_parts_skipped(tmp_path: Path) -> None:
     made = definition(path=f"{tmp_path}/{{domain}}.jsonl", text=["title", "body"], labels=labels)
     (task,) = build_tasks(order([{"name": "a"}], counts(train=0)), {"own": made})
     # The third row has no text, the fourth a label that is dropped.
-    assert task.test == (Example("Fine Read it.", "good", "a"), Example("Dull.", "bad", "a"))
+    wanted = (Example("Fine Read it.", "good", "a", task=0, row=0), Example("Dull.", "bad", "a", task=0, row=1))
+    assert task.test == wanted
 
 
 def test_amazon_file_is_read_no_further_than_max_rows(tmp_path: Path) -> None:
@@ -146,12 +148,17 @@ def test_domains_and_labels_are_spread_evenly(folder: Path) -> None:
     }
 
 
+def contents(examples: Sequence[Example]) -> list[Any]:
+    return [example.content() for example in examples]
+
+
 def test_draws_depend_on_seed_task_and_domain_only(folder: Path) -> None:
     both = [{"name": "books"}, {"name": "music"}]
     wanted = counts(train=10, validation=5, test=5)
     books, music = build_tasks(order(both, wanted), own(folder))
     again_music, again_books = build_tasks(order(both[::-1], wanted), own(folder))
-    assert books.train == again_books.train and music.test == again_music.test
+    assert contents(books.train) == contents(again_books.train) and contents(music.test) == contents(again_music.test)
+    assert {e.task for e in books.train} == {0} and {e.task for e in again_books.train} == {1}
     assert fingerprint(books) == fingerprint(build_tasks(order(both, wanted), own(folder))[0])
     other = build_tasks(order(both, wanted, data_seed=1), own(folder))[0]
     assert set(other.train) != set(books.train)

@@ -109,7 +109,7 @@ def test_answers_by_prefix_have_room_for_prompts(tmp_path: Path) -> None:
     ("given", "said"),
     [
         (["method=[ewc,slm]"], r"ewc would have nothing to do. Type: method=slm"),
-        (["method=[slm,piece_s]"], r"only one method may select what trains, got slm and piece"),
+        (["method=[slm,piece_s]"], r"slm and piece both decide what trains.*Type: method=slm \(or method=piece_s\)"),
         (["method=slm", "method.slm.groups=5"], r"48 numbers cannot be cut .* Type: method.slm.groups=4"),
         (["method=slm", "method.slm.top_k=5"], r"Type: method.slm.top_k=4"),
         (["method=slm", "method.slm.head=per_task"], r"Type: method=slm_ti"),
