@@ -44,7 +44,7 @@ def execute(request: Request, tasks: Sequence[Task]) -> int:
                 print(f"Another process has just completed this run: {request.folder}")
                 return 0
             saved = checkpoint.load(request.folder / "state", str(run.parts.device))
-            return guarded(request, run.parts, lambda scene: run.story(scene, saved))
+            return run.guarded(saved)
     except ValueError as error:
         print(f"cl_runner: {error}", file=sys.stderr)
         return 2
@@ -57,12 +57,16 @@ class Run:
         self.request, self.config = request, request.config
         self.parts = prepare(request.config, tasks)
 
-    def story(self, scene: Scene, saved: dict[str, Any] | None) -> None:
-        """Build, learn task after task, report.
+    def guarded(self, saved: dict[str, Any] | None) -> int:
+        """The story with its ends, as an exit status. Call it holding the run's lock.
 
         Args:
             saved: the last checkpoint, or None.
         """
+        return guarded(self.request, self.parts, lambda scene: self.story(scene, saved))
+
+    def story(self, scene: Scene, saved: dict[str, Any] | None) -> None:
+        """Build, learn task after task, report."""
         with scene.clock.phase("load"):
             learner = self._build(scene)
             journal = Journal(self.request, learner, self.parts.method, self.parts.probes, scene)

@@ -22,6 +22,7 @@ from cl_runner.data.task import Task
 from cl_runner.families.base import Family
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Chain
+from cl_runner.sparse.measured import Measured
 
 #: Options of every script that uses this file.
 OPTIONS: dict[str, Any] = {
@@ -57,9 +58,8 @@ class Setting:
             others = torch.ones(len(head), dtype=torch.bool)
             others[kept] = False
             head[others] = 0
-        importance = self.config.importance
-        learner = Learner(model, self.family, [task], self.config.seed, self.device, importance=importance)
-        return learner, build_method(self.config.method)
+        method, measured = build_method(self.config.method), Measured(self.config.importance)
+        return Learner(model, self.family, [task], self.config.seed, self.device, method, measured=measured), method
 
 
 def setting(given: Any, *overrides: str) -> Setting:

@@ -37,6 +37,7 @@ from harness import arguments, interleaved, keep, peak_rise, ratio, show, spread
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedModel
 
+from cl_runner.batch import Batch
 from cl_runner.layers.increments import Composed, Increments
 from cl_runner.layers.targets import Target, find_targets
 from cl_runner.layers.values import Retrieved
@@ -133,7 +134,7 @@ def composing(
 
     def run() -> Tensor:
         found = find(bank, queries, top_k)
-        increments.use(bank.rows(found.slots), found, {})
+        increments.use(bank.rows(found.slots), found, Batch({}))
         output = model()
         increments.stop()
         return output
@@ -152,7 +153,7 @@ def mixed(model: BertModel, increments: Increments, bank: Bank, found: Retrieved
     adapted = get_peft_model(model, config, adapter_name="0")
     for number in range(1, adapters):
         adapted.add_adapter(str(number), config)
-    increments.use(bank.rows(found.slots), found, {})
+    increments.use(bank.rows(found.slots), found, Batch({}))
     for name, composed in zip(names, increments.composed, strict=True):
         layer = adapted.base_model.model.get_submodule(name)
         assert composed.inward is not None and composed.outward is not None

@@ -63,16 +63,17 @@ def ours(given: Any, method_name: str, by_length: bool) -> Pass:
     task = task_of(examples(given, house.family, given.examples), (), 1)
     house.family.tokenize(task.train, None)
     learner, method = house.learner(task)
-    method.before_task(learner, task)
-    learner.measured = {}
+    method.select(learner, task)
+    learner.measured.begin()
 
     def run() -> float:
         losses: list[float] = []
-        method.activate(learner, task)
+        learner.choose(task, method.trains(learner, task))
+        learner.begin()
         stage, training = house.config.training.base, house.config.training
         train_task(learner, method, task, stage, training, None, lambda _, numbers: losses.append(numbers["loss"]))
+        learner.finish()
         method.after_task(learner, task)
-        learner.trained = {}
         return mean(losses)
 
     return Pass(learner.model, sum(house.family.lengths(task.train)), lambda: run)
