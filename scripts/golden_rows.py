@@ -268,6 +268,7 @@ def run_row(name: str, place: Path) -> Path:
         The run's folder.
 
     Raises:
+        KeyboardInterrupt: the run was interrupted.
         RuntimeError: the run did not end well; the text holds its last words.
     """
     import matplotlib.image
@@ -292,6 +293,8 @@ def run_row(name: str, place: Path) -> Path:
         mock.patch.object(Figure, "savefig", one_dot),
     ):
         status = command_line.main(typed)
+    if status == 75:  # the run took the signal that was meant for all rows
+        raise KeyboardInterrupt
     if status != 0:
         raise RuntimeError(f"{name} ended with status {status}:\n{said.getvalue()[-2000:]}")
     (folder,) = (path.parent for path in (place / name).rglob("COMPLETED"))
@@ -399,7 +402,7 @@ def record(output: Path, only: str, code: Path, keep: Path | None) -> int:
                     (keep / f"{name}.json").write_text(text, encoding="utf-8")
                 said = "done"
             except RuntimeError as error:
-                found[name] = {"end": {"status": "failed"}}
+                found[name] = {"end": {"failed": str(error)}}
                 said = str(error)
             print(f"{name}: {said}, {time.perf_counter() - began:.1f} s", flush=True)
     made_with = {
@@ -460,7 +463,11 @@ def main() -> int:
         return compare(given.old, given.new)
     # Before torch is imported.
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    return record(given.output, given.only, given.code, given.keep)
+    try:
+        return record(given.output, given.only, given.code, given.keep)
+    except KeyboardInterrupt:
+        print("Interrupted: nothing is recorded.", file=sys.stderr)
+        return 75
 
 
 if __name__ == "__main__":
