@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +27,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def load_script() -> ModuleType:
+    sys.path.insert(0, str(TOP / "scripts"))  # where its table of rows lies
     spec = importlib.util.spec_from_file_location("golden_rows", TOP / "scripts" / "golden_rows.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
