@@ -213,30 +213,6 @@ def test_death_with_retrieval(chosen: tuple[str, str, str], tmp_path: Path, monk
     dies_and_goes_on(typed, numbers, "keys.safetensors", tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize(
-    ("method", "backbone"),
-    [
-        ("[replay,lwf,ewc]", "tiny_bert"),
-        ("[replay_online,lwf,piece_s]", "tiny_llama"),
-        ("[der,ewc,piece_s]", "tiny_bert"),
-        ("[der,lwf]", "tiny_t5"),
-        ("[replay,replay_online,der]", "tiny_llama"),
-    ],
-)
-def test_death_with_a_memory(method: str, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memories, counters and kept logits in the middle of a step's draws, with passes and dropout."""
-    options = [f"method={method}", f"backbone={backbone}", "backbone.dropout=0.1", "importance.cache_gb=0"]
-    options += ["training.base.micro_batch=3", "training.incremental.micro_batch=3", "evaluation.tasks=seen"]
-    options += [f"method.{node}.size=9" for node in ("replay_online", "der") if node in method]
-    if "[replay," in method:
-        options += ["method.replay.share=0.25", "method.replay.way=periodic", "method.replay.every=2"]
-
-    def typed(root: Path) -> list[str]:
-        return [o for o in command(root) if not o.startswith(("method=", "backbone="))] + options
-
-    dies_and_goes_on(typed, (8, 17), "accuracy.csv", tmp_path, monkeypatch)
-
-
 def start(root: Path, *more: str) -> subprocess.Popen[str]:
     arguments = [sys.executable, "-m", "cl_runner", *command(root, *more)]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

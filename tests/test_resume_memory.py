@@ -1,0 +1,41 @@
+"""Runs with a memory that die in the middle and end with the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_resume import command, dies_and_goes_on
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone", "deaths"),
+    [
+        ("[replay,lwf,ewc]", "tiny_bert", (8, 17)),
+        ("[replay_online,lwf,piece_s]", "tiny_llama", (13,)),
+        ("[der,ewc,piece_s]", "tiny_bert", (8, 17)),
+        ("[der,lwf]", "tiny_t5", (13,)),
+        ("[replay,replay_online,der]", "tiny_bert", (17,)),
+    ],
+)
+def test_death_with_a_memory(
+    method: str, backbone: str, deaths: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memories, counters and kept logits in the middle of a step's draws, with passes and dropout."""
+    options = [f"method={method}", f"backbone={backbone}", "backbone.dropout=0.1", "importance.cache_gb=0"]
+    options += [
+        "training.base.micro_batch=3",
+        "training.incremental.micro_batch=3",
+        "evaluation.tasks=seen",
+        "task_order.base.train=24",
+    ]
+    options += [f"method.{node}.size=9" for node in ("replay_online", "der") if node in method]
+    if "[replay," in method:
+        options += ["method.replay.share=0.25", "method.replay.way=periodic", "method.replay.every=2"]
+
+    def typed(root: Path) -> list[str]:
+        return [o for o in command(root) if not o.startswith(("method=", "backbone="))] + options
+
+    dies_and_goes_on(typed, deaths, "accuracy.csv", tmp_path, monkeypatch)
