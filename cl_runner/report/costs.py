@@ -68,6 +68,8 @@ def storage_table(details: Sequence[Mapping[str, Any]]) -> Table:
 
 #: What `tasks_detail` may say of training -> column, and how a value reads.
 THROUGHPUT: dict[str, tuple[str, Callable[[float], str]]] = {
+    "optimizer_steps": ("optimizer steps", lambda value: f"{value:,.0f}"),
+    "examples_seen": ("examples seen, replayed too", lambda value: f"{value:,.0f}"),
     "tokens": ("training tokens", lambda value: f"{value:,.0f}"),
     "tokens_per_second": ("tokens / s", lambda value: f"{value:,.0f}"),
     "padding_share": ("padding, %", lambda value: f"{100 * value:.1f}"),
