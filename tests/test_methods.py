@@ -33,13 +33,13 @@ class Row:
 
 ROWS = (
     Row("seq_ft", 1.0),
-    Row("frozen", 0.0),
+    Row("frozen", 0.0, ("bert", "llama")),
     Row("ewc", 1.0),
     Row("lwf", 1.0),
-    Row("ewc_lwf", 1.0),
+    Row("ewc_lwf", 1.0, ("bert",)),
     Row("pe", 0.005),
-    Row("pe_rand", 0.005),
-    Row("pe_select", 0.005),
+    Row("pe_rand", 0.005, ("bert", "t5")),
+    Row("pe_select", 0.005, ("bert", "llama")),
     # Presets of one class that differ in numbers: a family each.
     Row("pe_main", 0.005, ("bert",)),
     Row("pe_0.1", 0.001, ("llama",)),
@@ -49,7 +49,7 @@ ROWS = (
     Row("piece_s", 0.001),
     Row("piece_f_1", 0.01, ("t5",)),
     Row("piece_s_1", 0.01, ("bert",)),
-    Row("piece_rand", 0.001),
+    Row("piece_rand", 0.001, ("bert", "llama")),
     Row("piece_rand_1", 0.01, ("llama",)),
     Row("[ewc,lwf,pe_select]", 0.005),
     Row("replay", 1.0),
