@@ -31,7 +31,7 @@ from cl_runner.tracking.console import Console
 from cl_runner.tracking.metrics import MetricsLog
 from cl_runner.tracking.progress import Shown
 from cl_runner.tracking.wandb_log import WandbLog
-from cl_runner.train import Progress
+from cl_runner.train import Best, Progress
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,6 @@ class Journal(Watch):
         self.step = 0
         self.wandb: WandbLog | None = None
         self._metrics: MetricsLog | None = None
-        self._selected = {"step": 0, "evaluations": 0}  # the epoch that the task ends with, if one is selected
 
     # resume
     def load(self, saved: dict[str, Any]) -> None:
@@ -173,10 +172,9 @@ class Journal(Watch):
         due = time.monotonic() - self._saved_at >= self._config.checkpoint.every_seconds
         if due or self._stop.asked or progress.step == progress.steps:
             self.save("training", task.index, progress)
-        self._selected = {"step": progress.best.step, "evaluations": progress.best.evaluations}
         self._shown("train", progress.step, progress.steps, loss=numbers["loss"])
 
-    def on_trained(self, task: Task, entries: int) -> None:
+    def on_trained(self, task: Task, entries: int, best: Best) -> None:
         self._shown.close()
         with self._learner.clock.phase("snapshot"):
             try:
@@ -185,8 +183,9 @@ class Journal(Watch):
                 # What the task trained is worth nothing: the next try begins it anew, and does not go on from its end.
                 self.save("begin", task.index)
                 raise
-        selected = {"selected_epoch": self._selected} if self._selected["evaluations"] else {}
-        self.details[task.index] |= kept | throughput(self._folder, task, entries) | selected
+        self.details[task.index] |= kept | throughput(self._folder, task, entries)
+        if best.evaluations:
+            self.details[task.index]["selected_epoch"] = {"step": best.step, "evaluations": best.evaluations}
 
     def learned(self, task: Task) -> None:
         """The task is done: every test set, and what the methods say of it."""

@@ -8,7 +8,7 @@ from cl_runner.config import Training
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
-from cl_runner.train import Progress, stage_of, train_task
+from cl_runner.train import Best, Progress, stage_of, train_task
 
 
 class Watch:
@@ -27,8 +27,8 @@ class Watch:
         """Percent on the task's validation split, as its first metric scores it; asked where an epoch is selected."""
         raise NotImplementedError
 
-    def on_trained(self, task: Task, entries: int) -> None:
-        """The model has learned; so many entries trained."""
+    def on_trained(self, task: Task, entries: int, best: Best) -> None:
+        """The model has learned: so many entries trained, and they are of this epoch, if one was selected."""
 
 
 def learn_task(
@@ -60,7 +60,7 @@ def learn_task(
         learner.begin()
         watch.on_begin(task)
     with learner.clock.phase("train"):
-        entries = train_task(
+        entries, best = train_task(
             learner,
             method,
             task,
@@ -70,7 +70,7 @@ def learn_task(
             lambda progress, numbers: watch.on_step(task, progress, numbers),
             (lambda: watch.validate(task)) if training.select == "best_validation" else None,
         )
-    watch.on_trained(task, entries)
+    watch.on_trained(task, entries, best)
     learner.finish()
     method.after_task(learner, task)
     learner.measured.found = {}

@@ -52,7 +52,7 @@ def header(request: Request, tasks: Sequence[Task], device: str) -> list[tuple[s
             passes = math.ceil(stage.batch_size / size)
             said.append((f"batch, {name}", f"{stage.batch_size} examples a step, in {passes} passes of {size}"))
     for task in tasks:
-        given = {} if task.change is None else task.change.model_dump(exclude_none=True)
+        given = {} if task.training is None else task.training.model_dump(exclude_none=True)
         if given:
             said.append((task.name, ", ".join(f"{key} {value}" for key, value in given.items())))
     return [*said, ("folder", str(request.folder))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import random
@@ -69,18 +70,22 @@ class Progress:
 def stage_of(training: Training, task: Task) -> Stage:
     """How a task is trained: by its stage, and what the order says of it alone."""
     stage = training.incremental if task.index else training.base
-    change = task.change
-    given = {} if change is None else change.model_dump(exclude_none=True)
+    given = {} if task.training is None else task.training.model_dump(exclude_none=True)
     return stage.model_copy(update=given)
 
 
-def number_of_steps(epochs: Sequence[int], stage: Stage, max_steps: int | None) -> int:
-    """Batches of a task, the last, smaller one of each epoch included.
+def batches_of(epochs: Sequence[int], batch_size: int) -> list[int]:
+    """Batches of each epoch, its last, smaller one included.
 
     Args:
-        epochs: examples of each epoch.
+        epochs: examples of each.
     """
-    steps = sum(math.ceil(examples / stage.batch_size) for examples in epochs)
+    return [math.ceil(examples / batch_size) for examples in epochs]
+
+
+def number_of_steps(epochs: Sequence[int], stage: Stage, max_steps: int | None) -> int:
+    """Batches of a task, whose epochs have so many examples."""
+    steps = sum(batches_of(epochs, stage.batch_size))
     return steps if max_steps is None else min(steps, max_steps)
 
 
@@ -125,7 +130,7 @@ def train_task(
     resume: dict[str, Any] | None,
     on_step: Callable[[Progress, dict[str, float]], None],
     validate: Validate | None = None,
-) -> int:
+) -> tuple[int, Best]:
     """Train one task, of which the learner knows what trains.
 
     Args:
@@ -134,86 +139,78 @@ def train_task(
         validate: needed where `training.select` is "best_validation".
 
     Returns:
-        The number of entries that trained.
+        The number of entries that trained, and the epoch that they are of, if one was selected.
 
     Raises:
         FloatingPointError: a loss or a gradient is not finite.
     """
     with learner.holding() as held:
         if not held.parameters:
-            return 0
-        _train(learner, method, task, stage, training, resume, on_step, validate, held)
-        return sum(p.numel() for p in held.parameters.values())
-
-
-def _train(
-    learner: Learner,
-    method: Method,
-    task: Task,
-    stage: Stage,
-    training: Training,
-    resume: dict[str, Any] | None,
-    on_step: Callable[[Progress, dict[str, float]], None],
-    validate: Validate | None,
-    held: Held,
-) -> None:
-    what = learner.what
-    peak = stage.learning_rate if what.learning_rate is None else what.learning_rate
-    optimizer = build_optimizer(held.parameters, training, peak, what.rates, what.optimizer)
-    epochs = method.data(learner, task, [task.train] * stage.epochs)
-    batches = [math.ceil(len(examples) / stage.batch_size) for examples in epochs]
-    starts = [0, *itertools.accumulate(batches)]
-    steps = number_of_steps([len(examples) for examples in epochs], stage, training.max_steps)
-    progress = Progress(0, steps, held.parameters, optimizer, Best())
-    if resume is not None:
-        progress.load_state_dict(resume)
-        held.write_through()
-    learner.model.train()
-    order: list[int] | None = None
-    for number in range(progress.step, steps):
-        started = time.perf_counter()
-        epoch = next(e for e, end in enumerate(starts[1:]) if number < end)
-        within, examples = number - starts[epoch], epochs[epoch]
-        if within == 0 or order is None:
-            lengths = learner.family.lengths(examples) if training.group_by_length else None
-            order = epoch_order(learner.seed, task.index, epoch, len(examples), lengths, stage.batch_size)
-        chosen = [examples[i] for i in order[within * stage.batch_size : (within + 1) * stage.batch_size]]
-        # Every batch has its own seed, so that dropout after a resume is the same without saving random states.
-        torch.manual_seed(derive_seed(learner.seed, "step", task.index, number))
-        factor = learning_rate_factor(number, steps, training.schedule, training.warmup)
-        found: list[_Step] = []
-        for parts in method.steps(learner, task, number, [[Part(chosen)]]):
-            found.append(_backward(learner, method, parts, stage.micro_batch))
-            method.grads(learner)
-            found[-1].norm = _clipped_norm(held, training.clip)
-            found[-1].check(number, task, peak)
-            step(optimizer, factor)
+            return 0, Best()
+        what = learner.what
+        peak = stage.learning_rate if what.learning_rate is None else what.learning_rate
+        optimizer = build_optimizer(held.parameters, training, peak, what.rates, what.optimizer)
+        epochs = method.data(learner, task, [task.train] * stage.epochs)
+        sizes = [len(examples) for examples in epochs]
+        batches = batches_of(sizes, stage.batch_size)
+        starts = [0, *itertools.accumulate(batches)]
+        steps = number_of_steps(sizes, stage, training.max_steps)
+        progress = Progress(0, steps, held.parameters, optimizer, Best())
+        if resume is not None:
+            progress.load_state_dict(resume)
             held.write_through()
-            method.after_step(learner)
-        progress.step = number + 1
-        if validate is not None and progress.step in (*starts[1:], steps):
-            _keep_best(progress, validate())
-            learner.model.train()
-        tokens = sum(one.tokens for one in found)
-        on_step(
-            progress,
-            {
-                "epoch": epoch + (within + 1) / batches[epoch],
-                "loss": found[0].loss,
-                "learning_rate": peak * factor,
-                "gradient_norm": found[0].norm,
-                **{name: value for one in found for name, value in one.terms.items()},
-                "examples": sum(one.examples for one in found),
-                "optimizer_steps": len(found),
-                "tokens": tokens,
-                "padding_share": 1 - tokens / sum(one.padded for one in found),
-                "tokens_per_second": tokens / (time.perf_counter() - started),
-            },
-        )
+        learner.model.train()
+        order: list[int] | None = None
+        for number in range(progress.step, steps):
+            started = time.perf_counter()
+            epoch = bisect.bisect_right(starts, number) - 1
+            within, examples = number - starts[epoch], epochs[epoch]
+            if within == 0 or order is None:
+                lengths = learner.family.lengths(examples) if training.group_by_length else None
+                order = epoch_order(learner.seed, task.index, epoch, len(examples), lengths, stage.batch_size)
+            chosen = [examples[i] for i in order[within * stage.batch_size : (within + 1) * stage.batch_size]]
+            # Every batch has its own seed, so that dropout after a resume is the same without saving random states.
+            torch.manual_seed(derive_seed(learner.seed, "step", task.index, number))
+            factor = learning_rate_factor(number, steps, training.schedule, training.warmup)
+            found: list[_Step] = []
+            for parts in method.steps(learner, task, number, [[Part(chosen)]]):
+                found.append(_backward(learner, method, parts, stage.micro_batch))
+                method.grads(learner)
+                found[-1].norm = _clipped_norm(held, training.clip)
+                found[-1].check(number, task, peak)
+                step(optimizer, factor)
+                held.write_through()
+                method.after_step(learner)
+            progress.step = number + 1
+            if validate is not None and progress.step in (*starts[1:], steps):
+                _keep_best(progress, validate())
+                learner.model.train()
+            tokens = sum(one.tokens for one in found)
+            on_step(
+                progress,
+                {
+                    "epoch": epoch + (within + 1) / batches[epoch],
+                    "loss": found[0].loss,
+                    "learning_rate": peak * factor,
+                    "gradient_norm": found[0].norm,
+                    **{name: value for one in found for name, value in one.terms.items()},
+                    "examples": sum(one.examples for one in found),
+                    "optimizer_steps": len(found),
+                    "tokens": tokens,
+                    "padding_share": 1 - tokens / sum(one.padded for one in found),
+                    "tokens_per_second": tokens / (time.perf_counter() - started),
+                },
+            )
+        _take_best(progress, held)
+        return sum(p.numel() for p in held.parameters.values()), progress.best
+
+
+@torch.no_grad()
+def _take_best(progress: Progress, held: Held) -> None:
+    """The values of the best epoch, if there is one."""
     if progress.best.held:
-        with torch.no_grad():
-            for name, values in progress.best.held.items():
-                held.parameters[name].copy_(values)
+        for name, values in progress.best.held.items():
+            held.parameters[name].copy_(values)
         held.write_through()
 
 

@@ -206,6 +206,34 @@ def test_selection_costs_are_in_the_summary(tmp_path: Path) -> None:
     assert summary["tasks_detail"][1]["online_seconds"] >= summary["tasks_detail"][1]["phases"]["select"]
 
 
+def test_the_selected_epoch_is_the_tasks_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told if the run dies after a task's last batch, and not of a later task in which nothing trains."""
+    from cl_runner import checkpoint
+
+    monkeypatch.setattr("cl_runner.report.page.write_run_report", lambda folder: folder / "report.html")
+    held_out = ("task_order.base.validation=10", "task_order.incremental.validation=6")
+    typed = tiny(tmp_path, "method=frozen", "training.select=best_validation", *held_out)
+    real = checkpoint.save
+
+    class Death(BaseException):
+        """The process is gone."""
+
+    def save(folder: Path, state: dict[str, Any]) -> None:
+        real(folder, state)
+        if state["stage"] == "training" and state["training"]["step"] == 12:
+            raise Death
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", save)
+        with pytest.raises(Death):
+            run_command(typed)
+    assert run_command(typed) == 0
+    (path,) = tmp_path.rglob("summary.json")
+    base, *later = json.loads(path.read_text())["tasks_detail"]
+    assert base["selected_epoch"]["evaluations"] == 2 and base["selected_epoch"]["step"] in (6, 12)
+    assert not any("selected_epoch" in task for task in later)
+
+
 def test_epochs_rates_and_batches_by_task(tmp_path: Path) -> None:
     order = (
         "task_order.tasks=[{name: base, domains: [novels, films]}, "

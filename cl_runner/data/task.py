@@ -34,7 +34,7 @@ class Task:
     labels: tuple[str, ...]  # this task's label names, in the order of its definition; empty: any text is an answer
     metrics: dict[str, tuple[str, ...]]  # "standard" or a release -> metrics, of which the first is the task's score
     max_new_tokens: int  # of a generated answer
-    change: StageChange | None = None  # how it is trained otherwise than its stage says
+    training: StageChange | None = None  # how it is trained otherwise than its stage says
 
     def scored_by(self, scoring: str) -> tuple[str, ...]:
         """The metrics of `evaluation.scoring`; a definition without that release is scored as usual."""
@@ -70,7 +70,7 @@ def fingerprint(task: Task) -> str:
 
 def _content(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     """Without what is not there, where pictures lie on this machine, and the places that follow from the order."""
-    left_out = ("path", "task", "row", "change")
+    left_out = ("path", "task", "row", "training")
     return {name: value for name, value in fields if name not in left_out and (name, value) != ("picture", None)}
 
 
@@ -213,7 +213,7 @@ def _task(plan: _Plan, examples: dict[Split, list[Example]]) -> Task:
             **{release: tuple(names) for release, names in definition.released_metrics.items()},
         },
         max_new_tokens=definition.max_new_tokens,
-        change=plan.task.training,
+        training=plan.task.training,
     )
 
 

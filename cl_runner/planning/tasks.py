@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from cl_runner.methods.base import Chain
 from cl_runner.needs import Added, Needs, Outline
 from cl_runner.parts import family_kind
 from cl_runner.planning.setting import TaskNumbers
-from cl_runner.train import number_of_steps, stage_of
+from cl_runner.train import batches_of, number_of_steps, stage_of
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def _numbers(config: Config, needs: Needs, task: Task, counts: Sequence[Counts])
 
 def _stage_name(task: Task) -> str:
     """Whose micro_batch cuts a task's parts: its stage's, or its own as the order says."""
-    if task.change is not None and task.change.micro_batch is not None:
+    if task.training is not None and task.training.micro_batch is not None:
         return f"tasks.{task.index}"
     return "incremental" if task.index else "base"
 
@@ -108,8 +107,8 @@ def _measured(config: Config, needs: Needs, own: int, before: int, selects: bool
 def _passed(epochs: Sequence[int], batch_size: int, steps: int) -> int:
     """Examples of the first `steps` batches; the last one of each epoch may be smaller."""
     total = 0
-    for examples in epochs:
-        batches = min(steps, math.ceil(examples / batch_size))
+    for examples, batches in zip(epochs, batches_of(epochs, batch_size), strict=True):
+        batches = min(steps, batches)
         total += min(examples, batches * batch_size)
         steps -= batches
     return total
@@ -117,5 +116,5 @@ def _passed(epochs: Sequence[int], batch_size: int, steps: int) -> int:
 
 def _epochs_ended(epochs: Sequence[int], batch_size: int, steps: int) -> int:
     """Epochs within `steps` batches, the one that is cut short included."""
-    ends = itertools.accumulate(math.ceil(examples / batch_size) for examples in epochs)
+    ends = itertools.accumulate(batches_of(epochs, batch_size))
     return len({min(end, steps) for end in ends} - {0})
