@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cl_runner.compose import check
 from cl_runner.config import Backbone, Hardware
-from cl_runner.data.task import Task, outlines
+from cl_runner.data.task import outlines
 from cl_runner.families.base import Family
 from cl_runner.methods.base import Chain
-from cl_runner.parts import PartSpec, family_kind, method_spec, options_of, part_class, probe_spec
+from cl_runner.parts import PartSpec, method_spec, options_of, part_class, probe_spec
 from cl_runner.probes.base import Probe
 from cl_runner.registry import PartKind
 
@@ -35,27 +35,6 @@ def rebuild(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     built = build_method(config.method).build(model, tasks, config.seed, config.task_order.restart)
     assert isinstance(built, PreTrainedModel)
     return built, tokenizer
-
-
-def check_pictures(backbone: Backbone, tasks: Sequence[Task]) -> None:
-    """A backbone that reads pictures has some in every example, and another one has none that it would not see.
-
-    Raises:
-        ValueError: otherwise, with what to type.
-    """
-    sees = family_kind(backbone.family) == "image_text"
-    for task in tasks:
-        for example in (*task.train, *task.validation, *task.test):
-            if sees and example.picture is None:
-                raise ValueError(
-                    f"backbone {backbone.name} reads pictures, and task {task.name} has examples without one. "
-                    "Type: task_order=vqa (or choose another backbone)"
-                )
-            if not sees and example.picture is not None:
-                raise ValueError(
-                    f"task {task.name} asks about pictures, and backbone {backbone.name} reads texts alone. "
-                    "Type: backbone=llava_1_5_7b"
-                )
 
 
 def build_family(backbone: Backbone, labels: Sequence[str]) -> Family:

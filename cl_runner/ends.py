@@ -24,7 +24,7 @@ from cl_runner.tracking.console import Console, duration
 from cl_runner.tracking.progress import Shown
 
 
-def guarded(request: Request, parts: Prepared, story: Callable[[Scene], None]) -> int:
+def guarded(request: Request, prepared: Prepared, story: Callable[[Scene], None]) -> int:
     """The story with its ends, as an exit status. Call it holding the run's lock."""
     (request.folder / "FAILED").unlink(missing_ok=True)
     stop, clock = Stop(), Clock()
@@ -46,18 +46,18 @@ def guarded(request: Request, parts: Prepared, story: Callable[[Scene], None]) -
             checkpoint.replace_file(request.folder / "FAILED", text)
             console.error(f"{type(error).__name__}: {error}")
             if is_out_of_memory(error):
-                console.line(memory_advice(request, parts, clock))
+                console.line(memory_advice(request, prepared, clock))
             else:
                 console.line("\n".join(text.splitlines()[-7:-1]))
             console.line(f"The whole trace is in {request.folder}/log.txt. The same command tries again.")
             return 1
 
 
-def finish(request: Request, parts: Prepared, journal: Journal, scene: Scene) -> None:
+def finish(request: Request, prepared: Prepared, journal: Journal, scene: Scene) -> None:
     """Write and show what a finished run is worth."""
     from cl_runner.report.page import write_run_report  # matplotlib: only when there is something to draw
 
-    config, tasks, console = request.config, parts.own_tasks, scene.console
+    config, tasks, console = request.config, prepared.own_tasks, scene.console
     names = [task.name for task in tasks]
     sizes = {task.name: len(evaluation_examples(task, config.evaluation.split)) for task in tasks}
     summary = write_summary(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from cl_runner.batch import Batch
-from cl_runner.config import Importance as ImportanceOptions
 from cl_runner.data.example import Example
 from cl_runner.learner import Learner
 from cl_runner.sparse import importance_cache
@@ -72,7 +71,7 @@ def importance(
 def _measure(
     learner: Learner, examples: Sequence[Example], gradient: bool, dtype: torch.dtype, names: Sequence[str]
 ) -> Importance:
-    options: ImportanceOptions = learner.measured.options
+    options = learner.measured.options
     exact = options.micro_batch == 1 and dtype == torch.float32
     size = options.batch_size if options.micro_batch == 1 else options.micro_batch
 

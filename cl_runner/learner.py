@@ -112,6 +112,12 @@ class Learner:
         """A copy of every parameter."""
         return {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
+    @torch.no_grad()
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """The counterpart of `weights`."""
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(weights[name])
+
     @property
     def selected(self) -> Mapping[str, Tensor]:
         """Flat positions by tensor name, if only some entries of the weights train in the task under way."""
@@ -273,17 +279,14 @@ class Learner:
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Whatever happens inside to weights, their gradients and what trains is undone at the end, bit for bit."""
-        parameters = self.parameters()
-        values = {name: p.detach().clone() for name, p in parameters.items()}
+        parameters, values = self.parameters(), self.weights()
         flags = {name: (p.requires_grad, p.grad) for name, p in parameters.items()}
         for parameter in parameters.values():
             parameter.grad = None  # or what happens inside would add to it in place
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, parameter in parameters.items():
-                    parameter.copy_(values[name])
+            self.put(values)
             for name, (requires_grad, gradient) in flags.items():
                 parameters[name].requires_grad_(requires_grad)
                 parameters[name].grad = gradient

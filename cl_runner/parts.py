@@ -58,13 +58,21 @@ def method_spec(name: str, node: Mapping[str, Any] | None = None) -> PartSpec:
     Raises:
         ValueError: nothing of that name is known, or the user's class is none or cannot be imported.
     """
-    cls = _described("methods", name, node)
+    return _method_spec(_described("methods", name, node))
+
+
+@functools.cache
+def _method_spec(cls: Any) -> PartSpec:
     return PartSpec(_schema(cls), cls.families, cls.chooses, cls.isolates, cls.protects)
 
 
 def probe_spec(name: str, node: Mapping[str, Any] | None = None) -> PartSpec:
     """The same of a probe."""
-    cls = _described("probes", name, node)
+    return _probe_spec(_described("probes", name, node))
+
+
+@functools.cache
+def _probe_spec(cls: Any) -> PartSpec:
     return PartSpec(_schema(cls), cls.families, higher_is_better=cls.higher_is_better, unit=cls.unit)
 
 
@@ -135,7 +143,7 @@ def _outline(module: str, name: str) -> Any:
     return dataclasses.dataclass(outline) if is_dataclass else outline
 
 
-def _schema(cls: type) -> type[Schema]:
+def _schema(cls: Any) -> type[Schema]:
     """The fields of a dataclass, inherited ones included, as the schema of a node."""
     hints = typing.get_type_hints(cls, include_extras=True)
     fields: dict[str, Any] = {}

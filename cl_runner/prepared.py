@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from cl_runner.build import build_family, build_method, build_probes, check_pictures, prepare_hardware
-from cl_runner.config import Config, Training
+from cl_runner.build import build_family, build_method, build_probes, prepare_hardware
+from cl_runner.config import Backbone, Config, Training
 from cl_runner.data.task import Task, label_union
 from cl_runner.evaluate import evaluation_examples
 from cl_runner.families.base import Family
 from cl_runner.methods.base import Chain, Method
 from cl_runner.optimizer import unused_patterns
+from cl_runner.parts import family_kind
 from cl_runner.probes.base import Probe
 
 
@@ -27,6 +29,7 @@ class Prepared:
     Attributes:
         tasks: as they are trained; joint training is an order whose tasks hold all data so far.
         own_tasks: each with its own data.
+        skeleton: the architecture without weights, before a method adds to it.
         cache: a folder that runs share, or None.
     """
 
@@ -34,6 +37,7 @@ class Prepared:
     own_tasks: Sequence[Task]
     device: torch.device
     family: Family
+    skeleton: nn.Module
     method: Chain
     probes: Mapping[str, Probe]
     cache: Path | None
@@ -46,7 +50,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
         ValueError: methods, model and data do not fit; the text says what to type.
     """
     _check_data(config, tasks)
-    check_pictures(config.backbone, tasks)
+    _check_pictures(config.backbone, tasks)
     device = prepare_hardware(config.hardware)
     family = build_family(config.backbone, label_union(tasks))
     generated = max(task.max_new_tokens for task in tasks)
@@ -68,6 +72,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
         own_tasks=list(tasks),
         device=device,
         family=family,
+        skeleton=skeleton,
         method=method,
         probes=probes,
         cache=Path(config.root) / "cache" if config.importance.cache_gb else None,
@@ -92,6 +97,27 @@ def _check_data(config: Config, tasks: Sequence[Task]) -> None:
             f"training.select=best_validation chooses each task's best epoch on its validation split, and task "
             f"{blind[0].name} has none. Type: task_order.{part}.validation=100 (or training.select=last)"
         )
+
+
+def _check_pictures(backbone: Backbone, tasks: Sequence[Task]) -> None:
+    """A backbone that reads pictures has some in every example, and another one has none that it would not see.
+
+    Raises:
+        ValueError: otherwise, with what to type.
+    """
+    sees = family_kind(backbone.family) == "image_text"
+    for task in tasks:
+        for example in (*task.train, *task.validation, *task.test):
+            if sees and example.picture is None:
+                raise ValueError(
+                    f"backbone {backbone.name} reads pictures, and task {task.name} has examples without one. "
+                    "Type: task_order=vqa (or choose another backbone)"
+                )
+            if not sees and example.picture is not None:
+                raise ValueError(
+                    f"task {task.name} asks about pictures, and backbone {backbone.name} reads texts alone. "
+                    "Type: backbone=llava_1_5_7b"
+                )
 
 
 def _check_training(training: Training, parameters: list[str], method: Chain) -> None:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import transformers
 from torch import Tensor
 
@@ -43,7 +42,7 @@ def execute(request: Request, tasks: Sequence[Task]) -> int:
             if (request.folder / "COMPLETED").is_file():
                 print(f"Another process has just completed this run: {request.folder}")
                 return 0
-            saved = checkpoint.load(request.folder / "state", str(run.parts.device))
+            saved = checkpoint.load(request.folder / "state", str(run.prepared.device))
             return run.guarded(saved)
     except ValueError as error:
         print(f"cl_runner: {error}", file=sys.stderr)
@@ -55,7 +54,7 @@ class Run:
 
     def __init__(self, request: Request, tasks: Sequence[Task]):
         self.request, self.config = request, request.config
-        self.parts = prepare(request.config, tasks)
+        self.prepared = prepare(request.config, tasks)
 
     def guarded(self, saved: dict[str, Any] | None) -> int:
         """The story with its ends, as an exit status. Call it holding the run's lock.
@@ -63,50 +62,50 @@ class Run:
         Args:
             saved: the last checkpoint, or None.
         """
-        return guarded(self.request, self.parts, lambda scene: self.story(scene, saved))
+        return guarded(self.request, self.prepared, lambda scene: self.story(scene, saved))
 
     def story(self, scene: Scene, saved: dict[str, Any] | None) -> None:
         """Build, learn task after task, report."""
         with scene.clock.phase("load"):
             learner = self._build(scene)
-            journal = Journal(self.request, learner, self.parts.method, self.parts.probes, scene)
+            journal = Journal(self.request, learner, self.prepared.method, self.prepared.probes, scene)
             kept = learner.weights() if learner.restart else {}
             if saved is not None:
                 journal.load(saved)
             journal.open(saved["lines"] if saved else 0)
-            scene.console.plan(units(self.config, self.parts))
-            scene.console.order(len(self.parts.tasks))
+            scene.console.plan(units(self.config, self.prepared))
+            scene.console.order(len(self.prepared.tasks))
         if not journal.rows:
             journal.evaluate(START)
             journal.save("begin", 0)
-        for task in self.parts.tasks[saved["task"] if saved else 0 :]:
+        for task in self.prepared.tasks[saved["task"] if saved else 0 :]:
             resumed = saved if saved and saved["task"] == task.index and saved["stage"] != "begin" else None
             self._learn(scene, learner, journal, task, kept, resumed)
-        finish(self.request, self.parts, journal, scene)
+        finish(self.request, self.prepared, journal, scene)
 
     def _build(self, scene: Scene) -> Learner:
         """Say what this run is, and make the starting model."""
-        config, parts = self.config, self.parts
-        write_request(self.request, parts.own_tasks, parts.device.type)
-        scene.console.header("cl_runner", header(self.request, parts.tasks, str(parts.device)))
-        everything = [e for t in parts.own_tasks for split in (t.train, t.validation, t.test) for e in split]
-        parts.family.tokenize(everything, parts.cache / "tokens" if parts.cache else None)
-        plan_once(self.request, parts, scene.console.line)
-        model, _ = parts.family.build(config.seed)
+        config, prepared = self.config, self.prepared
+        write_request(self.request, prepared.own_tasks, prepared.device.type)
+        scene.console.header("cl_runner", header(self.request, prepared.tasks, str(prepared.device)))
+        everything = [e for t in prepared.own_tasks for split in (t.train, t.validation, t.test) for e in split]
+        prepared.family.tokenize(everything, prepared.cache / "tokens" if prepared.cache else None)
+        plan_once(self.request, prepared, scene.console.line)
+        model, _ = prepared.family.build(config.seed)
         if config.hardware.gradient_checkpointing:
             recompute_activations(model)
         return Learner(
             model,
-            parts.family,
-            parts.tasks,
+            prepared.family,
+            prepared.tasks,
             config.seed,
-            parts.device,
-            parts.method,
+            prepared.device,
+            prepared.method,
             precision=config.hardware.precision,
             order=config.task_order,
             evaluation=config.evaluation,
             measured=Measured(config.importance),
-            cache=parts.cache,
+            cache=prepared.cache,
             clock=scene.clock,
             progress=scene.shown,
             warn=scene.console.line,
@@ -125,13 +124,11 @@ class Run:
         scene.clock.current = task.index
         scene.console.task(task.index, task.name)
         if learner.restart and task.index:
-            with torch.no_grad():
-                for name, parameter in learner.parameters().items():
-                    parameter.copy_(kept[name])
+            learner.put(kept)
             journal.changes.restart()
         learn_task(
             learner,
-            self.parts.method,
+            self.prepared.method,
             task,
             self.config.training,
             journal,

@@ -46,7 +46,7 @@ class Trained:
         Raises:
             AssertionError: a name is no parameter of the model.
         """
-        known = [name for name, _ in model.named_parameters()]
+        known = dict(model.named_parameters())
         wanted = self.selected or self.names
         if wanted is None:
             wanted = known

@@ -40,7 +40,6 @@ RETRIEVAL = (
     "method.slm.learning_rate=1e-2",
     "backbone.max_length=44",
 )
-NEW_DATA = ("method.pe.score_data=new_task",)
 THREE = "task_order.tasks=[{name: base, domains: [novels, films]}, {name: kettles}, {name: software}]"
 STRONG = ("method.ewc.strength=1e3",)
 LARGEST = (*STRONG, "method.pe.keep=largest", "method.pe.fraction=0.01", "method.pe.learning_rate=1e-2")

@@ -139,9 +139,7 @@ def test_state_round_trip_gives_the_same_second_task(row: Row, family: str, tmp_
     weights = weights_of(learner)
     first = learn(learner, method, tasks[1], config, fresh=False)
     again, fresh, _ = tiny_learner(config)
-    with torch.no_grad():
-        for name, p in again.parameters().items():
-            p.copy_(weights[name])
+    again.put(weights)
     fresh.load_state_dict(state)
     second = learn(again, fresh, tasks[1], config, fresh=False)
     assert first == second
@@ -264,9 +262,7 @@ def test_sparse_training_equals_dense_masked_adamw(tmp_path: Path) -> None:
     indices = method.methods["pe"].indices
 
     dense, _, _ = tiny_learner(config)
-    with torch.no_grad():
-        for name, p in dense.parameters().items():
-            p.copy_(start[name])
+    dense.put(start)
     masked_adamw(dense, tasks[1], indices, config)
     left, right = weights_of(learner), weights_of(dense)
     for name in left:

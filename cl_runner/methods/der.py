@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +15,7 @@ from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
-from cl_runner.methods.memory import Place, place_of, recall, reservoir_slots
+from cl_runner.methods.memory import Place, enter, recall
 from cl_runner.needs import Added, Needs, Outline
 
 
@@ -39,7 +38,7 @@ class DER(Method):
         self.logits: list[Tensor] = []  # [targets, V] of each
         self.seen = 0
         self._drawn: dict[Example, list[Tensor]] = {}  # for the step under way; one may be drawn from several slots
-        self._entering: dict[Example, int] = {}
+        self._entering: dict[int, Example] = {}  # by slot
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         return Needs(
@@ -61,24 +60,19 @@ class DER(Method):
                 self._drawn[example].append(self.logits[slot])
             again = recall(learner.tasks, chance.choices(self.memory, k=len(new)))
             parts = [Part(old, self.alpha, "der_logits", labels=False), Part(again, self.beta, "der_labels")]
-        self._enter(new, reservoir_slots(self.size, self.seen, len(new), chance))
-        return [[*steps[0], *parts], *steps[1:]]
-
-    def _enter(self, new: Sequence[Example], slots: Sequence[int | None]) -> None:
-        """The logits of those that enter follow when they are known."""
-        self._entering = {}
-        for example, slot in zip(new, slots, strict=True):
-            if slot is not None:
-                self._entering = {e: s for e, s in self._entering.items() if s != slot} | {example: slot}
-                self.memory[slot : slot + 1] = [place_of(example)]
-                self.logits[slot : slot + 1] = [torch.empty(0)]
+        taken = enter(self.memory, self.size, self.seen, new, chance)
         self.seen += len(new)
+        # Of two that take one slot the later one stays. Their logits follow when they are known.
+        self._entering = {slot: example for example, slot in zip(new, taken, strict=True) if slot is not None}
+        self.logits += [torch.empty(0)] * (len(self.memory) - len(self.logits))
+        return [[*steps[0], *parts], *steps[1:]]
 
     def loss(self, learner: Learner, part: Part, batch: Batch, output: Output) -> Tensor | float:
         if part.kind == "new":
-            for row, example in enumerate(batch.examples):
-                if example in self._entering:
-                    self.logits[self._entering[example]] = output.logits[output.rows == row].detach().clone()
+            rows = {example: row for row, example in enumerate(batch.examples)}
+            for slot, example in self._entering.items():
+                if example in rows:
+                    self.logits[slot] = output.logits[output.rows == rows[example]].detach().clone()
         if part.kind != "der_logits":
             return 0.0
         kept = torch.cat([self._drawn[example].pop() for example in batch.examples]).to(output.logits.device)

@@ -30,6 +30,17 @@ def recall(tasks: Sequence[Task], places: Sequence[Place]) -> list[Example]:
     return found
 
 
+def enter(
+    memory: list[Place], size: int, seen: int, examples: Sequence[Example], chance: random.Random
+) -> list[int | None]:
+    """Newcomers take their slots in a reservoir's memory; the slot of each, None = none."""
+    slots = reservoir_slots(size, seen, len(examples), chance)
+    for example, slot in zip(examples, slots, strict=True):
+        if slot is not None:
+            memory[slot : slot + 1] = [place_of(example)]
+    return slots
+
+
 def reservoir_slots(size: int, seen: int, count: int, chance: random.Random) -> list[int | None]:
     """Which slot of a reservoir each of `count` newcomers takes; None = none (Vitter 1985, algorithm R).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 from torch import nn
 
@@ -17,6 +17,8 @@ from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.methods.memory import own_examples
 from cl_runner.needs import Added, Needs, Outline
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -47,16 +49,17 @@ class Replay(Method):
 
     def _epochs(self, earlier: Sequence[int], epochs: Sequence[int]) -> Sequence[int]:
         old = sum(self._count(examples) for examples in earlier)
-        if not old:
-            return epochs
-        return [*epochs, old] if self.way == "extra_epoch" else [examples + old for examples in epochs]
+        return [len(epoch) for epoch in self._joined([range(examples) for examples in epochs], range(old))]
 
     def data(self, learner: Learner, task: Task, epochs: list[Sequence[Example]]) -> list[Sequence[Example]]:
         before = learner.tasks[: task.index] if learner.has_old_tasks(task) else []
         self.memory = [self._kept(own_examples(one), learner.seed_of("replay", one.index)) for one in before]
         old = [example for kept in self.memory for example in kept]
-        if not old or self.way == "periodic":
-            return epochs
+        return epochs if self.way == "periodic" else self._joined(epochs, old)
+
+    def _joined(self, epochs: Sequence[Sequence[Item]], old: Sequence[Item]) -> list[Sequence[Item]]:
+        if not old:
+            return list(epochs)
         return [*epochs, old] if self.way == "extra_epoch" else [[*epoch, *old] for epoch in epochs]
 
     def steps(self, learner: Learner, task: Task, step: int, steps: list[list[Part]]) -> list[list[Part]]:

@@ -14,7 +14,7 @@ from cl_runner.config import Count
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
-from cl_runner.methods.memory import Place, place_of, recall, reservoir_slots
+from cl_runner.methods.memory import Place, enter, recall
 from cl_runner.needs import Added, Needs, Outline
 
 
@@ -41,10 +41,7 @@ class ReplayOnline(Method):
         new, *more = steps[0]
         chance = random.Random(learner.seed_of("replay_online", task.index, step))
         old = recall(learner.tasks, chance.choices(self.memory, k=len(new.examples))) if self.memory else []
-        slots = reservoir_slots(self.size, self.seen, len(new.examples), chance)
-        for example, slot in zip(new.examples, slots, strict=True):
-            if slot is not None:
-                self.memory[slot : slot + 1] = [place_of(example)]
+        enter(self.memory, self.size, self.seen, new.examples, chance)
         self.seen += len(new.examples)
         if not old:
             return steps

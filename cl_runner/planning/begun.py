@@ -11,21 +11,21 @@ from cl_runner.prepared import Prepared
 from cl_runner.tracking.clock import Clock
 
 
-def plan_once(request: Request, parts: Prepared, say: Callable[[str], None]) -> None:
+def plan_once(request: Request, prepared: Prepared, say: Callable[[str], None]) -> None:
     """plan.json, which the report sets beside what was measured; a resumed run has it already."""
     if (request.folder / "plan.json").is_file():
         return
     say("Planning memory and time (of billions of weights this takes some seconds)")
     try:
-        write_plan(request.folder, plan_run(request, parts.own_tasks, parts.family)[2])
+        write_plan(request.folder, plan_run(request, prepared.own_tasks, prepared.family)[2])
     except ValueError as error:  # what cannot be planned can be run
         say(f"No plan of this run: {error}")
 
 
-def memory_advice(request: Request, parts: Prepared, clock: Clock) -> str:
+def memory_advice(request: Request, prepared: Prepared, clock: Clock) -> str:
     """What to type after memory ran out."""
     try:
-        planner, setting, _ = plan_run(request, parts.own_tasks, parts.family, calibrates=False)
+        planner, setting, _ = plan_run(request, prepared.own_tasks, prepared.family, calibrates=False)
     except ValueError as error:
         return f"Out of memory, and no advice: {error}"
     return advise(request, planner, setting, clock.failed, clock.current)

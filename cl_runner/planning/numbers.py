@@ -86,14 +86,6 @@ def local_tasks(config: Config) -> list[Task] | None:
     return build_tasks(config.task_order, config.task)
 
 
-def label_count(config: Config, tasks: Sequence[Task] | None) -> int:
-    """Classes of the shared head."""
-    if tasks is not None:
-        return len(label_union(tasks))
-    names = dict.fromkeys(task.task or config.task_order.task for task in config.task_order.tasks)
-    return len({label for name in names for label in (config.task[name].labels or {}).values() if label is not None})
-
-
 def skeleton(backbone: Backbone, labels: int) -> PreTrainedModel:
     """The architecture on the meta device, from its sizes where the configuration holds them.
 

@@ -50,8 +50,9 @@ def _plan_run(
     """
     import torch
 
+    from cl_runner.data.task import label_union, outlines
     from cl_runner.planning.memory import resident_bytes
-    from cl_runner.planning.numbers import counts_of, label_count, setting_of, skeleton, text_lengths
+    from cl_runner.planning.numbers import counts_of, setting_of, skeleton, text_lengths
     from cl_runner.planning.past import Work, past_seconds
     from cl_runner.planning.planner import Planner
     from cl_runner.planning.seconds import work
@@ -62,7 +63,7 @@ def _plan_run(
     wanted = config.hardware.device
     there = torch.cuda.is_available()
     gpu = wanted == "cuda" or (wanted == "auto" and there)
-    labels = label_count(config, tasks)
+    labels = len(label_union(outlines(config.task_order, config.task)))
     model = skeleton(config.backbone, labels)
     counts, lengths = counts_of(config, tasks), text_lengths(family, tasks)
     s = setting_of(config, counts, model, "cuda" if gpu else "cpu", lengths)

@@ -12,10 +12,10 @@ EVALUATED = 1 / 3
 MEASURED = 1.2
 
 
-def units(config: Config, parts: Prepared) -> dict[str, float]:
+def units(config: Config, prepared: Prepared) -> dict[str, float]:
     """`<task>/<phase>`, or `evaluate` before the first task -> expected cost, in examples that train."""
-    counts = counts_of(config, parts.own_tasks)
-    needs = ask(parts.method, config, parts.family.skeleton())
+    counts = counts_of(config, prepared.own_tasks)
+    needs = ask(prepared.method, config, prepared.skeleton)
     sizes = [each.evaluated for each in counts]
     seen = config.evaluation.tasks == "seen"
     found = {"evaluate": 0.0 if seen else EVALUATED * sum(sizes)}
