@@ -72,6 +72,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "released:piece_edit_similarity",
         "trace_edit_similarity of what follows the last <EOL> (PIECE)",
     ),
+    "trace_accuracy": ("released:trace_accuracy", "the answer exactly, white space around it included (TRACE)"),
     "trace_letter": ("released:trace_letter", "the first character (TRACE)"),
     "trace_rouge_l": ("released:trace_rouge_l", "the package rouge's ROUGE-L: sentences, words as sets (TRACE)"),
     "trace_sari": ("released:trace_sari", "sari, but an empty prediction is scored like any other (TRACE)"),

@@ -20,6 +20,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+#: What of a generated text is the answer; cl_runner/families/tokens.py has the rules.
+AnswerText = Literal["spoken", "piece", "raw"]
 OptimizerName = Literal["adamw", "adafactor", "sgd"]
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 #: What a family of models behaves as.
@@ -200,8 +202,8 @@ class Sampling(Schema):
     """Decoding by chance, as some releases did it; a run that samples says so beside every number."""
 
     temperature: Positive
-    top_k: Count | None
-    top_p: Fraction | None
+    top_k: Count | None  # null = all tokens; where nothing is said, transformers' generate takes the first 50
+    top_p: Fraction | None  # null = all tokens
 
 
 class Bertscore(Schema):
@@ -221,7 +223,13 @@ class Evaluation(Schema):
     sampling: Sampling | None  # null = greedy
     scoring: str  # standard, or a release whose metrics task definitions name in `released_metrics`
     answer_slice: Literal["ids", "prefix"]  # where an answer begins: by token ids, or by cutting the prompt's text off
+    answer_text: AnswerText  # spoken: without thoughts and white space around it; piece: as its release; raw: all of it
+    max_new_tokens: Count | None  # language models: of every generated answer; null = as its task says
     bertscore: Bertscore
+
+    def new_tokens(self, of_task: int) -> int:
+        """Tokens that are generated at most for an answer of a task that says `of_task` itself."""
+        return of_task if self.max_new_tokens is None else self.max_new_tokens
 
 
 class Slurm(Schema):

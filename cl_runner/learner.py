@@ -220,10 +220,11 @@ class Learner:
         if self._evaluation is None:
             return Answering(task.max_new_tokens)
         return Answering(
-            max_new_tokens=task.max_new_tokens,
+            max_new_tokens=self._evaluation.new_tokens(task.max_new_tokens),
             labels=task.labels if self._evaluation.labels == "likelihood" else (),
             sampling=self._evaluation.sampling,
             slice_by=self._evaluation.answer_slice,
+            text=self._evaluation.answer_text,
         )
 
     def answer(self, batch: Batch, how: Answering) -> list[Prediction]:

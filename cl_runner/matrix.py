@@ -10,14 +10,16 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Value = TypeVar("Value")
 START = "start"
 
 #: name -> formula and source. A derived number is never shown without one of these names; k stands for a number.
@@ -35,9 +37,10 @@ FORMULAS: dict[str, str] = {
     "forgetting/slm_after_k": "mean_{u<k} (max_{1<=l<k} A[l,u] - A[k,u]), of the cells measured: forgetting after k "
     "tasks, whose max also covers l < u (SLM, ICLR 2024, eq. 8)",
     "bwt/gem": "1/(T-1) sum_{u<T} (A[T,u] - A[u,u]): backward transfer (Lopez-Paz & Ranzato 2017)",
-    "bwt/trace": "1/T sum_{u<=T} (A[T,u] - A[u,u]): the last task counts as one that lost nothing (TRACE 2023)",
-    "bwt/piece_release": "1/(T-1) sum_{u<T} (A[T-1,u] - A[u,u]): bwt/trace one task before the end, without the last "
-    "task (the code released with PIECE, arXiv:2511.15375)",
+    "bwt/trace": "1/(T-1) sum_{u<T} (A[T,u] - A[u,u]): as TRACE's published numbers are, equal to bwt/gem",
+    "bwt/all_tasks": "1/T sum_{u<=T} (A[T,u] - A[u,u]): the last task counts as one that lost nothing",
+    "bwt/piece_release": "1/(T-1) sum_{u<T} (A[T-1,u] - A[u,u]): bwt/all_tasks one task before the end, without the "
+    "last task (the code released with PIECE, arXiv:2511.15375)",
     "forward_transfer/gem": "mean_{u>1} (A[u-1,u] - A[0,u]), A[0,u] = row `start` (Lopez-Paz & Ranzato 2017)",
     "plasticity/diagonal": "mean_t A[t,t]: each task right after training (learning accuracy, Riemer et al. 2019; AP, "
     "the average plasticity of SVC)",
@@ -134,8 +137,8 @@ def derived_arrays(rows: Floats, test_examples: Sequence[int] | None = None) -> 
         for k in range(2, count + 1):
             fallen = best[..., k - 2, : k - 1] - trained[..., k - 1, : k - 1]
             numbers[f"forgetting/slm_after_{k}"] = fallen.mean(axis=-1)
-        numbers["bwt/gem"] = gained[..., :-1].mean(axis=-1)
-        numbers["bwt/trace"] = gained.mean(axis=-1)
+        numbers["bwt/gem"] = numbers["bwt/trace"] = gained[..., :-1].mean(axis=-1)
+        numbers["bwt/all_tasks"] = gained.mean(axis=-1)
         numbers["bwt/piece_release"] = (trained[..., -2, :-1] - diagonal[..., :-1]).mean(axis=-1)
         gains = np.stack([rows[..., u, u] - rows[..., 0, u] for u in range(1, count)])
         numbers["forward_transfer/gem"] = gains.mean(axis=0)
@@ -143,6 +146,13 @@ def derived_arrays(rows: Floats, test_examples: Sequence[int] | None = None) -> 
     numbers["first_task/after_first"] = trained[..., 0, 0]
     numbers["first_task/last"] = last[..., 0]
     return numbers
+
+
+def renamed(numbers: Mapping[str, Value]) -> dict[str, Value]:
+    """What a summary holds, by today's names: in one without `bwt/all_tasks`, `bwt/trace` is the form with 1/T."""
+    if "bwt/trace" not in numbers or "bwt/all_tasks" in numbers:
+        return dict(numbers)
+    return {**numbers, "bwt/trace": numbers["bwt/gem"], "bwt/all_tasks": numbers["bwt/trace"]}
 
 
 def headline_column(rows: Floats, test_examples: Sequence[int] | None) -> dict[str, list[float | None]]:

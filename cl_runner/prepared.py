@@ -53,7 +53,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
     _check_pictures(config.backbone, tasks)
     device = prepare_hardware(config.hardware)
     family = build_family(config.backbone, label_union(tasks))
-    generated = max(task.max_new_tokens for task in tasks)
+    generated = max(config.evaluation.new_tokens(task.max_new_tokens) for task in tasks)
     family.check([task.labels for task in tasks], generated)
     probes = build_probes(config.probe)
     for probe in probes.values():

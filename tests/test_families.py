@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ from torch.nn import functional
 
 from cl_runner.batch import Part
 from cl_runner.compose import compose
-from cl_runner.config import Backbone
+from cl_runner.config import AnswerText, Backbone, Sampling
 from cl_runner.data.example import Example
 from cl_runner.families.base import IGNORED, Answering
 from cl_runner.families.causal import Causal
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.loading import bytes_tokenizer
 from cl_runner.families.seq2seq import Seq2Seq
+from cl_runner.families.tokens import answer_of
 from cl_runner.learn import learn_task
 from cl_runner.train import epoch_order
 
@@ -146,8 +148,6 @@ def test_likelihood_of_labels_by_brute_force(name: str) -> None:
 
 
 def test_sampled_answers_depend_on_the_seed_alone() -> None:
-    from cl_runner.config import Sampling
-
     family, model = built("tiny_llama")
     how = Answering(20, sampling=Sampling(temperature=1.5, top_k=None, top_p=None))
 
@@ -232,6 +232,41 @@ def test_a_checkpoints_own_penalties_do_not_count() -> None:
     own = model.generation_config
     own.repetition_penalty, own.no_repeat_ngram_size, own.suppress_tokens = 50.0, 1, list(range(3, 200))
     assert family.answer(model, batch, Answering(12)) == plain and model.generation_config is own
+
+
+def test_what_of_a_generated_text_is_the_answer() -> None:
+    text = " <think> B? </think>\n\n A person\n"
+    assert answer_of(text, "raw") == text, "TRACE"
+    assert answer_of(text, "piece") == "\n\n A person", "PIECE takes white space off before the thoughts"
+    assert answer_of(text, "spoken") == "A person"
+    for rule in get_args(AnswerText):
+        assert answer_of("</think>", rule).strip() == ("</think>" if rule == "raw" else "")
+
+
+def test_protocols_are_the_releases() -> None:
+    trace, piece, standard = (
+        compose(["task_order=trace", "backbone=tiny_llama", f"protocol={name}"]).config
+        for name in ("trace", "piece", "standard")
+    )
+    assert trace.evaluation.sampling == Sampling(temperature=0.1, top_k=50, top_p=None)
+    assert [trace.evaluation.new_tokens(own) for own in (16, 256)] == [512, 512]
+    assert [piece.evaluation.new_tokens(own) for own in (16, 256)] == [16, 256]
+    assert [c.evaluation.answer_text for c in (trace, piece, standard)] == ["raw", "piece", "spoken"]
+    assert trace.task["trace_fomc"].released_metrics["trace"] == ["trace_accuracy"]
+
+
+@torch.no_grad()
+def test_a_protocols_answers_are_as_long_and_as_whole_as_it_says(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "backbone=tiny_llama", "evaluation.max_new_tokens=23", "evaluation.answer_text=raw")
+    learner, _, tasks = tiny_learner(config)
+    learner._evaluation = config.evaluation
+    how = learner.answering(tasks[0])
+    assert (how.max_new_tokens, how.text, tasks[0].max_new_tokens) == (23, "raw", 16)
+    learner.model.eval()
+    batch = learner.collate(tasks[0].test, answers=False)
+    raw = [prediction.text for prediction in learner.answer(batch, how)]
+    spoken = learner.answer(batch, dataclasses.replace(how, text="spoken"))
+    assert [text.strip() for text in raw] == [prediction.text for prediction in spoken] and max(map(len, raw)) > 16
 
 
 def test_scoring_of_a_release_that_no_task_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,8 @@ def test_every_number_of_a_hand_worked_matrix() -> None:
             "forgetting/slm_after_2": 80 - 90,
             "forgetting/slm_after_3": ((90 - 60) + (70 - 75)) / 2,
             "bwt/gem": -7.5,
-            "bwt/trace": ((60 - 80) + (75 - 70) + 0) / 3,  # -5
+            "bwt/trace": -7.5,
+            "bwt/all_tasks": ((60 - 80) + (75 - 70) + 0) / 3,  # -5
             "bwt/piece_release": ((90 - 80) + (70 - 70)) / 2,  # 5: after task 2, without task 3
             "forward_transfer/gem": ((45 - 40) + (38 - 30)) / 2,  # 6.5
             "plasticity/diagonal": (80 + 70 + 66) / 3,  # 72

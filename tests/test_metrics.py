@@ -288,6 +288,17 @@ def test_edit_similarity_by_hand(prediction: str, answer: str, expected: float) 
         ("trace_edit_similarity", "x = 1 <EOL> y", "x = 1", 56),  # 2 * 5 / 18
         ("trace_edit_similarity", "abcd", "bcda", 75),
         ("trace_edit_similarity", "ab" * 150, "ba" * 150, 100 * 0),  # difflib ignores what fills a long text
+        ("trace_edit_similarity", "a" * 300, "a" * 300, 100),  # but not where both are the same
+        ("trace_edit_similarity", "x = 1\n", "x = 1", 91),  # 2 * 5 / 11: white space is a part of it
+        ("trace_edit_similarity", "<STR_<STR_LIT:L>IT:b><STR_LIT:b>", "bb", 100),  # one literal after another
+        ("trace_edit_similarity", " ", "x y", 50),  # 2 * 1 / 4
+        ("trace_accuracy", "A", "A", 100),
+        ("trace_accuracy", "A\n", "A", 0),
+        ("trace_accuracy", "<think></think>A", "A", 0),
+        ("trace_letter", " A", "A\nThe reason", 0),
+        ("trace_rouge_l", "<think> no </think> a b", "a b", 100 * 2 * (2 / 5) / (1 + 2 / 5 + 1e-8)),
+        ("piece_stance", "\n\n B", "B", 100),  # what stands between thoughts and answer counts among the four
+        ("piece_stance", "\n\n\n\nB", "B", 0),
         ("trace_letter", "A person", "A\nThe reason", 100),
         ("trace_letter", "Answer: B", "B\nThe reason", 0),
         ("olora_exact_match", "Very Positive.", "very positive", 100),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cl_runner.batch import Batch, Output
-from cl_runner.config import Backbone, FamilyKind, Sampling
+from cl_runner.config import AnswerText, Backbone, FamilyKind, Sampling
 from cl_runner.data.example import Example
 
 #: In `labels`: no target.
@@ -35,13 +35,16 @@ class Answering:
         labels: a closed set, of which the most probable one is the answer; empty = generate.
         sampling: decoding by chance; None = greedy.
         slice_by: where the answer begins, by token ids or by cutting the prompt's text off.
-        raw: the answer is every character that was generated, whatever `slice_by`: program text needs its white space.
+        text: what of the generated text is the answer.
+        raw: the answer is every character that was generated, whatever `slice_by` and `text`: program text needs its
+            white space, that of its first token too.
     """
 
     max_new_tokens: int
     labels: tuple[str, ...] = ()
     sampling: Sampling | None = None
     slice_by: Literal["ids", "prefix"] = "ids"
+    text: AnswerText = "spoken"
     raw: bool = False
 
 

@@ -18,7 +18,7 @@ from cl_runner.data.example import Example
 from cl_runner.families.base import Answering, Family, Prediction
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.loading import Source
-from cl_runner.families.tokens import example_losses, most_probable, relabelled, spoken
+from cl_runner.families.tokens import answer_of, example_losses, most_probable, relabelled
 
 
 class LanguageModel(Family):
@@ -97,7 +97,7 @@ class LanguageModel(Family):
         if how.labels:
             return most_probable(self._label_scores(model, batch, how.labels), how.labels)
         texts = self._generate(model, batch, how)
-        return [Prediction(text if how.raw else spoken(text), None) for text in texts]
+        return [Prediction(text if how.raw else answer_of(text, how.text), None) for text in texts]
 
     def _generated(self, model: PreTrainedModel, how: Answering, **given: Tensor) -> Tensor:
         """Token ids of prompt and answer: greedy, or the sampling asked for.

@@ -14,6 +14,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from cl_runner.batch import Output
+from cl_runner.config import AnswerText
 from cl_runner.families.base import IGNORED, Prediction
 
 
@@ -93,6 +94,15 @@ def most_probable(scores: Tensor, labels: Sequence[str]) -> list[Prediction]:
     return [Prediction(labels[i], c) for i, c in zip(index.tolist(), confidence.tolist(), strict=True)]
 
 
-def spoken(text: str) -> str:
-    """A generated answer without the thoughts before it and white space around it."""
+def answer_of(text: str, rule: AnswerText) -> str:
+    """What of a generated text is the answer.
+
+    spoken: what follows the thoughts, without white space around it.
+    piece: as in PIECE's release, which takes white space off first: what stands between thoughts and answer stays.
+    raw: all of it, as in TRACE's.
+    """
+    if rule == "raw":
+        return text
+    if rule == "piece":
+        return text.strip().rpartition("</think>")[2]
     return text.rpartition("</think>")[2].strip()

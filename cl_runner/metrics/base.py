@@ -21,11 +21,18 @@ def per_example(compare: Callable[[str, Example], float]) -> Metric:
     """
 
     @functools.wraps(compare)
+    def of_words(prediction: str, example: Example) -> float:
+        return compare(prediction, example) if prediction.strip() else 0.0
+
+    return as_they_are(of_words)
+
+
+def as_they_are(compare: Callable[[str, Example], float]) -> Metric:
+    """As `per_example`, of empty predictions and white space too: what a release makes of them."""
+
+    @functools.wraps(compare)
     def metric(predictions: Sequence[str], examples: Sequence[Example]) -> list[float]:
-        return [
-            100.0 * compare(prediction, example) if prediction.strip() else 0.0
-            for prediction, example in zip(predictions, examples, strict=True)
-        ]
+        return [100.0 * compare(prediction, example) for prediction, example in zip(predictions, examples, strict=True)]
 
     return metric
 

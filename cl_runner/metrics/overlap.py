@@ -104,7 +104,9 @@ def without_literals(code: str) -> str:
     """Code of Py150 with its placeholders filled in: <NUM_LIT> is 0, <STR_LIT> is empty, <STR_LIT:text> is text."""
     for placeholder, value in (("<NUM_LIT>", "0"), ("<STR_LIT>", ""), ("<CHAR_LIT>", "")):
         code = code.replace(placeholder, value)
-    return _LITERAL.sub(lambda found: found[1], code)
+    for literal in list(_LITERAL.finditer(code)):  # one after another: what one leaves may be another
+        code = code.replace(literal[0], literal[1])
+    return code
 
 
 def first_line(code: str) -> str:

@@ -1,7 +1,9 @@
 """Metrics as released code computes them, oddities included, where they differ from ours: PIECE, TRACE, O-LoRA.
 
 PIECE: wanglingxiang0717/PIECE at cc65c01, folder eval/evaluations. TRACE: BeyonderXX/TRACE at 462e39f, metrics.py and
-folder evaluations. Predictions come without white space around them, as in PIECE.
+folder evaluations. What they read is the answer as `evaluation.answer_text` cuts it out for their protocol. Where a
+release gives no number, the score is 0: both stop at a summary of full stops alone, TRACE at an empty answer to
+ScienceQA. PIECE counts two texts without any letter as agreeing there; no answer of the data is one.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cl_runner.data.example import Example
-from cl_runner.metrics.base import per_example
+from cl_runner.metrics.base import as_they_are, per_example
 from cl_runner.metrics.overlap import sari_of, without_literals
 from cl_runner.metrics.simple import without_punctuation
 
@@ -23,28 +25,28 @@ _LETTER = re.compile("[A-D]")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 
-@per_example
+@as_they_are
 def piece_stance(prediction: str, example: Example) -> float:
     """100 where the letter agrees: the first of A to D among four characters, else what the first two stand for."""
     letter = _LETTER.search(prediction[:4])
     return (letter[0] if letter else _STANCES.get(prediction[:2])) == example.answer
 
 
-@per_example
+@as_they_are
 def piece_letter(prediction: str, example: Example) -> float:
     """100 where the first A, B, C or D agrees; the B of "Because" is one."""
     found, wanted = _LETTER.search(prediction), _LETTER.search(example.answer)
     return found is not None and wanted is not None and found[0] == wanted[0]
 
 
-@per_example
+@as_they_are
 def piece_number(prediction: str, example: Example) -> float:
     """100 where the first number is the answer, as text: neither "11." nor "11.0" is "11"."""
     found = _NUMBER.search(prediction)
     return found is not None and found[0] == example.answer
 
 
-@per_example
+@as_they_are
 def piece_bleu_rouge(prediction: str, example: Example) -> float:
     """The mean of BLEU-4 and ROUGE-L."""
     return (unsmoothed_bleu(prediction, example.answer) + rouge_of_sets(prediction, example.answer)) / 2
@@ -99,13 +101,13 @@ def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> list[str]:
     return found
 
 
-@per_example
+@as_they_are
 def piece_edit_similarity(prediction: str, example: Example) -> float:
     """TRACE's of what follows the last <EOL>: of many lines the last one, nothing where <EOL> ends them."""
     return _ratio(prediction.split("<EOL>")[-1], example.answer)
 
 
-@per_example
+@as_they_are
 def trace_edit_similarity(prediction: str, example: Example) -> float:
     """fuzz.ratio of everything generated, literals cleaned."""
     return _ratio(prediction, example.answer)
@@ -116,16 +118,24 @@ def _ratio(prediction: str, answer: str) -> float:
     found, wanted = without_literals(prediction), without_literals(answer)
     if not found or not wanted:
         return 0.0
+    if found == wanted:  # difflib leaves out what is frequent in a long text: of one letter alone, all of it
+        return 1.0
     return round(100 * difflib.SequenceMatcher(None, found, wanted).ratio()) / 100
 
 
-@per_example
+@as_they_are
+def trace_accuracy(prediction: str, example: Example) -> float:
+    """100 where both texts are the same, white space included."""
+    return prediction == example.answer
+
+
+@as_they_are
 def trace_letter(prediction: str, example: Example) -> float:
     """100 where the first characters agree; a rationale behind them does not count."""
     return prediction[:1] == example.answer[:1]
 
 
-@per_example
+@as_they_are
 def trace_rouge_l(prediction: str, example: Example) -> float:
     """The package's ROUGE-L."""
     return rouge_of_sets(prediction, example.answer)

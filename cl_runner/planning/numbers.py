@@ -219,7 +219,10 @@ def _answers(config: Config, evaluated: Sequence[int], lengths: Lengths, batch: 
     order = config.task_order
     definitions = [config.task[task.task or order.task] for task in order.tasks]
     likely = [config.evaluation.labels == "likelihood" and task.labels is not None for task in definitions]
-    tokens = [0 if by_label else task.max_new_tokens for task, by_label in zip(definitions, likely, strict=True)]
+    tokens = [
+        0 if by_label else config.evaluation.new_tokens(task.max_new_tokens)
+        for task, by_label in zip(definitions, likely, strict=True)
+    ]
     known = [
         {label for label in task.labels.values() if label is not None}
         for task, by_label in zip(definitions, likely, strict=True)

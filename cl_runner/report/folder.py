@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from cl_runner.intervals import by_task, derived_intervals, draw, interval, read_scores
-from cl_runner.matrix import Floats, after, derived, read_matrix
+from cl_runner.matrix import Floats, after, derived, read_matrix, renamed
 
 Status = Literal["completed", "failed", "unfinished"]
 
@@ -96,6 +96,11 @@ class Run:
             marks.append(f"scored as released with {scoring}")
         if evaluation.get("answer_slice") == "prefix":
             marks.append("answers cut out by the prompt's text")
+        text = {"piece": "thoughts cut off as released with piece", "raw": "answers with thoughts and white space"}
+        if evaluation.get("answer_text") in text:
+            marks.append(text[evaluation["answer_text"]])
+        if evaluation.get("max_new_tokens") is not None:
+            marks.append(f"answers of up to {evaluation['max_new_tokens']} tokens")
         if evaluation.get("labels") == "likelihood":
             marks.append("labels chosen by likelihood")
         return marks
@@ -109,7 +114,7 @@ class Run:
     def metrics(self) -> dict[str, float]:
         """Derived numbers by formula name; of an unfinished run those of the tasks done so far."""
         if "metrics" in self.summary:
-            return cast(dict[str, float], self.summary["metrics"])
+            return renamed(cast(dict[str, float], self.summary["metrics"]))
         if not self.done:
             return {}
         return derived(after(self.rows, self.done), self._union_sizes())
@@ -124,7 +129,7 @@ class Run:
     def intervals(self) -> dict[str, list[float]]:
         """95 % intervals [low, high] of `metrics`; empty where predictions are missing."""
         if "intervals" in self.summary:
-            return cast(dict[str, list[float]], self.summary["intervals"])
+            return renamed(cast(dict[str, list[float]], self.summary["intervals"]))
         done = self.tasks[: self.done]
         if not done or not set(done) <= set(self.scores.get(self.done, {})):
             return {}

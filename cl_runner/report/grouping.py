@@ -15,7 +15,14 @@ from cl_runner.report.numbers import values_of
 NAMES = ("task_order", "backbone", "method", "protocol")
 STANDARD = "standard"
 #: Keys that the protocol's name tells.
-_PROTOCOL = ("evaluation.sampling", "evaluation.scoring", "evaluation.answer_slice", "evaluation.labels")
+_PROTOCOL = (
+    "evaluation.sampling",
+    "evaluation.scoring",
+    "evaluation.answer_slice",
+    "evaluation.answer_text",
+    "evaluation.max_new_tokens",
+    "evaluation.labels",
+)
 #: Which choice explains a key's value: a key below it is no column of its own while the choice's name says it all.
 _EXPLAINS = {"task_order": "task_order", "task": "task_order", "backbone": "backbone", "method": "method"}
 
