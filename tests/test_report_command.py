@@ -143,6 +143,13 @@ def test_command_prints_and_writes_the_format_asked_for(tmp_path: Path, capsys: 
     [
         (["RUNS", "--columns", "metod"], "no run has the key 'metod'. Nearest: method."),
         (["RUNS", "--metric", "union_acuracy"], "Nearest: union_accuracy."),
+        (["RUNS", "--where", "method"], "--where method: a condition is KEY=VALUE"),
+        (["RUNS", "--where", "metod=pe"], "no run has that key. Nearest: method. Type: --where method=VALUE"),
+        (["RUNS", "--where", "method.pe.fractoin=1"], "Type: --where method.pe.fraction=VALUE"),
+        (["RUNS", "--where", "method.pe=1"], "it has no value of its own, but method.pe.fraction"),
+        (["RUNS", "--where", "method=ep"], "There are: pe. Type: --where method=pe"),
+        (["RUNS", "--where", "method.pe.fraction=0.05"], "There are: 0.005. Type: --where method.pe.fraction=0.005"),
+        (["RUNS", "--where", "seed=0", "--where", "seed=1"], "Type: --where seed=0,1"),
         (["RUNS", "--format", "pdf"], "invalid choice: 'pdf'"),
         (["RUNS", "--publish", "name"], "--publish and --command belong together"),
         (["RUNS", "--output", "x.txt"], "needs --format csv, markdown or html"),
@@ -160,6 +167,28 @@ def test_command_answers_a_mistake_with_one_message(
     error = capsys.readouterr().err
     assert error.startswith("cl_runner: ") and message in error
     assert "Traceback" not in error and error.count("\n") == 1
+
+
+def test_two_experiments_in_one_root_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for fraction in (0.005, 0.1):
+        make_run(tmp_path, fraction=fraction, last=100 * fraction)
+        make_run(tmp_path, fraction=fraction, last=100 * fraction, seed=1)
+    make_run(tmp_path, "ewc", last=30)
+    shape = [str(tmp_path), "--columns", "method", "--metric", "average_accuracy", "--format", "csv"]
+    assert command.main(shape) == 2
+    error = capsys.readouterr().err
+    assert "differ in method.pe.fraction. Type --columns method.pe.fraction, or --where method.pe.fraction=" in error
+    for value, cell in (("0.1", "10.00 ± 0.00"), ("1e-1", "10.00 ± 0.00"), ("0.005", "0.50 ± 0.00")):
+        assert command.main([*shape, "--where", f"method.pe.fraction={value}"]) == 0
+        assert capsys.readouterr().out == f"task_order,pe\nfdu_mtl,{cell}\n"
+    assert command.main([*shape, "--where", "method.pe.fraction=0.1,null"]) == 0
+    assert capsys.readouterr().out == "task_order,ewc,pe\nfdu_mtl,30.00,10.00 ± 0.00\n", "a run without the key"
+    assert command.main([*shape, "--where", "method=ewc"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "task_order,ewc\nfdu_mtl,30.00\n" and "only 1 of 5 runs: method=ewc" in shown.err
+    assert "only 1 of 5 runs: method=ewc" in words(tmp_path / "report.html")
+    assert command.main([*shape, "--where", "method=ewc", "--where", "seed=1"]) == 2
+    assert "no run fulfils all of --where method=ewc --where seed=1" in capsys.readouterr().err
 
 
 def test_published_results_hold_everything_but_paths_of_the_machine(tmp_path: Path) -> None:

@@ -237,3 +237,13 @@ def test_find_targets_of_t5_with_and_without_cross_attention(tmp_path: Path) -> 
     crossed = [t.name for t in find_targets(learner.model, ["attention_output"], True, option="targets")]
     assert len(plain) == 4 and all("SelfAttention.o" in name for name in plain)
     assert len(crossed) == 6
+
+
+def test_heads_of_a_plan_are_made_of_tensors_without_content() -> None:
+    """The plan of a second run in a root asks the first run's method with such a model, outside their mode."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        linear = nn.Linear(4, 3)
+    heads = Heads(linear, [[2, 0], [1, 2]], ["00", "01"], "shared")
+    assert [[p.numel() for p in heads.trained_by(task)] for task in (0, 1)] == [[8, 2], [4, 1]]

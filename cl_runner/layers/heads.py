@@ -23,6 +23,11 @@ def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
     return found[-1]
 
 
+def _rows(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    """A copy of some rows, one by one: a list as an index is a real tensor, which a plan's tensors do not go with."""
+    return torch.stack([tensor.detach()[row] for row in rows])
+
+
 class Heads(nn.Module):
     """In place of a classifier's last layer; logits are those of the union of labels.
 
@@ -63,8 +68,8 @@ class Heads(nn.Module):
             new = bool(own) and head not in self.rows
             if new:
                 self.rows[head] = own
-                self.weight[head] = nn.Parameter(linear.weight.detach()[own].clone(), requires_grad=False)
-                bias = torch.zeros(len(own)) if linear.bias is None else linear.bias.detach()[own].clone()
+                self.weight[head] = nn.Parameter(_rows(linear.weight, own), requires_grad=False)
+                bias = torch.zeros(len(own)) if linear.bias is None else _rows(linear.bias, own)
                 self.bias[head] = nn.Parameter(bias.to(linear.weight.dtype), requires_grad=False)
             self.owner.append(head if new else None)
             self.head_of.append(head)

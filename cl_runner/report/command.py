@@ -16,6 +16,7 @@ from cl_runner.report.grouping import group_runs
 from cl_runner.report.numbers import interval_text, value_text
 from cl_runner.report.tables import all_tables, check_metric, exact_csv, headline_of, table_shape
 from cl_runner.report.text_table import Table, as_csv, as_markdown, show
+from cl_runner.report.where import where
 
 PUBLISHED = Path("outputs/published")
 
@@ -28,6 +29,13 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_FOLDER")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="only runs with this value of task_order, backbone, method or a key of their config.yaml; again for more",
+    )
     parser.add_argument("--rows", metavar="KEY", help="rows of one table: task_order, backbone, method or a key")
     parser.add_argument("--columns", metavar="KEY", help="its columns, such as method or method.pe.fraction")
     parser.add_argument("--metric", metavar="NAME", help="its cells; union_accuracy (or average_accuracy) by default")
@@ -58,7 +66,8 @@ def main(arguments: Sequence[str]) -> int:
         if asked.publish and "/" in asked.publish:
             raise ValueError(f"--publish takes a name without /, got {asked.publish!r}")
         single = len(asked.folders) == 1 and is_run(asked.folders[0])
-        if single and not (asked.rows or asked.columns or asked.metric or asked.publish or asked.output):
+        tabled = (asked.rows, asked.columns, asked.metric, asked.publish, asked.output, asked.where)
+        if single and not any(tabled):
             _single(read_run(asked.folders[0]))
         else:
             _joined(asked)
@@ -115,6 +124,10 @@ def _joined(asked: argparse.Namespace) -> None:
     if not runs:
         places = ", ".join(map(str, asked.folders))
         raise ValueError(f"no completed run in {places}. The page of an unfinished one: name its own folder, seed...")
+    if asked.where:
+        found, runs = len(runs), where(runs, asked.where)
+        notes = [*notes, f"only {len(runs)} of {found} runs: {', '.join(asked.where)}"]
+        print(notes[-1], file=sys.stderr)
     groups = group_runs(runs)
     if asked.metric:
         check_metric(groups, asked.metric)

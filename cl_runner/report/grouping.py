@@ -63,10 +63,11 @@ def names_of(run: Run) -> dict[str, str]:
     return {"task_order": order, "backbone": run.backbone, "method": method, "protocol": protocol}
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of a configuration and their values."""
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -74,7 +75,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 def identity(run: Run) -> dict[str, Any]:
     """Everything a configuration says about what is computed, but seed and protocol, by dotted key."""
     ignored = {*NOT_IDENTITY, "seed"}
-    keys = {key: value for key, value in _flat(run.config) if key.split(".")[0] not in ignored}
+    keys = {key: value for key, value in flat(run.config) if key.split(".")[0] not in ignored}
     root = str(run.config["data_root"])
     return {
         key: value.replace(f"{root}/", "${data_root}/") if isinstance(value, str) and value.startswith(root) else value

@@ -184,7 +184,8 @@ def table_shape(groups: Sequence[Group], rows_key: str, column_key: str, metric:
         if differs:
             raise ValueError(
                 f"the cell {rows_key} {row}, {column_key} {column} would mix runs that differ in "
-                f"{', '.join(differs)}. Type --columns {differs[0]}, or name fewer folders."
+                f"{', '.join(differs)}. Type --columns {differs[0]}, or --where {differs[0]}=VALUE with one of "
+                f"{axis_text(groups[number].axes[differs[0]])}, {axis_text(other[differs[0]])}."
             )
     cells = [cell_of(group.values(metric)) for group in groups]
     apart = {} if "protocol" in (rows_key, column_key) else protocol_signs(groups)
