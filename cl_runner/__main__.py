@@ -125,15 +125,17 @@ def _main(typed: list[str]) -> int:
 
 def _request(given: argparse.Namespace) -> int:
     from cl_runner.compose import compose
-    from cl_runner.overrides import COMMAND, nearest
+    from cl_runner.overrides import COMMAND, nearest, quoted
 
     overrides, folders = given.overrides, given.config_dir
     passed_on = given.cfg or given.info or given.hydra_help or given.shell_completion
     try:
         if overrides and "=" not in overrides[0] and overrides[0][:1].isalpha():
             known = nearest(overrides[0], COMMANDS)
-            said = f"there is no command {overrides[0]!r}; commands: {', '.join(COMMANDS)}."
-            raise ValueError(said + (f"\nNearest: {known!r}. Type: {COMMAND} {known}" if known else ""))
+            if known:
+                line = " ".join([COMMAND, known, *map(quoted, overrides[1:])])
+                said = f"there is no command {overrides[0]!r}; commands: {', '.join(COMMANDS)}."
+                raise ValueError(f"{said}\nNearest: {known!r}. Type: {line}")
         if given.shell_completion or given.hydra_help:
             return _hydra(given)
         if given.multirun and passed_on:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,9 @@ from typing import Any
 import hydra
 import yaml
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -22,10 +25,11 @@ from pydantic import ValidationError
 
 from cl_runner.checks import check_chain, check_hub, check_order, check_probes, check_scoring
 from cl_runner.config import Config, config_hash
-from cl_runner.groups import START, check_folders, replaced, search_path
-from cl_runner.mistakes import SchemaError, check_groups, check_keys, explain, explain_hydra, remedy, starts_from_itself
-from cl_runner.overrides import command_line
+from cl_runner.groups import GROUPS, START, check_folders, replaced, search_path
+from cl_runner.mistakes import check_groups, check_keys
+from cl_runner.overrides import check_single, command_line
 from cl_runner.parts import PartSpec, method_spec, options_of, probe_spec
+from cl_runner.wrong_values import SchemaError, explain, explain_hydra, remedy, starts_from_itself
 
 
 def version_base() -> dict[str, str]:
@@ -83,6 +87,14 @@ def _compose(overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
     return hydra.compose(START, overrides=[*overrides, *others], return_hydra_config=True)
 
 
+def _with_values(chosen: DictConfig, parsed: Sequence[Override]) -> DictConfig:
+    """A configuration that the groups' choices make, with the values that were typed, as Hydra writes them into it."""
+    composed = copy.deepcopy(chosen)
+    values = [o for o in parsed if o.key_or_group not in GROUPS and not o.is_hydra_override()]
+    ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+    return composed
+
+
 def _replaced_files(overrides: Sequence[str], folders: Sequence[Path]) -> tuple[str, ...]:
     """What the user's files replace in this configuration, inside `_hydra`."""
     if not folders:
@@ -104,7 +116,7 @@ def check(resolved: dict[str, Any], folders: Sequence[Path] = ()) -> Config:
     try:
         config = Config.model_validate(resolved)
     except ValidationError as error:
-        raise explain(error, Config) from None
+        raise explain(error, Config, resolved) from None
     check_chain(config.method, config.backbone.family, folders)
     for name, node in config.method.items():
         _check_options(f"method.{name}", node, method_spec(name, node))
@@ -122,7 +134,7 @@ def _check_options(key: str, node: Mapping[str, Any], spec: PartSpec) -> None:
     try:
         spec.schema.model_validate(options_of(node))
     except ValidationError as error:
-        raise explain(error, spec.schema, f"{key}.") from None
+        raise explain(error, spec.schema, options_of(node), f"{key}.") from None
 
 
 def _fill(resolved: dict[str, Any], config: Config) -> None:
@@ -198,11 +210,12 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = (), sweep: str |
     check_folders(folders)
     with _hydra(folders):
         try:
-            default = _compose(check_groups(overrides, folders), folders)
-            check_keys(overrides, default, folders)
-            composed = _compose(overrides, folders)
+            parsed = check_single(overrides, folders)
+            default = _compose(check_groups(parsed, overrides, folders), folders)
+            check_keys(parsed, overrides, default, folders)
+            composed = _with_values(default, parsed)
         except HydraException as error:
-            raise explain_hydra(error) from None
+            raise explain_hydra(error, overrides, folders) from None
         except yaml.YAMLError as error:
             raise ValueError(f"a configuration file is not valid YAML: {' '.join(str(error).split())}") from None
         except UnicodeDecodeError as error:
@@ -213,4 +226,4 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = (), sweep: str |
             made = request(composed, overrides, sweep, folders)
             return dataclasses.replace(made, replaced=_replaced_files(overrides, folders))
         except SchemaError as error:
-            raise ValueError(f"{error}{remedy(error.key, overrides, default, folders)}") from None
+            raise ValueError(f"{error}{remedy(error, overrides, default, folders)}") from None

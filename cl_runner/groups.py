@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,11 @@ def purpose(group: str, option: str, folders: Sequence[Path] = ()) -> str:
     """The first comment of an option's file; empty if it has none."""
     lines = _first(f"{group}/{option}.yaml", folders).read_text(encoding="utf-8").splitlines()
     return next((line[2:] for line in lines if line.startswith("# ") and "@package" not in line), "")
+
+
+def brings_tasks(order: str, folders: Sequence[Path] = ()) -> bool:
+    """Whether an option of group `task_order` lists tasks; others, such as joint, change an order that does."""
+    return bool(re.search(r"^\s*tasks:", _first(f"task_order/{order}.yaml", folders).read_text(encoding="utf-8"), re.M))
 
 
 def search_path(folders: Sequence[Path]) -> tuple[str, list[str]]:

@@ -6,66 +6,109 @@ groups, options and keys are looked up here, before Hydra composes.
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from cl_runner.config import Config, TaskDefinition
-from cl_runner.groups import GROUPS, TaskDefaults, options
-from cl_runner.overrides import COMMAND, command_line, nearest, parse, quoted
+from cl_runner.config import Config, OrderedTask, TaskDefinition
+from cl_runner.groups import GROUPS, brings_tasks, options
+from cl_runner.overrides import CHAINS, command_line, key_of, nearest, replaced_by, written
 from cl_runner.parts import method_spec, probe_spec
 
 
-def _replaced(overrides: Sequence[str], wrong: str, right: str, folders: Sequence[Path]) -> str:
-    return command_line([right if o == wrong else o for o in overrides], folders)
-
-
-def check_groups(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """Overrides that choose a group's option, each checked; the rest are keys."""
+def check_groups(parsed: Sequence[Override], overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Overrides that choose a group's option, each checked, and Hydra's own; the rest are keys."""
     chosen = []
-    for override, text in zip(parse(overrides), overrides, strict=True):
-        key = override.key_or_group.partition("@")[0]
-        if key.startswith("hydra") or key not in GROUPS:
+    for override, text in zip(parsed, overrides, strict=True):
+        group = override.key_or_group
+        if override.is_hydra_override():
+            chosen.append(text)
+        if group not in GROUPS:
             continue
+        known = options(group, folders)
+        if override.is_delete():
+            right = command_line([o for o in overrides if o != text], folders)
+            raise ValueError(f"{text}: a run has every group. Type {group}=OPTION ({', '.join(known)}), or: {right}")
         value = override.value()
         names: list[Any] = [str(name) for name in value] if isinstance(value, list) else [value]
-        known = options(key, folders)
-        if value in ([], None) and key != "experiment":
-            raise ValueError(f"{text}: choose at least one option of group {key!r}: {', '.join(known)}")
+        if group == "experiment" and value in ([], None):
+            if value is None:
+                right = command_line([o for o in overrides if o != text], folders)
+                raise ValueError(f"{text}: no experiment is the default. Leave it out: {right}")
+        elif value in ([], None, ""):
+            raise ValueError(f"{text}: choose at least one option of group {group!r}: {', '.join(known)}")
+        if override.is_add() or override.is_force_add():
+            right = replaced_by(overrides, text, text.lstrip("+"), folders)
+            raise ValueError(f"{text}: every group has an option, which is chosen without a `+`. Type: {right}")
+        if group not in CHAINS and len(names) > 1:
+            lines = [replaced_by(overrides, text, f"{group}={name}", folders) for name in names if name in known]
+            raise ValueError(
+                f"{text}: a run has one option of group {group!r}. Type: {' or '.join(lines) or f'{group}=OPTION'}"
+            )
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            right = text.replace("[" + ",".join(names) + "]", "[" + ",".join(dict.fromkeys(names)) + "]")
-            raise ValueError(f"{text} lists {twice!r} twice. Type: {_replaced(overrides, text, right, folders)}")
-        if key == "task_order":
+            right = f"{group}=[{','.join(dict.fromkeys(names))}]"
+            raise ValueError(f"{text} lists {twice!r} twice. Type: {replaced_by(overrides, text, right, folders)}")
+        if group == "task_order":
             _check_order_of_orders(names, text, overrides, folders)
+        if group == "probe" and "none" in names and len(names) > 1:
+            right = f"probe=[{','.join(name for name in names if name != 'none')}]"
+            raise ValueError(f"{text}: none beside others. Type: {replaced_by(overrides, text, right, folders)}")
         for name in names:
-            if name is None and key == "experiment":
-                continue
             if isinstance(name, dict) or str(name) not in known:
-                close = nearest(str(name), known)
-                said = f"group {key!r} has no option {name!r}; it has: {', '.join(known)}."
-                if close:
-                    right = text.replace(str(name), close)
-                    said += f"\nNearest: {close!r}. Type: {_replaced(overrides, text, right, folders)}"
-                raise ValueError(said)
+                raise _no_option(group, name, known, text, overrides, folders)
         chosen.append(text)
     return chosen
 
 
+def _no_option(
+    group: str, name: Any, known: list[str], text: str, overrides: Sequence[str], folders: Sequence[Path]
+) -> ValueError:
+    """What to say of an option that its group has not."""
+    bare = re.sub(r"^\W+|\.ya?ml$|\W+$", "", str(name))
+    close = nearest(bare, known)
+    if group == "wandb":  # YAML's words for yes and no
+        close = {"off": "disabled", "false": "disabled", "on": "online", "true": "online"}.get(bare.lower(), close)
+    said = f"group {group!r} has no option {name!r}; it has: {', '.join(known)}."
+    if close:
+        value = text.partition("=")[2]
+        inside = re.sub(rf"(?<![\w./-]){re.escape(str(name))}(?![\w/-])", close, value)
+        right = f"{group}={inside if value.startswith('[') and '[' not in value[1:] else close}"
+        said += f"\nNearest: {close!r}. Type: {replaced_by(overrides, text, right, folders)}"
+    return ValueError(said)
+
+
 def _check_order_of_orders(names: list[Any], text: str, overrides: Sequence[str], folders: Sequence[Path]) -> None:
-    """`joint` and `single_task` change an order, so they come after it: a later file wins."""
+    """One order, and after it what changes it: a later file wins."""
     changes = [name for name in names if name in ("joint", "single_task")]
     orders = [name for name in names if name not in changes]
+    if len(changes) > 1:
+        # Starting anew for every task, on the data of all so far, is neither bound.
+        lines = [f"task_order=[{','.join([*(orders or ['reviews']), change])}]" for change in changes]
+        raise ValueError(
+            f"{text}: joint (the upper bound: one model learns all data so far) and single_task (each task alone, from "
+            "the pretrained weights) are two runs. Type: "
+            + " or: ".join(replaced_by(overrides, text, line, folders) for line in lines)
+        )
+    whole = [name for name in orders if name in options("task_order", folders) and brings_tasks(name, folders)]
+    if len(whole) > 1:
+        lines = [f"task_order={order}" for order in whole]
+        raise ValueError(
+            f"{text}: of two orders the later one's tasks replace the earlier one's. Type: "
+            + " or: ".join(replaced_by(overrides, text, line, folders) for line in lines)
+        )
     if changes and (not orders or names != [*orders, *changes]):
         right = f"task_order=[{','.join([*(orders or ['reviews']), *changes])}]"
         raise ValueError(
             f"{text}: {changes[0]} changes a task order and is named after it. "
-            f"Type: {_replaced(overrides, text, right, folders)}"
+            f"Type: {replaced_by(overrides, text, right, folders)}"
         )
 
 
@@ -79,143 +122,140 @@ def _flatten(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _flatten(value, f"{prefix}{index}.")
 
 
-def check_keys(overrides: Sequence[str], composed: DictConfig, folders: Sequence[Path]) -> None:
+def check_keys(
+    parsed: Sequence[Override], overrides: Sequence[str], composed: DictConfig, folders: Sequence[Path]
+) -> None:
     """Every overridden key exists in the configuration that the chosen groups make."""
     with open_dict(composed):
         plain = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(plain, dict)
     plain.pop("hydra", None)
     keys = set(_flatten(plain))
-    for override, text in zip(parse(overrides), overrides, strict=True):
+    for override, text in zip(parsed, overrides, strict=True):
         key = override.key_or_group
-        if key.startswith("hydra") or key in GROUPS or key in keys or "@" in key:
+        if key.startswith("hydra") or key in GROUPS:
             continue
+        if key in keys:
+            _check_sign(override, text, overrides, folders)
+            continue
+        parent, _, leaf = key.rpartition(".")
+        if parent in keys and _at(plain, parent) is None and not override.is_delete():
+            said = _of_null(parent, leaf, text, overrides, folders)
+            raise ValueError(f"there is no group or key {key!r} in this configuration: {said}")
         unsaid = _unsaid(plain)
-        if key in unsaid and (override.is_add() or override.is_force_add()):
+        known = key in unsaid or _free(key, plain)
+        if known and (override.is_add() or override.is_force_add()):
             continue
-        if key in unsaid:
-            right = _replaced(overrides, text, f"+{text}", folders)
+        if known and not override.is_delete():
+            right = replaced_by(overrides, text, f"+{text}", folders)
             raise ValueError(f"{key} is known, but no file of this configuration says it. Type: {right}")
-        close = nearest(key, [*GROUPS, *keys, *unsaid])
-        said = f"there is no group or key {key!r} in this configuration."
-        parent = key.rpartition(".")[0]
-        inside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent] if parent in keys else []
-        if inside:
-            said += f" {parent} has: {', '.join(sorted(inside))}."
-        elif key.startswith("method."):
-            said += f" Its methods are {', '.join(plain['method']) or 'none'}."
-        if close and not (inside and close == parent):
-            right = f"{'' if close in keys or close in GROUPS else '+'}{close}={override.get_value_element_as_str()}"
-            if close in GROUPS and str(override.value()) not in options(close, folders):
-                right = f"{close}={nearest(str(override.value()), options(close, folders)) or options(close)[0]}"
-            said += f"\nNearest: {close!r}. Type: {_replaced(overrides, text, right, folders)}"
-        else:
-            said += f"\nSee them all: {command_line(['--cfg', 'job'], folders)}"
-        raise ValueError(said)
+        raise _no_key(override, text, plain, keys, unsaid, overrides, folders)
+
+
+def _check_sign(override: Override, text: str, overrides: Sequence[str], folders: Sequence[Path]) -> None:
+    """A key that is there is neither added nor taken away."""
+    if override.is_delete():
+        right = command_line([o for o in overrides if o != text], folders)
+        raise ValueError(f"{text}: a run needs a value of {override.key_or_group}. Leave it out: {right}")
+    if override.is_add() and not isinstance(override.value(), (dict, list)):
+        right = replaced_by(overrides, text, text[1:], folders)
+        raise ValueError(f"{text}: {override.key_or_group} has a value, and `+` is for keys without one. Type: {right}")
+
+
+def _no_key(
+    override: Override,
+    text: str,
+    plain: Mapping[Any, Any],
+    keys: set[str],
+    unsaid: set[str],
+    overrides: Sequence[str],
+    folders: Sequence[Path],
+) -> ValueError:
+    """What to say of a key that is not there."""
+    key = override.key_or_group
+    said = f"there is no group or key {key!r} in this configuration."
+    parent = key.rpartition(".")[0]
+    listed = next((above for above in _parents(key) if above in keys and isinstance(_at(plain, above), list)), None)
+    if listed is not None:
+        held = _at(plain, listed)
+        if held and isinstance(held[0], dict) and not key.startswith(tuple(f"{listed}.{i}." for i in range(len(held)))):
+            return ValueError(
+                f"{said} {listed} has the entries 0 to {len(held) - 1}; a longer list is given as a whole."
+            )
+        if not held or not isinstance(held[0], dict):
+            right = replaced_by(overrides, text, f"{listed}={written(held)}", folders)
+            return ValueError(f"{said} {listed} is a list and is given as a whole. Type: {right}")
+    inside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent] if parent in keys else []
+    if inside:
+        said += f" {parent} has: {', '.join(sorted(inside))}."
+    elif key.startswith("method."):
+        said += f" Its methods are {', '.join(plain['method']) or 'none'}."
+    close = nearest(key, [*GROUPS, *keys, *unsaid])
+    if close and not (inside and close == parent):
+        # The value as it was typed, quotes included.
+        right = f"{'' if close in keys or close in GROUPS else '+'}{close}={text.partition('=')[2]}"
+        if close in GROUPS and str(override.value()) not in options(close, folders):
+            right = f"{close}={nearest(str(override.value()), options(close, folders)) or options(close)[0]}"
+        said += f"\nNearest: {close!r}. Type: {replaced_by(overrides, text, right, folders)}"
+    else:
+        said += f"\nSee them all: {command_line(['--cfg', 'job'], folders)}"
+    return ValueError(said)
+
+
+def _parents(key: str) -> Iterator[str]:
+    """What a key stands in, from the inside out."""
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key
+
+
+def _of_null(parent: str, leaf: str, text: str, overrides: Sequence[str], folders: Sequence[Path]) -> str:
+    """What to type for a part of something that is null here."""
+    if parent == "hardware.slurm":
+        kept = [o for o in overrides if key_of(o) != "hardware"]
+        line = command_line([*kept, "hardware=slurm"], folders, multirun=True)
+        return f"{parent} is null, and comes with hardware=slurm. Type: {line}"
+    names = [name.rpartition(".")[2] for name in names_of(Config) if name.rpartition(".")[0] == parent]
+    if names and leaf not in names:
+        return f"{parent} is null, and its parts would be: {', '.join(names)}."
+    others = ", ".join(f"{name}: {'null' if name != leaf else text.partition('=')[2]}" for name in names or [leaf])
+    right = replaced_by(overrides, text, f"{parent}={{{others}}}", folders)
+    return f"{parent} is null, and its parts are given at once. Type: {right}"
+
+
+def _at(plain: Any, key: str) -> Any:
+    """What stands at a dotted key."""
+    for part in key.split("."):
+        plain = plain[int(part)] if isinstance(plain, list) else {str(k): v for k, v in plain.items()}[part]
+    return plain
+
+
+def _free(key: str, plain: Mapping[Any, Any]) -> bool:
+    """Whether a key stands where any name may: among labels, rates by pattern, sizes of an architecture."""
+    parent, _, _ = key.rpartition(".")
+    for pattern in ("task.*.labels", "task.*.released_metrics", "training.rates", "backbone.architecture"):
+        if fnmatch.fnmatchcase(parent, pattern) and parent.count(".") == pattern.count("."):
+            return parent in _flatten(dict(plain)) and isinstance(_at(plain, parent), dict)
+    return False
 
 
 def _unsaid(plain: Mapping[Any, Any]) -> set[str]:
     """Keys that the schemas know, whether the configuration says them or not."""
-    keys = set(_names(Config))
+    keys = set(names_of(Config))
+    keys |= {f"task.{name}.{key}" for name in plain["task"] for key in names_of(TaskDefinition)}
+    for index in range(len(plain["task_order"].get("tasks", []))):
+        keys |= set(names_of(OrderedTask, f"task_order.tasks.{index}."))
     for group, spec in (("method", method_spec), ("probe", probe_spec)):
         for name, node in plain[group].items():
-            keys |= set(_names(spec(name, node).schema, f"{group}.{name}."))
+            keys |= set(names_of(spec(name, node).schema, f"{group}.{name}."))
     return keys
 
 
-def _names(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The keys of a schema and of those inside it."""
+def names_of(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The keys of a schema and of those inside it, where they may be null as well."""
     for name, field in schema.model_fields.items():
         yield f"{prefix}{name}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _names(field.annotation, f"{prefix}{name}.")
-
-
-_KIND = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
-    "none_required": "null",
-    "string_pattern_mismatch": "made of letters, digits, `.`, `_` and `-` only",
-    "string_too_short": "some text",
-}
-
-
-class SchemaError(ValueError):
-    """A value that the schema refuses; `key` is its place in the configuration."""
-
-    def __init__(self, message: str, key: str):
-        super().__init__(message)
-        self.key = key
-
-
-def explain(error: ValidationError, schema: type[BaseModel], prefix: str = "") -> SchemaError:
-    """The first error of a failed validation as one message.
-
-    Args:
-        prefix: where the values stand in the configuration, with a dot behind it.
-    """
-    first = error.errors()[0]
-    where = prefix + ".".join(str(part) for part in first["loc"] if part != "[key]")
-    value, kind = first["input"], first["type"]
-    if kind == "extra_forbidden":
-        return SchemaError(_unknown(where, _names(schema, prefix)), "")
-    if kind == "missing":
-        return SchemaError(f"{where} has no value. Type: {COMMAND} ... +{where}=VALUE", "")
-    limit = _KIND.get(kind) or first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return SchemaError(f"{where} must be {limit}, got {value!r}.", where)
-
-
-def explain_hydra(error: HydraException) -> ValueError:
-    """What Hydra could not compose, as one message."""
-    said = str(error)
-    if "launcher/submitit" in said:
-        return ValueError("jobs on SLURM need the extra `slurm`. Type: pip install 'cl-runner[slurm]'")
-    unknown = re.search(rf"^In '(.*)': .*\n.* not in '{TaskDefaults.__name__}'.*\n +full_key: (\S+)", said)
-    if unknown:
-        node = unknown[2].rpartition(".")[0]
-        return ValueError(f"{_unknown(unknown[2], _names(TaskDefinition, f'{node}.'))} It stands in {unknown[1]}.yaml")
-    lines = [line for line in said.splitlines() if "+" not in line]
-    return ValueError(" ".join(lines[:2]) or said)
-
-
-def starts_from_itself(folders: Sequence[Path]) -> ValueError:
-    """What to say where Hydra never comes to the end of a file's defaults."""
-    files = [path for folder in folders for path in sorted(folder.rglob("*.yaml")) if path.stem in _defaults(path)]
-    named = f"{files[0]} starts" if files else "a configuration file starts"
-    return ValueError(
-        f"{named} from itself: its `defaults` lead back to it. A file that replaces one of the package under the same "
-        "name cannot start from that one. Give it another name"
-    )
-
-
-def _defaults(path: Path) -> list[str]:
-    content = OmegaConf.load(path)
-    return [str(entry) for entry in content.get("defaults", [])] if isinstance(content, DictConfig) else []
-
-
-def _unknown(key: str, names: Iterable[str]) -> str:
-    node = key.rpartition(".")[0]
-    known = [name for name in names if name.rpartition(".")[0] == node]
-    close = nearest(key, known)
-    inside = f"{node or 'A configuration'} has: {', '.join(name.rpartition('.')[2] for name in known)}."
-    return f"unknown key {key!r}. " + (f"Nearest: {close!r}." if close else inside)
-
-
-def remedy(key: str, overrides: Sequence[str], default: DictConfig, folders: Sequence[Path]) -> str:
-    """The command with the wrong override at its default."""
-    covering = [o for o in overrides if f"{key}.".startswith(o.lstrip("+").partition("=")[0] + ".")] if key else []
-    wrong = max(covering, key=lambda o: len(o.partition("=")[0]), default=None)
-    value = OmegaConf.select(default, key) if key else None
-    if wrong is not None and wrong.partition("=")[0] != key and re.search(r"\.\d", key):
-        return f" It stands in: {quoted(wrong)}"
-    if isinstance(value, DictConfig):
-        return f" Type its parts: {COMMAND} ... {key}.{next(map(str, value), 'KEY')}=VALUE"
-    if wrong is None or value is None:
-        added = "+" if wrong is not None and wrong.startswith("+") else ""
-        return f" Type: {COMMAND} ... {added}{key}=VALUE" if key else ""
-    return f" Its default is {value}. Type: {_replaced(overrides, wrong, f'{key}={value}', folders)}"
+        either = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else ()
+        for kind in (field.annotation, *either):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from names_of(kind, f"{prefix}{name}.")

@@ -22,7 +22,7 @@ def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callabl
         ValueError: a job's request is wrong; nothing was started.
     """
     sweep = sweep_id(overrides)
-    requests = [compose(job, folders, sweep) for job in jobs_of(overrides)]
+    requests = [compose(job, folders, sweep) for job in jobs_of(overrides, folders)]
     if not requests:
         raise ValueError("this multirun has no jobs: a range or list is empty")
     folders_of_jobs = [request.folder for request in requests]
