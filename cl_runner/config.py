@@ -146,6 +146,13 @@ class StageChange(Schema):
     micro_batch: Count | None = None
 
 
+class ImportanceChange(Schema):
+    """What the importance pass of one task does otherwise than `importance` says; null = the same."""
+
+    micro_batch: Count | None = None
+    batch_size: Count | None = None
+
+
 class OrderedTask(Schema):
     """One step of a task order."""
 
@@ -154,6 +161,7 @@ class OrderedTask(Schema):
     task: str | None = None  # a definition other than the order's
     counts: Counts | None = None  # examples other than the order's
     training: StageChange | None = None  # as TRACE trains 5, 3, 7, 5, 3, 5, 5, 7 epochs
+    importance: ImportanceChange | None = None  # as PIECE measures its four short tasks in micro-batches of 4
 
 
 class TaskOrder(Schema):
@@ -258,12 +266,17 @@ class Importance(Schema):
 
     micro_batch: Count  # examples whose mean gradient is squared: 1 = the exact per-example Fisher
     batch_size: Count  # examples of one pass if micro_batch is 1; changes memory and time only
+    max_length: Annotated[int, Field(ge=3)] | None  # tokens of a text or prompt, and of its answer; null = as it trains
     max_examples: Count | None  # a seeded sample; null = all
     labels: Literal["data", "model"]  # of the data (empirical Fisher), or drawn from the model's answers
     answer_tokens: Literal["mean", "sum"]  # the loss of an example over its answer's tokens; micro_batch > 1: mean
     accumulate: Literal["device", "cpu"]  # where the fp32 sums lie
     passes: Count  # layers are measured in so many groups, one pass over the data each
     cache_gb: NonNegative  # kept under <root>/cache up to this size, 10^9 bytes; 0 = neither these nor tokens
+
+    def changed(self, change: ImportanceChange | None) -> Importance:
+        """How it is measured in a task of which the order says `change`."""
+        return self if change is None else self.model_copy(update=change.model_dump(exclude_none=True))
 
 
 class Checkpoint(Schema):

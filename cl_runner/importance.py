@@ -8,10 +8,12 @@ from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cl_runner.batch import Batch
+from cl_runner.config import Importance as ImportanceOptions
 from cl_runner.data.example import Example
-from cl_runner.learner import Learner
+from cl_runner.learner import Learner, longest_first
 from cl_runner.sparse import importance_cache
 from cl_runner.sparse.bits import weights_hash
 from cl_runner.sparse.importance import Importance, cap, draw_labels, measure
@@ -42,7 +44,7 @@ def importance(
             well.
     """
     measured = learner.measured
-    options, cache = measured.options, learner.cache / "importance" if learner.cache else None
+    options, cache = measured.now, learner.cache / "importance" if learner.cache else None
     wanted = [name for name in learner.measurable() if names is None or name in names]
     with learner.clock.phase("importance"):
         chosen = cap(examples, options.max_examples, learner.seed_of("importance", "examples"))
@@ -71,26 +73,32 @@ def importance(
 def _measure(
     learner: Learner, examples: Sequence[Example], gradient: bool, dtype: torch.dtype, names: Sequence[str]
 ) -> Importance:
-    options = learner.measured.options
+    options, family = learner.measured.now, learner.measuring
     exact = options.micro_batch == 1 and dtype == torch.float32
-    size = options.batch_size if options.micro_batch == 1 else options.micro_batch
+    size = _pass_size(options, dtype)
+    places = (
+        longest_first(family.lengths(examples), size)
+        if exact  # else which examples share a unit matters, and in which order they are added: the data's own
+        else (range(start, min(start + size, len(examples))) for start in range(0, len(examples), size))
+    )
+    parts = [[examples[i] for i in positions] for positions in places]
 
     def batches() -> Iterator[Batch]:
-        if exact:
-            yield from learner.sorted_batches(examples, size)
-        else:  # which examples share a unit matters: the data's own order
-            for start in range(0, len(examples), size):
-                yield learner.collate(examples[start : start + size])
+        for part in parts:
+            batch = family.collate(part, True)
+            if dtype == torch.bfloat16 and family.kind == "causal":
+                batch = padded_as_released(batch, family.tokenizer.pad_token_id)
+            yield batch.to(learner.device)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         with learner.in_precision():
             given = learner.method.before_forward(learner, batch)
             if options.micro_batch == 1:
-                return learner.family.loss_sum(model, given, options.answer_tokens)
-            return learner.family.forward(model, given).loss
+                return family.loss_sum(model, given, options.answer_tokens)
+            return family.forward(model, given).loss
 
     def draw(batch: Batch, generator: torch.Generator) -> Batch:
-        return learner.family.relabel(batch, draw_labels(learner.forward(batch).logits, generator))
+        return family.relabel(batch, draw_labels(learner.forward(batch).logits, generator))
 
     return measure(
         learner.model,
@@ -108,17 +116,34 @@ def _measure(
     )
 
 
+def _pass_size(options: ImportanceOptions, dtype: torch.dtype) -> int:
+    """Examples that go through the model together: where sums are rounded a unit stands alone, with its own padding."""
+    return options.batch_size if options.micro_batch == 1 and dtype == torch.float32 else options.micro_batch
+
+
+def padded_as_released(batch: Batch, pad: int) -> Batch:
+    """A batch of a decoder in the shape that PIECE's release gives it, so that bf16 rounds alike.
+
+    Rows have a multiple of 8 tokens, and padding counts in their positions: rotary angles differ, distances do not.
+    """
+    missing = -batch["input_ids"].shape[1] % 8
+    ids = functional.pad(batch["input_ids"], (missing, 0), value=pad)
+    mask = functional.pad(batch["attention_mask"], (missing, 0))
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    return batch | {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+
 def _key(learner: Learner, examples: Sequence[Example], gradient: bool, dtype: torch.dtype, weights: str) -> str:
     """Everything the bits of the result depend on: weights, data, how they enter the model, options, machine."""
-    options = learner.measured.options
+    options = learner.measured.now
     kind = torch.cuda.get_device_name() if learner.device.type == "cuda" else "cpu"
     texts = hashlib.sha256(json.dumps([e.content() for e in examples]).encode()).hexdigest()
     return importance_cache.key(
         weights=weights,
         data={
             "examples": texts,
-            "family": learner.family.identity(),
-            "batch_size": options.batch_size,
+            "family": learner.measuring.identity(),
+            "batch_size": _pass_size(options, dtype),
             "answer_tokens": options.answer_tokens,
         },
         micro_batch=options.micro_batch,

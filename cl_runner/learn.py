@@ -46,6 +46,7 @@ def learn_task(
         resume: training's part of a checkpoint inside this task, or None.
         fresh: whether the method's state does not hold yet what it finds out before the task.
     """
+    learner.measured.change = task.importance
     if fresh:
         learner.measured.begin()
         with learner.clock.phase("prepare"):

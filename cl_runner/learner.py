@@ -39,11 +39,19 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def longest_first(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """All positions in parts of `size`, longest first, so that padding is small and memory peaks at once."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
 class Learner:
     """The model being trained and the operations a method may ask of it.
 
     Attributes:
         method: whose hooks surround every pass.
+        measuring: the family as it reads texts for importance, which may be cut shorter there.
         added: names of parameters that the method brought along; the others are the backbone's.
         task: the one under way; None between tasks.
         what: trains in it, as the method said.
@@ -66,6 +74,7 @@ class Learner:
         order: TaskOrder | None = None,
         evaluation: Evaluation | None = None,
         measured: Measured | None = None,
+        measuring: Family | None = None,
         cache: Path | None = None,
         clock: Clock | None = None,
         progress: Progress | None = None,
@@ -78,6 +87,7 @@ class Learner:
         self.model = method.build(model, tasks, seed, self.restart).to(device)
         self.added = frozenset(name for name, _ in self.model.named_parameters() if name not in backbone)
         self.family = family
+        self.measuring = measuring or family
         self.tasks = tasks
         self.seed = seed
         self.device = device
@@ -189,16 +199,13 @@ class Learner:
         return self.family.collate(examples, answers).to(self.device)
 
     def sorted_batches(self, examples: Sequence[Example], size: int) -> Iterator[Batch]:
-        """All examples once, longest first, so that padding is small and memory peaks at once."""
+        """All examples once, longest first."""
         for positions in self.by_length(examples, size):
             yield self.collate([examples[i] for i in positions])
 
     def by_length(self, examples: Sequence[Example], size: int, answers: bool = True) -> Iterator[list[int]]:
         """Positions of all examples in parts of `size`, longest first."""
-        lengths = self.family.lengths(examples, answers)
-        order = sorted(range(len(examples)), key=lambda i: (-lengths[i], i))
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
+        return longest_first(self.family.lengths(examples, answers), size)
 
     # passes
     def in_precision(self) -> torch.autocast:

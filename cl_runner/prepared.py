@@ -27,6 +27,7 @@ class Prepared:
     """What a run is made of.
 
     Attributes:
+        measuring: the family as importance reads texts.
         tasks: as they are trained; joint training is an order whose tasks hold all data so far.
         own_tasks: each with its own data.
         skeleton: the architecture without weights, before a method adds to it.
@@ -37,6 +38,7 @@ class Prepared:
     own_tasks: Sequence[Task]
     device: torch.device
     family: Family
+    measuring: Family
     skeleton: nn.Module
     method: Chain
     probes: Mapping[str, Probe]
@@ -72,11 +74,32 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
         own_tasks=list(tasks),
         device=device,
         family=family,
+        measuring=_measuring(config, family, label_union(tasks)),
         skeleton=skeleton,
         method=method,
         probes=probes,
         cache=Path(config.root) / "cache" if config.importance.cache_gb else None,
     )
+
+
+def _measuring(config: Config, family: Family, labels: Sequence[str]) -> Family:
+    """The family that reads texts for importance: the run's, or one that cuts them shorter.
+
+    Raises:
+        ValueError: it would read more than training does, or it cannot cut.
+    """
+    backbone, longest = config.backbone, config.importance.max_length
+    if longest is None:
+        return family
+    if family.kind == "image_text":
+        raise ValueError("importance.max_length: no prompt with a picture is cut. Type: importance.max_length=null")
+    if longest > backbone.max_length:
+        raise ValueError(
+            f"importance.max_length={longest} is more than training reads, backbone.max_length={backbone.max_length}. "
+            f"Type: importance.max_length={backbone.max_length}"
+        )
+    answers = backbone.max_answer_length and min(backbone.max_answer_length, longest)
+    return build_family(backbone.model_copy(update={"max_length": longest, "max_answer_length": answers}), labels)
 
 
 def _check_data(config: Config, tasks: Sequence[Task]) -> None:

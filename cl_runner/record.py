@@ -52,9 +52,10 @@ def header(request: Request, tasks: Sequence[Task], device: str) -> list[tuple[s
             passes = math.ceil(stage.batch_size / size)
             said.append((f"batch, {name}", f"{stage.batch_size} examples a step, in {passes} passes of {size}"))
     for task in tasks:
-        given = {} if task.training is None else task.training.model_dump(exclude_none=True)
+        own = (("", task.training), ("importance ", task.importance))
+        given = [f"{of}{key} {value}" for of, said_of in own if said_of for key, value in said_of if value is not None]
         if given:
-            said.append((task.name, ", ".join(f"{key} {value}" for key, value in given.items())))
+            said.append((task.name, ", ".join(given)))
     return [*said, ("folder", str(request.folder))]
 
 

@@ -105,6 +105,7 @@ class Run:
             order=config.task_order,
             evaluation=config.evaluation,
             measured=Measured(config.importance),
+            measuring=prepared.measuring,
             cache=prepared.cache,
             clock=scene.clock,
             progress=scene.shown,

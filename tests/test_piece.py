@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ import pytest
 import torch
 from tiny import TINY, learn, run_command, tiny_config, tiny_learner
 
+from cl_runner.config import ImportanceChange
+from cl_runner.data.task import Task, build_tasks
 from cl_runner.importance import importance
+from cl_runner.learn import Watch, learn_task
 from cl_runner.learner import Learner
 from cl_runner.methods.selector import Selector
 from cl_runner.patterns import module_types
+from cl_runner.prepared import prepare
 from cl_runner.sparse import importance_cache
 
 
@@ -95,6 +100,71 @@ def test_bf16_accumulation_rounds_the_sums(tmp_path: Path) -> None:
     (found,) = learner.measured.found.values()
     assert found.gradient is not None
     assert {tensor.dtype for sums in (found.fisher, found.gradient) for tensor in sums.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_sums_in_bf16_are_the_releases_to_the_bit(size: int, tmp_path: Path) -> None:
+    """Its loop: micro-batches padded on the left to a multiple of 8, positions from the first column, all in bf16."""
+    config = tiny_config(
+        tmp_path,
+        "method=piece_s",
+        "backbone=tiny_llama",
+        "backbone.dtype=bfloat16",
+        f"importance.micro_batch={size}",
+    )
+    learner, _, tasks = tiny_learner(config)
+    learner.measured.options = config.importance
+    found = importance(learner, tasks[0].train, gradient=True, dtype=torch.bfloat16)
+    assert found.gradient is not None
+    pad, weights = learner.family.tokenizer.pad_token_id, learner.parameters()
+    gradient, fisher = ({name: torch.zeros_like(p) for name, p in weights.items()} for _ in range(2))
+    learner.model.requires_grad_(True)
+    for start in range(0, len(tasks[0].train), size):
+        rows, labels = [], []
+        for example in tasks[0].train[start : start + size]:
+            prompt = learner.family.tokenizer(example.prompt)["input_ids"]
+            answer = learner.family.tokenizer(example.answer, add_special_tokens=False)["input_ids"] + [2]
+            rows.append(prompt + answer)
+            labels.append(answer)
+        length = -(-max(map(len, rows)) // 8) * 8
+        loss = learner.model(
+            input_ids=torch.tensor([[pad] * (length - len(row)) + row for row in rows]),
+            attention_mask=torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
+            labels=torch.tensor([[-100] * (length - len(answer)) + answer for answer in labels]),
+            use_cache=False,
+        ).loss
+        for (name, _), g in zip(weights.items(), torch.autograd.grad(loss, list(weights.values())), strict=True):
+            gradient[name] += g
+            fisher[name] += g**2
+    assert all(torch.equal(found.gradient[n], gradient[n]) and torch.equal(found.fisher[n], fisher[n]) for n in weights)
+
+
+def test_a_task_of_an_order_measures_in_its_own_micro_batches(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "method=piece_f")
+    learner, method, tasks = tiny_learner(config)
+    units = []
+
+    class Measured(Watch):
+        def on_prepared(self, task: Task) -> None:
+            (found,) = learner.measured.found.values()
+            units.append((found.units, found.examples))
+
+    for task, change in ((tasks[1], ImportanceChange(micro_batch=4)), (tasks[2], None)):
+        learn_task(learner, method, dataclasses.replace(task, importance=change), config.training, Measured())
+    assert units == [(6, 24), (24, 24)]
+
+
+def test_importance_reads_texts_as_short_as_it_is_told(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "method=piece_f", "backbone=tiny_llama", "importance.max_length=16")
+    tasks = build_tasks(config.task_order, config.task)
+    prepared = prepare(config, tasks)
+    example = dataclasses.replace(tasks[0].train[0], answer="a long answer of more than sixteen bytes")
+    assert prepared.measuring.lengths([example], answers=False) == prepared.measuring.targets([example]) == [16]
+    assert min(prepared.family.lengths([example], answers=False) + prepared.family.targets([example])) > 16
+    assert prepared.measuring.identity() != prepared.family.identity(), "the cache knows them apart"
+    longer = tiny_config(tmp_path, "method=piece_f", "backbone=tiny_llama", "importance.max_length=5000")
+    with pytest.raises(ValueError, match=r"more than training reads.*Type: importance\.max_length=\d+$"):
+        prepare(longer, tasks)
 
 
 def test_importance_on_the_new_tasks_data_is_online(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cl_runner.config import OrderedTask, StageChange, TaskDefinition, TaskOrder
+from cl_runner.config import ImportanceChange, OrderedTask, StageChange, TaskDefinition, TaskOrder
 from cl_runner.data import prompts, reviews, sources
 from cl_runner.data.example import Example
 from cl_runner.data.pictures import find_picture
@@ -35,6 +35,7 @@ class Task:
     metrics: dict[str, tuple[str, ...]]  # "standard" or a release -> metrics, of which the first is the task's score
     max_new_tokens: int  # of a generated answer
     training: StageChange | None = None  # how it is trained otherwise than its stage says
+    importance: ImportanceChange | None = None  # how its importance is measured otherwise than the run's
 
     def scored_by(self, scoring: str) -> tuple[str, ...]:
         """The metrics of `evaluation.scoring`; a definition without that release is scored as usual."""
@@ -70,7 +71,7 @@ def fingerprint(task: Task) -> str:
 
 def _content(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     """Without what is not there, where pictures lie on this machine, and the places that follow from the order."""
-    left_out = ("path", "task", "row", "training")
+    left_out = ("path", "task", "row", "training", "importance")
     return {name: value for name, value in fields if name not in left_out and (name, value) != ("picture", None)}
 
 
@@ -214,6 +215,7 @@ def _task(plan: _Plan, examples: dict[Split, list[Example]]) -> Task:
         },
         max_new_tokens=definition.max_new_tokens,
         training=plan.task.training,
+        importance=plan.task.importance,
     )
 
 

@@ -165,6 +165,7 @@ def setting_of(
     seen = config.evaluation.tasks == "seen"
     evaluated = [each.evaluated * (len(tasks) - i if seen else len(tasks) + 1) for i, each in enumerate(counts)]
     classifies = family_kind(config.backbone.family) == "classifier"
+    measured = [importance.changed(task.importance) for task in order.tasks]
     return Setting(
         device=device,
         precision=config.hardware.precision,
@@ -174,8 +175,9 @@ def setting_of(
         # Batches of prompts to answer are sorted by length.
         mean_length=_padded(lengths.prompts, batch if classifies else 0),
         micro_batch=_micro_batches(config, tasks),
-        importance_batch=importance.batch_size,
-        importance_micro_batch=importance.micro_batch,
+        importance_batch=max(each.batch_size for each in measured),
+        importance_micro_batch=max(each.micro_batch for each in measured),
+        importance_max_length=importance.max_length,
         accumulate=importance.accumulate,
         passes=importance.passes,
         evaluation_batch=config.evaluation.batch_size,

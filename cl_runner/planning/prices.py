@@ -117,6 +117,7 @@ class Prices:
 
     def importance(self, s: Setting) -> Cost:
         """One forward and backward pass of the importance phase, without its sums."""
+        s = s.measuring()
         examples = s.importance_batch if s.per_example else s.importance_micro_batch
 
         def square(parameter: Tensor) -> None:

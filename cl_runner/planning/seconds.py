@@ -73,7 +73,7 @@ def _importance(prices: Prices, s: Setting, speed: Speed) -> float:
     examples = sum(task.measured for task in s.tasks)
     if not examples:
         return 0.0
-    architecture = prices.architecture
+    s, architecture = s.measuring(), prices.architecture
     measured = architecture.measured(s)
     size = s.importance_batch if s.per_example else s.importance_micro_batch
     # Each example's (or micro-batch's) weight gradients are formed, squared and added by themselves.

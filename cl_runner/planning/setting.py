@@ -97,6 +97,7 @@ class Setting:
     encoder: EncoderNumbers | None = None  # of the texts, where values are retrieved
     encoded: int = 0  # texts whose vectors retrieval asks for
     encoder_length: int = 0  # tokens of the longest of them, as its encoder reads it
+    importance_max_length: int | None = None  # tokens of a text, and of its answer, in the importance pass
 
     @property
     def per_example(self) -> bool:
@@ -130,6 +131,22 @@ class Setting:
     def mean_whole(self) -> float:
         """Tokens of an example in its padded batch in training, its answer included."""
         return self.mean_length if self.answers is None else min(self.answers.mean_whole, self.max_whole)
+
+    def measuring(self) -> Setting:
+        """The same run if every text were as short as the importance pass makes it."""
+        limit, answers = self.importance_max_length, self.answers
+        if limit is None:
+            return self
+        if answers is not None:
+            answers = dataclasses.replace(
+                answers,
+                max_length=min(answers.max_length, limit),
+                max_whole=min(answers.max_whole, 2 * limit),
+                mean_whole=min(answers.mean_whole, 2 * limit),
+            )
+        return dataclasses.replace(
+            self, max_length=min(self.max_length, limit), mean_length=min(self.mean_length, limit), answers=answers
+        )
 
     def at_mean(self) -> Setting:
         """The same run if every example had the mean length."""

@@ -81,7 +81,7 @@ def measure(
         micro_batch: examples per unit. Batches are cut into units; only the last may leave a smaller one.
         gradient: whether to sum G too.
         dtype: of the sums. bfloat16 rounds gradients, squares and sums like the released PIECE; it takes one pass per
-            unit.
+            unit. In a bf16 model the bits depend on the padding beside an example as well.
         accumulate: the sums live on the parameters' devices, or in main memory, with at most one tensor's on the
             device.
         passes: over all batches, each for another part of the parameters, whose sums then move to main memory. The

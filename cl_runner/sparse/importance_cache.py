@@ -24,7 +24,7 @@ from cl_runner.sparse.bits import weights_hash
 from cl_runner.sparse.importance import Importance
 
 #: Changes when the sums are computed in another way.
-FORMAT = 1
+FORMAT = 2
 
 #: Files that a crashed run left half written are removed when they are this old.
 STALE_SECONDS = 24 * 3600.0
