@@ -21,6 +21,8 @@ NODES: dict[str, dict[str, Any]] = {
     "seq_ft": {"seq_ft": {}},
     "ewc": {"ewc": {"strength": 0.35}},
     "pe": {"ewc": {"strength": 0.35}, "pe": {"fraction": 0.005}},
+    "piece_s": {"piece": {"compat": []}},
+    "released": {"piece": {"compat": ["missing_mask", "count_excluded"]}},
 }
 
 

@@ -361,6 +361,45 @@ def test_lwf_of_language_models_is_the_distance_to_the_old_weights_outputs(tmp_p
     assert any(not torch.equal(before[n], moved[n]) for n in before)
 
 
+@pytest.mark.parametrize("backbone", ["tiny_llama", "bert"])
+def test_lwf_of_pieces_release_is_half_labels_half_divergence_at_temperature_2(backbone: str, tmp_path: Path) -> None:
+    """From the first task on; against the definition of the divergence."""
+    config = tiny_config(tmp_path, "method=lwf_piece", *(["backbone=tiny_llama"] if backbone != "bert" else []))
+    learner, method, tasks = tiny_learner(config)
+    lwf = method.methods["lwf"]
+    learner.choose(tasks[0], None)
+    method.before_task(learner, tasks[0])
+    learner.begin()
+    method.data(learner, tasks[0], [tasks[0].train])
+    old = learner.weights()
+    with torch.no_grad():
+        for p in learner.parameters().values():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    learner.model.eval()
+    part = Part(tasks[0].train[:4])
+    batch = method.prepare(learner, part, learner.collate(part.examples))
+    output = learner.forward(batch)
+    extra = lwf.loss(learner, part, batch, output)
+    with learner.at(old):
+        wanted = (learner.forward(batch).logits / 2).softmax(-1).detach()
+    found = (output.logits / 2).softmax(-1)
+    divergence = 4 * (wanted * (wanted.log() - found.log())).sum(-1).mean()
+    assert float(divergence.detach()) > 1e-4
+    torch.testing.assert_close(output.loss + extra, output.loss / 2 + divergence / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_options_of_lwf_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, said in (
+        (["method.lwf.temperature=2.0"], "Type: method.lwf.temperature=null"),
+        (["method.lwf.distance=kullback_leibler"], "Type: method.lwf.temperature=2.0"),
+        (["method=lwf_piece", "method.lwf.outputs=probabilities"], "Type: method.lwf.outputs=logits"),
+    ):
+        assert (
+            run_command(tiny(tmp_path, *(["method=lwf"] if "method=lwf_piece" not in options else []), *options)) == 2
+        )
+        assert said in capsys.readouterr().err
+
+
 def test_a_model_at_other_weights_comes_back_after_an_error(tmp_path: Path) -> None:
     learner, _, _ = tiny_learner(tiny_config(tmp_path, "method=seq_ft", "backbone=tiny_llama"))
     before = learner.weights()

@@ -26,6 +26,7 @@ from cl_runner.families.image_text import ImageText
 from cl_runner.importance import importance
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
+from cl_runner.methods.selector import Selector
 from cl_runner.sparse.measured import Measured
 
 #: A Qwen3-VL of two layers each, with a second way from its eyes into its speech.
@@ -317,6 +318,27 @@ def test_frozen_weights_stay_as_they_are(method: str, root: Path) -> None:
     assert not changed & frozen(learner.model)
     if method == "seq_ft":
         assert changed == set(before) - frozen(learner.model), "all else learns"
+
+
+def test_the_release_of_piece_trains_the_input_embeddings_of_models_that_see(root: Path) -> None:
+    options = ("method=piece_s", "method.piece.fraction=0.01", "training.base.learning_rate=0.01")
+    chosen = config(root, *options, "training.max_steps=1", "method.piece.compat=[missing_mask,count_excluded]")
+    learner, chain, tasks = tiny_learner(chosen)
+    before, never = learner.weights(), frozen(learner.model)
+    (table,) = (name for name in before if name.endswith("embed_tokens.weight"))
+    needed = chain.needs(learner.model, None)  # type: ignore[arg-type]  # a selector does not ask what the run is
+    learn(learner, chain, tasks[0], chosen)
+    selector = chain.methods["piece"]
+    assert isinstance(selector, Selector) and selector.indices[table].numel() == before[table].numel()
+    assert set(selector.indices) == set(before) - never, "every other tensor has selected entries or trains as a whole"
+    found = sum(index.numel() for index in selector.indices.values())
+    planned = needed.fraction * sum((needed.candidates or {}).values())
+    assert before[table].numel() < planned <= found
+    counted = sum(p.numel() for name, p in before.items() if name not in never)
+    partly = {n: i.numel() for n, i in selector.indices.items() if i.numel() < before[n].numel()}
+    assert sum(partly.values()) == int(0.01 * counted)
+    changed = {name for name in before if not torch.equal(before[name], learner.weights()[name])}
+    assert table in changed and not changed & never
 
 
 def test_freezing_is_for_every_family_and_knows_its_names() -> None:

@@ -16,6 +16,7 @@ from cl_runner.compose import compose
 from cl_runner.groups import options
 from cl_runner.importance import fisher
 from cl_runner.methods.base import Chain, Method
+from cl_runner.methods.ewc import EWC
 from cl_runner.methods.selector import Selector
 from cl_runner.optimizer import build_optimizer, decays
 from cl_runner.parts import method_spec
@@ -37,6 +38,8 @@ ROWS = (
     Row("ewc", 1.0),
     Row("lwf", 1.0),
     Row("ewc_lwf", 1.0, ("bert",)),
+    Row("ewc_piece", 1.0, ("bert",)),
+    Row("lwf_piece", 1.0, ("llama",)),
     Row("pe", 0.005),
     Row("pe_rand", 0.005, ("bert", "t5")),
     Row("pe_select", 0.005, ("bert", "llama")),
@@ -198,6 +201,23 @@ def _check_penalty(learner: Any, ewc: Any) -> None:
     assert float(penalty.detach()) == pytest.approx(learner.terms["ewc"], rel=1e-4)
     for name, variable in variables.items():
         assert torch.allclose(learner.trained[name].grad.double(), variable.grad, rtol=1e-4, atol=1e-12), name
+
+
+def test_ewc_of_pieces_release_has_400_and_a_half(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "method=ewc_piece")
+    learner, method, tasks = tiny_learner(config)
+    ewc = method.methods["ewc"]
+    learn(learner, method, tasks[0], config)
+    assert isinstance(ewc, EWC) and (ewc.strength, ewc.half, ewc.fisher_data) == (400, True, "last_task")
+    learner.choose(tasks[1], None)
+    learner.begin()
+    with learner.holding():
+        name, values = next(iter(learner.trained.items()))
+        values.data.add_(0.5)
+        values.grad = None
+        method.grads(learner)
+        torch.testing.assert_close(values.grad, 400 * ewc.fisher[name] * (values.detach() - learner.before[name]))
+        assert learner.terms["ewc"] == pytest.approx(float(200 * (0.25 * ewc.fisher[name]).sum()), rel=1e-3)
 
 
 def test_online_ewc_adds_up_the_fisher_of_each_task(tmp_path: Path) -> None:

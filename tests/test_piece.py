@@ -82,6 +82,14 @@ def test_compat_options_are_the_releases_behaviours(tmp_path: Path) -> None:
         tmp_path, "method=piece_f", "method.piece.fraction=0.003", "method.piece.compat=[count_excluded]"
     )
     assert sum(i.numel() for i in counted.values()) == int(0.003 * sum(sizes.values()))
+    still, _ = selected(  # as the release froze them while it trained
+        tmp_path,
+        "method=piece_f",
+        "method.piece.fraction=0.003",
+        "method.piece.compat=[count_excluded]",
+        "backbone.frozen=['*word_embeddings*']",
+    )
+    assert {name: index.tolist() for name, index in still.items()} == {n: i.tolist() for n, i in counted.items()}
     assert sum(i.numel() for i in plain.values()) == round(0.003 * sum(sizes[n] for n in allowed))
     missing, _ = selected(
         tmp_path, "method=piece_f", "method.piece.fraction=0.003", "method.piece.compat=[missing_mask]"

@@ -145,6 +145,21 @@ def test_joined_tables_keep_protocols_apart(tmp_path: Path, capsys: pytest.Captu
     capsys.readouterr()
 
 
+def test_behaviours_of_a_release_are_told_in_every_table(tmp_path: Path) -> None:
+    said = "not the standard protocol: piece computed as released (missing_mask, count_excluded)"
+    make_run(tmp_path, "released")
+    groups = group_runs(find_runs([tmp_path])[0])
+    pivot = ("task_order", "method", "average_accuracy")
+    for table in (long_table(groups), table_shape(groups, *pivot)):
+        assert said in table.notes
+    make_run(tmp_path, "piece_s")
+    groups = group_runs(find_runs([tmp_path])[0])
+    assert varying_keys(find_runs([tmp_path])[0]) == []
+    for table in (long_table(groups), table_shape(groups, *pivot), forgetting_table(groups)):
+        assert table is not None and f"† {said}" in table.notes and as_markdown(table).count(" †") == 1
+    assert exact_csv(groups).count("computed as released") == 1
+
+
 def test_runs_that_all_share_another_protocol_say_so(tmp_path: Path) -> None:
     make_run(tmp_path, "pe", evaluation=SAMPLED)
     make_run(tmp_path, "ewc", evaluation=SAMPLED)

@@ -19,10 +19,13 @@ from cl_runner.needs import Needs, Outline
 class EWC(Method):
     """L_EWC = strength * sum_i F_i (theta_i - theta_i_old)^2 over the weights that train (PE eq. 3, 4; no 1/2).
 
+    With `half` it is strength / 2, as in Kirkpatrick et al. eq. 3 and PIECE's release.
+
     The penalty is quadratic, so its gradient is written down, not traced.
     """
 
     strength: NonNegative
+    half: bool
     fisher_data: Literal["old_tasks", "last_task"]
     decay: Share
 
@@ -60,14 +63,14 @@ class EWC(Method):
         assert learner.task is not None
         if not learner.has_old_tasks(learner.task):
             return
-        penalty = 0.0
+        penalty, strength = 0.0, self.strength / 2 if self.half else self.strength
         for name, values in learner.trained.items():
             importance = self.fisher[name]
             if importance.shape != values.shape:
                 importance = learner.part(name, importance)
             moved = values.detach() - learner.before[name]  # theta_old, of the weights that train
             pull = importance * moved
-            gradient = 2 * self.strength * pull  # d/dtheta of eq. 4
+            gradient = 2 * strength * pull  # d/dtheta of eq. 4
             values.grad = gradient if values.grad is None else values.grad.add_(gradient)
             penalty += float((pull * moved).sum())
-        learner.log("ewc", self.strength * penalty)
+        learner.log("ewc", strength * penalty)

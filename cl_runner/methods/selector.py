@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from cl_runner.config import Fraction, NonNegative, Positive, Score
 from cl_runner.data.task import Task
@@ -68,12 +69,15 @@ class Selector(Method):
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         candidates, fraction = self.candidates(skeleton), self.fraction
         if "count_excluded" in self.compat:
-            fraction *= sum(p.numel() for p in skeleton.parameters()) / sum(candidates.values())
+            fraction *= sum(counted(skeleton).values()) / sum(candidates.values())
+        selectable = self._selectable(skeleton)
+        whole = sum(selectable.values()) - sum(candidates.values())
+        share = (min(1.0, fraction) * sum(candidates.values()) + whole) / sum(selectable.values())
         return Needs(
             first="selected" if self.first_task == "selected" else "all",
             later="selected",
-            candidates=candidates,
-            fraction=min(1.0, fraction),
+            candidates=selectable,
+            fraction=share if whole else min(1.0, fraction),
             clustered=self.keep == "largest" and self.score not in ("random", "magnitude"),
             measures=frozenset({self.score_data}) if self.score in NEEDS_PASS else frozenset(),
             measured=None if self.score in NEEDS_MEAN else candidates,
@@ -89,7 +93,7 @@ class Selector(Method):
         if not self.indices:
             return Trained()
         return Trained(
-            selected=self.indices, selectable=self.candidates(learner.model), learning_rate=self.learning_rate
+            selected=self.indices, selectable=self._selectable(learner.model), learning_rate=self.learning_rate
         )
 
     def candidates(self, model: nn.Module) -> dict[str, int]:
@@ -98,12 +102,22 @@ class Selector(Method):
         names = match(list(sizes), self.include, self.exclude, self.exclude_modules, module_types(model))
         return {name: sizes[name] for name in names}
 
+    def _selectable(self, model: nn.Module) -> dict[str, int]:
+        """The candidates; under missing_mask what else trains: of a model that sees, all that is not frozen.
+
+        PIECE's release froze the input embeddings of language models alone: of models that see, the table had no mask
+        file either and trained as a whole.
+        """
+        if "missing_mask" not in self.compat or not hasattr(getattr(model, "config", None), "vision_config"):
+            return self.candidates(model)
+        return {name: p.numel() for name, p in model.named_parameters() if name not in frozen(model)}
+
     def _select(self, learner: Learner, task: Task) -> dict[str, Tensor]:
         weights = learner.parameters()
-        everything = {name: p.numel() for name, p in weights.items() if name not in frozen(learner.model)}
+        everything = counted(learner.model)
         sizes = self.candidates(learner.model)
         groups = layer_groups(list(everything), self.scope)
-        counted = group_sizes(everything, groups) if "count_excluded" in self.compat else None
+        shared = group_sizes(everything, groups) if "count_excluded" in self.compat else None
         measured = None
         if self.score in NEEDS_PASS:
             data = learner.old_examples(task) if self.score_data == "old_tasks" else task.train
@@ -115,11 +129,22 @@ class Selector(Method):
         seed = learner.seed_of("selection", task.index)  # PE-rand draws anew for each task
         with learner.clock.phase("selection"):
             if self.score == "random":
-                selection = random_selection(sizes, groups, self.fraction, seed, counted)
+                selection = random_selection(sizes, groups, self.fraction, seed, shared)
             else:
                 computed = scores(self.score, measured, weights, damping=self.damping)
-                selection = select(computed, sizes, groups, self.fraction, self.keep, seed, counted=counted)
+                selection = select(computed, sizes, groups, self.fraction, self.keep, seed, counted=shared)
         if "missing_mask" not in self.compat:
             return selection.indices
         # As released with PIECE: a tensor without a mask file trained as a whole.
-        return {name: selection.indices.get(name, torch.arange(size)) for name, size in sizes.items()}
+        every = self._selectable(learner.model)
+        return {name: selection.indices.get(name, torch.arange(size)) for name, size in every.items()}
+
+
+def counted(model: nn.Module) -> dict[str, int]:
+    """Entries by name that a share is taken of where what may not be selected counts: all but frozen ones.
+
+    Of the input embeddings always: PIECE's release measured them as well, and froze them only while it trained.
+    """
+    table = model.get_input_embeddings().weight if isinstance(model, PreTrainedModel) else None
+    never = frozen(model)
+    return {name: p.numel() for name, p in model.named_parameters() if name not in never or p is table}

@@ -103,6 +103,9 @@ class Run:
             marks.append(f"answers of up to {evaluation['max_new_tokens']} tokens")
         if evaluation.get("labels") == "likelihood":
             marks.append("labels chosen by likelihood")
+        for name, node in self.config.get("method", {}).items():
+            if node.get("compat"):
+                marks.append(f"{name} computed as released ({', '.join(node['compat'])})")
         return marks
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ _PROTOCOL = (
     "evaluation.max_new_tokens",
     "evaluation.labels",
 )
+#: Behaviours of a release in a method's node: the protocol's name tells them as well.
+_COMPAT = re.compile(r"method\.[^.]+\.compat")
 #: Which choice explains a key's value: a key below it is no column of its own while the choice's name says it all.
 _EXPLAINS = {"task_order": "task_order", "task": "task_order", "backbone": "backbone", "method": "method"}
 
@@ -80,7 +83,7 @@ def identity(run: Run) -> dict[str, Any]:
     return {
         key: value.replace(f"{root}/", "${data_root}/") if isinstance(value, str) and value.startswith(root) else value
         for key, value in keys.items()
-        if not key.startswith(("hardware.slurm", *_PROTOCOL))
+        if not key.startswith(("hardware.slurm", *_PROTOCOL)) and not _COMPAT.fullmatch(key)
     }
 
 
