@@ -25,7 +25,7 @@ from cl_runner.families.encoding import Encoding
 from cl_runner.families.tokens import padded
 from cl_runner.learner import Learner
 from cl_runner.probes.base import Probe, at_rest
-from cl_runner.probes.sandbox import execute
+from cl_runner.probes.sandbox import NotStarted, execute
 
 FILE = "HumanEval.jsonl.gz of https://github.com/openai/human-eval, folder data"
 PIECE_SAMPLING = Sampling(temperature=0.3, top_k=10, top_p=0.95)  # released code of arXiv:2511.15375
@@ -59,12 +59,25 @@ class HumanEval(Probe):
     workers: Count
 
     def check(self) -> None:
-        """The problems are there, and there are samples enough."""
+        """The problems are there, there are samples enough, and programs can run."""
         if max(self.k) > self.samples:
             raise ValueError(f"pass@{max(self.k)} needs as many samples. Type: probe.{self.node}.samples={max(self.k)}")
         if self.samples > 1 and self.decoding == "greedy":
             raise ValueError(f"all greedy samples are the same. Type: probe.{self.node}.decoding=piece")
         assert self.problems
+        try:
+            empty = execute("", self.seconds, self._memory_bytes).reason
+        except NotStarted as error:
+            empty = str(error)
+        if empty:  # every completion would count as wrong
+            raise ValueError(
+                f"no program can run within memory_gb={self.memory_gb:g} and seconds={self.seconds:g} here: {empty}. "
+                f"Type: probe.{self.node}.memory_gb=1.0 probe.{self.node}.seconds=5.0"
+            )
+
+    @property
+    def _memory_bytes(self) -> int:
+        return int(self.memory_gb * 1e9)
 
     @functools.cached_property
     def problems(self) -> list[Problem]:
@@ -120,7 +133,7 @@ class HumanEval(Probe):
         lines = []
 
         def judge(one: tuple[Problem, str]) -> Any:
-            return execute(program(*one), self.seconds, int(self.memory_gb * 1e9))
+            return execute(program(*one), self.seconds, self._memory_bytes)
 
         with ThreadPoolExecutor(self.workers) as pool:
             for done, ((problem, completion), verdict) in enumerate(zip(tries, pool.map(judge, tries), strict=True), 1):
