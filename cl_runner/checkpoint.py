@@ -1,7 +1,8 @@
 """A run's state on disk: saved atomically, loaded exactly, in safetensors and JSON.
 
-`state/checkpoint.json` names the one file of tensors that belongs to it. Both are written under new names and synced
-before the JSON replaces its predecessor in one step, so whenever the process dies, the last complete state is there.
+`state/checkpoint.json` names the one file of tensors that belongs to it, with its digest, and holds its own. Both are
+written under new names and synced before the JSON replaces its predecessor in one step, so whenever the process dies,
+the last complete state is there; and whatever bit of it changes, it is refused.
 
 The model's weights are not part of it: they are the chain of the finished tasks' snapshots on top of the starting
 model. Inside a task only what the optimizer owns has changed, and that is saved.
@@ -11,27 +12,30 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from cl_runner.digests import Damaged, readable, replace_file, sealed, unsealed
 
 MANIFEST = "checkpoint.json"
 
 
 def pack(tree: Any, tensors: dict[str, Tensor], path: str = "t") -> Any:
-    """A JSON tree in which every tensor of `tree` is replaced by its name in `tensors`, which is filled.
+    """A JSON tree in which every tensor of `tree` is replaced by its name in `tensors`, which is filled with copies.
 
     Dictionaries keep the type of their keys (text or whole numbers).
     """
     if isinstance(tree, Tensor):
-        tensors[path] = tree.detach().contiguous().clone()
+        # A copy in main memory: of two names for one tensor, or a part of one, a file holds both.
+        tensors[path] = tree.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         return {"tensor": path}
     if isinstance(tree, dict):
         return {"items": [[key, pack(value, tensors, f"{path}.{key}")] for key, value in tree.items()]}
@@ -53,34 +57,6 @@ def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
     return content
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a crash, sees the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def replace_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a file of tensors so that a reader sees the old one or the new; several processes may write the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-    os.replace(temporary, path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Save `state`, a tree of tensors, numbers and text, as the latest."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,11 +64,11 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     tree = pack(state, tensors)
     name = f"tensors-{number:06d}.safetensors"
-    save_file({key: tensor.cpu() for key, tensor in tensors.items()}, folder / name)
+    save_file(tensors, folder / name)
     with (folder / name).open("rb") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    replace_file(folder / MANIFEST, json.dumps({"tensors": name, "sha256": digest, "tree": tree}))
+    replace_file(folder / MANIFEST, sealed({"tensors": {"file": name, "sha256": digest}, "tree": tree}))
     for old in folder.glob("tensors-*.safetensors"):
         if old.name != name:
             old.unlink()
@@ -102,23 +78,16 @@ def load(folder: Path, device: str) -> dict[str, Any] | None:
     """The latest state with its tensors on `device`, or None if none was saved.
 
     Raises:
-        ValueError: a file of the state is missing or damaged.
+        Damaged: a file of the state is missing, or a bit of it is not what it was.
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return None
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        path = folder / content["tensors"]
-        with path.open("rb") as file:
-            sound = hashlib.file_digest(file, "sha256").hexdigest() == content["sha256"]
-    except (OSError, ValueError, KeyError):
-        path, sound = manifest, False
-    if not sound:
-        raise ValueError(
-            f"the saved state of this run is damaged: {path}. It cannot go on; to start anew, "
-            f"delete the run's folder: rm -r {folder.parent}"
-        )
+    content = unsealed(manifest)
+    path = folder / content["tensors"]["file"]
+    with readable(path), path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != content["tensors"]["sha256"]:
+            raise Damaged(path, f"its SHA-256 is not the one in {MANIFEST}")
     state = unpack(content["tree"], load_file(path, device=device))
     assert isinstance(state, dict)
     return state

@@ -9,8 +9,10 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from cl_runner import checkpoint
+from cl_runner import checkpoint, digests
 from cl_runner.compose import Request
+from cl_runner.damage import what_to_type
+from cl_runner.digests import Damaged
 from cl_runner.evaluate import evaluation_examples
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.journal import Journal, Scene
@@ -25,7 +27,11 @@ from cl_runner.tracking.progress import Shown
 
 
 def guarded(request: Request, prepared: Prepared, story: Callable[[Scene], None]) -> int:
-    """The story with its ends, as an exit status. Call it holding the run's lock."""
+    """The story with its ends, as an exit status. Call it holding the run's lock.
+
+    Raises:
+        ValueError: a file that the run reads back is damaged.
+    """
     (request.folder / "FAILED").unlink(missing_ok=True)
     stop, clock = Stop(), Clock()
     with Console(request.folder / "log.txt") as console, stop:
@@ -34,6 +40,9 @@ def guarded(request: Request, prepared: Prepared, story: Callable[[Scene], None]
             with ExitStack() as closing:
                 story(Scene(console, shown, stop, clock, closing))
             return 0
+        except Damaged as error:
+            shown.close()
+            raise ValueError(what_to_type(request.folder, error)) from None
         except (Interrupted, KeyboardInterrupt):
             shown.close()
             console.line(f"Interrupted, and saved. The same command goes on: {request.command}")
@@ -43,7 +52,7 @@ def guarded(request: Request, prepared: Prepared, story: Callable[[Scene], None]
             text = traceback.format_exc()
             with (request.folder / "log.txt").open("a", encoding="utf-8") as log:
                 log.write(text)
-            checkpoint.replace_file(request.folder / "FAILED", text)
+            digests.replace_file(request.folder / "FAILED", text)
             console.error(f"{type(error).__name__}: {error}")
             if is_out_of_memory(error):
                 console.line(memory_advice(request, prepared, clock))
@@ -89,5 +98,8 @@ def finish(request: Request, prepared: Prepared, journal: Journal, scene: Scene)
         + (f" (each later task at most {duration(max(online))})" if online else "")
     )
     console.line(f"report: {page}")
-    checkpoint.replace_file(request.folder / "COMPLETED", "")
+    digests.record(request.folder / "metrics.jsonl", journal.log_digest())
+    for sums in digests.sums_of(request.folder):
+        digests.settle(sums.parent)
+    digests.replace_file(request.folder / "COMPLETED", "")
     checkpoint.remove(request.folder / "state")

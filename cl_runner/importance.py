@@ -56,7 +56,7 @@ def importance(
                 return measured.found[key]
         measured.found = {}  # of other data: as large as the model, and not needed any more
         for key in keys.values():
-            kept = importance_cache.load(cache, named(key, wanted)) if cache else None
+            kept = importance_cache.load(cache, named(key, wanted), learner.warn) if cache else None
             if kept is not None:
                 whole = options.accumulate == "device" and options.passes == 1
                 measured.found[key] = kept.to(learner.device) if whole else kept

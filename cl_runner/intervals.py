@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cl_runner.digests import read_text, readable
 from cl_runner.matrix import Floats, derived_arrays
 
 DRAWS = 1000
@@ -24,17 +25,19 @@ def read_scores(folder: Path) -> dict[int, dict[str, Floats]]:
     """The kept scores of a run: row of the matrix -> task -> percent of each test example, [n].
 
     Raises:
-        ValueError: a file of predictions is damaged.
+        Damaged: a file of predictions is.
     """
     found = {}
     for path in sorted((folder / "predictions").glob("[0-9]*_*.jsonl")):
         by_task: dict[str, list[float]] = {}
-        try:
-            for line in path.read_text(encoding="utf-8").splitlines():
-                answer = json.loads(line)
-                by_task.setdefault(answer["task"], []).append(_score(answer))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
+        text = read_text(path)
+        with readable(path):
+            try:
+                for line in text.splitlines():
+                    answer = json.loads(line)
+                    by_task.setdefault(str(answer["task"]), []).append(_score(answer))
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"a prediction without {error}") from None
         found[int(path.name.partition("_")[0])] = {task: np.array(scores) for task, scores in by_task.items()}
     return found
 

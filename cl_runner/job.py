@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from cl_runner import damage, digests
 from cl_runner.compose import Request, request
 from cl_runner.data.task import Task, build_tasks, fingerprint
 from cl_runner.distributed import require_single_process
@@ -29,7 +29,11 @@ def run_request(asked: Request) -> int:
         return 2
     if (asked.folder / "COMPLETED").is_file():
         shutil.rmtree(asked.folder / "state", ignore_errors=True)  # left if a run died right after its last word
-        return say_completed(asked)
+        try:
+            return say_completed(asked)
+        except ValueError as error:
+            print(f"cl_runner: {error}", file=sys.stderr)
+            return 2
     from cl_runner.run import execute  # torch and transformers take seconds to import
 
     return execute(asked, tasks)
@@ -45,9 +49,11 @@ def check_data(request: Request, tasks: Sequence[Task]) -> None:
     if not path.is_file():
         return
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
-    except (ValueError, KeyError):
-        raise ValueError(f"{path} is damaged. To start anew, delete the run's folder: rm -r {path.parent}") from None
+        content = digests.read_json(path)
+        with digests.readable(path):
+            known = dict(content.get("fingerprints", ()))
+    except digests.Damaged as error:
+        raise ValueError(damage.what_to_type(request.folder, error)) from None
     changed = [task.name for task in tasks if known.get(task.name) != fingerprint(task)]
     if changed:
         anew = request.command_with({"root": f"{request.config.root}_new_data"})
@@ -58,18 +64,36 @@ def check_data(request: Request, tasks: Sequence[Task]) -> None:
 
 
 def say_completed(request: Request) -> int:
-    """A finished run says so, and what to type for another one."""
-    summary = json.loads((request.folder / "summary.json").read_text(encoding="utf-8"))
-    kept = OmegaConf.load(request.folder / "config.yaml").snapshots.save
+    """A finished run says so, and what to type for another one.
+
+    Raises:
+        ValueError: its record is damaged, or was edited.
+    """
+    damage.check_finished(request.folder)
+    metrics = finished_metrics(request.folder)
+    kept = damage.read_config(request.folder / "config.yaml").get("snapshots", {}).get("save")
     if kept != request.config.snapshots.save:
         print(f"It ran with snapshots.save={kept}; to run it with another value, delete its folder.")
-    name = headline(summary["metrics"])
+    name = headline(metrics)
     print(
-        f"This run is completed: {name} {summary['metrics'][name]:.1f} %.\n"
+        f"This run is completed: {name} {metrics[name]:.1f} %.\n"
         f"{request.folder}/report.html shows it. "
         f"Another seed is another run: {request.command_with({'seed': str(request.config.seed + 1)})}"
     )
     return 0
+
+
+def finished_metrics(folder: Path) -> dict[str, float]:
+    """The derived numbers of a finished run.
+
+    Raises:
+        Damaged: its summary.json is, or was edited.
+    """
+    path = folder / "summary.json"
+    metrics = digests.read_json(path).get("metrics")
+    if not isinstance(metrics, dict) or not isinstance(metrics.get(headline(metrics)), int | float):
+        raise digests.Damaged(path, "does not hold the numbers of a finished run")
+    return metrics
 
 
 def job(config: DictConfig) -> int:

@@ -92,19 +92,23 @@ class Journal(Watch):
             files = list(self.changes.files())
             apply_chain(self._learner.parameters(), files)
             self.changes.weights = describe_snapshot(files[-1]).weights
+        if self.rows:  # what a file lost that nothing reads back
+            write_matrices(self._folder, self._names, self.rows)
+        if self.ability:
+            self._write_ability()
         where = "" if saved["stage"] != "training" else f" after step {saved['training']['step']}"
         at = f"Going on with task {saved['task'] + 1}/{len(self._names)}{where}."
         done = saved["task"] == len(self._names)
         self._console.line("All tasks are learned; what is left is the report." if done else at)
 
-    def open(self, lines: int) -> None:
+    def open(self, log: tuple[int, str | None]) -> None:
         """metrics.jsonl and W&B, where the checkpoint left them.
 
         Args:
-            lines: of metrics.jsonl that belong to the checkpoint.
+            log: lines of metrics.jsonl that belong to the checkpoint, and their digest.
         """
         request, options = self._request, self._config.wandb
-        self._metrics = MetricsLog(self._folder / "metrics.jsonl", lines)
+        self._metrics = MetricsLog(self._folder / "metrics.jsonl", *log)
         self._scene.closing.callback(self._metrics.close)
         wandb = self.wandb = WandbLog(
             mode=options.mode,
@@ -125,6 +129,11 @@ class Journal(Watch):
 
         self._scene.closing.push(end)
 
+    def log_digest(self) -> str:
+        """SHA-256 of metrics.jsonl as it is now."""
+        assert self._metrics is not None, "the journal is not open"
+        return self._metrics.sync()[1]
+
     def _write(self, **line: Any) -> None:
         assert self._metrics is not None, "the journal is not open"
         self._metrics.write(**line)
@@ -133,7 +142,7 @@ class Journal(Watch):
         """A checkpoint; what W&B is told never runs ahead of it."""
         assert self._metrics is not None, "the journal is not open"
         with self._learner.clock.phase("checkpoint"):
-            lines = self._metrics.sync()
+            log = self._metrics.sync()
             state = {
                 "stage": stage,
                 "task": task,
@@ -142,7 +151,7 @@ class Journal(Watch):
                 "details": self.details,
                 "chain": self.changes.chain,
                 "step": self.step,
-                "lines": lines,
+                "log": log,
                 "clock": self._learner.clock.state_dict(),
                 "method": self._method.state_dict(),
                 "training": None if progress is None else progress.state_dict(),
@@ -153,7 +162,7 @@ class Journal(Watch):
                 if str(change.relative_to(self._folder)) not in self.changes.chain:
                     change.unlink()
             if self.wandb is not None:
-                self.wandb.flush(lines)
+                self.wandb.flush(log[0])
         self._stop.check()
 
     # a task, as it goes on
@@ -243,6 +252,9 @@ class Journal(Watch):
             found = evaluate(self._learner, self._method, [task], options, after, quiet)
             return mean(next(iter(scores([task], found, options)[task.name].values())))
 
+    def _write_ability(self) -> None:
+        write_ability(self._folder, [START, *self._names], self.ability)
+
     def _probe(self, after: str) -> None:
         """A row of general ability: what the model could do before, it should still do."""
         if not self._probes:
@@ -259,5 +271,5 @@ class Journal(Watch):
         self._shown.close()
         self.ability = [*self.ability, numbers]
         self._write(kind="ability", after=after, step=self.step, ability=numbers)
-        write_ability(self._folder, [START, *self._names], self.ability)
+        self._write_ability()
         self._console.line(f"general ability after {after}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))

@@ -8,7 +8,6 @@ cell that was not measured. In the formulas A[t,u] counts tasks from 1, so that 
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from io import StringIO
@@ -17,6 +16,8 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cl_runner.digests import read_text, readable, write
 
 Floats = NDArray[np.float64]
 Value = TypeVar("Value")
@@ -177,16 +178,17 @@ def read_matrix(path: Path) -> tuple[list[str], Floats]:
     """Task names and values of an accuracy.csv or forgetting.csv; NaN for an empty cell.
 
     Raises:
-        ValueError: the file is not such a table.
+        Damaged: the file is not what was written, or no such table.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.reader(file))
-    if not lines or lines[0][:1] != ["after"] or any(len(line) != len(lines[0]) for line in lines):
-        raise ValueError(f"{path} is not a matrix: it needs a header `after,<task>,...` and rows of the same length")
-    try:
+    text = read_text(path)
+    with readable(path):
+        try:
+            lines = list(csv.reader(StringIO(text, newline=""), strict=True))
+        except csv.Error as error:
+            raise ValueError(str(error)) from None
+        if not lines or lines[0][:1] != ["after"] or any(len(line) != len(lines[0]) for line in lines):
+            raise ValueError("a matrix is expected: a header `after,<task>,...` and rows of the same length")
         values = [[float(cell) if cell else np.nan for cell in line[1:]] for line in lines[1:]]
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     return lines[0][1:], np.array(values, dtype=np.float64).reshape(len(values), len(lines[0]) - 1)
 
 
@@ -198,7 +200,4 @@ def write_table(path: Path, columns: Sequence[str], names: Sequence[str], values
     writer.writerow(["after", *columns])
     for name, row in zip(names, values, strict=False):
         writer.writerow([name, *("" if np.isnan(value) else repr(float(value)) for value in row)])
-    # A reader, or a run that is killed here, never sees half a file.
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(temporary, path)
+    write(path, text.getvalue())

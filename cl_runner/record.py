@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
 
-from cl_runner.checkpoint import replace_file
 from cl_runner.compose import Request
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task, fingerprint, label_union, source_files
+from cl_runner.digests import read_json, write
 from cl_runner.families.base import Prediction
 from cl_runner.intervals import by_task, derived_intervals, draw, read_scores
 from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting, write_table
@@ -25,17 +25,24 @@ from cl_runner.tracking.environment import describe_environment
 def write_request(request: Request, tasks: Sequence[Task], device: str) -> None:
     """config.yaml, overrides.txt, environment.json and data.json, once: what was asked, where, on which data."""
     folder, config = request.folder, request.config
-    if (folder / "data.json").is_file():
-        return
-    OmegaConf.save(OmegaConf.create(request.resolved), folder / "config.yaml")
-    replace_file(folder / "overrides.txt", "\n".join([*request.overrides, ""]))
-    replace_file(folder / "environment.json", json.dumps(describe_environment(request.command, device), indent=1))
-    data = {
-        "labels": list(label_union(tasks)),
-        "fingerprints": {task.name: fingerprint(task) for task in tasks},
-        "files": [str(path) for path in source_files(config.task_order, config.task)],
+
+    def data() -> dict[str, Any]:
+        return {
+            "labels": list(label_union(tasks)),
+            "fingerprints": {task.name: fingerprint(task) for task in tasks},
+            "files": [str(path) for path in source_files(config.task_order, config.task)],
+        }
+
+    # data.json comes last: a folder that has it is a run's.
+    texts: dict[str, Callable[[], str]] = {
+        "config.yaml": lambda: OmegaConf.to_yaml(OmegaConf.create(request.resolved)),
+        "overrides.txt": lambda: "\n".join([*request.overrides, ""]),
+        "environment.json": lambda: json.dumps(describe_environment(request.command, device), indent=1),
+        "data.json": lambda: json.dumps(data(), indent=1),
     }
-    replace_file(folder / "data.json", json.dumps(data, indent=1))
+    for name, text in texts.items():
+        if not (folder / name).is_file():
+            write(folder / name, text())
 
 
 def header(request: Request, tasks: Sequence[Task], device: str) -> list[tuple[str, str]]:
@@ -61,15 +68,15 @@ def header(request: Request, tasks: Sequence[Task], device: str) -> list[tuple[s
 
 def write_fisher(folder: Path, after: str, layers: Sequence[Mapping[str, Any]]) -> None:
     """fisher.json: the importance that the latest task began with, by layer and module (PE figure 4)."""
-    replace_file(folder / "fisher.json", json.dumps({"after": after, "layers": layers}, indent=1))
+    write(folder / "fisher.json", json.dumps({"after": after, "layers": layers}, indent=1))
 
 
 def write_masks(folder: Path, entry: Mapping[str, Any]) -> None:
     """masks.json: one entry per task with a selection (PIECE figures 3 and 5), each written anew."""
     path = folder / "masks.json"
-    known = json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.is_file() else []
+    known = read_json(path)["tasks"] if path.is_file() else []
     tasks = [other for other in known if other["task"] != entry["task"]] + [entry]
-    replace_file(path, json.dumps({"tasks": tasks}, indent=1))
+    write(path, json.dumps({"tasks": tasks}, indent=1))
 
 
 def write_predictions(
@@ -96,7 +103,7 @@ def write_predictions(
         for i, (e, p, score) in enumerate(zip(examples[name], found, scores[name], strict=True))
     ]
     (folder / "predictions").mkdir(exist_ok=True)
-    replace_file(folder / "predictions" / f"{number:02d}_{after}.jsonl", "\n".join([*lines, ""]))
+    write(folder / "predictions" / f"{number:02d}_{after}.jsonl", "\n".join([*lines, ""]))
 
 
 def write_matrices(folder: Path, names: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
@@ -137,7 +144,7 @@ def throughput(folder: Path, task: Task, entries: int) -> dict[str, float]:
         "padding_share": 1 - tokens / positions,
     }
     path = folder / "plan.json"
-    plan = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    plan = read_json(path) if path.is_file() else {}
     needed, peak = plan.get("flops_per_token"), plan.get("flops_per_second")
     if needed and peak:
         found["model_flops_share"] = needed[task.index] * tokens / seconds / peak
@@ -222,5 +229,5 @@ def write_summary(
         },
         "wall_seconds": sum(totals.values()),
     }
-    replace_file(request.folder / "summary.json", json.dumps(summary, indent=1))
+    write(request.folder / "summary.json", json.dumps(summary, indent=1))
     return summary

@@ -16,7 +16,9 @@ from torch import Tensor
 from cl_runner import checkpoint
 from cl_runner.build import recompute_activations
 from cl_runner.compose import Request
+from cl_runner.damage import check_begun, what_to_type
 from cl_runner.data.task import Task
+from cl_runner.digests import Damaged
 from cl_runner.ends import finish, guarded
 from cl_runner.journal import Journal, Scene
 from cl_runner.learn import learn_task
@@ -42,7 +44,7 @@ def execute(request: Request, tasks: Sequence[Task]) -> int:
             if (request.folder / "COMPLETED").is_file():
                 print(f"Another process has just completed this run: {request.folder}")
                 return 0
-            saved = checkpoint.load(request.folder / "state", str(run.prepared.device))
+            saved = run.saved()
             return run.guarded(saved)
     except ValueError as error:
         print(f"cl_runner: {error}", file=sys.stderr)
@@ -55,6 +57,22 @@ class Run:
     def __init__(self, request: Request, tasks: Sequence[Task]):
         self.request, self.config = request, request.config
         self.prepared = prepare(request.config, tasks)
+
+    def saved(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None; what a run reads back of its folder is what it wrote.
+
+        Raises:
+            ValueError: it is not; the text says what is whole and what to type.
+        """
+        folder = self.request.folder
+        try:
+            saved = checkpoint.load(folder / "state", str(self.prepared.device))
+            if saved is not None:
+                for line in check_begun(folder, saved["log"]):
+                    print(line, flush=True)
+        except Damaged as error:
+            raise ValueError(what_to_type(folder, error)) from None
+        return saved
 
     def guarded(self, saved: dict[str, Any] | None) -> int:
         """The story with its ends, as an exit status. Call it holding the run's lock.
@@ -72,7 +90,7 @@ class Run:
             kept = learner.weights() if learner.restart else {}
             if saved is not None:
                 journal.load(saved)
-            journal.open(saved["lines"] if saved else 0)
+            journal.open(tuple(saved["log"]) if saved else (0, None))
             scene.console.plan(units(self.config, self.prepared))
             scene.console.order(len(self.prepared.tasks))
         if not journal.rows:

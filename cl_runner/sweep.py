@@ -5,12 +5,13 @@ Typing the line again goes on: finished jobs say so, interrupted ones resume.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cl_runner.compose import Request, compose
+from cl_runner.digests import Damaged
+from cl_runner.job import finished_metrics
 from cl_runner.matrix import headline
 from cl_runner.overrides import command_line, jobs_of, sweep_id
 
@@ -57,11 +58,13 @@ def summarise(requests: Sequence[Request]) -> int:
     for request, found in zip(requests, scores, strict=True):
         folder = request.folder
         completed = (folder / "COMPLETED").is_file()
-        failed += not completed
+        failed += not found
         begun = (folder / "state").is_dir()
-        status = "completed" if completed else "not finished" if begun else "not begun: the reason stands above"
+        done = "completed" if found else "completed, but damaged: the reason stands above"
+        status = done if completed else "not finished" if begun else "not begun: the reason stands above"
         if (folder / "FAILED").is_file():
-            status = "failed: " + (folder / "FAILED").read_text(encoding="utf-8").splitlines()[-1]
+            lines = (folder / "FAILED").read_text(encoding="utf-8", errors="replace").splitlines()
+            status = f"failed: {lines[-1]}" if lines else "failed"
         score = f"{found[shown]:.1f}" if found else ""
         varied = " ".join(o for o in request.overrides if o not in shared) or "(the only one)"
         table.add_row(varied, status, score, str(folder))
@@ -77,6 +80,7 @@ def _scores(request: Request) -> dict[str, float]:
     """The derived numbers of a completed job, else none."""
     if not (request.folder / "COMPLETED").is_file():
         return {}
-    summary = json.loads((request.folder / "summary.json").read_text(encoding="utf-8"))
-    metrics: dict[str, float] = summary["metrics"]
-    return metrics
+    try:
+        return finished_metrics(request.folder)
+    except Damaged:  # which the job itself has said
+        return {}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cl_runner import tensor_files
 from cl_runner.sparse import importance_cache
 from cl_runner.sparse.importance import Importance
 from cl_runner.sparse.importance_cache import key, load, named, store
@@ -125,7 +126,9 @@ def test_a_damaged_file_is_removed(tmp_path: Path, damage: str) -> None:
         content = bytearray(b"not a tensor file" * 10)
     assert bytes(content) != path.read_bytes()
     path.write_bytes(content)
-    assert load(tmp_path, A) is None
+    lines: list[str] = []
+    assert load(tmp_path, A, lines.append) is None
+    assert len(lines) == 1 and str(path) in lines[0] and "made anew" in lines[0]
     assert not path.exists()
     store(tmp_path, A, example(0), PLENTY)
     assert_equal(load(tmp_path, A), example(0))
@@ -162,7 +165,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     lines: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(importance_cache, "save_file", full)
+        patch.setattr(tensor_files, "save_file", full)
         store(tmp_path, A, example(), PLENTY, lines.append)
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")

@@ -14,8 +14,8 @@ from run_folders import assert_self_contained, make_run, words
 from safetensors.numpy import save_file
 from tiny import TINY
 
-from cl_runner.checkpoint import replace_file
 from cl_runner.compose import compose
+from cl_runner.digests import replace_file
 from cl_runner.record import write_summary
 from cl_runner.report import command
 from cl_runner.report.folder import read_run

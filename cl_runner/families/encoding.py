@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from cl_runner.checkpoint import replace_tensors
 from cl_runner.config import Backbone
+from cl_runner.tensor_files import read_cached, write_tensors
 
+#: Of the kept files; changes when they hold something else.
+FORMAT = 2
 #: Stands for a user's words in a chat template.
 MARK = "§words§"
 
@@ -133,12 +134,10 @@ class Encoding:
         """Encode everything, or read it from `cache`, where it is kept by its content and the rules."""
         prompts, answers = list(dict.fromkeys(prompts)), list(dict.fromkeys(answers))
         path = cache / f"{self._key(prompts, answers)}.safetensors" if cache is not None else None
-        if path is not None and path.is_file():
-            try:
-                self._read(path, prompts, answers)
-                return
-            except (SafetensorError, OSError, ValueError):
-                path.unlink(missing_ok=True)  # damaged: encode anew
+        kept = read_cached(path) if path is not None else None
+        if kept is not None:
+            self._take(kept[0], prompts, answers)
+            return
         self.prompts(prompts)
         if answers:
             self.answers(answers)
@@ -150,7 +149,7 @@ class Encoding:
             name: getattr(self._backbone, name)
             for name in ("max_length", "max_answer_length", "truncation", "chat_template")
         }
-        said = hashlib.sha256(json.dumps([rules, self._before, self._after, self._ends]).encode())
+        said = hashlib.sha256(json.dumps([FORMAT, rules, self._before, self._after, self._ends]).encode())
         said.update(tokenizer_hash(self._tokenizer).encode())
         said.update(str(self._tokenizer.chat_template).encode())
         for texts in (prompts, answers):
@@ -163,13 +162,9 @@ class Encoding:
             "ids": torch.tensor([i for row in rows for i in row], dtype=torch.int32),
             "lengths": torch.tensor([len(row) for row in rows], dtype=torch.int32),
         }
-        replace_tensors(path, tensors)
+        write_tensors(path, tensors)
 
-    def _read(self, path: Path, prompts: Sequence[str], answers: Sequence[str]) -> None:
-        tensors = load_file(path)
-        lengths = tensors["lengths"].tolist()
-        if len(lengths) != len(prompts) + len(answers) or sum(lengths) != len(tensors["ids"]):
-            raise ValueError(f"{path} does not hold what its name says")
-        rows = [row.tolist() for row in tensors["ids"].split(lengths)]
+    def _take(self, tensors: Mapping[str, Tensor], prompts: Sequence[str], answers: Sequence[str]) -> None:
+        rows = [row.tolist() for row in tensors["ids"].split(tensors["lengths"].tolist())]
         self._prompts.update(zip(prompts, rows[: len(prompts)], strict=True))
         self._answers.update(zip(answers, rows[len(prompts) :], strict=True))

@@ -211,7 +211,7 @@ class SLM(Method):
         """Queries of the task's texts and, once, of all that tests will ask: each set at once, or from disk."""
         if self.queries is None:
             cache = learner.cache / "queries" if learner.cache else None
-            self.queries = Queries(self.encoder, learner.device, cache, learner.progress)
+            self.queries = Queries(self.encoder, learner.device, cache, learner.progress, learner.warn)
             task_index, learner.clock.current = learner.clock.current, -1  # what tests cost is no task's time
             with learner.clock.phase("queries"):
                 for one in learner.tasks:

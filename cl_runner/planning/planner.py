@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from cl_runner.checkpoint import replace_file
+from cl_runner.digests import write
 from cl_runner.planning import peaks
 from cl_runner.planning.architecture import Architecture
 from cl_runner.planning.disk import disk_bytes
@@ -140,4 +140,4 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 def write_plan(folder: Path, plan: Plan) -> None:
     """plan.json in a run's folder, which the report sets beside what was measured."""
-    replace_file(folder / "plan.json", json.dumps(plan_json(plan), indent=1))
+    write(folder / "plan.json", json.dumps(plan_json(plan), indent=1))

@@ -14,10 +14,10 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from cl_runner.batch import Batch
-from cl_runner.checkpoint import replace_file
 from cl_runner.config import Count, Positive, Sampling
 from cl_runner.data.example import Example
 from cl_runner.data.readers import READERS
+from cl_runner.digests import read_text, write
 from cl_runner.families.base import IGNORED, Answering
 from cl_runner.families.tokens import padded
 from cl_runner.learner import Learner
@@ -65,7 +65,7 @@ class HeldText(Probe):
                 texts = self._written(learner)
         else:
             texts = self._read(learner.family.tokenizer, Path(self.path).expanduser())
-        replace_file(folder / TEXTS, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+        write(folder / TEXTS, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
 
     def _written(self, learner: Learner) -> list[str]:
         """What the model says unasked."""
@@ -113,7 +113,7 @@ class HeldText(Probe):
 
     def measure(self, learner: Learner, folder: Path, after: str) -> dict[str, float]:
         """`loss` in nats per token and `perplexity`, its exponential."""
-        texts = [str(record["text"]) for record in READERS["jsonl"](folder / TEXTS)]
+        texts = [str(json.loads(line)["text"]) for line in read_text(folder / TEXTS).split("\n")[:-1]]
         total, count, done = 0.0, 0, 0
         with at_rest(learner.model):
             for batch in self._batches(learner, texts):

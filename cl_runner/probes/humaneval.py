@@ -17,9 +17,9 @@ import torch
 from pydantic import Field
 
 from cl_runner.batch import Batch
-from cl_runner.checkpoint import replace_file
 from cl_runner.config import Count, Positive, Sampling
 from cl_runner.data.readers import READERS
+from cl_runner.digests import replace_file
 from cl_runner.families.base import Answering
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.tokens import padded

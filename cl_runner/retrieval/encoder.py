@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -13,19 +12,19 @@ from typing import TYPE_CHECKING
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
-from cl_runner.checkpoint import replace_tensors
 from cl_runner.config import Encoder
 from cl_runner.families.loading import locate, readable
 from cl_runner.sparse.bits import weights_hash
+from cl_runner.tensor_files import read_cached, write_tensors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+#: Of the kept files; changes when they hold something else.
+FORMAT = 2
 #: Texts of one pass of the encoder.
 AT_ONCE = 64
 KEY = "method.slm.encoder.checkpoint"
@@ -59,12 +58,19 @@ class Queries:
     Args:
         cache: a folder that other runs share, or None.
         progress: called with a phase, texts done and texts in all.
+        warn: tells the user something.
     """
 
     def __init__(
-        self, options: Encoder, device: torch.device, cache: Path | None, progress: Callable[[str, int, int], None]
+        self,
+        options: Encoder,
+        device: torch.device,
+        cache: Path | None,
+        progress: Callable[[str, int, int], None],
+        warn: Callable[[str], None] = print,
     ):
-        self._options, self._device, self._cache, self._progress = options, device, cache, progress
+        self._options, self._device, self._cache = options, device, cache
+        self._progress, self._warn = progress, warn
         self._loaded: SentenceTransformer | None = None
         self._hash: str | None = None
         self._width = check_encoder(options)
@@ -85,14 +91,10 @@ class Queries:
         if all(text in self._places for text in whole):
             return
         path = self._cache / f"{self._key(whole)}.safetensors" if self._cache and len(whole) > AT_ONCE else None
-        vectors = None
-        if path is not None and path.is_file():
-            with contextlib.suppress(SafetensorError):  # one that is damaged is written anew
-                vectors = load_file(path)["queries"]
-        if vectors is None:
-            vectors = self._encode(whole)
-            if path is not None:
-                replace_tensors(path, {"queries": vectors})
+        kept = read_cached(path, self._warn) if path is not None else None
+        vectors = self._encode(whole) if kept is None else kept[0]["queries"]
+        if path is not None and kept is None:
+            write_tensors(path, {"queries": vectors})
         for row, text in enumerate(whole):
             self._places.setdefault(text, (len(self._sets), row))
         self._sets.append(vectors)
@@ -106,6 +108,7 @@ class Queries:
         import sentence_transformers
 
         known = {
+            "format": FORMAT,
             "texts": list(texts),
             "max_length": self._options.max_length,
             "weights": self._weights(),

@@ -9,11 +9,12 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
-from cl_runner.checkpoint import replace_tensors
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
+from cl_runner.digests import write
 from cl_runner.retrieval.encoder import Queries
 from cl_runner.retrieval.keys import hits, similarities
 
@@ -48,7 +49,7 @@ def accuracies(
 
 def write_keys(folder: Path, keys: Mapping[str, Tensor]) -> None:
     """keys.safetensors: [g, n, c] by task, for the report's pictures."""
-    replace_tensors(folder / KEYS, keys)
+    write(folder / KEYS, save({task: key.detach().cpu().contiguous() for task, key in keys.items()}))
 
 
 @torch.no_grad()

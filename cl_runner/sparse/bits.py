@@ -24,7 +24,7 @@ NAMED = {name: dtype for dtype, name in DTYPES.items()}
 #: The integers that hold the bits of a type, by bytes.
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 #: The gap that leads to no entry.
-_SKIP = 0xFFFF
+SKIP = 0xFFFF
 
 
 def tensor_digests(weights: Mapping[str, Tensor]) -> dict[str, str]:
@@ -58,16 +58,28 @@ def gaps_of(index: Tensor, size: int) -> Tensor:
     gaps = index.diff(prepend=index.new_zeros(1))
     assert bool((gaps[1:] > 0).all()) and int(index[0]) >= 0, "positions are not sorted"
     assert int(index[-1]) < size, f"position {int(index[-1])} of a tensor of {size} entries"
-    skips = gaps // _SKIP
-    stored = torch.full((index.numel() + int(skips.sum()),), _SKIP)
-    stored[(skips + 1).cumsum(0) - 1] = gaps % _SKIP
+    skips = gaps // SKIP
+    stored = torch.full((index.numel() + int(skips.sum()),), SKIP)
+    stored[(skips + 1).cumsum(0) - 1] = gaps % SKIP
     return stored.to(torch.uint16)
 
 
 def positions_of(gaps: Tensor) -> Tensor:
     """The counterpart of `gaps_of`, int64."""
     wide = gaps.long()
-    return wide.cumsum(0)[wide != _SKIP]
+    return wide.cumsum(0)[wide != SKIP]
+
+
+def positions_misfit(gaps: Tensor, stored: int, size: int) -> str | None:
+    """Why these are not the gaps of `stored` sorted positions below `size`, each there once; None if they are."""
+    wide = gaps.long()
+    here = wide != SKIP
+    if int(here.sum()) != stored or not bool(here[-1]):
+        return f"has {int(here.sum())} positions for {stored} changes"
+    positions = wide.cumsum(0)[here]
+    if not bool((positions.diff() > 0).all()):
+        return "has positions twice"
+    return f"has a position beyond its {size} entries" if int(positions[-1]) >= size else None
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
@@ -76,8 +88,13 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
+def digest_prefix(dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
+    """What a tensor's digest begins with: its bytes follow."""
+    return f"{dtype}\0{shape}\0".encode()
+
+
 def digest(tensor: Tensor) -> str:
     """SHA-256 over a tensor's type, shape and bytes."""
-    found = hashlib.sha256(f"{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+    found = hashlib.sha256(digest_prefix(tensor.dtype, tuple(tensor.shape)))
     found.update(bytes_of(tensor))
     return found.hexdigest()

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cl_runner.digests import Damaged
 from cl_runner.sparse.bits import DTYPES, INTEGERS, weights_hash
 from cl_runner.sparse.snapshots import Header, Snapshot, describe_snapshot, read_snapshot
+from cl_runner.sparse.stored_header import Unusable
 
 
 @torch.no_grad()
@@ -40,17 +42,19 @@ def apply_chain(weights: Mapping[str, Tensor], paths: Sequence[Path]) -> None:
         paths: snapshots in the order of their tasks, each the parent of the next.
 
     Raises:
-        ValueError: a file is missing, damaged or of another model, a link of the chain does not fit, or the result
-            is not what the last snapshot promises; the text names the file. The weights are then of no use.
+        Damaged: a file is missing or damaged, a link of the chain does not fit, or the result is not what the last
+            snapshot promises; the text names the file. The weights are then of no use.
+        ValueError: a file is of another model.
     """
     assert paths, "a chain has at least one snapshot"
     headers = [describe_snapshot(path) for path in paths]
     for (earlier, before), (path, header) in pairwise(zip(paths, headers, strict=True)):
         if header.parent != before.weights:
-            raise ValueError(_broken(path, header.parent, str(earlier), before.weights))
+            raise _broken(path, header.parent, str(earlier), before.weights)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     dtypes = {name: tensor.dtype for name, tensor in weights.items()}
-    check_same_model(headers[0], str(paths[0]), shapes, dtypes, "the starting weights")
+    for path, header in zip(paths, headers, strict=True):
+        check_same_model(header, str(path), shapes, dtypes, "the starting weights")
     for path in paths:
         apply_snapshot(weights, read_snapshot(path))
     found, expected = weights_hash(weights), headers[-1].weights
@@ -62,8 +66,8 @@ def apply_chain(weights: Mapping[str, Tensor], paths: Sequence[Path]) -> None:
             apply_snapshot(weights, read_snapshot(path))
         start = weights_hash(weights)
         if start != headers[0].parent:
-            raise ValueError(_broken(paths[0], headers[0].parent, "the starting weights", start))
-    raise ValueError(f"{paths[-1]}: the restored weights are {found[:12]}, but should be {expected[:12]}")
+            raise _broken(paths[0], headers[0].parent, "the starting weights", start)
+    raise Unusable(paths[-1], f"the restored weights are {found[:12]}, but should be {expected[:12]}")
 
 
 def read_weights(paths: Sequence[Path], base: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -110,5 +114,5 @@ def _kind(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtyp
     return f"{DTYPES[dtypes[name]]} {list(shapes[name])}" if name in shapes else "missing"
 
 
-def _broken(path: Path, parent: str, before: str, reached: str) -> str:
-    return f"{path} does not follow on {before}: it changes weights {parent[:12]}, these are {reached[:12]}"
+def _broken(path: Path, parent: str, before: str, reached: str) -> Damaged:
+    return Damaged(path, f"does not follow on {before}: it changes weights {parent[:12]}, these are {reached[:12]}")

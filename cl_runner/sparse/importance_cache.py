@@ -1,7 +1,6 @@
 """Importance that runs share: files named by a hash of everything that the sums depend on.
 
-A file is written whole or not at all, holds the hash of its content, and is removed when that does not fit: a damaged
-file costs the pass again, never a wrong result.
+A file of tensor_files.py: a damaged one costs the pass again, never a wrong result.
 """
 
 from __future__ import annotations
@@ -9,21 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from cl_runner.sparse.bits import weights_hash
 from cl_runner.sparse.importance import Importance
+from cl_runner.tensor_files import read_cached, write_tensors
 
-#: Changes when the sums are computed in another way.
+#: Changes when the sums are computed in another way, or the files hold something else.
 FORMAT = 2
 
 #: Files that a crashed run left half written are removed when they are this old.
@@ -78,21 +75,13 @@ def key(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load(folder: Path, key: str) -> Importance | None:
-    """The stored importance, in main memory; None if there is none. A damaged file is removed."""
+def load(folder: Path, key: str, warn: Callable[[str], None] = lambda line: None) -> Importance | None:
+    """The stored importance, in main memory; None if there is none. A damaged file is removed: one line to `warn`."""
     path = _path(folder, key)
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
+    kept = read_cached(path, warn)
+    if kept is None:
         return None
-    except (OSError, SafetensorError, ValueError):
-        tensors, metadata = {}, {}
-    if metadata.get("key") != key or metadata.get("content") != _content(tensors, metadata):
-        with suppress(OSError):
-            path.unlink()
-        return None
+    tensors, metadata = kept
     with suppress(OSError):  # a folder that can only be read
         os.utime(path)  # used now: the last to be evicted
     parts: dict[str, dict[str, Tensor]] = {"gradient": {}, "fisher": {}}
@@ -112,46 +101,27 @@ def store(
 
     Several processes may store the same key. A failure to write costs the next run a pass: it is one line to `warn`.
     """
-    tensors = {f"fisher/{name}": total.cpu().contiguous() for name, total in importance.fisher.items()}
-    tensors |= {f"gradient/{name}": total.cpu().contiguous() for name, total in (importance.gradient or {}).items()}
+    tensors = {f"fisher/{name}": total for name, total in importance.fisher.items()}
+    tensors |= {f"gradient/{name}": total for name, total in (importance.gradient or {}).items()}
     needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if needed > limit_bytes:
         warn(f"importance of {needed} bytes is not cached: the limit is {limit_bytes} bytes in {folder}")
         return
     metadata = {
-        "key": key,
         "units": str(importance.units),
         "examples": str(importance.examples),
         "order": json.dumps(list(importance.fisher)),
     }
-    metadata["content"] = _content(tensors, metadata)
-    temporary: Path | None = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, prefix=key[:16], suffix=".tmp")
-        temporary = Path(name)
-        os.close(handle)
-        save_file(tensors, temporary, metadata)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, _path(folder, key))
+        write_tensors(_path(folder, key), tensors, metadata)
         _evict(folder, limit_bytes, _path(folder, key))
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         warn(f"importance is not cached, the next run computes it again: {folder}: {reason}")
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink()
 
 
 def _path(folder: Path, key: str) -> Path:
     return folder / f"{key}.safetensors"
-
-
-def _content(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """Hash of the tensors and of what is said about them."""
-    said = json.dumps([metadata.get(name) for name in ("key", "units", "examples", "order")])
-    return hashlib.sha256(f"{said}\0{weights_hash(tensors)}".encode()).hexdigest()
 
 
 def _evict(folder: Path, limit_bytes: int, newest: Path) -> None:

@@ -18,18 +18,34 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from cl_runner.checkpoint import sync_folder
-from cl_runner.sparse.bits import DTYPES, NAMED, bits_of, bytes_of, gaps_of, positions_of
-
-FORMAT = "cl_runner.snapshot/2"
+from cl_runner.digests import Damaged, readable, sync_folder
+from cl_runner.sparse.bits import (
+    DTYPES,
+    bits_of,
+    bytes_of,
+    combine,
+    digest_prefix,
+    gaps_of,
+    positions_misfit,
+    positions_of,
+)
+from cl_runner.sparse.stored_header import (
+    FORMAT,
+    FileHeader,
+    Part,
+    Unusable,
+    compact,
+    content_digest,
+    read_header,
+)
 
 
 @dataclass(frozen=True)
@@ -190,12 +206,12 @@ def save_snapshot(path: Path, snapshot: Snapshot) -> int:
         "base": header.base,
         "parent": header.parent,
         "weights": header.weights,
-        "method": _json(header.method),
+        "method": compact(header.method),
         "model": json.dumps(model, separators=(",", ":")),  # in the model's order
         "sha256": " ".join(digest.hexdigest() for digest in digests.values()),  # in the order of the names
     }
-    metadata["content"] = _content({"__metadata__": metadata, **entries})
-    text = _json({"__metadata__": metadata, **entries}).encode()
+    metadata["content"] = content_digest({"__metadata__": metadata, **entries})
+    text = compact({"__metadata__": metadata, **entries}).encode()
     text += b" " * (-len(text) % 8)
     # Written here and not by safetensors, whose order of metadata differs from call to call.
     temporary = path.with_name(path.name + ".tmp")
@@ -215,51 +231,49 @@ def describe_snapshot(path: Path) -> Description:
     """Read a snapshot's header.
 
     Raises:
-        ValueError: the file is missing, is no snapshot, or its header is damaged.
+        Damaged: the file is missing, is no snapshot, or its header is damaged.
     """
-    return _describe(path, *_header(path)[:2])
+    return _described(read_header(path))
 
 
 def verify_snapshot(path: Path) -> list[str]:
-    """What is wrong with a snapshot: one line per problem, with file and tensor; empty if it is sound."""
+    """What is wrong with a snapshot: one line per problem, with file and tensor; empty if `read_snapshot` can read it
+    and, of a whole model, its weights are those that it promises."""
     try:
-        entries, metadata, start = _header(path)
-    except ValueError as error:
+        header = read_header(path)
+        problems, weights = [], {}
+        for name, parts in header.parts.items():
+            promised = hashlib.sha256(digest_prefix(*header.model[name])) if header.whole else None
+            problem = _read_parts(path, header, name, parts, also=promised)[1]
+            problems += [] if problem is None else [str(Unusable(path, problem))]
+            weights[name] = "" if promised is None else promised.hexdigest()
+        if header.whole and not problems and combine(weights) != header.metadata["weights"]:
+            problems.append(str(Unusable(path, "the weights in it are not those that it promises")))
+    except Damaged as error:
         return [str(error)]
-    problems = [problem for _, _, problem in _scan(path, entries, metadata, start) if problem is not None]
-    return problems + _extra(path, entries, start)
+    return problems
 
 
 def read_snapshot(path: Path) -> Snapshot:
     """Read and check a snapshot; tensors on the CPU.
 
     Raises:
-        ValueError: the file is missing or damaged; the text names the tensor.
+        Damaged: the file is missing or damaged; the text names the tensors.
     """
-    entries, metadata, start = _header(path)
+    header = read_header(path)
     changes: dict[str, Stored] = {}
     problems = []
-    for name, parts, problem in _scan(path, entries, metadata, start):
+    for name, parts in header.parts.items():
+        tensors, problem = _read_parts(path, header, name, parts, keep=True)
         if problem is not None:
             problems.append(problem)
-        elif "dense" in parts:
-            changes[name] = Stored(bits_of(parts["dense"]), None)
+        elif "dense" in tensors:
+            changes[name] = Stored(bits_of(tensors["dense"]), None)
         else:
-            changes[name] = Stored(parts["change"], positions_of(parts["gap"]) if "gap" in parts else None)
-    problems += _extra(path, entries, start)
+            changes[name] = Stored(tensors["change"], positions_of(tensors["gap"]) if "gap" in tensors else None)
     if problems:
-        raise ValueError("\n".join(problems))
-    return Snapshot(_describe(path, entries, metadata), changes)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def _content(header: Mapping[str, Any]) -> str:
-    """SHA-256 of everything in a header but itself; through the tensors' hashes in it, of the whole file."""
-    metadata = {key: value for key, value in header["__metadata__"].items() if key != "content"}
-    return hashlib.sha256(_json({**header, "__metadata__": metadata}).encode()).hexdigest()
+        raise Unusable(path, "; ".join(problems))
+    return Snapshot(_described(header), changes)
 
 
 def _changed(keys: Mapping[str, Any]) -> list[str]:
@@ -267,77 +281,66 @@ def _changed(keys: Mapping[str, Any]) -> list[str]:
     return sorted({key.partition("/")[2] for key in keys})
 
 
-def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
-    """(tensor entries, metadata, position of the first tensor's bytes) of a sound header."""
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if 8 + length > path.stat().st_size:
-            raise ValueError(f"{path}: the file is cut off in its header, or is no snapshot")
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-    except ValueError:
-        raise ValueError(f"{path}: the header is damaged, or the file is no snapshot") from None
-    metadata = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or "content" not in metadata:
-        raise ValueError(f"{path}: the header is damaged, or the file is no snapshot")
-    if metadata["content"] != _content(header):
-        raise ValueError(f"{path}: the header is damaged (names, shapes, hashes or metadata)")
-    if metadata["format"] != FORMAT:
-        raise ValueError(f"{path}: format {metadata['format']!r}; this version reads {FORMAT!r}")
-    return {key: entry for key, entry in header.items() if key != "__metadata__"}, metadata, 8 + length
-
-
-def _describe(path: Path, entries: Mapping[str, Any], metadata: Mapping[str, str]) -> Description:
-    model = {name: (NAMED[dtype], tuple(shape)) for name, (dtype, *shape) in json.loads(metadata["model"]).items()}
-    positions = [entry for key, entry in entries.items() if key.startswith("gap/")]
-    values = [entry for key, entry in entries.items() if not key.startswith("gap/")]
+def _described(header: FileHeader) -> Description:
+    metadata = header.metadata
+    parts = [(kind, part) for found in header.parts.values() for kind, part in found.items()]
     return Description(
         task=metadata["task"],
         index=int(metadata["index"]),
         base=metadata["base"],
         parent=metadata["parent"],
         weights=metadata["weights"],
-        method=json.loads(metadata["method"]),
-        shapes={name: shape for name, (_, shape) in model.items()},
-        dtypes={name: dtype for name, (dtype, _) in model.items()},
-        whole=bool(model) and all(f"dense/{name}" in entries for name in model),
-        stored=sum(math.prod(entry["shape"]) for entry in values),
-        position_bytes=sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in positions),
-        value_bytes=sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in values),
-        file_bytes=path.stat().st_size,
+        method=header.method,
+        shapes={name: shape for name, (_, shape) in header.model.items()},
+        dtypes={name: dtype for name, (dtype, _) in header.model.items()},
+        whole=header.whole,
+        stored=sum(math.prod(part.shape) for kind, part in parts if kind != "gap"),
+        position_bytes=sum(part.end - part.begin for kind, part in parts if kind == "gap"),
+        value_bytes=sum(part.end - part.begin for kind, part in parts if kind != "gap"),
+        file_bytes=header.file_bytes,
     )
 
 
-def _scan(
-    path: Path, entries: Mapping[str, Any], metadata: Mapping[str, str], start: int
-) -> Iterator[tuple[str, dict[str, Tensor], str | None]]:
-    """(parameter, its stored tensors by kind, what is wrong with them) for every changed parameter."""
-    with path.open("rb") as file:
-        for name, expected in zip(_changed(entries), metadata["sha256"].split(), strict=True):
-            digest = hashlib.sha256()
-            parts: dict[str, Tensor] = {}
-            complete = True
-            for kind in ("change", "dense", "gap"):  # as they follow on each other in the file
-                entry = entries.get(f"{kind}/{name}")
-                if entry is None:
-                    continue
-                parts[kind] = torch.empty(entry["shape"], dtype=NAMED[entry["dtype"]])
-                content = bytes_of(parts[kind])
-                file.seek(start + entry["data_offsets"][0])
-                complete = file.readinto(content) == content.nbytes and complete
-                digest.update(content)
-            if not complete:
-                yield name, parts, f"{path}: the file ends inside or before the tensor {name}"
-            elif digest.hexdigest() != expected:
-                yield name, parts, f"{path}: the tensor {name} is damaged, its SHA-256 differs"
+def _read_parts(
+    path: Path, header: FileHeader, name: str, parts: Mapping[str, Part], keep: bool = False, also: Any = None
+) -> tuple[dict[str, Tensor], str | None]:
+    """(the tensors of a changed parameter by kind, what is wrong with them).
+
+    Args:
+        keep: whether changes and values are wanted; without it they pass by piece by piece, and gaps alone are held.
+        also: another hash of the values, updated with them.
+    """
+    sha, tensors = hashlib.sha256(), {}
+    with readable(path), path.open("rb") as file:
+        for kind in ("change", "dense", "gap"):  # as they follow on each other in the file
+            part = parts.get(kind)
+            if part is None:
+                continue
+            file.seek(part.begin)
+            if keep or kind == "gap":
+                try:
+                    tensors[kind] = torch.empty(part.shape, dtype=part.dtype)
+                except (RuntimeError, MemoryError):
+                    return {}, f"the tensor {name} needs {part.end - part.begin:,} bytes of memory"
+                whole = bytes_of(tensors[kind])
+                pieces: Iterable[bytes | memoryview[int]] = [whole[: file.readinto(whole)]] if len(whole) else []
             else:
-                yield name, parts, None
+                pieces = _pieces(file, part.end - part.begin)
+            for piece in pieces:
+                sha.update(piece)
+                if also is not None:
+                    also.update(piece)
+    if sha.hexdigest() != header.digests[name]:
+        return {}, f"the tensor {name} is damaged, its SHA-256 differs"
+    if "gap" in tensors:
+        misfit = positions_misfit(tensors["gap"], parts["change"].shape[0], math.prod(header.model[name][1]))
+        if misfit:
+            return {}, f"the tensor {name} {misfit}"
+    return tensors, None
 
 
-def _extra(path: Path, entries: Mapping[str, Any], start: int) -> list[str]:
-    """A problem if something follows the last tensor."""
-    extra = path.stat().st_size - start - max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    return [f"{path}: {extra} bytes follow the last tensor"] if extra > 0 else []
+def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """The next bytes of a file, a piece at a time."""
+    while size > 0 and (piece := file.read(min(size, 2**24))):
+        size -= len(piece)
+        yield piece

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+from cl_runner.digests import Damaged
 
 
 class MetricsLog:
@@ -13,29 +16,38 @@ class MetricsLog:
 
     Args:
         lines: how many lines to keep of what is there.
+        digest: their SHA-256, as `sync` gave it.
+
+    Raises:
+        Damaged: these lines are not there, or are others.
     """
 
-    def __init__(self, path: Path, lines: int):
+    def __init__(self, path: Path, lines: int, digest: str | None):
         self.path = path
         self.lines = lines
+        self._sha = hashlib.sha256()
         with path.open("ab"):
             pass
         with path.open("rb+") as file:
             for _ in range(lines):
-                assert file.readline().endswith(b"\n"), f"{path} has fewer lines than its checkpoint"
+                self._sha.update(file.readline())
+            if digest is not None and self._sha.hexdigest() != digest:
+                raise Damaged(path, f"is damaged: its first {lines} lines are not those of the saved state")
             file.truncate(file.tell())
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab")
 
     def write(self, **values: Any) -> None:
         """One line; numbers are written so that they are read back exactly."""
-        self._file.write(json.dumps(values) + "\n")
+        line = (json.dumps(values) + "\n").encode()
+        self._sha.update(line)
+        self._file.write(line)
         self._file.flush()
         self.lines += 1
 
-    def sync(self) -> int:
-        """Make all lines durable and return their number, for a checkpoint."""
+    def sync(self) -> tuple[int, str]:
+        """Make all lines durable; their number and SHA-256, for a checkpoint."""
         os.fsync(self._file.fileno())
-        return self.lines
+        return self.lines, self._sha.hexdigest()
 
     def close(self) -> None:
         """Close the file."""
