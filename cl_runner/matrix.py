@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import TypeVar
@@ -17,11 +17,13 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cl_runner.digests import read_text, readable, write
+from cl_runner.digests import read_text, readable, replace_file
 
 Floats = NDArray[np.float64]
 Value = TypeVar("Value")
 START = "start"
+#: What puts the text in its place, such as `digests.write`.
+Writes = Callable[[Path, str], None]
 
 #: name -> formula and source. A derived number is never shown without one of these names; k stands for a number.
 FORMULAS: dict[str, str] = {
@@ -164,14 +166,14 @@ def headline_column(rows: Floats, test_examples: Sequence[int] | None) -> dict[s
     return {name: [None if np.isnan(value) else value for value in values]}
 
 
-def write_accuracy(path: Path, tasks: Sequence[str], rows: Floats) -> None:
+def write_accuracy(path: Path, tasks: Sequence[str], rows: Floats, write: Writes = replace_file) -> None:
     """accuracy.csv: `after`, then a column per task; row `start`, then a row per finished task. Exact (repr)."""
-    write_table(path, tasks, [START, *tasks], rows)
+    write_table(path, tasks, [START, *tasks], rows, write)
 
 
-def write_forgetting(path: Path, tasks: Sequence[str], rows: Floats) -> None:
+def write_forgetting(path: Path, tasks: Sequence[str], rows: Floats, write: Writes = replace_file) -> None:
     """forgetting.csv of the accuracy matrix `rows`: as accuracy.csv without `start`; empty where u >= t."""
-    write_table(path, tasks, tasks, forgetting_matrix(rows))
+    write_table(path, tasks, tasks, forgetting_matrix(rows), write)
 
 
 def read_matrix(path: Path) -> tuple[list[str], Floats]:
@@ -192,7 +194,9 @@ def read_matrix(path: Path) -> tuple[list[str], Floats]:
     return lines[0][1:], np.array(values, dtype=np.float64).reshape(len(values), len(lines[0]) - 1)
 
 
-def write_table(path: Path, columns: Sequence[str], names: Sequence[str], values: Floats) -> None:
+def write_table(
+    path: Path, columns: Sequence[str], names: Sequence[str], values: Floats, write: Writes = replace_file
+) -> None:
     """A row per name, as far as there are values, and a column for each of `columns`; exact (repr), empty for NaN."""
     assert values.ndim == 2 and values.shape[1] == len(columns) and len(values) <= len(names), values.shape
     text = StringIO()

@@ -108,8 +108,8 @@ def write_predictions(
 
 def write_matrices(folder: Path, names: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
     """accuracy.csv and forgetting.csv."""
-    write_accuracy(folder / "accuracy.csv", names, np.array(rows))
-    write_forgetting(folder / "forgetting.csv", names, np.array(rows))
+    write_accuracy(folder / "accuracy.csv", names, np.array(rows), write)
+    write_forgetting(folder / "forgetting.csv", names, np.array(rows), write)
 
 
 def throughput(folder: Path, task: Task, entries: int) -> dict[str, float]:
@@ -153,7 +153,8 @@ def throughput(folder: Path, task: Task, entries: int) -> dict[str, float]:
 
 def write_ability(folder: Path, names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> None:
     """ability.csv: what the probes measured before the first and after every task so far."""
-    write_table(folder / "ability.csv", list(rows[0]), names, np.array([list(row.values()) for row in rows]))
+    cells = np.array([list(row.values()) for row in rows])
+    write_table(folder / "ability.csv", list(rows[0]), names, cells, write)
 
 
 def tables(names: Sequence[str], rows: Sequence[Sequence[float]]) -> tuple[list[list[Any]], list[list[Any]]]:
