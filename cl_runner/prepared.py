@@ -19,6 +19,7 @@ from cl_runner.families.base import Family
 from cl_runner.methods.base import Chain, Method
 from cl_runner.optimizer import unused_patterns
 from cl_runner.parts import family_kind
+from cl_runner.pretrained.places import folder_of, is_folder, metrics_of
 from cl_runner.probes.base import Probe
 
 
@@ -32,6 +33,7 @@ class Prepared:
         own_tasks: each with its own data.
         skeleton: the architecture without weights, before a method adds to it.
         cache: a folder that runs share, or None.
+        said: what the run should say of its checkpoint.
     """
 
     tasks: Sequence[Task]
@@ -43,6 +45,7 @@ class Prepared:
     method: Chain
     probes: Mapping[str, Probe]
     cache: Path | None
+    said: Sequence[str]
 
 
 def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
@@ -57,12 +60,14 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
     family = build_family(config.backbone, label_union(tasks))
     generated = max(config.evaluation.new_tokens(task.max_new_tokens) for task in tasks)
     family.check([task.labels for task in tasks], generated)
+    _check_bertscore(config)
     probes = build_probes(config.probe)
     for probe in probes.values():
         probe.check()
     method = build_method(config.method)
     answers = max(config.backbone.max_answer_length or 0, generated) if family.kind == "causal" else 0
     skeleton = family.skeleton()
+    said = family.verify(skeleton)
     method.check(skeleton, config.backbone.max_length + answers)
     _check_training(config.training, [name for name, _ in skeleton.named_parameters()], method)
     joint = [
@@ -79,6 +84,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
         method=method,
         probes=probes,
         cache=Path(config.root) / "cache" if config.importance.cache_gb else None,
+        said=said,
     )
 
 
@@ -120,6 +126,16 @@ def _check_data(config: Config, tasks: Sequence[Task]) -> None:
             f"training.select=best_validation chooses each task's best epoch on its validation split, and task "
             f"{blind[0].name} has none. Type: task_order.{part}.validation=100 (or training.select=last)"
         )
+
+
+def _check_bertscore(config: Config) -> None:
+    """The encoder of BERTScore is what it says, where a task is scored by it and it is on this machine."""
+    options = config.evaluation.bertscore
+    used = any(name.startswith("bertscore") for name in metrics_of(config))
+    if used and (is_folder(options.checkpoint) or folder_of(options.checkpoint) is not None):
+        from cl_runner.metrics import bertscore
+
+        bertscore.check(options)
 
 
 def _check_pictures(backbone: Backbone, tasks: Sequence[Task]) -> None:

@@ -106,6 +106,8 @@ class Run:
         config, prepared = self.config, self.prepared
         write_request(self.request, prepared.own_tasks, prepared.device.type)
         scene.console.header("cl_runner", header(self.request, prepared.tasks, str(prepared.device)))
+        for text in prepared.said:
+            scene.console.line(f"{config.backbone.checkpoint}: {text}")
         everything = [e for t in prepared.own_tasks for split in (t.train, t.validation, t.test) for e in split]
         prepared.family.tokenize(everything, prepared.cache / "tokens" if prepared.cache else None)
         plan_once(self.request, prepared, scene.console.line)

@@ -166,6 +166,7 @@ def test_the_readme_has_every_method() -> None:
 NOT_IMPORTED = {
     "data": ("torch", "transformers", "cl_runner.families", "cl_runner.methods"),
     "families": ("cl_runner.methods", "cl_runner.learner"),
+    "pretrained": ("cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
     "layers": ("cl_runner.methods", "cl_runner.learner"),
     "sparse": ("cl_runner.methods", "cl_runner.learner"),
     "retrieval": ("cl_runner.methods",),

@@ -70,6 +70,14 @@ class Family(ABC):
     def check(self, labels: Sequence[Sequence[str]], max_new_tokens: int) -> None:
         """Raise ValueError if tasks with these label names (none: free text) and answers do not fit the backbone."""
 
+    def verify(self, skeleton: PreTrainedModel) -> Sequence[str]:
+        """What of a checkpoint is not used, or drawn anew, as texts worth saying; no weights are loaded.
+
+        Raises:
+            ValueError: the checkpoint does not hold what its architecture expects.
+        """
+        return ()
+
     @abstractmethod
     def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:
         """Tokenize all examples at once, or read their tokens from the folder `cache`, kept there by content."""

@@ -29,7 +29,7 @@ class Classifier(Family):
     def __init__(self, backbone: Backbone, labels: Sequence[str]):
         self.backbone = backbone
         self.labels = tuple(labels)
-        self.source = Source(backbone, AutoModelForSequenceClassification)
+        self.source = Source(backbone, AutoModelForSequenceClassification, new_head=True)
         self.tokenizer = self.source.tokenizer
         self._encoding = Encoding(backbone, self.tokenizer)
 
@@ -56,6 +56,10 @@ class Classifier(Family):
     def skeleton(self) -> PreTrainedModel:
         """The architecture on the meta device."""
         return self.source.skeleton(self._configuration)
+
+    def verify(self, skeleton: PreTrainedModel) -> Sequence[str]:
+        """What of the checkpoint is not used, or drawn anew."""
+        return self.source.choose(skeleton).said
 
     def check(self, labels: Sequence[Sequence[str]], max_new_tokens: int) -> None:
         """Every task has a closed set of labels."""

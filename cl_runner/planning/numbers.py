@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from cl_runner.build import build_family, build_method
 from cl_runner.config import Backbone, Config
@@ -28,12 +22,8 @@ from cl_runner.planning.optimizers import OptimizerNumbers
 from cl_runner.planning.retrieval import encoder_of
 from cl_runner.planning.setting import Answers, Setting, TaskNumbers
 from cl_runner.planning.tasks import Counts, ask, task_numbers
+from cl_runner.pretrained.described import MODELS
 
-MODELS: dict[str, Any] = {
-    "classifier": AutoModelForSequenceClassification,
-    "causal": AutoModelForCausalLM,
-    "seq2seq": AutoModelForSeq2SeqLM,
-}
 #: Texts of each split of a task whose length is looked at.
 LOOKED_AT = 1000
 

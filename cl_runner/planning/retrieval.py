@@ -17,11 +17,12 @@ from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedModel
 
 from cl_runner.batch import Batch
 from cl_runner.config import Encoder
-from cl_runner.families.loading import locate, readable
 from cl_runner.layers.prompts import Prompts, reader_of
 from cl_runner.layers.values import Retrieved
 from cl_runner.needs import Retrieves
 from cl_runner.planning.imitation import Cost, Imitation, Ledger
+from cl_runner.pretrained.places import locate
+from cl_runner.pretrained.reading import readable
 from cl_runner.retrieval.encoder import KEY
 from cl_runner.retrieval.keys import new_keys, train_keys
 
@@ -73,7 +74,10 @@ def _encoder(options: Encoder) -> tuple[PreTrainedModel, str]:
     try:
         with readable(options, KEY):
             config: Any = AutoConfig.from_pretrained(
-                locate(options, KEY), revision=options.revision or "main", local_files_only=True
+                locate(options, KEY),
+                revision=options.revision or "main",
+                local_files_only=True,
+                trust_remote_code=False,
             )
     except ValueError:
         config = BertConfig()

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig
 
 from cl_runner.config import Encoder
-from cl_runner.families.loading import locate, readable
+from cl_runner.pretrained.encoders import checked_encoder
+from cl_runner.pretrained.places import locate
+from cl_runner.pretrained.reading import readable
 from cl_runner.sparse.bits import weights_hash
 from cl_runner.tensor_files import read_cached, write_tensors
 
@@ -41,8 +42,7 @@ def check_encoder(options: Encoder) -> int:
         raise ValueError(
             "method slm encodes texts with sentence-transformers. Type: pip install 'cl-runner[retrieval]'"
         )
-    with readable(options, KEY):
-        configuration = AutoConfig.from_pretrained(locate(options, KEY), revision=options.revision or "main")
+    configuration = checked_encoder(options, KEY)
     limit = getattr(configuration, "max_position_embeddings", None)
     if limit is not None and options.max_length is not None and options.max_length > limit:
         raise ValueError(
@@ -134,7 +134,9 @@ class Queries:
 
             with readable(self._options, KEY):
                 place, device = locate(self._options, KEY), str(self._device)
-                self._loaded = SentenceTransformer(place, revision=self._options.revision, device=device)
+                self._loaded = SentenceTransformer(
+                    place, revision=self._options.revision, device=device, trust_remote_code=False
+                )
             if self._options.max_length is not None:
                 self._loaded.max_seq_length = self._options.max_length
         return self._loaded
