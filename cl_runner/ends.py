@@ -13,7 +13,7 @@ from cl_runner import checkpoint, digests
 from cl_runner.compose import Request
 from cl_runner.damage import what_to_type
 from cl_runner.digests import Damaged
-from cl_runner.evaluate import evaluation_examples
+from cl_runner.evaluate import evaluation_examples, told_apart
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.journal import Journal, Scene
 from cl_runner.matrix import START, headline_column
@@ -78,6 +78,7 @@ def finish(request: Request, prepared: Prepared, journal: Journal, scene: Scene)
         scene.clock,
         journal.changes.weights,
         journal.ability,
+        {task.name: told_apart(task, config.evaluation.scoring) for task in tasks},
     )
     page = write_run_report(request.folder)
     if journal.wandb is not None:

@@ -15,6 +15,7 @@ from cl_runner.families.base import Answering, Prediction
 from cl_runner.learner import Learner, Progress
 from cl_runner.methods.base import Method, Predict
 from cl_runner.metrics.base import score
+from cl_runner.metrics.classes import class_scores, tallies
 
 
 def evaluation_examples(task: Task, split: Literal["test", "validation"]) -> tuple[Example, ...]:
@@ -69,6 +70,25 @@ def _asked(learner: Learner, how: Answering) -> Predict:
         return learner.answer(batch, how)
 
     return answer
+
+
+def told_apart(task: Task, scoring: str) -> tuple[str, ...]:
+    """The labels of a task whose accuracy says how well they are told apart; none of one with other answers."""
+    return task.labels if "accuracy" in task.scored_by(scoring) else ()
+
+
+def scores_of_labels(
+    tasks: Sequence[Task], predictions: Mapping[str, Sequence[Prediction]], options: Evaluation
+) -> dict[str, dict[str, float]]:
+    """What stands beside the accuracy of each task with given labels, in percent (cl_runner/metrics/classes.py)."""
+    found = {}
+    for task in tasks:
+        labels = told_apart(task, options.scoring)
+        if labels and task.name in predictions:
+            answers = [example.answer for example in evaluation_examples(task, options.split)]
+            counted = tallies(answers, [prediction.text for prediction in predictions[task.name]], labels)
+            found[task.name] = {name: float(value) for name, value in class_scores(counted.sum(0)).items()}
+    return found
 
 
 def scores(

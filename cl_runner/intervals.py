@@ -15,6 +15,7 @@ import numpy as np
 
 from cl_runner.digests import read_text, readable
 from cl_runner.matrix import Floats, derived_arrays
+from cl_runner.metrics.classes import CLASS_SCORES, class_scores, tallies
 
 DRAWS = 1000
 SEED = 0
@@ -39,6 +40,16 @@ def read_scores(folder: Path) -> dict[int, dict[str, Floats]]:
             except (KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"a prediction without {error}") from None
         found[int(path.name.partition("_")[0])] = {task: np.array(scores) for task, scores in by_task.items()}
+    return found
+
+
+def read_answers(folder: Path, row: int) -> dict[str, list[tuple[str, str]]]:
+    """Answer and prediction of each test example by task, as a run kept them with a row of the matrix."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for path in (folder / "predictions").glob(f"{row:02d}_*.jsonl"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            answer = json.loads(line)
+            found.setdefault(answer["task"], []).append((answer["answer"], answer["prediction"]))
     return found
 
 
@@ -71,16 +82,49 @@ def draw(scores: Sequence[Floats], draws: int = DRAWS) -> Floats:
 
 def _means(scores: Floats, draws: int, number: int) -> Floats:
     """The mean score of every draw and row, [draws, rows], of scores [rows, n]; its own stream for each task."""
-    rows, size = scores.shape
+    return _sums(scores.T, draws, number) / scores.shape[1]
+
+
+def _sums(values: Floats, draws: int, number: int) -> Floats:
+    """The sums over the examples of every draw, [draws, K], of values [n, K]: of a task's n always the same draws."""
+    size, columns = values.shape
     assert size > 0, "no test examples"
     random = np.random.default_rng([SEED, number])
-    result = np.empty((draws, rows))
+    result = np.empty((draws, columns))
     for begin, end in _chunks(draws, max(1, _CELLS // size)):
-        # How often each example was drawn: as many counts as examples, so that a product makes all rows' means.
+        # How often each example was drawn: as many counts as examples, so that a product makes all columns' sums.
         cells = random.integers(size, size=(end - begin, size)) + np.arange(end - begin)[:, None] * size
         counts = np.bincount(cells.ravel(), minlength=(end - begin) * size).reshape(-1, size)
-        result[begin:end] = counts.astype(np.float64) @ scores.T / size
+        result[begin:end] = counts.astype(np.float64) @ values
     return result
+
+
+def label_scores(
+    answers: Mapping[str, Sequence[tuple[str, str]]], labels: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, dict[str, float]], dict[str, float], dict[str, list[float]]]:
+    """What stands beside the accuracy of tasks with given labels.
+
+    Args:
+        answers: answer and prediction of each test example by task.
+        labels: of each task; none = its answers are other texts.
+
+    Returns:
+        By task and name; where every task has them the means over tasks, by `average_<name>`, and their intervals.
+    """
+    found, drawn = {}, []
+    for number, (task, given) in enumerate(labels.items()):
+        if given and answers.get(task):
+            truth, predicted = zip(*answers[task], strict=True)
+            counted = tallies(truth, predicted, given)
+            found[task] = {name: float(value) for name, value in class_scores(counted.sum(0)).items()}
+            drawn.append(class_scores(_sums(counted, DRAWS, number)))
+    if not found or len(found) < len(labels):
+        return found, {}, {}
+    means = {f"average_{name}": float(np.mean([each[name] for each in found.values()])) for name in CLASS_SCORES}
+    spreads = {
+        f"average_{name}": interval(np.mean([each[name] for each in drawn], axis=0)).tolist() for name in CLASS_SCORES
+    }
+    return found, means, spreads
 
 
 def _chunks(count: int, size: int) -> Iterator[tuple[int, int]]:

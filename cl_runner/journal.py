@@ -14,7 +14,7 @@ from cl_runner import checkpoint
 from cl_runner.change import Changes
 from cl_runner.compose import Request
 from cl_runner.data.task import Task
-from cl_runner.evaluate import evaluate, evaluation_examples, scores
+from cl_runner.evaluate import evaluate, evaluation_examples, scores, scores_of_labels
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.learn import Watch
 from cl_runner.learner import Learner
@@ -232,12 +232,16 @@ class Journal(Watch):
             found = evaluate(self._learner, self._method, seen, options, after) if seen else {}
             self._shown.close()
             scored = scores(seen, found, options)
+            beside = scores_of_labels(seen, found, options)
         examples = {task.name: evaluation_examples(task, options.split) for task in seen}
         first = {name: next(iter(values.values())) for name, values in scored.items()}
         write_predictions(self._folder, len(self.rows), after, examples, found, first)
         row = {name: mean(first[name]) if name in first else math.nan for name in self._names}
         self.rows = [*self.rows, list(row.values())]
-        means = {name: {metric: mean(each) for metric, each in values.items()} for name, values in scored.items()}
+        means = {
+            name: {metric: mean(each) for metric, each in values.items()} | beside.get(name, {})
+            for name, values in scored.items()
+        }
         shown = {name: value for name, value in row.items() if not math.isnan(value)}
         self._write(kind="evaluation", after=after, step=self.step, accuracy=shown, scores=means)
         write_matrices(self._folder, self._names, self.rows)

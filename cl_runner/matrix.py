@@ -49,6 +49,10 @@ FORMULAS: dict[str, str] = {
     "the average plasticity of SVC)",
     "first_task/after_first": "A[1,1]: the first task right after it was trained",
     "first_task/last": "A[T,1]: the first task after the last one",
+    "average_macro_f1": "mean_u of macro_f1 of task u after the last task, where every task has given labels and is "
+    "scored by accuracy: mean_c 2 TP_c / (2 TP_c + FP_c + FN_c) over the classes of its test set",
+    "average_balanced_accuracy": "the same of balanced_accuracy: mean_c TP_c / (TP_c + FN_c)",
+    "average_matthews_correlation": "the same of 100 times the Matthews correlation coefficient (MCC)",
     "retrieval_accuracy/slm": "mean over tasks of the share of the texts it is scored on of which more than half of "
     "the keys that the groups retrieve are the true task's, after the last task (SLM, ICLR 2024, eq. 13)",
 }

@@ -16,7 +16,7 @@ from cl_runner.data.example import Example
 from cl_runner.data.task import Task, fingerprint, label_union, source_files
 from cl_runner.digests import read_json, write
 from cl_runner.families.base import Prediction
-from cl_runner.intervals import by_task, derived_intervals, draw, read_scores
+from cl_runner.intervals import by_task, derived_intervals, draw, label_scores, read_answers, read_scores
 from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting, write_table
 from cl_runner.tracking.clock import OFFLINE, ONLINE, Clock
 from cl_runner.tracking.environment import describe_environment
@@ -183,6 +183,7 @@ def write_summary(
     clock: Clock,
     weights: str,
     ability: Sequence[Mapping[str, float]],
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """summary.json: every derived number by its formula, its interval; seconds, memory and storage by phase, task.
 
@@ -191,6 +192,7 @@ def write_summary(
         details: what the run noted of each task.
         weights: hash of the final weights.
         ability: what the probes measured, before the first and after every task.
+        labels: of the tasks whose accuracy says how well they are told apart.
 
     Returns:
         The file's content.
@@ -206,13 +208,15 @@ def write_summary(
     alike = len({metrics[0] for metrics in scored_by.values()}) == 1
     sizes = list(test_examples.values()) if alike else None  # different metrics have no union
     drawn = draw(by_task(read_scores(request.folder), list(test_examples), len(rows)))
+    of_labels, averages, bounds = label_scores(read_answers(request.folder, len(rows) - 1), labels or {})
     summary: dict[str, Any] = {
         "status": "completed",
         "tasks": list(test_examples),
         "test_examples": dict(test_examples),
         "scored_by": {task: list(metrics) for task, metrics in scored_by.items()},
-        "metrics": derived(np.array(rows), sizes) | _noted(details[-1]),
-        "intervals": derived_intervals(drawn, sizes),
+        "metrics": derived(np.array(rows), sizes) | averages | _noted(details[-1]),
+        "intervals": derived_intervals(drawn, sizes) | bounds,
+        "label_scores": of_labels,
         "ability": list(ability),
         "phases": totals,
         "offline_seconds": sum(task["offline_seconds"] for task in tasks),

@@ -20,6 +20,7 @@ from cl_runner.built_in import DEFINITIONS
 from cl_runner.config import Bertscore
 from cl_runner.data.example import Example
 from cl_runner.metrics.base import score
+from cl_runner.metrics.classes import class_scores, tallies
 
 NO_ENCODER = Bertscore(checkpoint="/no/such/folder", layer=1)
 #: Every character that some definition treats in its own way.
@@ -123,6 +124,33 @@ def test_as_many_predictions_as_examples(name: str) -> None:
 )
 def test_answers_by_hand(name: str, prediction: str, answer: str, expected: float) -> None:
     assert percent(name, prediction, answer) == pytest.approx(expected, abs=1e-9)
+
+
+def test_labels_told_apart_by_hand_and_by_scikit_learn() -> None:
+    by_hand = class_scores(tallies(list("aaab"), ["a ", "a", "b", "junk"], ["a", "b", "never"]).sum(0))
+    assert {name: float(value) for name, value in by_hand.items()} == pytest.approx(
+        {
+            "macro_f1": 100 * (2 * 2 / (3 + 2) + 0) / 2,  # a: 2 of 3, nothing else so called; b: 0 of 1
+            "balanced_accuracy": 100 * (2 / 3 + 0) / 2,
+            # 4 examples, 2 right; (3, 1) of a class, (2, 1, 1) so called: (2 * 4 - 7) / sqrt((16 - 10) (16 - 6))
+            "matthews_correlation": 100 * 1 / math.sqrt(60),
+        }
+    )
+    known = pytest.importorskip("sklearn.metrics", reason="extra `test`")
+    draw = random.Random(0)
+    for _ in range(60):
+        truth = draw.choices("abc", k=draw.randint(4, 30))
+        predicted = draw.choices(["a", "b", "c", "d"], k=len(truth))
+        classes = sorted(set(truth))
+        told = [prediction if prediction in classes else "no class" for prediction in predicted]
+        with warnings.catch_warnings(action="ignore"):  # of classes that are predicted only
+            wanted = [
+                known.f1_score(truth, told, labels=classes, average="macro", zero_division=0),
+                known.balanced_accuracy_score(truth, told),
+                known.matthews_corrcoef(truth, told),
+            ]
+        found = class_scores(tallies(truth, predicted, "abcd").sum(0))
+        assert [float(value) for value in found.values()] == pytest.approx([100 * value for value in wanted])
 
 
 # --- overlap

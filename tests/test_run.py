@@ -37,6 +37,10 @@ def rows_of(folder: Path) -> dict[str, list[float]]:
     return {row[0]: [float(cell) for cell in row[1:]] for row in rows}
 
 
+def sklearn_metrics() -> Any:
+    return pytest.importorskip("sklearn.metrics", reason="extra `test`")
+
+
 @pytest.fixture(scope="module")
 def pe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rate = "training.base.learning_rate=3e-3"
@@ -78,6 +82,16 @@ def test_summary(pe: Path) -> None:
     assert sizes == {"base": 20, "kettles": 10, "software": 10}
     last = rows["software"]
     assert summary["metrics"]["union_accuracy"] == pytest.approx((20 * last[0] + 10 * last[1] + 10 * last[2]) / 40)
+    lines = [json.loads(line) for line in (pe / "predictions/03_software.jsonl").read_text().splitlines()]
+    found = []
+    for task, beside in summary["label_scores"].items():
+        truth, predicted = ([x[key] for x in lines if x["task"] == task] for key in ("answer", "prediction"))
+        f1 = sklearn_metrics().f1_score(truth, predicted, labels=sorted(set(truth)), average="macro", zero_division=0)
+        assert beside["macro_f1"] == pytest.approx(100 * f1) and len(beside) == 3
+        found.append(100 * f1)
+    low, high = summary["intervals"]["average_macro_f1"]
+    assert summary["metrics"]["average_macro_f1"] == pytest.approx(sum(found) / 3) and low < sum(found) / 3 < high
+    assert "average_matthews_correlation" in (pe / "report.html").read_text()
     base, kettles, software = summary["tasks_detail"]
     assert base["trainable"] == base["model_parameters"] and base["offline_seconds"] == 0
     for later in (kettles, software):
