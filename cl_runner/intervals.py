@@ -7,9 +7,9 @@ compares two rows (forgetting, transfer) is compared on the same examples.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from cl_runner.digests import read_text, readable
 from cl_runner.matrix import Floats, derived_arrays
 from cl_runner.metrics.classes import CLASS_SCORES, class_scores, tallies
 
+Kept = TypeVar("Kept")
 DRAWS = 1000
 SEED = 0
 _CELLS = 1_000_000  # drawn examples held at once
@@ -28,28 +29,33 @@ def read_scores(folder: Path) -> dict[int, dict[str, Floats]]:
     Raises:
         Damaged: a file of predictions is.
     """
-    found = {}
-    for path in sorted((folder / "predictions").glob("[0-9]*_*.jsonl")):
-        by_task: dict[str, list[float]] = {}
-        text = read_text(path)
-        with readable(path):
-            try:
-                for line in text.splitlines():
-                    answer = json.loads(line)
-                    by_task.setdefault(str(answer["task"]), []).append(_score(answer))
-            except (KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"a prediction without {error}") from None
-        found[int(path.name.partition("_")[0])] = {task: np.array(scores) for task, scores in by_task.items()}
-    return found
+    return {
+        int(path.name.partition("_")[0]): {task: np.array(scores) for task, scores in _kept(path, _score).items()}
+        for path in sorted((folder / "predictions").glob("[0-9]*_*.jsonl"))
+    }
 
 
 def read_answers(folder: Path, row: int) -> dict[str, list[tuple[str, str]]]:
-    """Answer and prediction of each test example by task, as a run kept them with a row of the matrix."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for path in (folder / "predictions").glob(f"{row:02d}_*.jsonl"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            answer = json.loads(line)
-            found.setdefault(answer["task"], []).append((answer["answer"], answer["prediction"]))
+    """Answer and prediction of each test example by task, as a run kept them with a row of the matrix; or nothing.
+
+    Raises:
+        Damaged: the file of predictions is.
+    """
+    files = list((folder / "predictions").glob(f"{row:02d}_*.jsonl"))
+    return _kept(files[0], lambda answer: (str(answer["answer"]), str(answer["prediction"]))) if files else {}
+
+
+def _kept(path: Path, wanted: Callable[[Mapping[str, Any]], Kept]) -> dict[str, list[Kept]]:
+    """What is wanted of each line of a file of predictions, by task."""
+    found: dict[str, list[Kept]] = {}
+    text = read_text(path)
+    with readable(path):
+        try:
+            for line in text.splitlines():
+                answer = json.loads(line)
+                found.setdefault(str(answer["task"]), []).append(wanted(answer))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"a prediction without {error}") from None
     return found
 
 
