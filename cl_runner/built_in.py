@@ -38,6 +38,7 @@ FAMILIES = {
 
 #: task.<name>.convert -> file:function.
 CONVERTERS = {
+    "messages": "chats:messages",
     "squad": "converters:squad",
     "multiple_choice": "converters:multiple_choice",
     "marked_turns": "converters:marked_turns",

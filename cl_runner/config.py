@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from cl_runner.registry import PartKind, find, load
 
@@ -106,17 +106,60 @@ class Encoder(Schema):
     max_length: Count | None  # tokens of a text; null = the encoder's own
 
 
+def _label_name(name: str) -> str:
+    if not name.strip():
+        raise ValueError("the name of a label (null drops its rows): an empty answer is never right")
+    return name
+
+
+def _character(delimiter: str) -> str:
+    if delimiter != "tab" and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
+        raise ValueError("one character, or tab")
+    return delimiter
+
+
+def _encoding(name: str) -> str:
+    try:
+        "".encode(name)
+    except LookupError:
+        raise ValueError("an encoding that Python knows, such as utf-8, utf-16 or cp1252") from None
+    return name
+
+
+def _places(path: object) -> object:
+    """One path as a list of places, each a list of paths that are read together."""
+    places = [path] if isinstance(path, str) else path
+    return [[one] if isinstance(one, str) else one for one in places] if isinstance(places, list) else places
+
+
+def _columns(header: bool | list[str]) -> bool | list[str]:
+    if isinstance(header, list) and (not header or len(set(header)) < len(header)):
+        raise ValueError("true, false or the names of all columns, each another one")
+    return header
+
+
+LabelName = Annotated[str, AfterValidator(_label_name)]
+
+
 class TaskDefinition(Schema):
     """conf/task: where examples come from and how a row becomes text and label (node task.<name>)."""
 
     source: Literal["generated", "files", "hub"]
-    labels: dict[str, str | None] | None  # raw value -> label name; null drops such rows. None at all: any text
+    #: raw value -> label name; null drops such rows. "schema": as the source's own schema names them. None: any text
+    labels: dict[str, LabelName | None] | Literal["schema"] | None
     balance: bool  # draw equally many examples per label; false = as they come
     template: str | None  # the prompt: {text}, {options} (the label names) or {COLUMN}; null = the text alone
     metrics: Annotated[list[MetricName], Field(min_length=1)]  # the first one fills the matrix
     released_metrics: dict[str, Annotated[list[MetricName], Field(min_length=1)]]  # by evaluation.scoring
     max_new_tokens: Count  # language models: of a generated answer
-    path: str | list[str] | None  # files: may hold {domain}, {split}, {variant}; of several the first that exists
+    #: files: may hold {domain}, {split}, {variant} and *; of several places the first where there is something, each a
+    #: list of paths that are read together
+    path: Annotated[list[list[str]] | None, BeforeValidator(_places)]
+    delimiter: Annotated[str, AfterValidator(_character)] | None  # CSV and TSV: null = as the ending says
+    quoting: Literal["none", "double", "backslash"] | None  # CSV and TSV: null = none in TSV, in CSV double
+    header: Annotated[bool | list[str], AfterValidator(_columns)]  # CSV and TSV: whether there is one, or column names
+    encoding: Annotated[str, AfterValidator(_encoding)] | None  # of text files; null = UTF-8
+    missing_fields: Literal["refuse", "empty"]  # a column that some rows lack
     convert: Annotated[str, _known("converters", "a converter")] | None  # how records are read (data/converters.py)
     download: str | None  # what to fetch and where to put it: said when a file is missing
     dataset: str | None  # hub: name
@@ -128,7 +171,7 @@ class TaskDefinition(Schema):
     text: list[str]  # columns, joined by a space
     label: str  # column of the label or answer
     picture: str | None  # FOLDER/{COLUMN}: the picture that a row asks about; null = texts alone
-    max_rows: Count | None  # rows read at most per file or hub split; null = all
+    max_rows: Count | None  # rows drawn at most of each source, by task_order.data_seed; null = all
     label_noise: Share  # generated: share of training labels replaced at random
 
 

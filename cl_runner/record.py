@@ -31,6 +31,7 @@ def write_request(request: Request, tasks: Sequence[Task], device: str) -> None:
             "labels": list(label_union(tasks)),
             "fingerprints": {task.name: fingerprint(task) for task in tasks},
             "files": [str(path) for path in source_files(config.task_order, config.task)],
+            "tasks": {task.name: task.account.content() for task in tasks if task.account is not None},
         }
 
     # data.json comes last: a folder that has it is a run's.

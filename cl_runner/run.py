@@ -17,6 +17,7 @@ from cl_runner import checkpoint
 from cl_runner.build import recompute_activations
 from cl_runner.compose import Request
 from cl_runner.damage import check_begun, what_to_type
+from cl_runner.data import account
 from cl_runner.data.task import Task
 from cl_runner.digests import Damaged
 from cl_runner.ends import finish, guarded
@@ -108,6 +109,9 @@ class Run:
         scene.console.header("cl_runner", header(self.request, prepared.tasks, str(prepared.device)))
         for text in prepared.said:
             scene.console.line(f"{config.backbone.checkpoint}: {text}")
+        for task in prepared.own_tasks:
+            for line in account.said(task.name, task.account) if task.account else ():
+                scene.console.line(line)
         everything = [e for t in prepared.own_tasks for split in (t.train, t.validation, t.test) for e in split]
         prepared.family.tokenize(everything, prepared.cache / "tokens" if prepared.cache else None)
         plan_once(self.request, prepared, scene.console.line)

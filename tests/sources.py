@@ -30,6 +30,11 @@ def definition(**changes: Any) -> TaskDefinition:
         "convert": None,
         "download": None,
         "picture": None,
+        "delimiter": None,
+        "quoting": None,
+        "header": True,
+        "encoding": None,
+        "missing_fields": "refuse",
     }
     return TaskDefinition.model_validate(values | changes)
 

@@ -87,7 +87,7 @@ def test_free_answers_are_kept_as_text(tmp_path: Path) -> None:
         {"text": "c", "label": 0.5},
         {"text": "d", "label": None},
         {"text": "e", "label": "  "},
-        {"text": "f"},
+        {"text": "f", "label": ""},
     ]
     (tmp_path / "a.json").write_text(json.dumps(records, indent=1))
     task = one({"path": str(tmp_path / "a.json"), "labels": None})
@@ -200,7 +200,8 @@ def test_squad_rows_are_counted_after_conversion(tmp_path: Path) -> None:
     path.write_text(json.dumps(squad(("one", "x"), ("two", None), ("three", "y"))))
     made = {"path": str(path), "convert": "squad", "text": ["context"], "label": "answer", "labels": None}
     assert prompts(one(made)) == ["one", "three"]
-    assert prompts(one({**made, "max_rows": 2})) == ["one"]
+    drawn = one({**made, "max_rows": 2}).account
+    assert drawn is not None and drawn.splits["test"].left_out["over max_rows"] == 1
     asked = one({**made, "template": "{question} {text}"})
     assert prompts(asked)[0] == "Is this review good? one"
     path.write_text(json.dumps([1]))

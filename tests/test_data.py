@@ -70,7 +70,8 @@ def prompts(examples: tuple[Example, ...]) -> list[str]:
 def test_formats(tmp_path: Path, form: str) -> None:
     texts = ['He said "no", twice', "two\nlines", "Größe", " tab\there "]
     write(tmp_path / f"shop_test.{form}", [{"other": 1, "text": t, "label": i % 2} for i, t in enumerate(texts)])
-    made = {"own": definition(path=f"{tmp_path}/{{domain}}_{{split}}.{form}")}
+    quoting = "double" if form.startswith("tsv") else None  # as the module csv writes it
+    made = {"own": definition(path=f"{tmp_path}/{{domain}}_{{split}}.{form}", quoting=quoting)}
     (task,) = build_tasks(order([{"name": "shop"}], counts(train=0)), made)
     assert prompts(task.test) == [text.strip() for text in texts]
     assert [e.answer for e in task.test] == ["bad", "good", "bad", "good"]
@@ -84,7 +85,7 @@ def test_columns_are_joined_and_missing_parts_skipped(tmp_path: Path) -> None:
         {"title": "Fine", "body": "Read it.", "label": 1.0},
         {"title": None, "body": "Dull.", "label": 0.0},
         {"title": float("nan"), "body": "", "label": 0.0},
-        {"body": "No title.", "label": 2.0},
+        {"title": None, "body": "No title.", "label": 2.0},
     ]
     write(tmp_path / "a.jsonl", records)
     labels = {"0.0": "bad", "1.0": "good", "2.0": None}
@@ -95,15 +96,13 @@ def test_columns_are_joined_and_missing_parts_skipped(tmp_path: Path) -> None:
     assert task.test == wanted
 
 
-def test_amazon_file_is_read_no_further_than_max_rows(tmp_path: Path) -> None:
+def test_rows_of_an_amazon_file_are_drawn(tmp_path: Path) -> None:
     path = tmp_path / "amazon_2018" / "Kindle_Store.json.gz"
     records = [
         {"overall": float(i % 5 + 1), "summary": f"title {i}", "reviewText": f"text {i}", "verified": True}
         for i in range(100)
     ]
     write(path, records)
-    with gzip.open(path, "at", encoding="utf-8") as file:
-        file.write("not JSON\n")
     request = compose(
         [
             "task_order=amazon_1",
@@ -118,9 +117,6 @@ def test_amazon_file_is_read_no_further_than_max_rows(tmp_path: Path) -> None:
         assert Counter(e.answer for e in split) == {f"{i} star{'s' if i > 1 else ''}": size for i in range(1, 6)}
     used = prompts(task.train) + prompts(task.validation) + prompts(task.test)
     assert sorted(used) == sorted(f"title {i} text {i}" for i in range(100))
-    further = request.config.task["amazon_reviews"].model_copy(update={"max_rows": 101})
-    with pytest.raises(ValueError, match="line 101 of .*Kindle_Store.json.gz is not JSON"):
-        build_tasks(request.config.task_order, {"amazon_reviews": further})
 
 
 # Drawing ----------------------------------------------------------------------------------------------------
@@ -245,7 +241,7 @@ def test_labels_of_all_tasks_in_order_of_appearance() -> None:
             r"label_noise=0.1: .* generated benchmark only.*source=files. Type: task.own.label_noise=0$",
         ),
         ([{"name": "books"}], counts(), {"path": "~nobody_by_this_name/x.csv"}, r"path=~nobody_by.*home"),
-        ([{"name": "books"}], counts(), {"path": None}, r"has no path. Type: task.own.path="),
+        ([{"name": "books"}], counts(), {"path": None}, r"has no path. Type: 'task.own.path=\""),
         ([{"name": "books"}], counts(), {"path": "x.xlsx"}, r"the format is told by the ending"),
     ],
 )
@@ -337,13 +333,11 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     (task,) = build_tasks(steps, hub(max_rows=12))
     # The split `train` is loaded once and shared by ours for training and validation.
     assert calls == [
-        (("owner/news", "sport_v1"), {"split": "test", "revision": "c0ffee", "streaming": True}),
-        (("owner/news", "sport_v1"), {"split": "train", "revision": "c0ffee", "streaming": True}),
+        (("owner/news", "sport_v1"), {"split": "test", "revision": "c0ffee"}),
+        (("owner/news", "sport_v1"), {"split": "train", "revision": "c0ffee"}),
     ]
-    assert prompts(task.test) == [f"sport_v1 test text {i}" for i in range(12)]
-    assert sorted(prompts(task.train) + prompts(task.validation)) == sorted(
-        f"sport_v1 train text {i}" for i in range(12)
-    )
+    assert len(set(prompts(task.test))) == 12 and all(p.startswith("sport_v1 test text ") for p in prompts(task.test))
+    assert len({*prompts(task.train), *prompts(task.validation)}) == 12
     assert source_files(steps, hub()) == []
 
 

@@ -6,15 +6,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from cl_runner.data.reader import Record
 from cl_runner.registry import find, load
-
-Record = Mapping[str, Any]
 
 _TURN = re.compile(r"###\s*(Instruction|Human|Assistant)\s*:")
 
 
-def converted(kind: str | None, records: Iterable[Record], where: str) -> Iterable[Record]:
-    """The records of a source as `convert` of its definition asks; None leaves them as they are.
+#: Converters of files that are one document, of which each row stands for itself.
+DOCUMENTS = ("squad",)
+
+
+def convert(kind: str, records: Iterable[tuple[int, Record]], where: str) -> Iterator[tuple[int, Record]]:
+    """The rows that the numbered records of a source become as `convert` of its definition asks, each with its record.
 
     Args:
         kind: a built-in converter, an installed one, or the dotted path of a function from a record to the rows it
@@ -23,20 +26,18 @@ def converted(kind: str | None, records: Iterable[Record], where: str) -> Iterab
     Raises:
         ValueError: a record is not of that kind.
     """
-    return records if kind is None else _each(load(find("converters", kind)), records, where)
-
-
-def _each(convert: Callable[[Record], Iterable[Record]], records: Iterable[Record], where: str) -> Iterator[Record]:
-    for number, record in enumerate(records, start=1):
+    function: Callable[[Record], Iterable[Record]] = load(find("converters", kind))
+    for number, record in records:
         try:
-            yield from convert(record)
-        except _Unfit as unfit:
+            for row in function(record):
+                yield number, row
+        except Unfit as unfit:
             raise ValueError(f"record {number} of {where} {unfit}") from None
         except ValueError as error:  # of a converter of the user's own
             raise ValueError(f"record {number} of {where}: {error}") from error
 
 
-class _Unfit(Exception):
+class Unfit(Exception):
     """What is wrong with a record."""
 
 
@@ -44,7 +45,7 @@ def _field(record: Any, name: str, kind: type) -> Any:
     value = record.get(name) if isinstance(record, Mapping) else None
     if not isinstance(value, kind):
         held = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
-        raise _Unfit(f"has no {kind.__name__} {name!r}; it holds: {held}")
+        raise Unfit(f"has no {kind.__name__} {name!r}; it holds: {held}")
     return value
 
 
@@ -75,7 +76,7 @@ def multiple_choice(record: Record) -> Iterator[Record]:
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(letters):
         answer = letters[answer]
     if answer not in letters:
-        raise _Unfit(f"has {len(letters)} choices, but the answer {answer!r}; an index from 0 or a letter is expected")
+        raise Unfit(f"has {len(letters)} choices, but the answer {answer!r}; an index from 0 or a letter is expected")
     lines = [f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
     yield {**record, "text": "\n".join([f"Question: {question.strip()}", "Choices:", *lines]), "answer": answer}
 
@@ -89,6 +90,6 @@ def marked_turns(record: Record) -> Iterator[Record]:
     names = parts[::2]
     if len(set(names)) < len(names) or not {"Human", "Assistant"} <= set(names):
         found = ", ".join(f"### {name}:" for name in names) or "none"
-        raise _Unfit(f"has the marks {found}; expected are ### Instruction: (or none), ### Human: and ### Assistant:")
+        raise Unfit(f"has the marks {found}; expected are ### Instruction: (or none), ### Human: and ### Assistant:")
     turns = dict(zip(names, parts[1::2], strict=True))
     yield {name.lower(): turns.get(name, "").strip() for name in ("Instruction", "Human", "Assistant")}

@@ -14,8 +14,9 @@ _PLACEHOLDER = re.compile(r"{([^{}]+)}")
 
 
 def label_names(definition: TaskDefinition) -> tuple[str, ...]:
-    """The label names in the order of the definition; none for free answers."""
-    return tuple(dict.fromkeys(label for label in (definition.labels or {}).values() if label is not None))
+    """The label names in the order of the definition; none for free answers, and none before a schema is read."""
+    labels = definition.labels if isinstance(definition.labels, dict) else {}
+    return tuple(dict.fromkeys(label for label in labels.values() if label is not None))
 
 
 def placeholders(definition: TaskDefinition) -> list[str]:

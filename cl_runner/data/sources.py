@@ -1,74 +1,79 @@
 """Labelled texts from local files and data sets of the Hugging Face hub.
 
 A row is kept as its prompt and its label's name. What a definition (conf/task) says of columns, labels and prompts is
-checked here, and every mistake names the file or data set, the nearest right name and what to type.
+checked here, and every mistake names the file or data set, the nearest right name and what to type. Rows that are left
+out are counted by the reason.
 """
 
 from __future__ import annotations
 
-import difflib
-import itertools
-import math
-import os
-from collections.abc import Iterable, Sequence
+import heapq
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cl_runner.config import TaskDefinition
-from cl_runner.data.converters import Record, converted
+from cl_runner.data.chats import looks_like_chat
+from cl_runner.data.converters import DOCUMENTS, convert
+from cl_runner.data.labels import SCHEMA, check_schema, check_text, is_missing, meaning
 from cl_runner.data.pictures import picture_column
+from cl_runner.data.places import all_paths, local_paths, missing, nearest
 from cl_runner.data.prompts import RESERVED, check_template, placeholders, prompt
-from cl_runner.data.readers import check_archive, check_form, file_records
+from cl_runner.data.reader import Reader, Record
+from cl_runner.data.readers import ArrowData, check_archive, explained, form_of, reader_of
+
+Item = TypeVar("Item")
+
+#: Why a row is left out.
+NO_TEXT, NO_ANSWER, NO_LABEL = "no text", "no answer", "no label"
+DROPPED, OVER = "dropped label", "over max_rows"
+_LACKING = "rows with an empty field"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A usable row of a source: its number there (from 1), its prompt, its label's name or its answer, its picture."""
+    """A usable row of a source: its number there (from 1), its prompt, its label's name or its answer, its picture.
+
+    Attributes:
+        unit: rows of one unit, such as the turns of a chat, never come into two splits.
+        place: the file, and the row in it, for messages.
+        picture: as the row names it.
+    """
 
     number: int
     prompt: str
     label: str
-    picture: str = ""  # as the row names it
+    unit: int
+    place: str
+    picture: str = ""
 
 
-def local_path(definition: TaskDefinition, name: str, domain: str, split: str, variant: str | int | None) -> Path:
-    """The file that holds `domain` and the source's own `split` by the definition task.<name>.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What was read of a source.
 
-    Of several places it is the first where there is a file, or else the first.
-
-    Raises:
-        ValueError: the definition has no path, one asks for a variant that is not given, or one begins with the home
-            folder (~) of an unknown user.
+    Attributes:
+        files: in order.
+        rows: the usable ones, ascending.
+        count: of all rows that it holds.
+        left_out: rows by the reason.
+        notes: what else is worth knowing, counted.
     """
-    paths = _paths(definition, name, domain, split, variant)
-    return next((path for path in paths if path.is_file()), paths[0])
+
+    files: tuple[str, ...]
+    rows: list[Row]
+    count: int
+    left_out: Counter[str]
+    notes: Counter[str]
 
 
-def _paths(definition: TaskDefinition, name: str, domain: str, split: str, variant: str | int | None) -> list[Path]:
-    """All places where the file may be."""
-    given = [definition.path] if isinstance(definition.path, str) else definition.path
-    if not given:
-        raise ValueError(f"task.{name} reads files but has no path. Type: task.{name}.path=FOLDER/{{domain}}.csv")
-    paths = []
-    for path in given:
-        if "{variant}" in path and variant is None:
-            raise ValueError(
-                f"task.{name}.path={path} holds {{variant}}, but the task order names no variant. "
-                f"Type: task_order.variant=NAME"
-            )
-        try:
-            home = str(Path(path).expanduser())
-        except RuntimeError as error:
-            raise ValueError(f"task.{name}.path={path}: {error}") from None
-        for placeholder, value in (("domain", domain), ("split", split), ("variant", str(variant))):
-            home = home.replace(f"{{{placeholder}}}", value)
-        paths.append(Path(home))
-    return paths
-
-
-def read(definition: TaskDefinition, name: str, domain: str, split: str, variant: str | int | None) -> list[Row]:
-    """The rows of a local file or hub split, those with a dropped label, no answer or no text left out.
+def read(
+    definition: TaskDefinition, name: str, domain: str, split: str, variant: str | int | None, data_seed: int
+) -> Source:
+    """The rows of local files or of a hub split, those with a dropped label, no answer or no text left out.
 
     Args:
         definition: the node task.<name>.
@@ -76,133 +81,284 @@ def read(definition: TaskDefinition, name: str, domain: str, split: str, variant
         domain: fills {domain} in the path or the hub configuration.
         split: the source's own name of the split; fills {split} in the path.
         variant: of the task order; fills {variant} in the path.
+        data_seed: of the draw that max_rows asks for.
 
     Raises:
         ValueError: the source is missing, unreadable or without usable rows, a column or a label is unknown, or the
             prompt's template is mistaken.
     """
-    if definition.source == "files":
-        path = local_path(definition, name, domain, split, variant)
-        places = _paths(definition, name, domain, split, variant)
-        for place in places:
-            check_form(place)
-        if not path.is_file():
-            raise ValueError(_missing(places, definition.download))
-        try:
-            return _rows(file_records(path, definition), definition, name, str(path))
-        except ValueError:
+    if definition.source == "hub":
+        readers: list[Reader] = [_hub(definition, name, domain, split)]
+        return _Reading(definition, name, readers).source(f"{data_seed}/rows/{domain}/{split}")
+    paths = found_files(definition, name, domain, split, variant)
+    try:
+        readers = [reader_of(path, definition, name, split) for path in paths]
+        return _Reading(definition, name, readers).source(f"{data_seed}/rows/{domain}/{split}")
+    except ValueError:
+        for path in paths:
             check_archive(path)
-            raise
-    where, records = _hub_records(definition, name, domain, split)
-    return _rows(records, definition, name, where)
+        raise
 
 
-def _rows(records: Iterable[Record], definition: TaskDefinition, name: str, where: str) -> list[Row]:
-    found: list[tuple[int, str, dict[str, str]]] = []
-    columns: dict[str, None] = {}
-    number = 0
-    wanted = [column for column in placeholders(definition) if column not in RESERVED]
-    shown = picture_column(definition, name)
-    seen: dict[int, str] = {}
-    for number, record in enumerate(records, start=1):
-        columns.update(dict.fromkeys(record))
-        text = _text(record, definition.text, number, where)
-        raw = str(record.get(definition.label))
-        if definition.labels is not None and raw not in definition.labels:
-            if definition.label in columns:
-                known = ", ".join(repr(value) for value in definition.labels)
-                raise ValueError(
-                    f"row {number} of {where} has the label {raw!r} in column {definition.label!r}; "
-                    f"known: {known}. Add under task.{name}.labels: '{raw}': NAME "
-                    f"(or '{raw}': null to drop such rows)"
-                )
-            continue
-        if definition.labels is not None:
-            label = definition.labels[raw]
-        else:
-            label = _answer(record, definition.label, number, where)
-        cells = {column: _cell(record, column, number, where) for column in wanted if column in record}
-        if label is not None and (text or any(cell.strip() for cell in cells.values())):
-            found.append((number, label, {**cells, "text": text}))
-            seen[number] = _cell(record, shown, number, where) if shown else ""
-    if number == 0:
-        raise ValueError(f"{where} holds no rows")
-    _check_columns(columns, definition, name, where)
-    check_template(definition, name, columns, where)
-    if not found:
-        raise ValueError(f"none of the {number} rows of {where} can be used: no text, or a label that is dropped")
-    empty = dict.fromkeys(columns, "")
-    return [Row(number, prompt(definition, {**empty, **cells}), label, seen[number]) for number, label, cells in found]
+def found_files(
+    definition: TaskDefinition, name: str, domain: str, split: str, variant: str | int | None
+) -> list[Path]:
+    """The files of a source, all of which are there and of a format that is read.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    paths = local_paths(definition, name, domain, split, variant)
+    if not all(path.exists() for path in paths):
+        places = all_paths(definition, name, domain, split, variant)
+        for path in (path for place in places for path in place):
+            if path.suffix:
+                form_of(path, definition, name)
+        lacking = [next(path for path in place if not path.exists()) for place in places]
+        raise ValueError(missing(lacking, definition.download))
+    for path in paths:
+        form_of(path, definition, name)
+    return paths
 
 
-def _missing_cell(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+def schema_labels(
+    definition: TaskDefinition, name: str, domain: str, split: str, variant: str | int | None
+) -> dict[str, str | None]:
+    """The labels of a definition that takes them from the source's own schema (`labels: schema`).
 
-
-def _text(record: Record, columns: list[str], number: int, where: str) -> str:
-    parts = []
-    for column in columns:
-        cell = record.get(column)
-        if _missing_cell(cell):
-            continue
-        if not isinstance(cell, str):
-            kind = type(cell).__name__
-            raise ValueError(f"row {number} of {where}: column {column!r} holds {cell!r} ({kind}), not text")
-        parts.append(cell.strip())
-    return " ".join(part for part in parts if part)
-
-
-def _cell(record: Record, column: str, number: int, where: str) -> str:
-    """A text or number as it stands; a missing one is empty."""
-    cell = record.get(column)
-    if _missing_cell(cell):
-        return ""
-    if not isinstance(cell, str | int | float):
-        kind = type(cell).__name__
-        raise ValueError(f"row {number} of {where}: column {column!r} holds {cell!r} ({kind}), not text or a number")
-    return str(cell)
-
-
-def _answer(record: Record, column: str, number: int, where: str) -> str | None:
-    """A free answer as it stands; None: there is none."""
-    cell = _cell(record, column, number, where)
-    return cell if cell.strip() else None
-
-
-def _check_columns(columns: Iterable[str], definition: TaskDefinition, name: str, where: str) -> None:
-    known = list(columns)
-    wanted = [(column, f"task.{name}.text=[COLUMN]") for column in definition.text]
-    shown = picture_column(definition, name)
-    if shown:
-        wanted.append((shown, f"task.{name}.picture=FOLDER/{{COLUMN}}"))
-    for column, remedy in [*wanted, (definition.label, f"task.{name}.label=COLUMN")]:
-        if column not in known:
+    Raises:
+        ValueError: the source has no schema that names them, or its files name them differently.
+    """
+    if definition.source == "hub":
+        readers: list[Reader] = [_hub(definition, name, domain, split)]
+    else:
+        paths = found_files(definition, name, domain, split, variant)
+        readers = [reader_of(path, definition, name, split) for path in paths]
+    for reader in readers:
+        if reader.class_names is None:
             raise ValueError(
-                f"{where} has no column {column!r}; it has: {', '.join(known)}.{_nearest(column, known)} Type: {remedy}"
+                f"task.{name}.labels={SCHEMA} takes the names of labels from the schema, and {reader.place} has none "
+                f"for a column {definition.label!r}: no ClassLabel of the library datasets. "
+                f"Name them under task.{name}.labels: 'VALUE': NAME"
             )
+        if reader.class_names != readers[0].class_names:
+            raise ValueError(f"the schemas of {readers[0].place} and {reader.place} name other labels")
+    # -1 stands for no label in data sets of the hub, and is refused as one that is unknown.
+    return {str(number): label for number, label in enumerate(readers[0].class_names or [])}
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """' Nearest: ...' or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" Nearest: {close[0]!r}." if close else ""
+class _Reading:
+    """One source on its way from records to rows."""
+
+    def __init__(self, definition: TaskDefinition, name: str, readers: list[Reader]) -> None:
+        self._definition, self._name, self._readers = definition, name, readers
+        self._columns: dict[str, None] = {}
+        self._lacking: dict[str, str] = {}  # a wanted column -> the first row without it
+        self._count = 0
+        self._left_out: Counter[str] = Counter()
+        self._notes: Counter[str] = Counter()
+        self._shown = picture_column(definition, name)
+        self._filled = [column for column in placeholders(definition) if column not in RESERVED]
+        wanted = [*definition.text, definition.label, *([self._shown] if self._shown else [])]
+        self._wanted = list(dict.fromkeys(wanted))
+        self._fields = list(dict.fromkeys([*wanted, *self._filled]))
+
+    def source(self, seed: str) -> Source:
+        """Everything that is usable."""
+        definition, name = self._definition, self._name
+        if definition.convert is None:
+            for reader in self._readers:
+                check_schema(reader.class_names, definition, name, reader.place)
+        found: list[tuple[int, str, int, str, dict[str, str], str]] = []
+        for number, unit, place, record in self._records(seed):
+            usable = self._usable(record, place)
+            if usable is not None:
+                found.append((number, place, unit, *usable))
+        where = self._readers[0].place + (f" and {len(self._readers) - 1} more" if len(self._readers) > 1 else "")
+        if self._count == 0:
+            raise ValueError(f"{where} holds no rows")
+        self._check_columns(where)
+        check_template(definition, name, self._columns, where)
+        if not found:
+            said = ", ".join(f"{reason} ({count})" for reason, count in self._left_out.items())
+            raise ValueError(
+                f"none of the {self._count} rows of {where} can be used: no text, or a label that is dropped: {said}"
+            )
+        empty = dict.fromkeys(self._columns, "")
+        rows = [
+            Row(number, prompt(definition, {**empty, **cells}), label, unit, place, picture)
+            for number, place, unit, label, cells, picture in found
+        ]
+        for reader in self._readers:
+            self._notes.update(reader.notes)
+        return Source(tuple(r.place for r in self._readers), rows, self._count, self._left_out, self._notes)
+
+    # Records
+
+    def _records(self, seed: str) -> Iterator[tuple[int, int, str, Record]]:
+        """Number, unit, place and record of every row, or of `max_rows` drawn ones."""
+        limit = self._definition.max_rows
+        if self._definition.convert is not None:
+            rows = self._counted(self._converted(self._definition.convert))
+            yield from rows if limit is None else self._drawn(rows, limit, seed)
+        elif limit is None:
+            yield from self._counted(self._plain())
+        else:
+            raws = self._counted(
+                (file, row, raw) for file in range(len(self._readers)) for row, raw in self._raws(file)
+            )
+            chosen = self._drawn(raws, limit, seed)
+            for file, reader in enumerate(self._readers):
+                own = [(number, row, raw) for number, at, row, raw in chosen if at == file]
+                with self._explained(reader):
+                    for (number, row, _), (_, record) in zip(
+                        own, reader.parse((row, raw) for _, row, raw in own), strict=True
+                    ):
+                        yield number, number, f"row {row} of {reader.place}", record
+
+    def _explained(self, reader: Reader) -> Any:
+        return explained(Path(reader.place), self._definition, self._name)
+
+    def _raws(self, file: int) -> Iterator[tuple[int, Any]]:
+        reader = self._readers[file]
+        with self._explained(reader):
+            yield from enumerate(reader.raws(), start=1)
+
+    def _plain(self) -> Iterator[tuple[int, str, Record]]:
+        for file, reader in enumerate(self._readers):
+            with self._explained(reader):
+                for row, record in reader.parse(self._raws(file)):
+                    yield self._count + 1, f"row {row} of {reader.place}", record
+
+    def _converted(self, kind: str) -> Iterator[tuple[int, str, Record]]:
+        """Rows of converted records; those of one record are one unit, but for documents."""
+        before = 0
+        for file, reader in enumerate(self._readers):
+            with self._explained(reader):
+                row = number = 0
+                records = reader.parse(self._raws(file))
+                for row, (number, record) in enumerate(convert(kind, records, reader.place), start=1):
+                    unit = self._count + 1 if kind in DOCUMENTS else before + number
+                    yield unit, f"row {row} of {reader.place}", record
+                before += number
+
+    def _counted(self, rows: Iterable[tuple[int, Any, Any]]) -> Iterator[tuple[int, int, Any, Any]]:
+        for row in rows:
+            self._count += 1
+            yield (self._count, *row)
+
+    def _drawn(self, rows: Iterable[Item], limit: int, seed: str) -> list[Item]:
+        """`limit` rows by chance, each as likely, in their order; fewer rows are a part of those of a larger limit.
+
+        A row's key depends on its number alone, so that all formats of one data set draw the same rows. Only `random()`
+        is used: its numbers are the same in every version of Python.
+        """
+        generator = random.Random(seed)
+        kept: list[tuple[float, int, Item]] = []
+        for number, row in enumerate(rows):
+            key = -generator.random()
+            if len(kept) < limit:
+                heapq.heappush(kept, (key, number, row))
+            elif key > kept[0][0]:
+                heapq.heapreplace(kept, (key, number, row))
+        over = self._count - len(kept)
+        if over:
+            self._left_out[OVER] = over
+        return [row for _, _, row in sorted(kept, key=lambda one: one[1])]
+
+    # Rows
+
+    def _usable(self, record: Record, where: str) -> tuple[str, dict[str, str], str] | None:
+        """Label or answer, the cells that a prompt is made of, and the picture's name; None: the row is left out."""
+        definition = self._definition
+        self._columns.update(dict.fromkeys(record))
+        self._check_fields(record, where)
+        text = self._text(record, where)
+        label: str | None = None
+        if definition.labels is None:
+            label = self._cell(record, definition.label, where)
+        elif definition.label in self._columns:
+            label = meaning(record.get(definition.label), definition, self._name, where)
+        cells = {column: self._cell(record, column, where) for column in self._filled if column in record}
+        if label is None:
+            self._left_out[NO_LABEL if is_missing(record.get(definition.label)) else DROPPED] += 1
+        elif not label.strip():
+            self._left_out[NO_ANSWER] += 1
+        elif not text and not any(cell.strip() for cell in cells.values()):
+            self._left_out[NO_TEXT] += 1
+        else:
+            read = (*(c for c in definition.text if len(definition.text) > 1), *cells)
+            if any(is_missing(record.get(column)) or record[column] == "" for column in read):
+                self._notes[_LACKING] += 1
+            picture = self._cell(record, self._shown, where) if self._shown else ""
+            return label, {**cells, "text": text}, picture
+        return None
+
+    def _check_fields(self, record: Record, where: str) -> None:
+        """A wanted field that some rows have is there in all of them, unless the definition says otherwise."""
+        for column in self._fields:
+            if column not in record and column not in self._lacking:
+                held = ", ".join(map(str, record))
+                self._lacking[column] = f"{where} has no field {column!r}, which other rows have; it holds: {held}"
+                self._lacking[column] += f".{nearest(column, record)}"
+        if self._definition.missing_fields == "empty":
+            return
+        for column, said in self._lacking.items():
+            if column in self._columns:
+                raise ValueError(
+                    f"{said} Give it one, null where there is nothing to say, or type: "
+                    f"task.{self._name}.missing_fields=empty"
+                )
+
+    def _text(self, record: Record, where: str) -> str:
+        parts = []
+        for column in self._definition.text:
+            cell = record.get(column)
+            if is_missing(cell):
+                continue
+            if not isinstance(cell, str):
+                kind = type(cell).__name__
+                raise ValueError(f"{where}: column {column!r} holds {cell!r} ({kind}), not text{self._chat_hint(cell)}")
+            check_text(cell, f"{where}: column {column!r}")
+            parts.append(cell.strip())
+        return " ".join(part for part in parts if part)
+
+    def _chat_hint(self, cell: Any) -> str:
+        key = f"task.{self._name}"
+        if not looks_like_chat(cell):
+            return ""
+        return f". It is a chat. Type: {key}.convert=messages '{key}.text=[text]' {key}.label=answer"
+
+    def _cell(self, record: Record, column: str, where: str) -> str:
+        """A text or number as it stands; a missing one is empty."""
+        cell = record.get(column)
+        if is_missing(cell):
+            return ""
+        if not isinstance(cell, str | int | float):
+            kind = type(cell).__name__
+            raise ValueError(
+                f"{where}: column {column!r} holds {cell!r} ({kind}), not text or a number{self._chat_hint(cell)}"
+            )
+        text = str(cell)
+        check_text(text, f"{where}: column {column!r}")
+        return text
+
+    def _check_columns(self, where: str) -> None:
+        known, name = list(self._columns), self._name
+        remedies = dict.fromkeys(self._definition.text, f"task.{name}.text=[COLUMN]")
+        if self._shown:
+            remedies[self._shown] = f"task.{name}.picture=FOLDER/{{COLUMN}}"
+        remedies[self._definition.label] = f"task.{name}.label=COLUMN"
+        for column, remedy in remedies.items():
+            if column not in self._columns:
+                advice = self._readers[0].advice(self._wanted) or f"Type: {remedy}"
+                raise ValueError(
+                    f"{where} has no column {column!r}; it has: {', '.join(known)}.{nearest(column, known)} {advice}"
+                )
 
 
-def _missing(paths: Sequence[Path], download: str | None) -> str:
-    """What to say of a file that is in none of its places: how far the first path exists, and where to get it."""
-    path = paths[0]
-    parent, child = path.parent, path.name
-    while not parent.is_dir() and parent != parent.parent:
-        parent, child = parent.parent, parent.name
-    near = _nearest(child, sorted(os.listdir(parent)) if parent.is_dir() else [])
-    others = f" Nor is there {' or '.join(map(str, paths[1:]))}." if len(paths) > 1 else ""
-    fetch = f" {download.strip().removesuffix('.')}." if download else ""
-    remedy = "Set data_root=FOLDER, or CL_RUNNER_DATA, to the folder that holds the data sets."
-    return f"{path} does not exist: {parent} holds no {child!r}.{near}{others}{fetch} {remedy}"
-
-
-def _hub_records(definition: TaskDefinition, name: str, domain: str, split: str) -> tuple[str, list[Record]]:
-    """How the data set is called in messages, and its first `max_rows` records."""
+def _hub(definition: TaskDefinition, name: str, domain: str, split: str) -> ArrowData:
+    """A split of a data set of the hub."""
     if definition.dataset is None:
         raise ValueError(f"task.{name} reads the hub but names no data set. Type: task.{name}.dataset=OWNER/NAME")
     if definition.revision is None:
@@ -216,18 +372,11 @@ def _hub_records(definition: TaskDefinition, name: str, domain: str, split: str)
     import datasets
 
     try:
-        stream = datasets.load_dataset(
-            definition.dataset,
-            configuration,
-            split=split,
-            revision=definition.revision,
-            streaming=definition.max_rows is not None,
-        )
-        records = list(itertools.islice(stream, definition.max_rows))
+        data = datasets.load_dataset(definition.dataset, configuration, split=split, revision=definition.revision)
     except Exception as error:  # the library raises its own, the hub client's and the HTTP client's errors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"the hub data set {where} cannot be read: {reason}. Check task.{name}.dataset, .configuration, "
             f".splits and .revision, and the network; without one, read a local copy with source=files"
         ) from None
-    return where, list(converted(definition.convert, records, where))
+    return ArrowData(where, data, definition.label)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from cl_runner.config import ImportanceChange, OrderedTask, StageChange, TaskDefinition, TaskOrder
+from cl_runner.config import ImportanceChange, StageChange, TaskDefinition, TaskOrder
 from cl_runner.data import prompts, reviews, sources
+from cl_runner.data.account import SplitAccount, TaskAccount, split_account, task_account
 from cl_runner.data.example import Example
+from cl_runner.data.labels import SCHEMA, check_names
+from cl_runner.data.order import DRAWN, Plan, Split, origins_of, plans_of
 from cl_runner.data.pictures import find_picture
-
-Split = Literal["train", "validation", "test"]
-#: The order in which splits that share one source are drawn from it.
-DRAWN: tuple[Split, ...] = ("test", "validation", "train")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +35,9 @@ class Task:
     max_new_tokens: int  # of a generated answer
     training: StageChange | None = None  # how it is trained otherwise than its stage says
     importance: ImportanceChange | None = None  # how its importance is measured otherwise than the run's
+    account: TaskAccount | None = dataclasses.field(
+        default=None, compare=False
+    )  # what was read for it, if anything was
 
     def scored_by(self, scoring: str) -> tuple[str, ...]:
         """The metrics of `evaluation.scoring`; a definition without that release is scored as usual."""
@@ -50,12 +52,24 @@ def build_tasks(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> lis
     Raises:
         ValueError: the first mistake in the order, its definitions or their data.
     """
-    return [_build(plan) for plan in _plans(order, definitions)]
+    tasks = [_build(plan) for plan in plans_of(order, definitions)]
+    check_names(label_union(tasks), "two labels of this order")
+    return tasks
 
 
 def outlines(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[Task]:
-    """The tasks of an order without their examples: nothing is read."""
-    return [_task(plan, {split: [] for split in DRAWN}) for plan in _plans(order, definitions)]
+    """The tasks of an order without their examples: nothing is read.
+
+    Raises:
+        ValueError: labels stand in a schema that is not read.
+    """
+    for plan in plans_of(order, definitions):
+        if plan.definition.labels == SCHEMA:
+            raise ValueError(
+                f"task.{plan.name}.labels={SCHEMA} takes the names from data on a hub, which a plan does not fetch. "
+                f"Name them under task.{plan.name}.labels: 'VALUE': NAME"
+            )
+    return [_task(plan, []) for plan in plans_of(order, definitions)]
 
 
 def label_union(tasks: Iterable[Task]) -> tuple[str, ...]:
@@ -71,144 +85,80 @@ def fingerprint(task: Task) -> str:
 
 def _content(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     """Without what is not there, where pictures lie on this machine, and the places that follow from the order."""
-    left_out = ("path", "task", "row", "training", "importance")
+    left_out = ("path", "task", "row", "training", "importance", "account")
     return {name: value for name, value in fields if name not in left_out and (name, value) != ("picture", None)}
 
 
 def source_files(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[Path]:
     """The local files that `build_tasks` reads, sorted; none for generated and hub sources."""
     paths = set()
-    for plan in _plans(order, definitions):
+    for plan in plans_of(order, definitions):
         if plan.definition.source == "files":
-            for split, origin in _origins(plan).items():
+            for split, origin in origins_of(plan).items():
                 for domain, share in zip(plan.domains, plan.shares(split), strict=True):
                     if share != 0:
-                        paths.add(sources.local_path(plan.definition, plan.name, domain, origin, plan.variant))
+                        paths.update(sources.found_files(plan.definition, plan.name, domain, origin, plan.variant))
     return sorted(paths)
 
 
-# The order --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """One step of the order with its definition, and how many examples of each split it wants."""
-
-    index: int
-    task: OrderedTask
-    name: str  # of the definition
-    definition: TaskDefinition
-    counts: dict[Split, int | None]
-    data_seed: int
-    variant: str | int | None
-
-    @property
-    def domains(self) -> list[str]:
-        return self.task.domains or [self.task.name]
-
-    def key(self, split: Split) -> str:
-        """The configuration key of a count."""
-        if self.task.counts is not None:
-            return f"task_order.tasks.{self.index}.counts.{split}"
-        return f"task_order.{'incremental' if self.index else 'base'}.{split}"
-
-    def shares(self, split: Split) -> list[int | None]:
-        """The examples of each domain, as equal as possible, the remainder to the first ones; None = all."""
-        count, domains = self.counts[split], len(self.domains)
-        if count is None:
-            return [None] * domains
-        return [count // domains + (position < count % domains) for position in range(domains)]
-
-
-def _plans(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[_Plan]:
-    if not order.tasks:
-        raise ValueError("the task order has no tasks. Choose one: task_order=reviews")
-    names = [task.name for task in order.tasks]
-    plans = []
-    for index, task in enumerate(order.tasks):
-        if names.count(task.name) > 1:
-            raise ValueError(
-                f"the task order has two tasks named {task.name!r}; call one of them "
-                f"{{name: {task.name}_2, domains: [{task.name}]}}"
-            )
-        for domain in task.domains:
-            if task.domains.count(domain) > 1:
-                raise ValueError(f"task {task.name!r} lists the domain {domain!r} twice; leave one out")
-        name = task.task or order.task
-        if name not in definitions:
-            close = difflib.get_close_matches(name, list(definitions), n=1)
-            raise ValueError(
-                f"task {task.name!r} uses the definition {name!r}, which is not loaded; "
-                f"loaded: {', '.join(definitions) or 'none'}.{f' Nearest: {close[0]!r}.' if close else ''} "
-                f"Type: task=[{','.join([*definitions, name])}]"
-            )
-        noise = definitions[name].label_noise
-        if noise > 0 and definitions[name].source != "generated":
-            raise ValueError(
-                f"task.{name}.label_noise={noise:g}: label noise is for the generated benchmark only, and task.{name} "
-                f"has source={definitions[name].source}. Type: task.{name}.label_noise=0"
-            )
-        if definitions[name].balance and definitions[name].labels is None:
-            raise ValueError(
-                f"task.{name}.balance=true draws equally many examples of every label, but task.{name}.labels is null: "
-                f"any text is an answer. Type: task.{name}.balance=false"
-            )
-        counts = task.counts or (order.incremental if index else order.base)
-        wanted: dict[Split, int | None] = {
-            "train": counts.train,
-            "validation": counts.validation,
-            "test": counts.test,
-        }
-        plans.append(_Plan(index, task, name, definitions[name], wanted, order.data_seed, order.variant))
-    return plans
-
-
-def _origins(plan: _Plan) -> dict[Split, str]:
-    """Our split -> the source's own name for it, of the wanted splits in drawing order.
-
-    Raises:
-        ValueError: examples are wanted of a split that the definition does not have.
-    """
-    origins: dict[Split, str] = {}
-    for split in DRAWN:
-        count, origin = plan.counts[split], plan.definition.splits.get(split)
-        if count != 0 and origin is not None:
-            origins[split] = origin
-        elif count or (count is None and split != "validation"):
-            raise ValueError(
-                f"task.{plan.name} has no {split} split, but {plan.key(split)} asks for {count or 'all'} "
-                f"of it. Type: {plan.key(split)}=0, or say where to draw it from: "
-                f"task.{plan.name}.splits.{split}=SPLIT"
-            )
-    return origins
-
-
-def _build(plan: _Plan) -> Task:
+def _build(plan: Plan) -> Task:
+    if plan.definition.labels == SCHEMA:
+        plan = dataclasses.replace(plan, definition=_with_names(plan))
     definition = plan.definition
     labels = prompts.label_names(definition)
     if definition.labels is not None and not labels:
         raise ValueError(f"task.{plan.name} has no labels. Add under task.{plan.name}.labels: 'VALUE': NAME")
-    examples: dict[Split, list[Example]] = {split: [] for split in DRAWN}
-    for position in range(len(plan.domains)):
-        drawn = _written(plan, position) if plan.definition.source == "generated" else _drawn(plan, position, labels)
-        for split, new in drawn.items():
-            examples[split] += new
-    return _task(plan, examples)
+    check_names(labels, f"two labels of task.{plan.name}")
+    drawn = [
+        _written(plan, position) if plan.definition.source == "generated" else _drawn(plan, position, labels)
+        for position in range(len(plan.domains))
+    ]
+    return _task(plan, drawn)
 
 
-def _task(plan: _Plan, examples: dict[Split, list[Example]]) -> Task:
+def _with_names(plan: Plan) -> TaskDefinition:
+    """The definition with the labels that the schema of its sources names, which are the same for all its domains."""
+    found: dict[str, dict[str, str | None]] = {}
+    for origin in dict.fromkeys(origins_of(plan).values()):
+        for domain in plan.domains:
+            labels = sources.schema_labels(plan.definition, plan.name, domain, origin, plan.variant)
+            found[f"{domain} ({origin})"] = labels
+    first = next(iter(found))
+    for other, labels in found.items():
+        if labels != found[first]:
+            raise ValueError(
+                f"task.{plan.name}.labels={SCHEMA}: the schemas of {first} and {other} name other labels. "
+                f"Name them under task.{plan.name}.labels: 'VALUE': NAME"
+            )
+    return plan.definition.model_copy(update={"labels": found[first]})
+
+
+def _task(plan: Plan, drawn: Sequence[Mapping[Split, _Part]]) -> Task:
     definition = plan.definition
-    examples = {
-        split: [dataclasses.replace(example, task=plan.index, row=row) for row, example in enumerate(drawn)]
-        for split, drawn in examples.items()
-    }
+    labels = prompts.label_names(definition)
+    examples: dict[str, list[Example]] = {}
+    accounts: dict[str, SplitAccount] = {}
+    for split in DRAWN:
+        parts = [part[split] for part in drawn if split in part]
+        examples[split] = [
+            dataclasses.replace(example, task=plan.index, row=row)
+            for row, example in enumerate(example for part in parts for example in part.examples)
+        ]
+        accounts[split] = split_account(
+            files=dict.fromkeys(file for part in parts for file in part.files),
+            rows=sum(part.rows for part in parts),
+            left_out=sum((part.left_out for part in parts), Counter()),
+            notes=sum((part.notes for part in parts), Counter()),
+            examples=examples[split],
+            labels=labels,
+        )
     return Task(
         index=plan.index,
         name=plan.task.name,
         train=tuple(examples["train"]),
         validation=tuple(examples["validation"]),
         test=tuple(examples["test"]),
-        labels=prompts.label_names(definition),
+        labels=labels,
         metrics={
             "standard": tuple(definition.metrics),
             **{release: tuple(names) for release, names in definition.released_metrics.items()},
@@ -216,61 +166,75 @@ def _task(plan: _Plan, examples: dict[Split, list[Example]]) -> Task:
         max_new_tokens=definition.max_new_tokens,
         training=plan.task.training,
         importance=plan.task.importance,
+        account=task_account({split: accounts[split] for split in reversed(DRAWN)}, examples) if drawn else None,
     )
 
 
 # Drawing ----------------------------------------------------------------------------------------------------
 
 
-def _written(plan: _Plan, position: int) -> dict[Split, list[Example]]:
+@dataclass(frozen=True)
+class _Part:
+    """What one domain gives to a split, and what was read for it."""
+
+    examples: list[Example]
+    files: Sequence[str]
+    rows: int
+    left_out: Counter[str]
+    notes: Counter[str]
+
+
+def _written(plan: Plan, position: int) -> dict[Split, _Part]:
     """The examples of one domain from the grammar of the generated benchmark."""
     definition = plan.definition
-    given = definition.labels or {}
+    given = definition.labels if isinstance(definition.labels, dict) else {}
     names = {raw: name for raw, name in given.items() if name is not None}
     if tuple(names) != reviews.LABELS or len(names) < len(given):
         raise ValueError(
             f"task.{plan.name}.labels must name every rating of the generated reviews: {', '.join(reviews.LABELS)}"
         )
     prompts.check_template(definition, plan.name, (), "the generated benchmark")
-    drawn: dict[Split, list[Example]] = {}
+    drawn: dict[Split, _Part] = {}
     for split in DRAWN:
         share = plan.shares(split)[position]
         if share is None:
             raise ValueError(f"generated reviews have no end. Say how many: {plan.key(split)}=100")
         noise = definition.label_noise if split == "train" else 0.0
         written = reviews.generate(plan.domains[position], split, share, definition.balance, noise, plan.data_seed)
-        drawn[split] = [
+        examples = [
             dataclasses.replace(
                 example, prompt=prompts.prompt(definition, {"text": example.prompt}), answer=names[example.answer]
             )
             for example in written
         ]
+        drawn[split] = _Part(examples, (), len(examples), Counter(), Counter())
     return drawn
 
 
-def _drawn(plan: _Plan, position: int, labels: Sequence[str]) -> dict[Split, list[Example]]:
+def _drawn(plan: Plan, position: int, labels: Sequence[str]) -> dict[Split, _Part]:
     """The examples of one domain from files or hub splits, those that share one without overlap."""
     domain = plan.domains[position]
     places: dict[Split, str] = {}
-    origins = _origins(plan)
+    origins = origins_of(plan)
     for split, origin in origins.items():
-        local = plan.definition.source == "files"
         # Without {split} in its path a file is shared by all splits, whatever they are called.
-        if local:
-            places[split] = str(sources.local_path(plan.definition, plan.name, domain, origin, plan.variant))
+        if plan.definition.source == "files":
+            files = sources.local_paths(plan.definition, plan.name, domain, origin, plan.variant)
+            folder = f" ({origin})" if files[0].is_dir() else ""
+            places[split] = " and ".join(map(str, files)) + folder
         else:
             places[split] = origin
-    rows: dict[str, list[sources.Row]] = {}
-    taken: dict[str, set[int]] = {}
+    read: dict[str, sources.Source] = {}
+    taken: dict[str, dict[Split, list[sources.Row]]] = {}
     drawn: dict[Split, list[Example]] = {}
     for split, place in places.items():
         shares = plan.shares(split)
         share = shares[position]
         if share == 0:
             continue
-        if place not in rows:
-            rows[place] = sources.read(plan.definition, plan.name, domain, origins[split], plan.variant)
-            taken[place] = set()
+        if place not in read:
+            read[place] = sources.read(plan.definition, plan.name, domain, origins[split], plan.variant, plan.data_seed)
+            taken[place] = {}
         sharing = [other for other in places if places[other] == place and other != split and other not in drawn]
         if share is None and sharing:
             raise ValueError(
@@ -278,7 +242,8 @@ def _drawn(plan: _Plan, position: int, labels: Sequence[str]) -> dict[Split, lis
                 f"can be {split}. Say how many: {plan.key(split)}=100"
             )
         source = f"{plan.data_seed}/{plan.task.name}/{domain}/{split}"
-        free = [row for row in _shuffled(rows[place], source) if row.number not in taken[place]]
+        used = {row.unit for rows in taken[place].values() for row in rows}
+        free = [row for row in _shuffled(read[place].rows, source) if row.unit not in used]
         if share is None:
             chosen = sorted(free, key=lambda row: row.number)
         else:
@@ -288,17 +253,23 @@ def _drawn(plan: _Plan, position: int, labels: Sequence[str]) -> dict[Split, lis
             chosen = _fill(quotas, free, plan, split, domain, place)
         if not chosen:
             raise ValueError(f"nothing is left in {place} for {plan.key(split)}. Type: {plan.key(split)}=0")
-        taken[place].update(row.number for row in chosen)
+        taken[place][split] = chosen
         pictures = [
-            find_picture(plan.definition, row.picture, f"row {row.number} of {place}")
-            if plan.definition.picture
-            else None
-            for row in chosen
+            find_picture(plan.definition, row.picture, row.place) if plan.definition.picture else None for row in chosen
         ]
         drawn[split] = [
             Example(row.prompt, row.label, domain, picture) for row, picture in zip(chosen, pictures, strict=True)
         ]
-    return drawn
+    return {split: _part(drawn[split], read[places[split]], taken[places[split]], split) for split in drawn}
+
+
+def _part(
+    examples: list[Example], source: sources.Source, taken: Mapping[Split, Sequence[sources.Row]], split: Split
+) -> _Part:
+    """What a split got of a source, and why not the rest."""
+    elsewhere = sum(len(rows) for other, rows in taken.items() if other != split)
+    rest = {"in another split": elsewhere, "not drawn": len(source.rows) - len(examples) - elsewhere}
+    return _Part(examples, source.files, source.count, source.left_out + Counter(rest), source.notes)
 
 
 def _shuffled(rows: Sequence[sources.Row], seed: str) -> list[sources.Row]:
@@ -317,7 +288,7 @@ def _quotas(share: int, before: int, labels: Sequence[str]) -> dict[str, int]:
 
 
 def _fill(
-    quotas: dict[str, int], free: Sequence[sources.Row], plan: _Plan, split: Split, domain: str, place: str
+    quotas: dict[str, int], free: Sequence[sources.Row], plan: Plan, split: Split, domain: str, place: str
 ) -> list[sources.Row]:
     """The first rows of `free` that fill the quota of each label; the label "" stands for any."""
     left = dict(quotas)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from cl_runner.build import build_family, build_method
 from cl_runner.config import Backbone, Config
+from cl_runner.data.prompts import label_names
 from cl_runner.data.task import Task, build_tasks, label_union
 from cl_runner.families.base import Family
 from cl_runner.families.freezing import freeze
@@ -215,11 +216,7 @@ def _answers(config: Config, evaluated: Sequence[int], lengths: Lengths, batch: 
         0 if by_label else config.evaluation.new_tokens(task.max_new_tokens)
         for task, by_label in zip(definitions, likely, strict=True)
     ]
-    known = [
-        {label for label in task.labels.values() if label is not None}
-        for task, by_label in zip(definitions, likely, strict=True)
-        if by_label and task.labels is not None
-    ]
+    known = [label_names(task) for task, by_label in zip(definitions, likely, strict=True) if by_label]
     # A token has a byte at least.
     longest = max((len(label.encode()) + 1 for labels in known for label in labels), default=0)
     return Answers(

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from cl_runner.batch import Batch
 from cl_runner.config import Count, Positive, Sampling
 from cl_runner.data.example import Example
-from cl_runner.data.readers import READERS
+from cl_runner.data.readers import file_records
 from cl_runner.digests import read_text, write
 from cl_runner.families.base import IGNORED, Answering
 from cl_runner.families.tokens import padded
@@ -92,7 +92,7 @@ class HeldText(Probe):
     def _read(self, tokenizer: PreTrainedTokenizerBase, path: Path) -> list[str]:
         """The first texts of a .jsonl, or so many pieces of another file."""
         if path.name.endswith((".jsonl", ".jsonl.gz")):
-            found = [str(record.get("text") or "") for record in READERS["jsonl"](path)]
+            found = [str(record.get("text") or "") for record in file_records(path)]
             texts = [text for text in found if text.strip()]
         else:
             text = path.read_text(encoding="utf-8")

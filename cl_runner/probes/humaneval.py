@@ -18,7 +18,7 @@ from pydantic import Field
 
 from cl_runner.batch import Batch
 from cl_runner.config import Count, Positive, Sampling
-from cl_runner.data.readers import READERS
+from cl_runner.data.readers import file_records
 from cl_runner.digests import replace_file
 from cl_runner.families.base import Answering
 from cl_runner.families.encoding import Encoding
@@ -99,13 +99,12 @@ class HumanEval(Probe):
         return problems
 
     def _of_file(self, path: Path) -> Iterator[Mapping[str, Any]]:
-        form = path.name.removesuffix(".gz").rpartition(".")[2]
-        if not path.is_file() or form not in READERS:
+        if not path.is_file() or not path.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
             raise ValueError(
                 f"probe.{self.node}.path={self.path} is no .jsonl, .jsonl.gz or .parquet file. "
                 f"Get {FILE}, and type: probe.{self.node}.path=FOLDER/HumanEval.jsonl.gz"
             )
-        return READERS[form](path)
+        return file_records(path)
 
     def _of_hub(self) -> Iterator[Mapping[str, Any]]:
         import datasets

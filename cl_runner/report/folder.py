@@ -195,6 +195,11 @@ class Run:
         return _json(self.folder / "plan.json")
 
     @cached_property
+    def data(self) -> dict[str, Any]:
+        """What was read for each task (`tasks` of data.json), or empty."""
+        return cast(dict[str, Any], _json(self.folder / "data.json").get("tasks", {}))
+
+    @cached_property
     def scores(self) -> dict[int, dict[str, Floats]]:
         """Row of the matrix -> task -> percent of each test example [n], from the kept predictions."""
         return read_scores(self.folder)

@@ -11,6 +11,7 @@ import numpy as np
 from cl_runner.matrix import START, forgetting_matrix, formula_of, learned_so_far
 from cl_runner.report import plots
 from cl_runner.report.ability import DRAWN, changes, describe, own, signed
+from cl_runner.report.account import data_tables
 from cl_runner.report.atlas import atlas_values
 from cl_runner.report.costs import (
     bytes_text,
@@ -59,6 +60,7 @@ def write_run_report(folder: Path) -> Path:
         tiles=_tiles(run),
         scores=_scores(run),
         all_metrics=_all_metrics(run),
+        data=data_tables(run),
         ability=_ability(run),
         fisher=_fisher(run),
         atlas=atlas_values(run.masks, folder / "plots"),
