@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import Any
 
 import torch
 import transformers
-from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cl_runner.compose import check
 from cl_runner.config import Backbone, Hardware
+from cl_runner.damage import read_config
 from cl_runner.data.task import outlines
+from cl_runner.digests import Damaged, read_json
 from cl_runner.families.base import Family
 from cl_runner.methods.base import Chain
 from cl_runner.parts import PartSpec, method_spec, options_of, part_class, probe_spec
@@ -24,11 +24,15 @@ from cl_runner.registry import PartKind
 
 
 def rebuild(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The untrained starting model of a run and its tokenizer, from the run's own configuration."""
-    resolved = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    assert isinstance(resolved, dict)
-    config = check({str(key): value for key, value in resolved.items()})
-    labels = json.loads((folder / "data.json").read_text(encoding="utf-8"))["labels"]
+    """The untrained starting model of a run and its tokenizer, from the run's own configuration.
+
+    Raises:
+        ValueError: what the run's folder says of it cannot be used, or its checkpoint is not there.
+    """
+    config = check(read_config(folder / "config.yaml"))
+    labels = read_json(folder / "data.json").get("labels")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise Damaged(folder / "data.json", "does not hold the labels of a run")
     transformers.utils.logging.disable_progress_bar()
     model, tokenizer = build_family(config.backbone, labels).build(config.seed)
     tasks = outlines(config.task_order, config.task)

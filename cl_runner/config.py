@@ -364,11 +364,12 @@ class Config(Schema):
     hardware: Hardware
     checkpoint: Checkpoint
     snapshots: Snapshots
+    resume: Literal["strict", "warn"]  # where versions, threads or device are others than a run began with
     wandb: Wandb
 
 
 #: Keys that say where and how often a run writes, not what it computes: they are no part of its identity.
-NOT_IDENTITY = ("root", "data_root", "wandb", "checkpoint", "snapshots")
+NOT_IDENTITY = ("root", "data_root", "wandb", "checkpoint", "snapshots", "resume")
 
 
 def config_hash(resolved: Mapping[str, Any]) -> str:

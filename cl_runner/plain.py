@@ -11,3 +11,8 @@ def plain(text: object) -> str:
 def plain_lines(text: object) -> str:
     """The same, with line ends as they are."""
     return "\n".join(map(plain, str(text).split("\n")))
+
+
+def say(text: object) -> None:
+    """Print a line that may hold others' names."""
+    print(plain(text))

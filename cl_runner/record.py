@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import OmegaConf
 
 from cl_runner.compose import Request
@@ -19,7 +20,7 @@ from cl_runner.families.base import Prediction
 from cl_runner.intervals import by_task, derived_intervals, draw, label_scores, read_answers, read_scores
 from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting, write_table
 from cl_runner.tracking.clock import OFFLINE, ONLINE, Clock
-from cl_runner.tracking.environment import describe_environment
+from cl_runner.tracking.environment import describe_environment, differences
 
 
 def write_request(request: Request, tasks: Sequence[Task], device: str) -> None:
@@ -38,12 +39,44 @@ def write_request(request: Request, tasks: Sequence[Task], device: str) -> None:
     texts: dict[str, Callable[[], str]] = {
         "config.yaml": lambda: OmegaConf.to_yaml(OmegaConf.create(request.resolved)),
         "overrides.txt": lambda: "\n".join([*request.overrides, ""]),
-        "environment.json": lambda: json.dumps(describe_environment(request.command, device), indent=1),
+        "environment.json": lambda: json.dumps(_environment(request, device), indent=1),
         "data.json": lambda: json.dumps(data(), indent=1),
     }
     for name, text in texts.items():
         if not (folder / name).is_file():
             write(folder / name, text())
+
+
+def _environment(request: Request, device: str) -> dict[str, Any]:
+    return describe_environment(request.command, device, torch.get_num_threads())
+
+
+def check_environment(request: Request, device: str) -> str | None:
+    """Whether a run that goes on computes with what it began with: versions, code, threads, device.
+
+    Returns:
+        None, or with `resume=warn` a line on what differs, which environment.json notes as well.
+
+    Raises:
+        ValueError: something differs and `resume` is strict; the text says what to type.
+    """
+    path = request.folder / "environment.json"
+    if not path.is_file():  # removed: it is written anew
+        return None
+    began, now = read_json(path), _environment(request, device)
+    found = differences(began, now)
+    if not found:
+        return None
+    listed = ", ".join(f"{name} {' -> '.join(values)}" for name, values in found.items())
+    if request.config.resume == "strict":
+        anyway = request.command_with({"resume": "warn"})
+        raise ValueError(
+            f"this run began with something else than computes now: {listed}. It would end with other bits than one "
+            f"that was not interrupted. Go back to what it began with, or go on all the same: {anyway}"
+        )
+    note = {"at": now["started"], "differs": found}
+    write(path, json.dumps({**began, "resumed": [*began.get("resumed", []), note]}, indent=1))
+    return f"Note: this run began with something else than computes now: {listed}. Its last bits may differ for it."
 
 
 def header(request: Request, tasks: Sequence[Task], device: str) -> list[tuple[str, str]]:

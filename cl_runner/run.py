@@ -28,7 +28,7 @@ from cl_runner.matrix import START
 from cl_runner.planning.begun import plan_once
 from cl_runner.planning.work import units
 from cl_runner.prepared import prepare
-from cl_runner.record import header, write_request
+from cl_runner.record import check_environment, header, write_request
 from cl_runner.sparse.measured import Measured
 
 
@@ -68,11 +68,15 @@ class Run:
         folder = self.request.folder
         try:
             saved = checkpoint.load(folder / "state", str(self.prepared.device))
-            if saved is not None:
-                for line in check_begun(folder, saved["log"]):
-                    print(line, flush=True)
+            if saved is None:
+                (folder / "environment.json").unlink(missing_ok=True)  # nothing that counts was computed there
+                return None
+            lines = check_begun(folder, saved["log"])
+            lines += filter(None, [check_environment(self.request, self.prepared.device.type)])
         except Damaged as error:
             raise ValueError(what_to_type(folder, error)) from None
+        for line in lines:
+            print(line, flush=True)
         return saved
 
     def guarded(self, saved: dict[str, Any] | None) -> int:

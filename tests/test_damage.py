@@ -251,3 +251,43 @@ def test_no_bit_of_a_cached_tensor_can_change(tmp_path: Path) -> None:
     path.rename(tmp_path / "other.safetensors")
     with pytest.raises(Damaged):
         read_tensors(tmp_path / "other.safetensors")
+
+
+def test_a_run_goes_on_with_what_it_began_with(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of(root)
+    path = folder / "environment.json"
+    began = json.loads(path.read_text())
+    assert began["hardware"]["threads"] == 1 and len(began["code"]) == 64
+    other = {**began, "packages": {**began["packages"], "torch": "2.0.0"}, "code": "c" * 64}
+    other["hardware"] = {**began["hardware"], "threads": 7}
+    digests.write(path, json.dumps(other))
+    assert run_command(typed(root)) == 2
+    said = capsys.readouterr().err
+    assert f"torch 2.0.0 -> {began['packages']['torch']}" in said and "threads 7 -> 1" in said
+    assert "the code of cl_runner cccccccccccc -> " in said and said.count("\n") == 1
+    assert said.rstrip().endswith("resume=warn") and "python -m cl_runner method=pe" in said
+    monkeypatch.setattr("cl_runner.run.Run.guarded", lambda run, saved: 0)
+    for _ in range(2):
+        assert run_command([*typed(root), "resume=warn"]) == 0
+        assert "Note: this run began with something else" in capsys.readouterr().out
+    noted = digests.read_json(path)["resumed"]
+    assert [note["differs"]["threads"] for note in noted] == [["7", "1"]] * 2
+
+
+def test_what_computes_is_compared() -> None:
+    from cl_runner.tracking.environment import differences
+
+    def environment(torch: str, device: str, cpu: str, **more: object) -> dict[str, Any]:
+        return {"packages": {"torch": torch, "wandb": "1"}, "hardware": {"device": device, "cpu": cpu, **more}}
+
+    old = environment("2", "cpu", "a")
+    assert differences(old, environment("2", "cpu", "a", threads=4)) == {}  # it did not tell its threads
+    assert differences(old, environment("2", "cpu", "b")) == {"cpu": ["a", "b"]}
+    assert differences(environment("2", "H100", "a"), environment("2", "H100", "b")) == {}
+    assert differences(old, environment("3", "H100", "a")) == {
+        "torch": ["2", "3"],
+        "device": ["cpu", "H100"],
+        "cpu": ["a", "none"],
+    }

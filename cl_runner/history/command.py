@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cl_runner.arguments import SNAPSHOT, Parser
+from cl_runner.plain import plain_lines
 
 PURPOSES = {
     "list": "what each task of a run stored",
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
             case _:
                 return outputs.export(asked.run, asked.after, asked.output)
     except ValueError as error:
-        print(f"cl_runner: {error}", file=sys.stderr)
+        print(f"cl_runner: {plain_lines(error)}", file=sys.stderr)
         return 2
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +11,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cl_runner.sparse.bits import weights_hash
-from cl_runner.sparse.chain import apply_chain, check_same_model, read_weights
+from cl_runner.sparse.chain import (
+    apply_chain,
+    apply_snapshot,
+    check_same_model,
+    empty_weights,
+    kinds,
+    read_weights,
+)
 from cl_runner.sparse.snapshots import Description, Snapshot, describe_snapshot, read_snapshot
+from cl_runner.sparse.stored_header import Unusable
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,38 @@ def weights_before(chain: Sequence[Path], run: Path | None) -> dict[str, Tensor]
     if found != expected:
         raise ValueError(f"{chain[0]} changes weights {expected[:12]}, but {run}/config.yaml gives {found[:12]}")
     return weights
+
+
+def check_weights(described: Mapping[Path, Description], run: Path) -> tuple[list[str], str | None]:
+    """(a problem for each snapshot that does not lead to the weights that it promises, why some are not known or None).
+
+    Args:
+        described: snapshots of a run, each sound by itself, in the order of its tasks.
+    """
+    problems: list[str] = []
+    weights: dict[str, Tensor] = {}
+    reached = ""
+    for file, header in described.items():
+        try:
+            if header.whole:
+                weights = empty_weights(header)
+            elif header.parent != reached:
+                if header.parent != header.base:
+                    continue  # of a snapshot that has a problem itself
+                try:
+                    weights, reached = starting_weights(run), ""
+                except ValueError as error:
+                    return problems, str(error)
+            check_same_model(header, str(file), *kinds(weights), "the weights before it")
+            apply_snapshot(weights, read_snapshot(file))
+            found = weights_hash(weights)
+            if found != header.weights:
+                raise Unusable(file, f"the restored weights are {found[:12]}, but should be {header.weights[:12]}")
+            reached = found
+        except ValueError as error:
+            problems.append(str(error))
+            reached = ""
+    return problems, None
 
 
 def starting_weights(run: Path | None) -> dict[str, Tensor]:

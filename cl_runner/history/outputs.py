@@ -27,6 +27,7 @@ from cl_runner.history.history import (
     weights_after,
     weights_before,
 )
+from cl_runner.plain import say
 from cl_runner.sparse.chain import apply_chain
 from cl_runner.sparse.snapshots import read_snapshot, save_snapshot
 from cl_runner.sparse.versions import (
@@ -72,7 +73,7 @@ def compose(first: str, second: str, on_conflict: OnConflict | None, output: Pat
         )
     size = _write(output, lambda: save_snapshot(output, composed))
     entries = sum(change.bits.numel() for change in composed.changes.values())
-    print(f"{output}: {size:,} bytes, {entries:,} entries of {first} and {second}; {told}")
+    say(f"{output}: {size:,} bytes, {entries:,} entries of {first} and {second}; {told}")
     return 0
 
 
@@ -101,12 +102,12 @@ def revert(name: str, force: bool, output: Path) -> int:
     weights = weights_after(chain, place.run)
     reverting = undoing(undone, header, final, weights, force)
     size = _write(output, lambda: save_snapshot(output, reverting))
-    print(f"{output}: {size:,} bytes, {undone.entries:,} entries go back to their values before {header.task}")
+    say(f"{output}: {size:,} bytes, {undone.entries:,} entries go back to their values before {header.task}")
     if undone.later:
         kept = "lose the later value" if force else "keep the later value; to set these back too: --force"
-        print(f"{undone.later:,} entries that later tasks changed as well {kept}")
+        say(f"{undone.later:,} entries that later tasks changed as well {kept}")
     hint = f"{SNAPSHOT} restore {place.run} --after {output} --output FILE.safetensors"
-    print(f"The weights without {header.task}: {hint} (or export, for from_pretrained)")
+    say(f"The weights without {header.task}: {hint} (or export, for from_pretrained)")
     return 0
 
 
@@ -116,7 +117,7 @@ def restore(run: Path, after: str, output: Path) -> int:
     chain = chain_to(_after(run, after), run)
     weights = weights_after(chain, run)
     _write(output, lambda: save_file(weights, output, metadata={"format": "pt", "after": after}))
-    print(f"{output}: {len(weights)} tensors after {after}, restored from {len(chain)} snapshots")
+    say(f"{output}: {len(weights)} tensors after {after}, restored from {len(chain)} snapshots")
     return 0
 
 
@@ -142,7 +143,7 @@ def export(run: Path, after: str, output: Path) -> int:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(output, ignore_errors=True)  # new or empty before, see above
         raise unwritable(output, error) from None
-    print(f"{output}: the model after {after} with its tokenizer; load it with from_pretrained({str(output)!r})")
+    say(f"{output}: the model after {after} with its tokenizer; load it with from_pretrained({str(output)!r})")
     return 0
 
 

@@ -14,12 +14,22 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
-from cl_runner.history.history import Place, chain_to, describe_run, find_two, snapshot_files, weights_after
+from cl_runner.history.history import (
+    Place,
+    chain_to,
+    check_weights,
+    describe_run,
+    find_two,
+    snapshot_files,
+    weights_after,
+)
+from cl_runner.plain import plain, say
 from cl_runner.sparse.atlas import overlap
 from cl_runner.sparse.groups import layer_groups
-from cl_runner.sparse.snapshots import describe_snapshot, read_snapshot, verify_snapshot
+from cl_runner.sparse.snapshots import Description, describe_snapshot, read_snapshot, verify_snapshot
 from cl_runner.sparse.versions import common_positions, compare, stored_positions, total
 
 
@@ -83,9 +93,10 @@ def show_sizes(run: Path, as_json: bool) -> int:
 
 
 def verify(path: Path) -> int:
-    """Check one file, or all of a run's and the links between them."""
+    """Check one file, or all of a run's, the links between them and the weights that they lead to."""
     files = [path] if path.is_file() else snapshot_files(path)
-    problems = []
+    problems: list[str] = []
+    sound: dict[Path, Description] = {}
     known: set[str] = set()  # hashes of weights that can be reached
     for file in files:
         found = verify_snapshot(file)
@@ -93,11 +104,23 @@ def verify(path: Path) -> int:
         if found:
             continue
         snapshot = describe_snapshot(file)
+        other = next((one for one, first in sound.items() if first.base != snapshot.base), None)
+        if other is not None:
+            problems.append(f"{file}: its run began with other weights than that of {other}")
+            continue
         if path.is_dir() and not snapshot.whole and snapshot.parent not in {snapshot.base, *known}:
             problems.append(f"{file}: no sound snapshot leads to its parent {snapshot.parent[:8]}")
+        else:
+            sound[file] = snapshot
         known.add(snapshot.weights)
+    unknown = None
+    if path.is_dir():
+        found, unknown = check_weights(sound, path)
+        problems += found
     for problem in problems:
-        print(problem)
+        say(problem)
+    if unknown is not None:
+        say(f"The weights that they lead to were not computed: {unknown}")
     print(
         f"{len(files)} snapshot{'s' * (len(files) != 1)}, {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}"
     )
@@ -133,7 +156,7 @@ def show_diff(first: str, second: str, as_json: bool) -> int:
         ],
     )
     if reason is not None:
-        print(f"The values are not known: {reason}")
+        say(f"The values are not known: {reason}")
     return 0
 
 
@@ -162,7 +185,7 @@ def show_overlap(run: Path, by_layer: bool, as_json: bool) -> int:
         rows = [(task, *(_number(value, ".4f") for value in row)) for task, row in zip(files, matrix, strict=True)]
         _show(f"Jaccard index of stored positions: {title}", ("", *files), rows)
     if whole:
-        print(f"Left out, since they stored the whole model: {', '.join(whole)}")
+        say(f"Left out, since they stored the whole model: {', '.join(whole)}")
     return 0
 
 
@@ -185,11 +208,13 @@ def _values(
 
 def _show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose first column is text."""
-    table = Table(title=title)
+    table = Table(title=Text(plain(title)))
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number and column not in ("parent", "weights") else "left")
+        table.add_column(
+            Text(plain(column)), justify="right" if number and column not in ("parent", "weights") else "left"
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(plain(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 

@@ -51,10 +51,8 @@ def apply_chain(weights: Mapping[str, Tensor], paths: Sequence[Path]) -> None:
     for (earlier, before), (path, header) in pairwise(zip(paths, headers, strict=True)):
         if header.parent != before.weights:
             raise _broken(path, header.parent, str(earlier), before.weights)
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    dtypes = {name: tensor.dtype for name, tensor in weights.items()}
     for path, header in zip(paths, headers, strict=True):
-        check_same_model(header, str(path), shapes, dtypes, "the starting weights")
+        check_same_model(header, str(path), *kinds(weights), "the starting weights")
     for path in paths:
         apply_snapshot(weights, read_snapshot(path))
     found, expected = weights_hash(weights), headers[-1].weights
@@ -83,7 +81,7 @@ def read_weights(paths: Sequence[Path], base: Mapping[str, Tensor] | None = None
     assert paths, "a chain has at least one snapshot"
     first = describe_snapshot(paths[0])
     if first.whole:
-        weights = {name: torch.empty(shape, dtype=first.dtypes[name]) for name, shape in first.shapes.items()}
+        weights = empty_weights(first)
     elif base is None:
         raise ValueError(f"{paths[0]} stores a part of the model only; its parent's weights are needed as well")
     else:
@@ -93,6 +91,17 @@ def read_weights(paths: Sequence[Path], base: Mapping[str, Tensor] | None = None
         }
     apply_chain(weights, paths)
     return weights
+
+
+def empty_weights(header: Header) -> dict[str, Tensor]:
+    """Weights of any content, for a snapshot of a whole model to fill."""
+    return {name: torch.empty(shape, dtype=header.dtypes[name]) for name, shape in header.shapes.items()}
+
+
+def kinds(weights: Mapping[str, Tensor]) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.dtype]]:
+    """Shapes and types, as `check_same_model` takes them."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    return shapes, {name: tensor.dtype for name, tensor in weights.items()}
 
 
 def check_same_model(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +31,9 @@ PACKAGES = (
     "hydra-submitit-launcher",
     "submitit",
 )
+
+#: Those of them that compute: another version may give other bits.
+COMPUTING = ("cl-runner", "torch", "transformers", "tokenizers", "numpy", "sentence-transformers")
 
 
 def _versions() -> dict[str, str]:
@@ -88,12 +93,23 @@ def _device(device: str) -> str:
     return torch.cuda.get_device_name(device)
 
 
-def describe_environment(command: str, device: str = "cpu") -> dict[str, Any]:
+def _code() -> str:
+    """SHA-256 of this package's own source files."""
+    sha = hashlib.sha256()
+    top = Path(__file__).parents[1]
+    for path in sorted(top.rglob("*.py")):
+        sha.update(f"{path.relative_to(top)}\0".encode())
+        sha.update(path.read_bytes())
+    return sha.hexdigest()
+
+
+def describe_environment(command: str, device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
     """The content of a run's environment.json.
 
     Args:
         command: the line that starts the run.
         device: the torch device that computes, such as "cpu" or "cuda:0".
+        threads: of the CPU, with which it computes.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -102,11 +118,32 @@ def describe_environment(command: str, device: str = "cpu") -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": _versions(),
         "git": git_state(Path(__file__).parents[1]),
+        "code": _code(),
         "hardware": {
             "cpu": _cpu(),
             "cores": _cores(),
             "memory_gib": round(memory / 2**30, 1),
             "device": _device(device),
+            "threads": threads,
         },
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What computes now and is not what computed when a run began: its name -> [then, now], as texts.
+
+    Args:
+        began, now: of `describe_environment`; what the first does not know, as of an older version, is left out.
+    """
+
+    def parts(environment: Mapping[str, Any]) -> dict[str, str]:
+        packages, hardware = environment.get("packages") or {}, environment.get("hardware") or {}
+        found = {name: packages.get(name, "none") for name in COMPUTING} if packages else {}
+        found |= {"the code of cl_runner": str(environment["code"])[:12]} if environment.get("code") else {}
+        # On a GPU the CPU computes nothing that counts.
+        named = ("device", "threads", "cpu") if hardware.get("device") == "cpu" else ("device",)
+        return found | {name: str(hardware[name]) for name in named if hardware.get(name) is not None}
+
+    then, here = parts(began), parts(now)
+    return {name: [value, here.get(name, "none")] for name, value in then.items() if here.get(name) != value}
