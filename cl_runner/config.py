@@ -20,6 +20,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+#: How long a prompt and its answer may be in training: `max_length` and `max_answer_length`; both together as long as
+#: the two, of which the answer takes what it needs (TRACE); or each as long as the two (PIECE).
+TrainingLength = Literal["apart", "together", "sum"]
 #: What of a generated text is the answer; cl_runner/families/tokens.py has the rules.
 AnswerText = Literal["spoken", "piece", "raw"]
 OptimizerName = Literal["adamw", "adafactor", "sgd"]
@@ -85,6 +88,7 @@ class Backbone(Schema):
     tokenizer: Literal["words", "bytes"] | None  # of a random model; null = the checkpoint's own
     max_length: Annotated[int, Field(ge=3)]  # tokens of a text or prompt, special ones included; longer ones are cut
     max_answer_length: Count | None  # language models: tokens of an answer in training, its end token included
+    training_length: TrainingLength  # language models: which of prompt and answer may be how long in training
     truncation: Literal["keep_start", "keep_end", "keep_both"]  # what stays of a text that is too long
     chat_template: bool  # language models: the prompt becomes a user's turn of the tokenizer's chat template
     dropout: Annotated[float, Field(ge=0, lt=1)] | None  # of hidden states and attention; null = the checkpoint's own
@@ -94,6 +98,12 @@ class Backbone(Schema):
     key_prefixes: list[
         Annotated[str, Field(min_length=1)]
     ]  # parts of the names in the checkpoint's files that wrappers of a model wrote: taken off
+
+    @property
+    def longest_in_training(self) -> int:
+        """Tokens of a prompt and its answer."""
+        both = self.max_length + (self.max_answer_length or 0)
+        return 2 * both if self.training_length == "sum" else both
 
 
 class Encoder(Schema):

@@ -65,10 +65,12 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
     for probe in probes.values():
         probe.check()
     method = build_method(config.method)
-    answers = max(config.backbone.max_answer_length or 0, generated) if family.kind == "causal" else 0
+    longest = config.backbone.max_length
+    if family.kind == "causal":
+        longest = max(config.backbone.longest_in_training, longest + generated)
     skeleton = family.skeleton()
     said = family.verify(skeleton)
-    method.check(skeleton, config.backbone.max_length + answers)
+    method.check(skeleton, longest)
     _check_training(config.training, [name for name, _ in skeleton.named_parameters()], method)
     joint = [
         dataclasses.replace(task, train=tuple(e for seen in tasks[: i + 1] for e in seen.train))
@@ -99,13 +101,15 @@ def _measuring(config: Config, family: Family, labels: Sequence[str]) -> Family:
         return family
     if family.kind == "image_text":
         raise ValueError("importance.max_length: no prompt with a picture is cut. Type: importance.max_length=null")
-    if longest > backbone.max_length:
+    apart, answer = backbone.training_length == "apart", backbone.max_answer_length
+    prompt = backbone.max_length + (0 if apart else answer or 0)
+    if longest > prompt:
         raise ValueError(
-            f"importance.max_length={longest} is more than training reads, backbone.max_length={backbone.max_length}. "
-            f"Type: importance.max_length={backbone.max_length}"
+            f"importance.max_length={longest} is more than the {prompt} tokens of a text that training reads. "
+            f"Type: importance.max_length={prompt}"
         )
-    answers = backbone.max_answer_length and min(backbone.max_answer_length, longest)
-    return build_family(backbone.model_copy(update={"max_length": longest, "max_answer_length": answers}), labels)
+    lengths = {"max_length": longest, "max_answer_length": answer and min(answer if apart else prompt, longest)}
+    return build_family(backbone.model_copy(update={**lengths, "training_length": "apart"}), labels)
 
 
 def _check_data(config: Config, tasks: Sequence[Task]) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from cl_runner.batch import Part
 from cl_runner.compose import compose
-from cl_runner.config import AnswerText, Backbone, Sampling
+from cl_runner.config import AnswerText, Backbone, Sampling, TrainingLength
 from cl_runner.data.example import Example
 from cl_runner.families.base import IGNORED, Answering
 from cl_runner.families.causal import Causal
@@ -243,6 +243,26 @@ def test_what_of_a_generated_text_is_the_answer() -> None:
         assert answer_of("</think>", rule).strip() == ("</think>" if rule == "raw" else "")
 
 
+def test_prompt_and_answer_share_their_tokens_as_a_release_has_it() -> None:
+    """TRACE: the sum of both limits for a prompt with its answer; PIECE: the sum for each; ours: each its own."""
+    prompt, short, long = "p" * 50, "a", "b" * 50
+    found = {}
+    for rule in get_args(TrainingLength):
+        family = Causal(
+            backbone("tiny_llama", max_length=20, max_answer_length=10, truncation="keep_end", training_length=rule), []
+        )
+        examples = [Example(prompt, short), Example(prompt, long)]
+        ends = family.targets(examples)
+        wholes = family.lengths(examples)
+        found[rule] = [(whole - end, end) for whole, end in zip(wholes, ends, strict=True)]
+        batch = family.collate(examples)
+        assert batch["attention_mask"].sum(1).tolist() == wholes and batch["labels"].shape[1] == max(ends)
+        assert family.lengths(examples, answers=False) == [20, 20], "what is answered is as long as ever"
+        assert batch["input_ids"][0, -wholes[0]] == family.tokenizer.bos_token_id, "special tokens stay"
+    # Of a prompt before a long answer its start and one more token stay.
+    assert found == {"apart": [(20, 2), (20, 10)], "together": [(28, 2), (2, 28)], "sum": [(30, 2), (30, 30)]}
+
+
 def test_protocols_are_the_releases() -> None:
     trace, piece, standard = (
         compose(["task_order=trace", "backbone=tiny_llama", f"protocol={name}"]).config
@@ -252,6 +272,9 @@ def test_protocols_are_the_releases() -> None:
     assert [trace.evaluation.new_tokens(own) for own in (16, 256)] == [512, 512]
     assert [piece.evaluation.new_tokens(own) for own in (16, 256)] == [16, 256]
     assert [c.evaluation.answer_text for c in (trace, piece, standard)] == ["raw", "piece", "spoken"]
+    assert [c.backbone.training_length for c in (trace, piece, standard)] == ["together", "sum", "apart"]
+    released = compose(["task_order=trace", "backbone=llama2_7b_chat", "protocol=trace"]).config.backbone
+    assert (released.max_length, released.longest_in_training, released.chat_template) == (1024, 1536, False)
     assert trace.task["trace_fomc"].released_metrics["trace"] == ["trace_accuracy"]
 
 

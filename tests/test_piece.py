@@ -171,7 +171,7 @@ def test_importance_reads_texts_as_short_as_it_is_told(tmp_path: Path) -> None:
     assert min(prepared.family.lengths([example], answers=False) + prepared.family.targets([example])) > 16
     assert prepared.measuring.identity() != prepared.family.identity(), "the cache knows them apart"
     longer = tiny_config(tmp_path, "method=piece_f", "backbone=tiny_llama", "importance.max_length=5000")
-    with pytest.raises(ValueError, match=r"more than training reads.*Type: importance\.max_length=\d+$"):
+    with pytest.raises(ValueError, match=r"tokens of a text that training reads\. Type: importance\.max_length=\d+$"):
         prepare(longer, tasks)
 
 

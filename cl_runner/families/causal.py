@@ -36,6 +36,14 @@ class Causal(LanguageModel):
         assert self.backbone.max_answer_length is not None
         positions = getattr(self._configuration, "max_position_embeddings", None)
         answer = max(self.backbone.max_answer_length, max_new_tokens)
+        if positions is not None and self.backbone.longest_in_training > max(
+            positions, self.backbone.max_length + answer
+        ):
+            raise ValueError(
+                f"{self.backbone.name} reads {positions} tokens, and a prompt with its answer may have "
+                f"{self.backbone.longest_in_training} by backbone.training_length={self.backbone.training_length}. "
+                "Type: backbone.training_length=apart (or a smaller backbone.max_length)"
+            )
         if positions is not None and self.backbone.max_length + answer > positions:
             raise ValueError(
                 f"{self.backbone.name} reads {positions} tokens, and prompt and answer may have "
@@ -45,8 +53,9 @@ class Causal(LanguageModel):
 
     def collate(self, examples: Sequence[Example], answers: bool = True) -> Batch:
         """input_ids, attention_mask, position_ids [B, L], padded on the left; labels [B, A], the last A positions."""
-        ends = self._encoding.answers([e.answer for e in examples]) if answers else None
-        return Batch(left_padded(self._prompts(examples), ends, self.tokenizer.pad_token_id), examples)
+        ends = self._answers(examples) if answers else None
+        prompts = self._prompts(examples) if ends is None else self._before(examples, ends)
+        return Batch(left_padded(prompts, ends, self.tokenizer.pad_token_id), examples)
 
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         """Cross-entropy of the answers' tokens; logits [tokens, vocabulary]."""

@@ -41,7 +41,9 @@ class Encoding:
         self._backbone = backbone
         self._tokenizer = tokenizer
         self._ends = ends
-        self._prompts: dict[str, list[int]] = {}
+        self._apart = backbone.training_length == "apart"
+        self._sum = backbone.max_length + (backbone.max_answer_length or 0)
+        self._prompts: dict[str, list[int]] = {}  # as long as any pass reads them
         self._answers: dict[str, list[int]] = {}
         self._texts: dict[tuple[int, ...], str] = {}
         bare = tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -56,6 +58,25 @@ class Encoding:
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text with its special tokens, at most `backbone.max_length`."""
+        return [self._shortened(row, self._backbone.max_length) for row in self._longest(texts)]
+
+    def before(self, texts: Sequence[str], answers: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Ids of each text as it stands before its answer in training, at most as `backbone.training_length` says."""
+        if self._apart:
+            return self.prompts(texts)
+        together = self._backbone.training_length == "together"
+        return [
+            self._shortened(row, self._sum - (len(answer) if together else 0))
+            for row, answer in zip(self._longest(texts), answers, strict=True)
+        ]
+
+    def _shortened(self, row: list[int], limit: int) -> list[int]:
+        if len(row) <= limit:
+            return row
+        start, end = len(self._before), len(row) - len(self._after)
+        return [*self._before, *self._cut(row[start:end], limit - start - len(self._after)), *self._after]
+
+    def _longest(self, texts: Sequence[str]) -> list[list[int]]:
         missing = list(dict.fromkeys(text for text in texts if text not in self._prompts))
         if missing:
             self._prompts.update(zip(missing, self._encode_prompts(missing), strict=True))
@@ -67,7 +88,8 @@ class Encoding:
         Of ids that are no text's, as a method may put tokens before it, what they spell.
         """
         if tuple(ids) not in self._texts:
-            self._texts = {tuple(row): text for text, row in self._prompts.items()}
+            limit = self._backbone.max_length
+            self._texts = {tuple(self._shortened(row, limit)): text for text, row in self._prompts.items()}
         known = self._texts.get(tuple(ids))
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)) if known is None else known
 
@@ -76,13 +98,20 @@ class Encoding:
         missing = list(dict.fromkeys(text for text in texts if text not in self._answers))
         if missing:
             assert self._ends is not None and self._backbone.max_answer_length is not None
-            limit = self._backbone.max_answer_length
+            limit = self._answer_limit()
             ids = self._tokenizer(missing, add_special_tokens=False)["input_ids"]
             self._answers.update({t: [*row, self._ends][:limit] for t, row in zip(missing, ids, strict=True)})
         return [self._answers[text] for text in texts]
 
+    def _answer_limit(self) -> int:
+        if self._apart:
+            return self._backbone.max_answer_length or 0
+        # Of a prompt that its answer pushes out one token stays, after which the answer begins.
+        kept = len(self._before) + len(self._after) + 1 if self._backbone.training_length == "together" else 0
+        return self._sum - kept
+
     def _encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        room = self._backbone.max_length - len(self._before) - len(self._after)
+        room = (self._backbone.max_length if self._apart else self._sum) - len(self._before) - len(self._after)
         ids = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         if not self._backbone.chat_template:
             return [[*self._before, *self._cut(row, room), *self._after] for row in ids]
@@ -101,6 +130,11 @@ class Encoding:
             ValueError: the tokenizer has no template, one that changes the words, or one longer than `max_length`.
         """
         name = self._backbone.name
+        if not self._apart:
+            raise ValueError(
+                f"backbone.training_length={self._backbone.training_length} is for prompts as they are, without a chat "
+                "template. Type: backbone.chat_template=false (or backbone.training_length=apart)"
+            )
         if not self._tokenizer.chat_template:
             raise ValueError(f"backbone {name} has no chat template. Type: backbone.chat_template=false")
         turn = [{"role": "user", "content": MARK}]
@@ -147,7 +181,7 @@ class Encoding:
     def _key(self, prompts: Sequence[str], answers: Sequence[str]) -> str:
         rules = {
             name: getattr(self._backbone, name)
-            for name in ("max_length", "max_answer_length", "truncation", "chat_template")
+            for name in ("max_length", "max_answer_length", "training_length", "truncation", "chat_template")
         }
         said = hashlib.sha256(json.dumps([FORMAT, rules, self._before, self._after, self._ends]).encode())
         said.update(tokenizer_hash(self._tokenizer).encode())

@@ -60,7 +60,9 @@ class ImageText(LanguageModel):
 
     def _rules(self) -> Encoding:
         # The processor's template makes a whole prompt; only special tokens around it are left to add.
-        whole = self.backbone.model_copy(update={"chat_template": False, "max_length": 2**31})
+        whole = self.backbone.model_copy(
+            update={"chat_template": False, "max_length": 2**31, "training_length": "apart"}
+        )
         return Encoding(whole, self.tokenizer, self.tokenizer.eos_token_id, open_end=True)
 
     def check(self, labels: Sequence[Sequence[str]], max_new_tokens: int) -> None:
@@ -111,6 +113,9 @@ class ImageText(LanguageModel):
             place = row.index(self._image)
             prompts.append([*row[:place], *[self._image] * self._features(example), *row[place + 1 :]])
         return prompts
+
+    def _before(self, examples: Sequence[Example], answers: Sequence[Sequence[int]]) -> list[list[int]]:
+        return self._prompts(examples)
 
     def _features(self, example: Example) -> int:
         """Tokens that the picture takes; its header is read, no more."""

@@ -46,6 +46,14 @@ class LanguageModel(Family):
         """Ids of each prompt."""
         return self._encoding.prompts([e.prompt for e in examples])
 
+    def _before(self, examples: Sequence[Example], answers: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Ids of each prompt in training, before these answers."""
+        return self._encoding.before([e.prompt for e in examples], answers)
+
+    def _answers(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Ids of each answer, its end included."""
+        return self._encoding.answers([e.answer for e in examples])
+
     @abstractmethod
     def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> list[str]:
         """Generated texts, one per example."""
@@ -76,12 +84,14 @@ class LanguageModel(Family):
 
     def lengths(self, examples: Sequence[Example], answers: bool = True) -> list[int]:
         """Tokens of each prompt, and of its answer."""
-        prompts = [len(row) for row in self._prompts(examples)]
-        return [n + t for n, t in zip(prompts, self.targets(examples), strict=True)] if answers else prompts
+        if not answers:
+            return [len(row) for row in self._prompts(examples)]
+        ends = self._answers(examples)
+        return [len(p) + len(a) for p, a in zip(self._before(examples, ends), ends, strict=True)]
 
     def targets(self, examples: Sequence[Example]) -> list[int]:
         """Tokens of each answer."""
-        return [len(row) for row in self._encoding.answers([e.answer for e in examples])]
+        return [len(row) for row in self._answers(examples)]
 
     def loss_sum(self, model: nn.Module, batch: Batch, tokens: Literal["mean", "sum"]) -> Tensor:
         """Sum over the examples of the mean, or sum, of -log p of the answer's tokens."""

@@ -53,13 +53,14 @@ class Seq2Seq(LanguageModel):
 
     def collate(self, examples: Sequence[Example], answers: bool = True) -> Batch:
         """input_ids, attention_mask [B, L]; decoder_input_ids, labels [B, A]; all padded on the right."""
-        prompts = self._prompts(examples)
+        ends = self._answers(examples) if answers else None
+        prompts = self._prompts(examples) if ends is None else self._before(examples, ends)
         batch = {
             "input_ids": padded(prompts, self.tokenizer.pad_token_id, "right"),
             "attention_mask": padded([[1] * len(row) for row in prompts], 0, "right"),
         }
-        if answers:
-            labels = padded(self._encoding.answers([e.answer for e in examples]), IGNORED, "right")
+        if ends is not None:
+            labels = padded(ends, IGNORED, "right")
             batch |= {"labels": labels, "decoder_input_ids": self._shifted(labels)}
         return Batch(batch, examples)
 

@@ -135,7 +135,7 @@ def setting_of(
     if lengths is None:
         answer = config.backbone.max_answer_length or 0
         longest = config.backbone.max_length
-        lengths = Lengths([longest], [answer], [longest + answer])
+        lengths = Lengths([longest], [answer], [config.backbone.longest_in_training])
     method = build_method(config.method)
     needs = ask(method, config, model, max(lengths.answers, default=0))
     if needs.first is None:
@@ -223,6 +223,7 @@ def _answers(config: Config, evaluated: Sequence[int], lengths: Lengths, batch: 
         max_length=max(lengths.answers),
         mean_length=fmean(lengths.answers),
         max_whole=max(lengths.whole),
+        beyond=max(0, max(lengths.whole) - max(lengths.prompts) - max(lengths.answers)),
         mean_whole=_padded(lengths.whole, batch),
         generated=max((n for n, number in zip(tokens, evaluated, strict=True) if number), default=0),
         mean_generated=sum(n * number for n, number in zip(tokens, evaluated, strict=True)) / max(1, sum(evaluated)),

@@ -55,6 +55,7 @@ class Answers:
         labels, label_length: how many labels the examples of `by_label` are answered by likelihood with, and how long
             they may be.
         by_label: evaluated examples that are answered so, not by generation.
+        beyond: tokens that an example in training may have beyond the longest prompt to answer and the longest answer.
     """
 
     max_length: int
@@ -66,6 +67,7 @@ class Answers:
     labels: int = 0
     label_length: int = 0
     by_label: int = 0
+    beyond: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Setting:
         """Tokens of the longest example in training, its answer included."""
         if self.answers is None:
             return self.max_length
-        return min(self.answers.max_whole, self.max_length + self.answers.max_length)
+        return min(self.answers.max_whole, self.max_length + self.answers.max_length + self.answers.beyond)
 
     @property
     def mean_whole(self) -> float:
