@@ -208,7 +208,7 @@ def test_ewc_of_pieces_release_has_400_and_a_half(tmp_path: Path) -> None:
     learner, method, tasks = tiny_learner(config)
     ewc = method.methods["ewc"]
     learn(learner, method, tasks[0], config)
-    assert isinstance(ewc, EWC) and (ewc.strength, ewc.half, ewc.fisher_data) == (400, True, "last_task")
+    assert isinstance(ewc, EWC) and (ewc.strength, ewc.with_half, ewc.fisher_data) == (400, True, "last_task")
     learner.choose(tasks[1], None)
     learner.begin()
     with learner.holding():

@@ -19,13 +19,13 @@ from cl_runner.needs import Needs, Outline
 class EWC(Method):
     """L_EWC = strength * sum_i F_i (theta_i - theta_i_old)^2 over the weights that train (PE eq. 3, 4; no 1/2).
 
-    With `half` it is strength / 2, as in Kirkpatrick et al. eq. 3 and PIECE's release.
+    With `with_half` it is strength / 2, as in Kirkpatrick et al. eq. 3 and PIECE's release.
 
     The penalty is quadratic, so its gradient is written down, not traced.
     """
 
     strength: NonNegative
-    half: bool
+    with_half: bool
     fisher_data: Literal["old_tasks", "last_task"]
     decay: Share
 
@@ -63,7 +63,7 @@ class EWC(Method):
         assert learner.task is not None
         if not learner.has_old_tasks(learner.task):
             return
-        penalty, strength = 0.0, self.strength / 2 if self.half else self.strength
+        penalty, strength = 0.0, self.strength / 2 if self.with_half else self.strength
         for name, values in learner.trained.items():
             importance = self.fisher[name]
             if importance.shape != values.shape:
