@@ -22,6 +22,7 @@ from cl_runner.matrix import (
     headline,
     headline_column,
     read_matrix,
+    renamed,
     write_accuracy,
     write_forgetting,
 )
@@ -60,6 +61,18 @@ def test_every_number_of_a_hand_worked_matrix() -> None:
             "first_task/last": 60,
         }
     )
+
+
+def test_a_summary_of_an_earlier_version_is_read_by_todays_names() -> None:
+    numbers = derived(ROWS, SIZES)
+    old = {name: value for name, value in numbers.items() if name != "bwt/all_tasks"} | {"bwt/trace": -5.0}
+    assert renamed(old) == numbers and renamed(numbers) == numbers
+    assert renamed({"bwt/gem": [1.0, 2.0], "bwt/trace": [3.0, 4.0]}) == {
+        "bwt/gem": [1.0, 2.0],
+        "bwt/trace": [1.0, 2.0],
+        "bwt/all_tasks": [3.0, 4.0],
+    }
+    assert renamed({"average_accuracy": 1.0}) == {"average_accuracy": 1.0}, "of one task"
 
 
 def test_every_number_has_a_formula() -> None:

@@ -23,7 +23,7 @@ def work(s: Setting) -> dict[str, tuple[int, float]]:
         "select": sum(task.validated for task in training),
         "evaluate": s.evaluated,
     }
-    length = {"evaluate": answered, "select": answered}
+    length = {"importance": s.measuring().mean_whole, "evaluate": answered, "select": answered}
     r = s.needs.retrieves
     if r is not None:
         examples |= {"queries": s.encoded, "keys": r.key_epochs * sum(task.examples for task in s.tasks)}
