@@ -26,6 +26,7 @@ PROBES = {
     "humaneval": "humaneval:HumanEval",
     "lm_eval": "lm_eval:LMEval",
     "task_loss": "task_loss:TaskLoss",
+    "oracle": "oracle:Oracle",
 }
 
 #: backbone.family -> file:class. Plain text: importing a family imports torch.

@@ -101,3 +101,13 @@ def check_probes(probes: Nodes, family: str) -> None:
             raise ValueError(
                 f"probe {name} needs a backbone of the families {', '.join(families)}, not {kind}. Type: probe=none"
             )
+
+
+def check_told(probes: Nodes, methods: Nodes) -> None:
+    """A method that is told a text's task makes use of it, or a ValueError says what to type."""
+    told = set(probes.get("oracle", {}).get("tell", ())) & {"task", "both"}
+    if told and not any(method_spec(name, node).routes for name, node in methods.items()):
+        raise ValueError(
+            f"probe oracle tells the method a text's task, of which {' and '.join(methods)} makes nothing. "
+            "Type: probe.oracle.tell=[labels] (or method=slm)"
+        )

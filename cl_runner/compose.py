@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
-from cl_runner.checks import check_chain, check_hub, check_order, check_probes, check_scoring
+from cl_runner.checks import check_chain, check_hub, check_order, check_probes, check_scoring, check_told
 from cl_runner.config import Config, config_hash
 from cl_runner.groups import GROUPS, START, check_folders, replaced, search_path
 from cl_runner.mistakes import check_groups, check_keys
@@ -126,6 +126,7 @@ def check(resolved: dict[str, Any], folders: Sequence[Path] = ()) -> Config:
     check_probes(config.probe, config.backbone.family)
     for name, node in config.probe.items():
         _check_options(f"probe.{name}", node, probe_spec(name, node))
+    check_told(config.probe, config.method)
     return config
 
 

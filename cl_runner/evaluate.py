@@ -12,8 +12,7 @@ from cl_runner.config import Evaluation
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Answering, Prediction
-from cl_runner.learner import Learner, Progress
-from cl_runner.methods.base import Method, Predict
+from cl_runner.learner import Hooks, Learner, Predict, Progress
 from cl_runner.metrics.base import score
 from cl_runner.metrics.classes import class_scores, tallies
 
@@ -26,7 +25,7 @@ def evaluation_examples(task: Task, split: Literal["test", "validation"]) -> tup
 @torch.no_grad()
 def evaluate(
     learner: Learner,
-    method: Method,
+    method: Hooks,
     tasks: Sequence[Task],
     options: Evaluation,
     after: str,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,12 @@ from cl_runner.trained import Held, Trained
 
 #: Called with a phase's name, the number of items done and the number of items in all; may raise to interrupt.
 Progress = Callable[[str, int, int], None]
+#: Answers a batch without answers.
+Predict = Callable[[Batch], list[Prediction]]
+
+
+#: What a probe may tell of an example's true task.
+Told = Literal["task", "labels"]
 
 
 class Hooks(Protocol):
@@ -31,6 +37,8 @@ class Hooks(Protocol):
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module: ...
 
     def before_forward(self, learner: Learner, batch: Batch) -> Batch: ...
+
+    def predict(self, learner: Learner, batch: Batch, inner: Predict) -> list[Prediction]: ...
 
 
 def derive_seed(*parts: object) -> int:
@@ -60,6 +68,8 @@ class Learner:
         measured: importance that was measured in the task under way.
         cache: a folder that other runs share, or None.
         warn: tells the user something.
+        evaluation: of the configuration, or None.
+        told: of an example's true task, what methods and answers may use for once: which it is, its labels.
     """
 
     def __init__(
@@ -102,7 +112,8 @@ class Learner:
         self.before: dict[str, Tensor] = {}
         self.terms: dict[str, float] = {}
         self._held: Held | None = None
-        self._evaluation = evaluation
+        self.evaluation = evaluation
+        self.told: frozenset[Told] = frozenset()
 
     # weights
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -181,7 +192,7 @@ class Learner:
 
     def scored_on(self, task: Task) -> tuple[Example, ...]:
         """The examples that evaluations of this run score a task on."""
-        validation = self._evaluation is not None and self._evaluation.split == "validation"
+        validation = self.evaluation is not None and self.evaluation.split == "validation"
         return task.validation if validation else task.test
 
     def old_examples(self, task: Task) -> list[Example]:
@@ -224,15 +235,24 @@ class Learner:
 
     def answering(self, task: Task) -> Answering:
         """How the examples of a task are answered."""
-        if self._evaluation is None:
-            return Answering(task.max_new_tokens)
+        if self.evaluation is None:
+            return Answering(task.max_new_tokens, labels=task.labels if "labels" in self.told else ())
         return Answering(
-            max_new_tokens=self._evaluation.new_tokens(task.max_new_tokens),
-            labels=task.labels if self._evaluation.labels == "likelihood" else (),
-            sampling=self._evaluation.sampling,
-            slice_by=self._evaluation.answer_slice,
-            text=self._evaluation.answer_text,
+            max_new_tokens=self.evaluation.new_tokens(task.max_new_tokens),
+            labels=task.labels if self.evaluation.labels == "likelihood" or "labels" in self.told else (),
+            sampling=self.evaluation.sampling,
+            slice_by=self.evaluation.answer_slice,
+            text=self.evaluation.answer_text,
         )
+
+    @contextmanager
+    def telling(self, what: Collection[Told]) -> Iterator[None]:
+        """Inside, a method that routes goes by an example's true task, or answers are among its labels."""
+        self.told = frozenset(what)
+        try:
+            yield
+        finally:
+            self.told = frozenset()
 
     def answer(self, batch: Batch, how: Answering) -> list[Prediction]:
         """The model's answers to a batch without answers, in the run's precision."""

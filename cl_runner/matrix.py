@@ -24,6 +24,8 @@ Value = TypeVar("Value")
 START = "start"
 #: What puts the text in its place, such as `digests.write`.
 Writes = Callable[[Path, str], None]
+#: What retrieval is told by: as texts were served, and by the paper's votes.
+SERVED, OWN_WEIGHT, RETRIEVAL = "served_retrieval/majority", "served_retrieval/own_weight", "retrieval_accuracy/slm"
 
 #: name -> formula and source. A derived number is never shown without one of these names; k stands for a number.
 FORMULAS: dict[str, str] = {
@@ -53,8 +55,13 @@ FORMULAS: dict[str, str] = {
     "scored by accuracy: mean_c 2 TP_c / (2 TP_c + FP_c + FN_c) over the classes of its test set",
     "average_balanced_accuracy": "the same of balanced_accuracy: mean_c TP_c / (TP_c + FN_c)",
     "average_matthews_correlation": "the same of 100 times the Matthews correlation coefficient (MCC)",
-    "retrieval_accuracy/slm": "mean over tasks of the share of the texts it is scored on of which more than half of "
-    "the keys that the groups retrieve are the true task's, after the last task (SLM, ICLR 2024, eq. 13)",
+    SERVED: "mean over tasks of the share of the texts it is scored on that were served rightly after the last task: "
+    "their own task's slots held more than half of the weight when they were answered",
+    OWN_WEIGHT: "mean over tasks of the mean weight that a text's own task's slots held when it was answered, after "
+    "the last task",
+    RETRIEVAL: "mean over tasks of the share of the texts it is scored on of which more than half of "
+    "the keys that the groups retrieve are the true task's, after the last task: votes, whatever the texts are given "
+    "(SLM, ICLR 2024, eq. 13)",
 }
 
 

@@ -76,7 +76,8 @@ class Retrieves:
         encoder: of the texts.
         groups: parts of a vector that are compared by themselves.
         top_k: keys that a step pulls towards each text, in each group.
-        key_epochs, key_batch_size: of the keys' training.
+        key_epochs: of the keys' training, of a task with so many texts.
+        key_batch_size: of the same.
     """
 
     make: Callable[[PreTrainedModel], Values]
@@ -89,7 +90,7 @@ class Retrieves:
     encoder: Encoder
     groups: int
     top_k: int
-    key_epochs: int
+    key_epochs: Callable[[int], int]
     key_batch_size: int
 
 

@@ -44,6 +44,7 @@ class PartSpec:
     chooses: bool = False
     isolates: bool = False
     protects: bool = False
+    routes: bool = False
     higher_is_better: bool = True
     unit: str = "%"
 
@@ -63,7 +64,7 @@ def method_spec(name: str, node: Mapping[str, Any] | None = None) -> PartSpec:
 
 @functools.cache
 def _method_spec(cls: Any) -> PartSpec:
-    return PartSpec(_schema(cls), cls.families, cls.chooses, cls.isolates, cls.protects)
+    return PartSpec(_schema(cls), cls.families, cls.chooses, cls.isolates, cls.protects, cls.routes)
 
 
 def probe_spec(name: str, node: Mapping[str, Any] | None = None) -> PartSpec:

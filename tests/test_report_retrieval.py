@@ -23,13 +23,19 @@ from cl_runner.report.grouping import group_runs
 from cl_runner.report.page import write_run_report
 from cl_runner.report.publish import published
 from cl_runner.report.retrieval import cosines, embed, keys_map, task_colours, unit_range
-from cl_runner.report.tables import all_tables, exact_csv, long_table, retrieval_table
+from cl_runner.report.tables import all_tables, exact_csv, long_table, retrieval_tables
 from cl_runner.tracking.clock import Clock
 
 ACCURACY = [{"base": 100.0}, {"base": 90.0, "b": 60.0}, {"base": 80.0, "b": 55.5, "c": 45.5}]
 TIMING = {
-    "base": {"retrieval_ms": 6.0, "answer_ms": 24.0, "retrieval_share_percent": 20.0},
-    "b": {"retrieval_ms": 8.0, "answer_ms": 12.0, "retrieval_share_percent": 40.0},
+    task: dict(
+        zip(
+            ("encoder_ms", "retrieval_ms", "answer_ms", "encoder_share_percent", "retrieval_share_percent"),
+            numbers,
+            strict=True,
+        )
+    )
+    for task, numbers in {"base": (4.5, 6.0, 24.0, 15.0, 20.0), "b": (7.0, 8.0, 12.0, 35.0, 40.0)}.items()
 }
 
 
@@ -39,9 +45,15 @@ def retrieving(folder: Path, shift: float = 0.0, groups: int = 3, slots: int = 4
     for task, found in zip(summary["tasks_detail"], ACCURACY, strict=True):
         task["phases"] |= {"queries": 2.0, "keys": 0.25}
         task["stored"] = 50
-        task["method"] = {"slm": {"retrieval_accuracy": {name: value + shift for name, value in found.items()}}}
+        served = {n: {"served_percent": v + shift + 5, "own_weight_percent": v + shift - 5} for n, v in found.items()}
+        noted = {"keys": 12, "keys_unmoved": 1, "head_rows": 0}
+        noted["cut_by_encoder"] = {"training": {"texts": 2, "tokens_read": 9}, "scored": {"texts": 3, "tokens_read": 9}}
+        accuracy = {name: value + shift for name, value in found.items()}
+        task["method"] = {"slm": {"retrieval_accuracy": accuracy, "served": served, **noted}}
     summary["tasks_detail"][-1]["method"]["slm"]["timing"] = TIMING
     summary["metrics"]["retrieval_accuracy/slm"] = (80 + 55.5 + 45.5) / 3 + shift
+    summary["metrics"]["served_retrieval/majority"] = (80 + 55.5 + 45.5) / 3 + shift + 5
+    summary["metrics"]["served_retrieval/own_weight"] = (80 + 55.5 + 45.5) / 3 + shift - 5
     (folder / "summary.json").write_text(json.dumps(summary))
     write_keys(folder, ("base", "b", "c"), groups, slots)
     return folder
@@ -66,6 +78,13 @@ def test_a_run_that_retrieves_has_its_tables_and_pictures(tmp_path: Path) -> Non
     rows = cells(text)
     start = rows.index(["after", "base", "b", "c", "mean"])
     assert rows[start + 1 : start + 4] == [
+        ["base", "105.0 (95.0)", "", "", "105.0 (95.0)"],
+        ["b", "95.0 (85.0)", "65.0 (55.0)", "", "80.0 (70.0)"],
+        ["c", "85.0 (75.0)", "60.5 (50.5)", "50.5 (40.5)", "65.3 (55.3)"],
+    ]
+    assert rows[start + 5 : start + 8] == [[task, "1 of 12", "0", "2", "3"] for task in ("base", "b", "c")]
+    start = rows.index(["after", "base", "b", "c", "mean"], start + 1)
+    assert rows[start + 1 : start + 4] == [
         ["base", "100.0", "", "", "100.0"],
         ["b", "90.0", "60.0", "", "75.0"],
         ["c", "80.0", "55.5", "45.5", "60.3"],
@@ -73,10 +92,10 @@ def test_a_run_that_retrieves_has_its_tables_and_pictures(tmp_path: Path) -> Non
     start = next(i for i, row in enumerate(rows) if row[1:3] == ["queries, s", "keys, s"])
     # Trained 1.5, 2.5 and 3.5 s; 4000 of 4000 bytes stored, as `make_run` has it; the last task was not timed.
     assert rows[start + 1 : start + 5] == [
-        ["base", "2.00", "0.25", "1.50", "50", "3.91 KiB", "100", "6.0", "24.0", "20.0"],
-        ["b", "2.00", "0.25", "2.50", "50", "3.91 KiB", "100", "8.0", "12.0", "40.0"],
-        ["c", "2.00", "0.25", "3.50", "50", "3.91 KiB", "100", "-", "-", "-"],
-        ["mean", "2.00", "0.25", "2.50", "50", "3.91 KiB", "100", "7.0", "18.0", "30.0"],
+        ["base", "2.00", "0.25", "1.50", "50", "3.91 KiB", "100", "4.5", "6.0", "24.0", "15.0", "20.0"],
+        ["b", "2.00", "0.25", "2.50", "50", "3.91 KiB", "100", "7.0", "8.0", "12.0", "35.0", "40.0"],
+        ["c", "2.00", "0.25", "3.50", "50", "3.91 KiB", "100", "-", "-", "-", "-", "-"],
+        ["mean", "2.00", "0.25", "2.50", "50", "3.91 KiB", "100", "5.8", "7.0", "18.0", "25.0", "30.0"],
     ]
     assert "t-SNE of all 36 key vectors" in text and "60.33 %" in text
     assert {path.name for path in (folder / "plots").glob("keys_*")} == {"keys_tsne.png", "keys_similarity.png"}
@@ -95,7 +114,7 @@ def test_an_unfinished_run_shows_the_keys_that_are_there(tmp_path: Path) -> None
     write_keys(folder, ("base",), 1, 4)
     text = words(write_run_report(folder))
     assert "t-SNE of all 4 key vectors" in text and "how alike" in text
-    assert "Retrieval: accuracy" not in text
+    assert "Retrieval: votes" not in text
 
 
 def test_two_keys_are_too_few_for_a_map(tmp_path: Path) -> None:
@@ -158,8 +177,15 @@ def test_tasks_have_colours_of_their_own(count: int) -> None:
 def test_runs_are_joined_by_task(tmp_path: Path) -> None:
     folders = [retrieving(make_run(tmp_path, "seq_ft", seed), shift) for seed, shift in ((0, 0.0), (1, 4.0))]
     groups = group_runs([read_run(folder) for folder in [*folders, make_run(tmp_path, "ewc")]])
-    table = retrieval_table(groups)
-    assert table is not None and table.title == "Retrieval accuracy by task, %"
+    served, weight, table = retrieval_tables(groups)
+    assert served.title == "Texts served rightly by task, %" and served.rows[0][1:] == [
+        "87.00 ± 2.83",
+        "62.50 ± 2.83",
+        "52.50 ± 2.83",
+        "67.33 ± 2.83",
+    ]
+    assert weight.title == "Weight of a text's own task by task, %" and weight.rows[0][1] == "77.00 ± 2.83"
+    assert table.title == "Retrieval accuracy by task, %"
     assert table.header == ["method", "base", "b", "c", "mean"]
     assert table.rows == [["seq_ft", "82.00 ± 2.83", "57.50 ± 2.83", "47.50 ± 2.83", "62.33 ± 2.83"]]
     assert any("more than half of the keys" in note for note in table.notes)
@@ -176,7 +202,7 @@ def test_runs_are_joined_by_task(tmp_path: Path) -> None:
 
 
 def test_runs_without_retrieval_have_no_such_table(tmp_path: Path) -> None:
-    assert retrieval_table(group_runs([read_run(make_run(tmp_path, "seq_ft"))])) is None
+    assert retrieval_tables(group_runs([read_run(make_run(tmp_path, "seq_ft"))])) == []
 
 
 def test_the_command_tabulates_retrieval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,20 @@ from tiny import seeded, tiny_config, tiny_encoder
 from torch import Tensor
 from torch.nn import functional
 
+from cl_runner.layers.values import Retrieved
 from cl_runner.retrieval.bank import Bank
-from cl_runner.retrieval.keys import hits, new_keys, retrieve, similarities, train_keys, unit_keys
+from cl_runner.retrieval.keys import (
+    hits,
+    key_schedule,
+    new_keys,
+    own_weight,
+    retrieve,
+    similarities,
+    train_keys,
+    unit_keys,
+    unmoved,
+)
+from cl_runner.retrieval.measures import Served
 
 # keys
 
@@ -70,6 +83,18 @@ def by_hand(cosines: Tensor, top_k: int, row: int) -> tuple[list[int], list[floa
     return chosen, [p / (sum(positive) + 1e-9) for p in positive]
 
 
+def released_softmax(cosines: Tensor, top_k: int, temperature: float) -> tuple[list[int], list[float]]:
+    """The release's option, of a batch: probabilities over all slots by group and text, their mean, the largest."""
+    groups, texts, count = cosines.shape
+    means = [0.0] * count
+    for group in range(groups):
+        for text in range(texts):
+            powers = [math.exp(float(cosines[group, text, slot]) / temperature) for slot in range(count)]
+            means = [m + p / sum(powers) / (groups * texts) for m, p in zip(means, powers, strict=True)]
+    chosen = sorted(range(count), key=lambda slot: -means[slot])[:top_k]
+    return chosen, [means[slot] / sum(means[slot] for slot in chosen) for slot in chosen]
+
+
 def test_retrieval_by_brute_force() -> None:
     cosines = torch.rand(3, 5, 7, generator=seeded()) * 2 - 1
     found = retrieve(cosines, 2)
@@ -84,9 +109,16 @@ def test_retrieval_by_brute_force() -> None:
     assert whole.weights[3].tolist() == pytest.approx(weights, abs=1e-6)
     uniform = retrieve(cosines, 2, weighting="uniform")
     assert torch.allclose(uniform.weights, torch.full((5, 2), 0.5))
-    soft = retrieve(cosines, 2, weighting="softmax", temperature=0.5)
-    scores = cosines.mean(0).gather(1, soft.slots)
-    assert torch.allclose(soft.weights, (scores / 0.5).softmax(-1), atol=1e-6)
+    for whole_batch in (False, True):
+        soft = retrieve(cosines, 2, weighting="softmax", temperature=0.5, whole_batch=whole_batch)
+        slots, weights = released_softmax(cosines, 2, 0.5)
+        if whole_batch:
+            assert all(row == slots for row in soft.slots.tolist())
+            assert soft.weights[2].tolist() == pytest.approx(weights, abs=1e-6)
+        else:
+            alone = [released_softmax(cosines[:, row : row + 1], 2, 0.5) for row in range(5)]
+            assert soft.slots.tolist() == [slots for slots, _ in alone]
+            assert torch.allclose(soft.weights, torch.tensor([weights for _, weights in alone]), atol=1e-6)
 
 
 def test_retrieval_per_group_by_votes() -> None:
@@ -122,6 +154,34 @@ def test_retrieval_accuracy_needs_more_than_half() -> None:
             cosines[group, row, 0 if first else 2] = 0.9
             cosines[group, row, 1 if second else 3] = 0.8
     assert hits(cosines, 2, 0, 2).tolist() == [False, True]
+
+
+def test_what_a_text_is_given_of_its_own_task_by_hand() -> None:
+    found = Retrieved(torch.tensor([[0, 5], [3, 4]]), torch.tensor([[0.4, 0.6], [0.25, 0.75]]))
+    assert own_weight(found, torch.tensor([0, 2]), torch.tensor([2, 4])).tolist() == pytest.approx([0.4, 0.25])
+    served = Served()
+    served.add(torch.tensor([0, 1, 1]), torch.tensor([0.5, 0.75, 0.25]))
+    served.add(torch.tensor([0]), torch.tensor([0.51]))
+    assert served.by_task(["a", "b", "c"]) == {
+        "a": {"served_percent": 50.0, "own_weight_percent": pytest.approx(50.5)},  # half is not more than half
+        "b": {"served_percent": 50.0, "own_weight_percent": 50.0},
+    }
+    served.forget()
+    assert served.by_task(["a"]) == {}
+
+
+def test_few_texts_make_as_many_steps_as_many() -> None:
+    assert key_schedule(460_000, 4, 3, 2, 1000) == (3, 2)
+    assert key_schedule(280, 4, 3, 2, 1000) == (15, 10)  # 70 steps an epoch
+    assert key_schedule(280, 4, 3, 2, 0) == (3, 2)
+    assert key_schedule(5, 16, 2, 2, 1000) == (1000, 1000)
+    assert key_schedule(280, 4, 0, 2, 1000) == (0, 2), "no epochs asked for"
+
+
+def test_keys_that_do_not_move_are_counted() -> None:
+    keys = torch.randn(2, 3, 4, generator=seeded(8))
+    learned = train_keys(keys, torch.randn(1, 8, generator=seeded(9)), **options())
+    assert unmoved(keys, learned) == 4 and unmoved(keys, keys) == 6
 
 
 # the bank

@@ -8,9 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import learn, run_command, tiny, tiny_config, tiny_encoder, tiny_learner, weights_of
+from tiny import learn, run_command, seeded, tiny, tiny_config, tiny_encoder, tiny_learner, weights_of
 
+from cl_runner.build import build_method
+from cl_runner.families.base import Answering
 from cl_runner.layers.values import Retrieved
+from cl_runner.retrieval.encoder import Queries
+from cl_runner.retrieval.keys import new_keys, own_weight, retrieve, similarities, train_keys, unit_keys
+
+#: Texts of a task.
+SIZES = {"train": 16, "test": 10}
+ASKED = (
+    "Read the following text, which a customer of our shop has written, and decide whether its author was content. "
+    "Answer with one word. Text: "
+)
 
 
 @pytest.mark.parametrize("pool", ["prefix", "current", "all"])
@@ -53,17 +64,90 @@ def test_task_identity_shows_each_text_its_own_slots(tmp_path: Path) -> None:
     learner.forward(learner.collate([mixed[i] for i in range(6)]))
     assert bool((used[0].slots[:3] >= 4).all()) and bool((used[0].slots[3:] < 4).all())
 
+    used.clear()
+    learner.method = chain
+    slm.task_identity = False
+    with learner.telling(["task"]):  # what an oracle does
+        learner.forward(learner.collate(mixed))
+    assert bool((used[0].slots[:3] >= 4).all()) and bool((used[0].slots[3:] < 4).all())
+
+
+def test_told_labels_are_the_only_answers(tmp_path: Path) -> None:
+    learner, _, tasks = tiny_learner(tiny_config(tmp_path, "method=seq_ft"))
+    batch = learner.collate(tasks[0].test[:6], answers=False)
+    for label in tasks[0].labels:
+        found = learner.answer(batch, Answering(8, labels=(label,)))
+        assert {prediction.text for prediction in found} == {label} and found[0].confidence == 1
+
+
+def test_texts_that_the_encoder_cuts_are_counted(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "method=slm", "method.slm.encoder.max_length=16", *tiny_encoder())
+    slm = build_method(config.method).methods["slm"]
+    queries = Queries(slm.encoder, torch.device("cpu"), None, lambda *progress: None)
+    assert queries.longer(["good " * 14, "good " * 15, "a" * 500]) == (1, 16), "two tokens are the text's ends"
+
+
+def test_a_common_mean_taken_off_helps_keys_that_have_few_steps(tmp_path: Path) -> None:
+    """Texts that share an instruction lie close together for MiniLM, as its keys do then."""
+    parts = ("novels", "albums", "games", "toys")
+    given = [f"task_order.tasks=[{','.join(f'{{name: {part}}}' for part in parts)}]"]
+    given += [f"task_order.{which}.{split}={n}" for which in ("base", "incremental") for split, n in SIZES.items()]
+    config = tiny_config(tmp_path, "method=slm", "method.slm.key_steps=60", *given)
+    _, chain, tasks = tiny_learner(config)
+    slm = chain.methods["slm"]
+    queries = Queries(slm.encoder, torch.device("cpu"), None, lambda *progress: None)
+    train, test = ([queries([ASKED + e.prompt for e in getattr(task, split)]) for task in tasks] for split in SIZES)
+
+    def served(center: torch.Tensor) -> float:
+        """Percent of the texts whose own task's slots hold more than half of the weight."""
+        keys = []
+        for number, queries in enumerate(train):
+            epochs, decay_every = slm._schedule(len(queries))
+            start = new_keys(slm.groups, slm.slots, 64, seeded(number))
+            chosen = {"top_k": 2, "mask": 0.2, "batch_size": 4, "learning_rate": 1e-3, "clip": 0.1}
+            chosen |= {"epochs": epochs, "decay_every": decay_every, "generator": seeded(number)}
+            keys.append(train_keys(start, queries - center, **chosen))
+        units, found = unit_keys(torch.cat(keys, 1)), []
+        for number, queries in enumerate(test):
+            retrieved = retrieve(similarities(queries - center, units), 2)
+            first = torch.full((len(queries),), 4 * number)
+            found.append(own_weight(retrieved, first, first + 4) > 0.5)
+        return 100 * float(torch.cat(found).float().mean())
+
+    assert served(train[0].mean(0)) > served(torch.zeros(384)) + 20
+
 
 def test_a_run_leaves_the_papers_numbers_and_small_snapshots(tmp_path: Path) -> None:
     from cl_runner.sparse.snapshots import describe_snapshot, read_snapshot
 
-    given = [*tiny(tmp_path, "method=slm", *tiny_encoder())]
+    given = [*tiny(tmp_path, "method=slm", "probe=oracle", "method.slm.center=generic", *tiny_encoder())]
     assert run_command(given) == 0
     (path,) = tmp_path.rglob("summary.json")
     details = json.loads(path.read_text())["tasks_detail"]
     last = details[-1]["method"]["slm"]
     assert list(last["retrieval_accuracy"]) == ["base", "kettles", "software"]
-    assert set(last["timing"]["base"]) == {"retrieval_ms", "answer_ms", "retrieval_share_percent"}
+    times = last["timing"]["base"]
+    assert set(times) == {"encoder_ms", "retrieval_ms", "answer_ms", "encoder_share_percent", "retrieval_share_percent"}
+    assert all(value > 0 for value in times.values()) and times["encoder_ms"] < times["retrieval_ms"]
+    assert list(last["served"]) == ["base", "kettles", "software"]
+    metrics = json.loads(path.read_text())["metrics"]
+    named = ("served_retrieval/majority", "served_retrieval/own_weight", "retrieval_accuracy/slm")
+    assert [name for name in metrics if "retrieval" in name] == list(named), "what is served comes first"
+    assert metrics[named[0]] == pytest.approx(sum(each["served_percent"] for each in last["served"].values()) / 3)
+    log = (path.parent / "log.txt").read_text()
+    # The labels are the same in all tasks, and the encoder reads 64 tokens.
+    assert [d["method"]["slm"]["head_rows"] for d in details] == [3, 0, 0] and log.count(
+        "trains no row of the head"
+    ) == 2
+    assert f"retrieval after software: {named[0]} {metrics[named[0]]:.1f} %" in log
+    assert last["keys"] == 24 and last["keys_unmoved"] == 0
+    ability = [line.split(",") for line in (path.parent / "ability.csv").read_text().splitlines()]
+    tasks = ("base", "kettles", "software", "mean")
+    assert ability[0][1:] == [f"oracle/{way}/{task}" for way in ("task", "labels", "both") for task in tasks]
+    # Every label is every task's, so that to be told of them changes nothing.
+    for after, row in zip(ability[1:], (path.parent / "accuracy.csv").read_text().splitlines()[1:], strict=True):
+        assert [float(cell) for cell in after[5:8]] == [float(cell) for cell in row.split(",")[1:]]
+        assert after[9:] == after[1:5]
     assert all({"keys", "train"} <= set(detail["phases"]) for detail in details)
     assert all(detail["certificate"]["holds"] for detail in details)
     from safetensors.torch import load_file
@@ -73,7 +157,8 @@ def test_a_run_leaves_the_papers_numbers_and_small_snapshots(tmp_path: Path) -> 
         (file,) = (path.parent / "snapshots").glob(f"{number:02d}_*")
         changes = read_snapshot(file).changes
         names = {name for name in changes if not name.startswith("classifier")}
-        assert names == {f"slm.{kind}.{number:02d}" for kind in ("keys", "values")}
+        center = set() if number else {"slm.center"}  # it is the first task's
+        assert names == {f"slm.{kind}.{number:02d}" for kind in ("keys", "values")} | center
         slots, width = changes[f"slm.values.{number:02d}"].bits.shape
         assert slots == 4 and width == 2 * 12 * (32 + 32)  # two layers, r = 12, width 32
         assert detail["stored"] == describe_snapshot(file).stored
@@ -119,6 +204,8 @@ def test_answers_by_prefix_have_room_for_prompts(tmp_path: Path) -> None:
         (["method=slm_adapter", "method.slm.aggregate=per_group"], r"Type: method.slm.aggregate=mean_sim"),
         (["method=slm", "task_order=[reviews,joint]"], r"Type: method=seq_ft for the upper bound"),
         (["method=slm", "method.slm.encoder.max_length=9999"], r"Type: method.slm.encoder.max_length=null"),
+        (["method=seq_ft", "probe=oracle"], r"Type: probe.oracle.tell=\[labels\] \(or method=slm\)"),
+        (["method=slm", "method.slm.center=first"], r"method.slm.center must be 'none', 'first_task' or 'generic'"),
         (["method=slm_prompt"], r"Type: backbone.max_length=N, with N smaller by"),
         (["method=slm", "backbone=tiny_llava"], r"slm supports the families classifier, causal, seq2seq"),
         (["method=slm", "method.slm.encoder.checkpoint=./nowhere"], r"method.slm.encoder.checkpoint=./nowhere: no"),

@@ -73,7 +73,8 @@ def tiny_encoder() -> tuple[str, ...]:
     pooling = modules.Pooling(48, pooling_mode="mean")
     SentenceTransformer(modules=[reader, pooling], device="cpu").save(str(folder / "whole"))
     place = f"method.slm.encoder.checkpoint={folder / 'whole'}"
-    return (place, *(f"method.slm.encoder.{key}=null" for key in ("revision", "package", "weights_sha256")))
+    others = (f"method.slm.encoder.{key}=null" for key in ("revision", "package", "weights_sha256"))
+    return (place, *others, "method.slm.key_steps=0")  # a thousand steps for each task are too many here
 
 
 def tiny_learner(config: Config) -> tuple[Learner, Chain, list[Task]]:

@@ -119,6 +119,11 @@ class Classifier(Family):
         return self.source.identity(labels=self.labels)
 
     def answer(self, model: nn.Module, batch: Batch, how: Answering) -> list[Prediction]:
-        """The most probable label and its probability."""
-        confidence, index = self.forward(model, batch).logits.softmax(-1).max(-1)
+        """The most probable label and its probability, of all labels or of those that are known to be possible."""
+        logits = self.forward(model, batch).logits
+        if how.labels:
+            impossible = torch.ones(len(self.labels), dtype=torch.bool, device=logits.device)
+            impossible[[self.labels.index(label) for label in how.labels]] = False
+            logits = logits.masked_fill(impossible, -torch.inf)
+        confidence, index = logits.softmax(-1).max(-1)
         return [Prediction(self.labels[i], c) for i, c in zip(index.tolist(), confidence.tolist(), strict=True)]

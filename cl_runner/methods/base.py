@@ -7,7 +7,7 @@ The order around a task: `select` (of the method that chooses, fresh tasks only)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,11 +17,9 @@ from cl_runner.batch import Batch, Output, Part
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Prediction
-from cl_runner.learner import Learner
+from cl_runner.learner import Learner, Predict
 from cl_runner.needs import Needs, Outline, combine
 from cl_runner.trained import Trained
-
-Predict = Callable[[Batch], list[Prediction]]
 
 
 class Method:
@@ -35,10 +33,11 @@ class Method:
     chooses: ClassVar[bool] = False  # decides what trains: at most one of a chain
     isolates: ClassVar[bool] = False  # a task changes nothing that earlier tasks use: there is nothing to protect
     protects: ClassVar[bool] = False  # acts against forgetting, which is idle beside a method that isolates
+    routes: ClassVar[bool] = False  # an example is given what its task learned, as far as the method can tell the task
     node: str  # where its options stand in the configuration: method.<node>
 
     def __init_subclass__(cls) -> None:
-        declared = {"state", "families", "chooses", "isolates", "protects"}
+        declared = {"state", "families", "chooses", "isolates", "protects", "routes"}
         hidden = set(cls.__annotations__) & {name for name in vars(Method) if not name.startswith("_")} - declared
         assert not hidden, f"{cls.__name__}: fields {sorted(hidden)} hide the hooks of the same name"
 

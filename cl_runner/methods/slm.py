@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from cl_runner.batch import Batch
 from cl_runner.config import Count, Encoder, Positive, Whole
 from cl_runner.data.task import Task, label_union
+from cl_runner.families.base import Prediction
 from cl_runner.layers.heads import Heads, find_head
 from cl_runner.layers.increments import Increments
 from cl_runner.layers.prefixes import GatedPrefixes, attention_layers
@@ -22,13 +23,25 @@ from cl_runner.layers.prompts import Prompts
 from cl_runner.layers.targets import all_projections, find_targets
 from cl_runner.layers.values import Values
 from cl_runner.learner import Learner
-from cl_runner.methods.base import Method
+from cl_runner.methods.base import Method, Predict
 from cl_runner.needs import Needs, Outline, Retrieves
 from cl_runner.retrieval.bank import Bank
-from cl_runner.retrieval.encoder import Queries, check_encoder
-from cl_runner.retrieval.keys import new_keys, retrieve, similarities, train_keys
-from cl_runner.retrieval.measures import accuracies, measure_time, write_keys
+from cl_runner.retrieval.encoder import GENERIC, Queries, check_encoder
+from cl_runner.retrieval.keys import (
+    key_schedule,
+    new_keys,
+    own_weight,
+    retrieve,
+    similarities,
+    train_keys,
+    unmoved,
+)
+from cl_runner.retrieval.measures import Served, accuracies, measure_time, retrieval_said, write_keys
+from cl_runner.retrieval.notes import say_cut, say_head, say_unmoved
 from cl_runner.trained import Trained
+
+#: The parameter that queries are taken relative to.
+CENTER = "slm.center"
 
 
 @dataclass
@@ -45,10 +58,12 @@ class SLM(Method):
     top_k: Count
     key_mask: Annotated[float, Field(ge=0, lt=1)]
     key_epochs: Whole
+    key_steps: Whole
     key_batch_size: Count
     key_learning_rate: Positive
     key_decay_every: Count
     key_clip: Positive
+    center: Literal["none", "first_task", "generic"]
     scope: Literal["sample", "batch"]
     aggregate: Literal["mean_sim", "per_group"]
     weights: Literal["normalised_cos", "uniform", "softmax"]
@@ -63,15 +78,19 @@ class SLM(Method):
     head: Literal["shared", "by_num_labels", "per_task"]
     learning_rate: Positive | None
 
-    state: ClassVar[tuple[str, ...]] = ("new_keys", "learned")
+    state: ClassVar[tuple[str, ...]] = ("new_keys", "learned", "noted")
     families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq")
     chooses: ClassVar[bool] = True
     isolates: ClassVar[bool] = True
+    routes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.new_keys: dict[str, Tensor] = {}  # of the task under way, by parameter
+        self.new_keys: dict[str, Tensor] = {}  # of the task under way, and what queries are centered by, by parameter
         self.learned = 0  # tasks
+        self.noted: dict[str, Any] = {}  # of the task under way: what did not go as it looks
         self.queries: Queries | None = None
+        self.served = Served()
+        self.serving = False  # whether an evaluation is answered
 
     # structure
     def check(self, skeleton: nn.Module, longest: int) -> None:
@@ -122,7 +141,7 @@ class SLM(Method):
         if self.heads is not None:
             model.set_submodule(find_head(model)[0], self.heads)
         self.values.attach(model)
-        self.bank = Bank(self.names, keys, rows)
+        self.bank = Bank(self.names, keys, rows, centered=self.center != "none")
         model.add_module("slm", self.bank)
         return model
 
@@ -144,7 +163,7 @@ class SLM(Method):
             encoder=self.encoder,
             groups=self.groups,
             top_k=self.top_k,
-            key_epochs=self.key_epochs,
+            key_epochs=lambda texts: self._schedule(texts)[0],
             key_batch_size=self.key_batch_size,
         )
         return Needs(first="retrieved", later="retrieved", retrieves=retrieves)
@@ -185,27 +204,64 @@ class SLM(Method):
         if self.pool == "all" and not learner.restart:  # as released: keys of all tasks are there from the beginning
             wanted = list(learner.tasks) if task.index == 0 else []
         with learner.clock.phase("keys"):
-            self.new_keys = {self._key(one): self._train_keys(learner, one).to(learner.device) for one in wanted}
+            center = self._new_center(learner, task)
+            trained = [(one, *self._train_keys(learner, one, center)) for one in wanted]
+            self.new_keys = {self._key(one): keys.to(learner.device) for one, keys, _ in trained}
+            if center is not None:
+                self.new_keys[CENTER] = center
+        self._note(learner, task, {one.name: still for one, _, still in trained})
 
     def _key(self, task: Task) -> str:
         return f"slm.keys.{self.names[task.index]}"
 
-    def _train_keys(self, learner: Learner, task: Task) -> Tensor:
-        """The keys of a task, from its texts (3.2: the preparation stage)."""
+    def _train_keys(self, learner: Learner, task: Task, center: Tensor | None) -> tuple[Tensor, int]:
+        """The keys of a task, from its texts (3.2: the preparation stage), and how many of them did not move."""
         assert self.queries is not None
-        return train_keys(
-            learner.parameters()[self._key(task)].detach().cpu(),
-            self.queries([example.prompt for example in task.train]),
+        queries = self.queries([example.prompt for example in task.train])
+        before = learner.parameters()[self._key(task)].detach().cpu()
+        epochs, decay_every = self._schedule(len(queries))
+        keys = train_keys(
+            before,
+            queries if center is None else queries - center.cpu(),
             top_k=self.top_k,
             mask=self.key_mask,
-            epochs=self.key_epochs,
+            epochs=epochs,
             batch_size=self.key_batch_size,
             learning_rate=self.key_learning_rate,
-            decay_every=self.key_decay_every,
+            decay_every=decay_every,
             clip=self.key_clip,
             generator=torch.Generator().manual_seed(learner.seed_of("keys", task.index)),
             on_step=lambda done, total: learner.progress("train keys", done, total),
         )
+        return keys, unmoved(before, keys)
+
+    def _schedule(self, texts: int) -> tuple[int, int]:
+        """Epochs of the keys of a task with so many texts, and those after which the rate falls."""
+        return key_schedule(texts, self.key_batch_size, self.key_epochs, self.key_decay_every, self.key_steps)
+
+    def _new_center(self, learner: Learner, task: Task) -> Tensor | None:
+        """What every query is taken relative to, [width]; fixed when the first task begins."""
+        if self.center == "none":
+            return None
+        if learner.has_old_tasks(task):
+            return self.bank.center
+        assert self.queries is not None
+        texts = GENERIC if self.center == "generic" else [example.prompt for example in task.train]
+        return self.queries(texts).mean(0).to(learner.device)
+
+    def _note(self, learner: Learner, task: Task, still: Mapping[str, int]) -> None:
+        """What did not go as it looks, for the console and for summary.json."""
+        assert self.queries is not None
+        if self.key_epochs:
+            say_unmoved(still, self.groups * self.slots, learner.warn)
+        self.noted = {
+            "keys": self.groups * self.slots,
+            "keys_unmoved": {**self.noted.get("keys_unmoved", {}), **still},
+            "cut_by_encoder": say_cut(self.queries, task, learner.scored_on(task), learner.warn),
+        }
+        if self.heads is not None:
+            self.noted["head_rows"] = sum(len(p) for p in self.heads.trained_by(task.index)[:1])
+            say_head(task, self.noted["head_rows"], learner.warn)
 
     def _remember(self, learner: Learner, task: Task) -> None:
         """Queries of the task's texts and, once, of all that tests will ask: each set at once, or from disk."""
@@ -235,8 +291,16 @@ class SLM(Method):
 
     def after_task(self, learner: Learner, task: Task) -> None:
         self.new_keys, self.learned = {}, task.index + 1
+        self.served.forget()
 
     # every pass of the model
+    def predict(self, learner: Learner, batch: Batch, inner: Predict) -> list[Prediction]:
+        self.serving = learner.task is None and not learner.told
+        try:
+            return inner(batch)
+        finally:
+            self.serving = False
+
     def before_forward(self, learner: Learner, batch: Batch) -> Batch:
         tasks = torch.tensor([example.task for example in batch.examples] or [-1] * len(batch["input_ids"]))
         tasks = tasks.to(learner.device)
@@ -255,17 +319,25 @@ class SLM(Method):
             weighting=self.weights,
             temperature=self.temperature,
             whole_batch=self.scope == "batch",
-            visible=self._of_own_task(tasks, first, end) if self.task_identity else None,
+            visible=self._of_own_task(tasks, first, end) if self.task_identity or "task" in learner.told else None,
         )
+        if self.serving:
+            start = (tasks - first) * self.slots
+            self.served.add(tasks, own_weight(found, start, start + self.slots))
         return self.values.use(self.bank.rows(found.slots + first * self.slots), found, batch)
 
     def _queries_of(self, learner: Learner, batch: Batch) -> Tensor:
         """[B, width]; of a batch that was not made of examples, its text says where it belongs."""
-        assert self.queries is not None
         texts = [example.prompt for example in batch.examples]
         if not texts:
             texts = learner.family.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
-        return self.queries(texts).to(learner.device)
+        return self._ask(texts).to(learner.device)
+
+    def _ask(self, texts: Sequence[str]) -> Tensor:
+        """[texts, width], relative to the center, if there is one; on the CPU."""
+        assert self.queries is not None
+        found = self.queries(texts)
+        return found if self.bank.center is None else found - self.bank.center.cpu()
 
     def _visible(self, learner: Learner) -> tuple[int, int]:
         """Tasks whose slots can be retrieved now, from the first up to, not including, the second."""
@@ -285,19 +357,22 @@ class SLM(Method):
 
     # afterwards
     def describe(self, learner: Learner, task: Task, folder: Path) -> dict[str, Any]:
-        """Retrieval accuracy (eq. 13) of the texts of all tasks so far; at the end how long retrieval takes.
+        """What the texts of all tasks so far were given, and eq. 13; at the end how long retrieval takes.
 
-        There is no such accuracy where the task is given, or where it is the only one.
+        There is none of it where the task is given, or where it is the only one.
         """
         assert self.queries is not None
         first, end = self._visible(learner)
-        found = {}
+        described: dict[str, Any] = {"retrieval_accuracy": {}, **self.noted}
+        if self.noted:
+            described["keys_unmoved"] = self.noted["keys_unmoved"].get(task.name, 0)
         if not self.task_identity and not learner.restart:
+            names = [one.name for one in learner.tasks[: task.index + 1]]
             texts = {one.name: learner.scored_on(one) for one in learner.tasks[first : task.index + 1]}
-            found = accuracies(self.queries, self.bank.units(first, end).cpu(), texts, self.top_k, self.slots)
-        described: dict[str, Any] = {"retrieval_accuracy": found}
-        if found:
-            described["metrics"] = {"retrieval_accuracy/slm": sum(found.values()) / len(found)}
+            found = accuracies(self._ask, self.bank.units(first, end).cpu(), texts, self.top_k, self.slots)
+            described |= retrieval_said(self.served.by_task(names), found)
+            said = ", ".join(f"{name} {value:.1f} %" for name, value in described["metrics"].items())
+            learner.warn(f"retrieval after {task.name}: {said}")
         write_keys(folder, {learner.tasks[i].name: self.bank.keys[self.names[i]] for i in range(first, end)})
         if task.index == len(learner.tasks) - 1:
             described["timing"] = measure_time(learner, self.queries, learner.tasks)

@@ -26,7 +26,7 @@ def work(s: Setting) -> dict[str, tuple[int, float]]:
     length = {"importance": s.measuring().mean_whole, "evaluate": answered, "select": answered}
     r = s.needs.retrieves
     if r is not None:
-        examples |= {"queries": s.encoded, "keys": r.key_epochs * sum(task.examples for task in s.tasks)}
+        examples |= {"queries": s.encoded, "keys": sum(r.key_epochs(task.examples) * task.examples for task in s.tasks)}
         length |= {"queries": min(s.mean_length, s.encoder_length), "keys": 0.0}  # of vectors
     return {phase: (number, number * length.get(phase, s.mean_whole)) for phase, number in examples.items()}
 
@@ -49,7 +49,7 @@ def seconds(prices: Prices, s: Setting, speed: Speed) -> dict[str, float]:
         share = min(1.0, s.mean_length / s.encoder_length)
         passes = s.encoded / min(AT_ONCE, s.encoded)
         found["queries"] = speed.seconds(prices.encode(s, s.encoder), share) * passes
-        steps = sum(r.key_epochs * -(-task.examples // r.key_batch_size) for task in s.tasks)
+        steps = sum(r.key_epochs(task.examples) * -(-task.examples // r.key_batch_size) for task in s.tasks)
         found["keys"] = speed.seconds(s.encoder.key_step) * steps
     return found
 

@@ -159,7 +159,7 @@ class Run:
 
     @property
     def retrieval(self) -> list[dict[str, Any]]:
-        """What a method that retrieves noted of each task in `details`: retrieval_accuracy, timing; {} if nothing."""
+        """What a method that retrieves noted of each task in `details`: served, timing, ...; {} if nothing."""
         noted = [(task.get("method") or {}).values() for task in self.details]
         return [next((found for found in entries if "retrieval_accuracy" in found), {}) for entries in noted]
 
@@ -167,6 +167,11 @@ class Run:
     def retrieval_accuracy(self) -> dict[str, float]:
         """Task -> percent of its test texts that retrieve its own keys, after the last task, or empty."""
         return cast(dict[str, float], self.retrieval[-1].get("retrieval_accuracy", {})) if self.retrieval else {}
+
+    def served(self, name: str) -> dict[str, float]:
+        """Task -> `served_percent` or `own_weight_percent` of its test texts, after the last task, or empty."""
+        found = self.retrieval[-1].get("served", {}) if self.retrieval else {}
+        return {task: each[name] for task, each in found.items()}
 
     @cached_property
     def keys(self) -> dict[str, Floats]:

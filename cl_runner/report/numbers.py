@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from cl_runner.matrix import formula_of
+from cl_runner.matrix import OWN_WEIGHT, RETRIEVAL, SERVED, formula_of
 from cl_runner.report.ability import CHANGE, OWN, change_formula, change_text, changes, own
 from cl_runner.report.costs import COSTS, cost_text, costs
 from cl_runner.report.folder import Run
 
-RETRIEVAL = "retrieval_accuracy/slm"
+#: Of a method that retrieves, what was served first.
+RETRIEVALS = (SERVED, OWN_WEIGHT, RETRIEVAL)
 AFTER_K = "forgetting/slm_after_"
 #: Names that begin so are percentage points and carry a sign.
 DIFFERENCES = ("forgetting/", "bwt/", "forward_transfer/")

@@ -25,7 +25,7 @@ from cl_runner.report.costs import (
 from cl_runner.report.drawing import short
 from cl_runner.report.folder import Run, read_run
 from cl_runner.report.html import render, write
-from cl_runner.report.numbers import AFTER_K, RETRIEVAL, definition_of, interval_text, value_text
+from cl_runner.report.numbers import AFTER_K, RETRIEVALS, definition_of, interval_text, value_text
 from cl_runner.report.retrieval import retrieval_values
 from cl_runner.report.text_table import Table
 
@@ -36,7 +36,7 @@ HEADLINE = (
     "bwt/gem",
     "first_task/last",
     "plasticity/diagonal",
-    RETRIEVAL,
+    *RETRIEVALS,
 )
 
 

@@ -26,11 +26,37 @@ PERPLEXITY = 30.0
 
 def retrieval_values(run: Run) -> dict[str, Any]:
     """What templates/retrieval.html.j2 shows, its pictures drawn into the folder plots of the run."""
-    return {"accuracy": _accuracy(run), "costs": _costs(run), **_keys(run)}
+    return {
+        "served": _served(run),
+        "accuracy": _accuracy(run),
+        "notes": _notes(run),
+        "costs": _costs(run),
+        **_keys(run),
+    }
+
+
+def _served(run: Run) -> Table | None:
+    """Texts of every task learned that were served rightly, and their own task's weight, a row after each task."""
+    found = {
+        str(task["name"]): {one: (each["served_percent"], each["own_weight_percent"]) for one, each in served.items()}
+        for task, noted in zip(run.details, run.retrieval, strict=True)
+        if (served := noted.get("served"))
+    }
+    if not found:
+        return None
+    rows = [
+        [after, *(_pair(each.get(task)) for task in run.tasks), _pair(np.mean(list(each.values()), axis=0))]
+        for after, each in found.items()
+    ]
+    return Table(["after", *run.tasks, "mean"], rows)
+
+
+def _pair(numbers: Sequence[float] | Floats | None) -> str:
+    return "" if numbers is None else f"{numbers[0]:.1f} ({numbers[1]:.1f})"
 
 
 def _accuracy(run: Run) -> Table | None:
-    """Retrieval accuracy of every task learned, a row after each task."""
+    """Retrieval accuracy of every task learned (eq. 13), a row after each task."""
     found = [noted.get("retrieval_accuracy") for noted in run.retrieval]
     measured = [(str(task["name"]), percent) for task, percent in zip(run.details, found, strict=True) if percent]
     if not measured:
@@ -40,6 +66,18 @@ def _accuracy(run: Run) -> Table | None:
         values = [f"{percent[task]:.1f}" if task in percent else "" for task in run.tasks]
         cells.append([after, *values, f"{np.mean(list(percent.values())):.1f}"])
     return Table(["after", *run.tasks, "mean"], cells)
+
+
+def _notes(run: Run) -> Table | None:
+    """What did not go as it looks: keys that stayed, heads that did not learn, texts that were cut."""
+    rows = []
+    for task, noted in zip(run.details, run.retrieval, strict=True):
+        if "keys_unmoved" in noted:
+            cut = [noted["cut_by_encoder"][kind]["texts"] for kind in ("training", "scored")]
+            texts = [f"{noted['keys_unmoved']} of {noted['keys']}", str(noted.get("head_rows", "-")), *map(str, cut)]
+            rows.append([str(task["name"]), *texts])
+    header = ["task", "keys that did not move", "rows of the head trained", "training texts cut by the encoder"]
+    return Table([*header, "scored texts cut"], rows) if rows else None
 
 
 def _costs(run: Run) -> Table | None:
@@ -61,8 +99,10 @@ def _costs(run: Run) -> Table | None:
         "stored numbers": (lambda task: task["stored"], "{:,.0f}".format),
         "stored": (lambda task: task["stored_bytes"], bytes_text),
         "% of the model": (lambda task: task["stored_share_percent"], "{:.3g}".format),
+        "encoder, ms": (timed("encoder_ms"), "{:.1f}".format),
         "retrieval, ms": (timed("retrieval_ms"), "{:.1f}".format),
         "answer, ms": (timed("answer_ms"), "{:.1f}".format),
+        "encoder, %": (timed("encoder_share_percent"), "{:.1f}".format),
         "retrieval, %": (timed("retrieval_share_percent"), "{:.1f}".format),
     }
     rows = [[str(task["name"]) for task in run.details]]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cl_runner.matrix import FORMULAS, formula_of, headline
+from cl_runner.matrix import FORMULAS, OWN_WEIGHT, RETRIEVAL, SERVED, formula_of, headline
 from cl_runner.report.ability import CHANGE, OWN, signed
 from cl_runner.report.costs import COSTS, cost_text
 from cl_runner.report.folder import Run
@@ -22,7 +22,7 @@ from cl_runner.report.grouping import (
     protocol_signs,
     shown_axes,
 )
-from cl_runner.report.numbers import AFTER_K, RETRIEVAL, definition_of, values_of
+from cl_runner.report.numbers import AFTER_K, RETRIEVALS, definition_of, values_of
 from cl_runner.report.text_table import Table
 
 #: What the long table shows, in this order.
@@ -34,7 +34,7 @@ METRICS = (
     "first_task/after_first",
     "first_task/last",
     "plasticity/diagonal",
-    RETRIEVAL,
+    *RETRIEVALS,
     *COSTS,
 )
 #: Column heads of costs that carry a unit.
@@ -154,14 +154,20 @@ def forgetting_table(groups: Sequence[Group]) -> Table | None:
     return _by_group("Forgetting after k tasks, points", groups, cells, notes)
 
 
-def retrieval_table(groups: Sequence[Group]) -> Table | None:
-    """Retrieval accuracy by task after the last one (SLM, table 12), a row per group; None where no run has it."""
-    cells = over_seeds(groups, lambda run: run.retrieval_accuracy).dropna(how="all")
-    if cells.empty:
-        return None
-    cells.insert(len(cells.columns), "mean", over_seeds(groups).get(RETRIEVAL), allow_duplicates=True)
-    notes = [f"mean: {RETRIEVAL} = {formula_of(RETRIEVAL)}"]
-    return _by_group("Retrieval accuracy by task, %", groups, cells, notes)
+def retrieval_tables(groups: Sequence[Group]) -> list[Table]:
+    """Retrieval by task after the last one, a row per group: what texts were served, and eq. 13 (SLM, table 12)."""
+    kinds = (
+        (SERVED, "Texts served rightly by task, %", lambda run: run.served("served_percent")),
+        (OWN_WEIGHT, "Weight of a text's own task by task, %", lambda run: run.served("own_weight_percent")),
+        (RETRIEVAL, "Retrieval accuracy by task, %", lambda run: run.retrieval_accuracy),
+    )
+    tables = []
+    for name, title, of_run in kinds:
+        cells = over_seeds(groups, of_run).dropna(how="all")
+        if not cells.empty:
+            cells.insert(len(cells.columns), "mean", over_seeds(groups).get(name), allow_duplicates=True)
+            tables.append(_by_group(title, groups, cells, [f"mean: {name} = {formula_of(name)}"]))
+    return tables
 
 
 def table_shape(groups: Sequence[Group], rows_key: str, column_key: str, metric: str) -> Table:
@@ -265,8 +271,8 @@ def paper_tables(groups: Sequence[Group], metric: str) -> list[Table]:
 def all_tables(groups: Sequence[Group], metric: str | None = None) -> list[Table]:
     """Every table that the runs can fill; `metric` is that of the papers' shapes."""
     shapes = paper_tables(groups, metric or headline_of(groups))
-    others = [table for table in (forgetting_table(groups), retrieval_table(groups)) if table]
-    return [long_table(groups), *shapes, *others]
+    forgetting = forgetting_table(groups)
+    return [long_table(groups), *shapes, *([forgetting] if forgetting else []), *retrieval_tables(groups)]
 
 
 def exact_csv(groups: Sequence[Group]) -> str:

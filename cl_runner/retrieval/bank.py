@@ -20,10 +20,15 @@ class Bank(nn.Module):
         tasks: names of parameters, one per task.
         keys: [g, tasks * slots, c].
         values: [tasks * slots, width].
+        centered: whether queries are taken relative to a vector, `center` [g * c], which is 0 at first.
     """
 
-    def __init__(self, tasks: Sequence[str], keys: Tensor, values: Tensor):
+    center: nn.Parameter | None
+
+    def __init__(self, tasks: Sequence[str], keys: Tensor, values: Tensor, centered: bool = False):
         super().__init__()
+        width = keys.shape[0] * keys.shape[2]
+        self.center = nn.Parameter(torch.zeros(width), requires_grad=False) if centered else None
         self.slots = len(values) // len(tasks)
         self.store = values
         self._units: tuple[tuple[int, ...], Tensor] | None = None

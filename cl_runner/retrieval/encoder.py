@@ -29,6 +29,33 @@ FORMAT = 2
 #: Texts of one pass of the encoder.
 AT_ONCE = 64
 KEY = "method.slm.encoder.checkpoint"
+#: Texts about nothing in particular, whose mean is what most texts' vectors share.
+GENERIC = (
+    "The weather will change tomorrow.",
+    "She went to the market to buy bread and apples.",
+    "The committee met on Monday to discuss the plan.",
+    "Water boils at one hundred degrees.",
+    "He has lived in this town for ten years.",
+    "What time does the train leave?",
+    "The company reported its results for the year.",
+    "They played well but lost the game.",
+    "This is how the machine works.",
+    "I would like to know more about it.",
+    "The old house stands at the end of the street.",
+    "Many people read the news in the morning.",
+    "The doctor said that rest would help.",
+    "A river runs through the valley.",
+    "The film was longer than the book.",
+    "Please send the letter by Friday.",
+    "Prices rose by three percent last month.",
+    "The students wrote an essay on history.",
+    "It is a good idea to save some money.",
+    "The police are looking for a witness.",
+    "Birds fly south in winter.",
+    "He opened the file and printed the page.",
+    "The music was loud and the room was full.",
+    "No one knew the answer to the question.",
+)
 
 
 @functools.cache
@@ -98,6 +125,21 @@ class Queries:
         for row, text in enumerate(whole):
             self._places.setdefault(text, (len(self._sets), row))
         self._sets.append(vectors)
+
+    def longer(self, texts: Sequence[str]) -> tuple[int, int]:
+        """How many of the texts are longer than the encoder reads, which sees their beginning; and how much it reads.
+
+        Returns:
+            Texts, and tokens (0: no limit is known).
+        """
+        encoder = self._encoder()
+        limit = encoder.max_seq_length or 0
+        # No token is less than a byte, and the ends of a text are two: most texts need not be looked at.
+        long = [text for text in texts if limit and len(text.encode()) + 2 > limit]
+        if not long:
+            return 0, limit
+        ids = encoder.tokenizer(long, truncation=False)["input_ids"]
+        return sum(len(row) > limit for row in ids), limit
 
     def encode_again(self, text: str) -> None:
         """Encode a text as if it were not known: for measuring how long that takes."""

@@ -37,6 +37,25 @@ def new_keys(groups: int, slots: int, width: int, generator: torch.Generator) ->
     return torch.stack(parts)
 
 
+def key_schedule(texts: int, batch_size: int, epochs: int, decay_every: int, steps: int) -> tuple[int, int]:
+    """Epochs of a task's keys, and those after which their rate falls: more of both where its texts are few.
+
+    An orthonormal key is turned towards its texts by some thousand steps of 1e-3, whatever the number of texts; the
+    release's three epochs are 90,000 steps of its largest task, and 200 of 280 texts.
+
+    Args:
+        texts: of the task.
+        steps: the least that are made, in whole epochs; 0 = as many as `epochs` are. No epochs stay none.
+    """
+    most = max(epochs, -(-steps // max(1, -(-texts // batch_size)))) if epochs else 0
+    return most, max(1, round(decay_every * most / epochs)) if epochs else decay_every
+
+
+def unmoved(before: Tensor, after: Tensor) -> int:
+    """How many of the keys [g, n, c] are what they were: no text retrieved them."""
+    return int((before == after).all(-1).sum())
+
+
 def train_keys(
     keys: Tensor,
     queries: Tensor,
@@ -121,10 +140,13 @@ def retrieve(
         aggregate: `mean_sim`: the slots of the greatest mean cosine over the groups; `per_group`: the nearest slots of
             each group, a slot counts by the sum of its positive cosines in the groups that chose it.
         weighting: `normalised_cos`: cosines, negative ones taken as 0, divided by their sum; `uniform`: the same for
-            all; `softmax`: of the cosines divided by `temperature`.
+            all; `softmax`: the first, of probabilities in the place of cosines. They are, in each group, the softmax
+            over all N slots of the cosines divided by `temperature`, be those `visible` or not (release).
         whole_batch: one retrieval by the mean over the batch, as the release does; its texts must be of one task.
         visible: [B, N], false where a text must not see a slot.
     """
+    if weighting == "softmax":
+        cosines = (cosines / temperature).softmax(-1)
     if whole_batch:
         cosines = cosines.mean(1, keepdim=True).expand_as(cosines)
     if visible is not None:
@@ -138,12 +160,15 @@ def retrieve(
         scores, slots = votes.topk(min(cosines.shape[0] * top_k, seen), dim=-1)
     if weighting == "uniform":
         weights = (scores > 0).float() if aggregate == "per_group" else torch.ones_like(scores)
-    elif weighting == "softmax":
-        voted = scores if aggregate == "mean_sim" else scores.masked_fill(scores <= 0, -torch.inf)
-        weights = (voted / temperature).softmax(-1)
     else:
         weights = scores.clamp(min=0)
     return Retrieved(slots, weights / (weights.sum(-1, keepdim=True) + TINY))
+
+
+def own_weight(found: Retrieved, first: Tensor, end: Tensor) -> Tensor:
+    """How much of what each text was given is of slots in [first, end), both [B]: from 0 to 1, [B]."""
+    own = (found.slots >= first[:, None]) & (found.slots < end[:, None])
+    return (found.weights * own).sum(-1)
 
 
 def hits(cosines: Tensor, top_k: int, first: int, end: int) -> Tensor:
