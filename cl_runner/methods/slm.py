@@ -207,7 +207,7 @@ class SLM(Method):
             center = self._new_center(learner, task)
             trained = [(one, *self._train_keys(learner, one, center)) for one in wanted]
             self.new_keys = {self._key(one): keys.to(learner.device) for one, keys, _ in trained}
-            if center is not None:
+            if center is not None and not learner.has_old_tasks(task):
                 self.new_keys[CENTER] = center
         self._note(learner, task, {one.name: still for one, _, still in trained})
 
