@@ -41,7 +41,8 @@ def test_real_trace() -> None:
     assert all(e.prompt.endswith("\nAnswer:") and e.answer[0] in "ABCDE" for e in by_name["ScienceQA"].train)
     assert all(e.prompt.endswith("Simplification:") and e.answer.endswith("\n") for e in by_name["20Minuten"].train)
     english = tasks_of(compose(["task_order=trace_english"]))
-    assert [task.train for task in english] == [by_name[task.name].train for task in english]
+    for task in english:
+        assert [e.content() for e in task.train] == [e.content() for e in by_name[task.name].train]
     smaller = tasks_by_name("task_order=trace_english", "task_order.variant=500")
     assert {len(task.train) for task in smaller.values()} == {500}
     with pytest.raises(ValueError, match=r"base.train=5000 needs 5000 .*trace/FOMC/train.parquet has 1000 left"):
@@ -75,7 +76,7 @@ def test_real_few_shot() -> None:
                 set(Counter(e.answer for e in task.train).values()) == {16} and len(task.labels) == classes[task.name]
             )
             assert len({label.split()[0] for label in task.labels}) == len(task.labels)  # for first_word
-        samples.append({task.name: task.train for task in tasks})
+        samples.append({task.name: [e.content() for e in task.train] for task in tasks})
     assert samples[0] != samples[1] == samples[2]
 
 
