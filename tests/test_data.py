@@ -265,7 +265,7 @@ def test_mistake_in_a_later_task_names_its_key(folder: Path) -> None:
         ("a.jsonl", b"", "a.jsonl holds no rows"),
         ("a.jsonl", b'{"text": 1', "line 1 of .*is not JSON, one object a line"),
         ("a.jsonl", b"[1]\n", "line 1 of .*is not a JSON object"),
-        ("a.jsonl", b'{"text": "\xff"}', "a.jsonl cannot be read .*utf-8"),
+        ("a.jsonl", b'{"text": "\xff"}', "line 1 of .*a.jsonl is no UTF-8"),
         ("a.jsonl.gz", b"plain", "a.jsonl.gz cannot be read .*[Nn]ot a gzip"),
         ("a.parquet", b"plain", "a.parquet is not a readable parquet file"),
         ("a.csv", b"text;label\nx;1\n", "no column 'text'; it has: text;label"),

@@ -69,6 +69,22 @@ def check_names(names: Iterable[str], what: str) -> None:
             )
 
 
+def check_keys(labels: Mapping[str, str | None], what: str) -> None:
+    """No two values that look the same mean different labels.
+
+    Raises:
+        ValueError: two do.
+    """
+    known: dict[str, str] = {}
+    for key in labels:
+        other = known.setdefault(alike(key), key)
+        if labels[other] != labels[key]:
+            raise ValueError(
+                f"{what} gives {other!a} and {key!a}, which differ in {difference(other, key)} only, "
+                f"two meanings: {labels[other]!r} and {labels[key]!r}. Give both the same"
+            )
+
+
 def difference(one: str, other: str) -> str:
     """In what two texts that look the same differ."""
     if unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other):
@@ -88,14 +104,14 @@ def meaning(cell: Any, definition: TaskDefinition, name: str, where: str) -> str
     """
     labels = definition.labels
     assert isinstance(labels, dict)
-    if is_missing(cell):
+    raw = str(cell)
+    if is_missing(cell) or (not raw.strip() and raw not in labels):
         if NONE in labels and labels[NONE] is None:
             return None
         raise ValueError(
             f"{where} has no label in column {definition.label!r}. Give it one, "
             f"or add under task.{name}.labels: '': null, to leave out rows without a label"
         )
-    raw = str(cell)
     if raw in labels:
         return labels[raw]
     known = ", ".join(map(repr, labels))

@@ -76,6 +76,7 @@ def plans_of(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[P
                 f"task.{name}.label_noise={noise:g}: label noise is for the generated benchmark only, and task.{name} "
                 f"has source={definitions[name].source}. Type: task.{name}.label_noise=0"
             )
+        _check_read(definitions[name], name)
         if definitions[name].balance and definitions[name].labels is None:
             raise ValueError(
                 f"task.{name}.balance=true draws equally many examples of every label, but task.{name}.labels is null: "
@@ -89,6 +90,31 @@ def plans_of(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[P
         }
         found.append(Plan(index, task, name, definitions[name], wanted, order.data_seed, order.variant))
     return found
+
+
+#: Options of a definition -> the sources that read them, and the value that says nothing.
+_READ_BY: dict[str, tuple[tuple[str, ...], object]] = {
+    "path": (("files", "hub"), None),  # a definition may serve both
+    "delimiter": (("files",), None),
+    "quoting": (("files",), None),
+    "header": (("files",), True),
+    "encoding": (("files",), None),
+    "missing_fields": (("files",), "refuse"),
+    "convert": (("files", "hub"), None),
+    "max_rows": (("files", "hub"), None),
+}
+
+
+def _check_read(definition: TaskDefinition, name: str) -> None:
+    """Nothing is said of how a source is read that this source does not read."""
+    for option, (sources, silent) in _READ_BY.items():
+        value = getattr(definition, option)
+        if definition.source not in sources and value != silent:
+            nothing = "null" if silent is None else str(silent).lower()
+            raise ValueError(
+                f"task.{name}.{option} says something of source={' and '.join(sources)} alone, and task.{name} has "
+                f"source={definition.source}. Type: task.{name}.{option}={nothing}"
+            )
 
 
 def origins_of(plan: Plan) -> dict[Split, str]:

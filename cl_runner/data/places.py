@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cl_runner.config import TaskDefinition
+from cl_runner.data.labels import alike, difference
 
 #: One of the parts of a data set, as the hub and `datasets` name them: train-00000-of-00002.parquet.
 _SHARD = re.compile(r"(\d{4,})-of-(\d{4,})")
@@ -22,8 +23,12 @@ def typed(key: str, value: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """' Nearest: ...' or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    """' Nearest: ...' or nothing; of one that looks the same, in what it differs."""
+    known = list(known)
+    for other in known:
+        if other != name and alike(other) == alike(name):
+            return f" Nearest: {other!r}, which differs in {difference(name, other)} only: {other!a}, and not {name!a}."
+    close = difflib.get_close_matches(name, known, n=1)
     return f" Nearest: {close[0]!r}." if close else ""
 
 
@@ -53,6 +58,9 @@ def local_paths(
     for place in given:
         paths = [path for one in place for path in _matching(one, name, domain, split, variant)]
         if all(path.exists() for path in paths):
+            twice = [path for path in paths if paths.count(path) > 1]
+            if twice:
+                raise ValueError(f"task.{name}.path names {twice[0]} twice. Leave one out")
             check_shards(paths, place, name)
             found.append((place, paths))
     if not found:
@@ -148,16 +156,17 @@ def check_shards(paths: Sequence[Path], place: Sequence[str], name: str) -> None
     sets: dict[tuple[str, int], list[Path]] = {}
     for path in paths:
         found = _set_of(str(path))
-        if found is not None:
+        if found is not None and path.suffix != ".arrow":  # which no one names by itself
             sets.setdefault(found, []).append(path)
     totals: dict[str, int] = {}
-    for (before, total), shards in sets.items():
+    for before, total in sets:
         if totals.setdefault(before, total) != total:
             raise ValueError(
                 f"{paths[0].parent} holds two sets of shards, {Path(before).name}*-of-{totals[before]:05d} and "
                 f"{Path(before).name}*-of-{total:05d}: the same data cut in two ways. Delete one of them, or name "
                 f"the other in task.{name}.path"
             )
+    for (before, total), shards in sets.items():
         numbers = sorted(int(_SHARD.findall(path.name)[-1][0]) for path in shards)
         first = 1 if total in numbers else 0
         expected = list(range(first, first + total))

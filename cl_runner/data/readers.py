@@ -130,18 +130,25 @@ def _encoding_said(path: Path, definition: TaskDefinition, name: str, error: Uni
     key = f"task.{name}.encoding"
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         first = file.read(64)
-    for mark, encoding in (
-        (codecs.BOM_UTF8, "utf-8"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):
-        if first.startswith(mark) and definition.encoding != encoding:
-            return f"{said}. Its first bytes are the mark of {encoding.upper()}. Type: {key}={encoding}"
-    if definition.encoding is None:
-        return (
-            f"{said}. It is not UTF-8; if it comes from Windows or Excel, type: {key}=cp1252 (or the encoding it has)"
-        )
-    return f"{said}. Name the encoding that it has: {key}=utf-8, utf-16, cp1252, ..."
+        for mark, encoding in _MARKS.items():
+            if first.startswith(mark) and definition.encoding != encoding:
+                return f"{said}. Its first bytes are the mark of {encoding.upper()}. Type: {key}={encoding}"
+        if definition.encoding is not None:
+            return f"{said}. Name the encoding that it has: {key}=utf-8, utf-16, cp1252, ..."
+        file.seek(0)
+        number = next((number for number, line in enumerate(file, start=1) if not _is_utf8(line)), 1)
+    return (
+        f"line {number} of {path} is no UTF-8 ({error.reason}: {error.object[error.start]:#x}). If the file comes from "
+        f"Windows, type: {key}=cp1252 (or the encoding that it has)"
+    )
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def check_archive(path: Path) -> None:

@@ -16,7 +16,7 @@ from cl_runner.config import ImportanceChange, StageChange, TaskDefinition, Task
 from cl_runner.data import prompts, reviews, sources
 from cl_runner.data.account import SplitAccount, TaskAccount, split_account, task_account
 from cl_runner.data.example import Example
-from cl_runner.data.labels import SCHEMA, check_names
+from cl_runner.data.labels import SCHEMA, check_keys, check_names
 from cl_runner.data.order import DRAWN, Plan, Split, origins_of, plans_of
 from cl_runner.data.pictures import find_picture
 
@@ -109,6 +109,8 @@ def _build(plan: Plan) -> Task:
     if definition.labels is not None and not labels:
         raise ValueError(f"task.{plan.name} has no labels. Add under task.{plan.name}.labels: 'VALUE': NAME")
     check_names(labels, f"two labels of task.{plan.name}")
+    if isinstance(definition.labels, dict):
+        check_keys(definition.labels, f"task.{plan.name}.labels")
     drawn = [
         _written(plan, position) if plan.definition.source == "generated" else _drawn(plan, position, labels)
         for position in range(len(plan.domains))
