@@ -244,7 +244,7 @@ def test_folders_of_save_to_disk_and_names_from_the_schema(tmp_path: Path) -> No
         read(tmp_path / "a.csv", labels="schema")
     saved(texts, ["fine", "poor"]).to_parquet(tmp_path / "b.parquet")
     steps = order([{"name": "both", "domains": ["a", "b"]}], counts(train=0))
-    with pytest.raises(ValueError, match=r"the schemas of a \(train\) and b \(train\) name other labels"):
+    with pytest.raises(ValueError, match=r"the schemas of a \(test\) and b \(test\) name other labels"):
         build_tasks(steps, {"own": definition(path=str(tmp_path / "{domain}.parquet"), labels="schema")})
 
 
