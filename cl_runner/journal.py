@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean as mean
 from typing import Any
 
-from cl_runner import checkpoint
+from cl_runner import checkpoint, outputs
 from cl_runner.change import Changes
 from cl_runner.compose import Request
 from cl_runner.data.task import Task
@@ -78,6 +78,8 @@ class Journal(Watch):
         self.ability: list[dict[str, float]] = []
         self.details: list[dict[str, Any]] = []
         self.step = 0
+        self._outputs: dict[str, outputs.Recorded] = {}  # of every test set, before the task under way
+        self._moved: dict[str, dict[str, Any]] = {}  # since then
         self.wandb: WandbLog | None = None
         self._metrics: MetricsLog | None = None
 
@@ -85,7 +87,7 @@ class Journal(Watch):
     def load(self, saved: dict[str, Any]) -> None:
         """Bring model, methods and record to where a checkpoint left them."""
         self.rows, self.details, self.ability = saved["rows"], saved["details"], saved["ability"]
-        self.step, self.changes.chain = saved["step"], saved["chain"]
+        self.step, self.changes.chain, self._outputs = saved["step"], saved["chain"], saved["outputs"]
         self._learner.clock.load_state_dict(saved["clock"])
         self._method.load_state_dict(saved["method"])
         if self.changes.chain:
@@ -151,6 +153,7 @@ class Journal(Watch):
                 "details": self.details,
                 "chain": self.changes.chain,
                 "step": self.step,
+                "outputs": self._outputs,
                 "log": log,
                 "clock": self._learner.clock.state_dict(),
                 "method": self._method.state_dict(),
@@ -199,9 +202,23 @@ class Journal(Watch):
     def learned(self, task: Task) -> None:
         """The task is done: every test set, and what the methods say of it."""
         self.evaluate(task.name)
+        self._say_changes(self.details[task.index])
         with self._learner.clock.phase("describe"):
             self.details[task.index]["method"] = self._method.describe(self._learner, task, self._folder)
         self.save("begin", task.index + 1)
+
+    def _say_changes(self, detail: dict[str, Any]) -> None:
+        """What came of a task's training: weights and answers that are other ones now."""
+        detail["answers"] = self._moved
+        name, entries = detail["name"], detail["trainable"]
+        self._console.line(f"{name}: {entries} weights trained, {detail['changed']} changed")
+        self._console.line(outputs.text(self._moved, name))
+        own = self._moved.get("own")
+        if own is not None and own["changed"] == 0 < entries:
+            self._console.line(
+                f"Note: {entries} weights trained in {name}, and not one of the answers to its own test set is another "
+                "one. Either it knew them all, or what trained changes too little: more weights, or a higher rate"
+            )
 
     def _note_importance(self, task: Task) -> None:
         """fisher.json for the report, and the share of zeros by layer."""
@@ -233,6 +250,10 @@ class Journal(Watch):
             self._shown.close()
             scored = scores(seen, found, options)
             beside = scores_of_labels(seen, found, options)
+        recorded = {name: outputs.record(answers) for name, answers in found.items()}
+        self._moved = outputs.changes(self._outputs, recorded, after)
+        if after == START or not self._learner.restart:  # where every task begins anew, the start is what was before it
+            self._outputs = recorded
         examples = {task.name: evaluation_examples(task, options.split) for task in seen}
         first = {name: next(iter(values.values())) for name, values in scored.items()}
         write_predictions(self._folder, len(self.rows), after, examples, found, first)

@@ -57,6 +57,7 @@ def content(folder: Path) -> dict[str, Any]:
         "metrics": metrics,
         "weights": summary["weights_sha256"],
         "numbers": summary["metrics"],
+        "answers": [detail["answers"] for detail in summary["tasks_detail"]],
         **{path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
     }
 

@@ -37,6 +37,14 @@ def rows_of(folder: Path) -> dict[str, list[float]]:
     return {row[0]: [float(cell) for cell in row[1:]] for row in rows}
 
 
+def answered(folder: Path, row: str) -> dict[str, list[str]]:
+    """Task -> the predictions of a row."""
+    found: dict[str, list[str]] = {}
+    for line in (folder / "predictions" / f"{row}.jsonl").read_text().splitlines():
+        found.setdefault(json.loads(line)["task"], []).append(json.loads(line)["prediction"])
+    return found
+
+
 def sklearn_metrics() -> Any:
     return pytest.importorskip("sklearn.metrics", reason="extra `test`")
 
@@ -62,6 +70,22 @@ def test_every_file_is_there(pe: Path) -> None:
         "snapshots/00_base.safetensors", "snapshots/01_kettles.safetensors", "snapshots/02_software.safetensors",
     } <= names  # fmt: skip
     assert not any(name.startswith(("state", "wandb", "FAILED")) for name in names)
+
+
+def test_what_training_changed_is_counted_from_the_predictions(pe: Path) -> None:
+    names = ("00_start", "01_base", "02_kettles", "03_software")
+    rows, log = [answered(pe, name) for name in names], (pe / "log.txt").read_text()
+    for number, detail in enumerate(read(pe, "summary.json")["tasks_detail"]):
+        old, new = rows[number : number + 2]
+        differ = {task: sum(a != b for a, b in zip(old[task], new[task], strict=True)) for task in new}
+        own, every = detail["answers"]["own"], detail["answers"]["all"]
+        assert (own["changed"], own["examples"]) == (differ[detail["name"]], len(new[detail["name"]]))
+        assert (every["changed"], every["examples"]) == (sum(differ.values()), 40)
+        assert every["largest_logit_change"] >= own["largest_logit_change"] > 0
+        assert f"{detail['name']}: {detail['trainable']} weights trained, {detail['changed']} changed" in log
+        assert f"answers changed: {own['changed']} of {own['examples']} of its own, {every['changed']} of 40" in log
+        silent = f"weights trained in {detail['name']}, and not one of the answers" in log
+        assert silent == (own["changed"] == 0)
 
 
 def test_matrix_is_counted_from_the_predictions(pe: Path) -> None:

@@ -24,6 +24,14 @@ class Prediction(NamedTuple):
 
     text: str  # label name, or generated text
     confidence: float | None  # probability of the answer; None where it is not computed
+    logits: bytes = (
+        b""  # what it was chosen by, fp32: of all labels, or the largest of a generated answer's first token
+    )
+
+
+def chosen_by(logits: Tensor) -> list[bytes]:
+    """`Prediction.logits` of each row of [B, K]."""
+    return [row.tobytes() for row in logits.detach().float().cpu().numpy()]
 
 
 @dataclass(frozen=True)

@@ -82,17 +82,18 @@ class Causal(LanguageModel):
         logits: Tensor = model(**given, use_cache=False).logits
         return logits[:, -count:]
 
-    def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> list[str]:
+    def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[list[str], Tensor]:
         read = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        ids = self._generated(model, how, **read)
+        ids, largest = self._generated(model, how, **read)
         if not how.raw and how.slice_by == "ids":
-            return self._decoded(ids[:, read["input_ids"].shape[1] :])
+            return self._decoded(ids[:, read["input_ids"].shape[1] :]), largest
         if how.raw:  # a text that is decoded alone loses the space that it begins with (LLaMA-2)
             prompts = self._decoded(read["input_ids"])
         else:  # as released with PIECE: what truncation or decoding changed stays in the answer
             rows = zip(read["input_ids"], read["attention_mask"].bool(), strict=True)
             prompts = [self._encoding.prompt_of(ids[mask].tolist()) for ids, mask in rows]
-        return [whole.removeprefix(prompt) for whole, prompt in zip(self._decoded(ids), prompts, strict=True)]
+        texts = [whole.removeprefix(prompt) for whole, prompt in zip(self._decoded(ids), prompts, strict=True)]
+        return texts, largest
 
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
         """log p(label and its end | prompt), [B, labels]; the prompt is read once."""

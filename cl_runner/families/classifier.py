@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from cl_runner.batch import Batch, Output
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example
-from cl_runner.families.base import Answering, Family, Prediction
+from cl_runner.families.base import Answering, Family, Prediction, chosen_by
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.loading import Source
 
@@ -126,4 +126,5 @@ class Classifier(Family):
             impossible[[self.labels.index(label) for label in how.labels]] = False
             logits = logits.masked_fill(impossible, -torch.inf)
         confidence, index = logits.softmax(-1).max(-1)
-        return [Prediction(self.labels[i], c) for i, c in zip(index.tolist(), confidence.tolist(), strict=True)]
+        found = zip(index.tolist(), confidence.tolist(), chosen_by(logits), strict=True)
+        return [Prediction(self.labels[i], sure, kept) for i, sure, kept in found]

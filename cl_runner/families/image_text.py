@@ -203,11 +203,12 @@ class ImageText(LanguageModel):
             pictures=self.processor.image_processor.to_json_string(), template=self.processor.chat_template
         )
 
-    def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> list[str]:
+    def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[list[str], Tensor]:
         given = self._given(model, batch)
         given.pop("position_ids", None)  # generation makes them from the mask
         # No prompt is ever cut, so that both ways to slice are one.
-        return self._decoded(self._generated(model, how, **given)[:, batch["input_ids"].shape[1] :])
+        ids, largest = self._generated(model, how, **given)
+        return self._decoded(ids[:, batch["input_ids"].shape[1] :]), largest
 
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
         """log p(label and its end | prompt), [B, labels]; one pass for each label."""

@@ -10,12 +10,19 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from cl_runner.batch import Batch
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example
-from cl_runner.families.base import Answering, Family, Prediction
+from cl_runner.families.base import Answering, Family, Prediction, chosen_by
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.loading import Source
 from cl_runner.families.tokens import answer_of, example_losses, most_probable, relabelled
@@ -55,8 +62,8 @@ class LanguageModel(Family):
         return self._encoding.answers([e.answer for e in examples])
 
     @abstractmethod
-    def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> list[str]:
-        """Generated texts, one per example."""
+    def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[list[str], Tensor]:
+        """Generated texts, one per example, and the largest logit [B, 1] of the first token of each."""
 
     @abstractmethod
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
@@ -110,11 +117,12 @@ class LanguageModel(Family):
         assert isinstance(model, PreTrainedModel)
         if how.labels:
             return most_probable(self._label_scores(model, batch, how.labels), how.labels)
-        texts = self._generate(model, batch, how)
-        return [Prediction(text if how.raw else answer_of(text, how.text), None) for text in texts]
+        texts, largest = self._generate(model, batch, how)
+        found = zip(texts, chosen_by(largest), strict=True)
+        return [Prediction(text if how.raw else answer_of(text, how.text), None, kept) for text, kept in found]
 
-    def _generated(self, model: PreTrainedModel, how: Answering, **given: Tensor) -> Tensor:
-        """Token ids of prompt and answer: greedy, or the sampling asked for.
+    def _generated(self, model: PreTrainedModel, how: Answering, **given: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids of prompt and answer: greedy, or the sampling asked for; the answer's first token's largest logit.
 
         Of the checkpoint's own settings only its special tokens count: transformers would fill in the rest, such as a
         penalty on repetitions, where none is given.
@@ -138,19 +146,32 @@ class LanguageModel(Family):
             }
         asked = GenerationConfig(max_new_tokens=how.max_new_tokens, num_beams=1, **special, **chosen)
         deterministic = torch.are_deterministic_algorithms_enabled()
+        first = _FirstToken()
         try:
             model.generation_config = GenerationConfig(**special)
             if how.sampling is not None:  # its cumulative sums have no deterministic kernel on a GPU
                 torch.use_deterministic_algorithms(False)
             ids = model.generate(  # type: ignore[operator]  # typed as a module's attribute
-                **given, generation_config=asked
+                **given, generation_config=asked, logits_processor=LogitsProcessorList([first])
             )
         finally:
             model.generation_config = own
             torch.use_deterministic_algorithms(deterministic)
-        assert isinstance(ids, Tensor)
-        return ids
+        assert isinstance(ids, Tensor) and first.largest is not None
+        return ids, first.largest
 
     def _decoded(self, ids: Tensor) -> list[str]:
         texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return texts
+
+
+class _FirstToken(LogitsProcessor):
+    """Looks at the first token's logits while an answer is generated, and changes nothing."""
+
+    def __init__(self) -> None:
+        self.largest: Tensor | None = None  # [B, 1], fp32
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.largest is None:
+            self.largest = scores.float().amax(-1, keepdim=True)
+        return scores

@@ -81,10 +81,11 @@ class Seq2Seq(LanguageModel):
         given = {name: batch[name] for name in ("input_ids", "attention_mask")}
         return mean_state(model.get_encoder()(**given).last_hidden_state, batch["attention_mask"])
 
-    def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> list[str]:
+    def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[list[str], Tensor]:
         # The decoder's output holds no prompt, so that both ways to slice are one.
         read = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return self._decoded(self._generated(model, how, **read))
+        ids, largest = self._generated(model, how, **read)
+        return self._decoded(ids), largest
 
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
         """log p(label and its end | prompt), [B, labels]; the prompt is read once."""

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from cl_runner.batch import Output
 from cl_runner.config import AnswerText
-from cl_runner.families.base import IGNORED, Prediction
+from cl_runner.families.base import IGNORED, Prediction, chosen_by
 
 
 def padded(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> Tensor:
@@ -91,7 +91,8 @@ def _update_a_copy(layer: DynamicLayer, *given: Any, **named: Any) -> tuple[Tens
 def most_probable(scores: Tensor, labels: Sequence[str]) -> list[Prediction]:
     """The label of the greatest log-probability [B, labels], with its share among them."""
     confidence, index = scores.softmax(-1).max(-1)
-    return [Prediction(labels[i], c) for i, c in zip(index.tolist(), confidence.tolist(), strict=True)]
+    found = zip(index.tolist(), confidence.tolist(), chosen_by(scores), strict=True)
+    return [Prediction(labels[i], sure, kept) for i, sure, kept in found]
 
 
 def answer_of(text: str, rule: AnswerText) -> str:

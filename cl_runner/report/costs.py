@@ -66,6 +66,28 @@ def storage_table(details: Sequence[Mapping[str, Any]]) -> Table:
     return Table([*header, "stored, % of the model's bytes"], rows)
 
 
+def answers_table(details: Sequence[Mapping[str, Any]]) -> Table | None:
+    """What every task changed of the answers to test sets that were asked before and after it; None if not known."""
+    rows = []
+    for task in details:
+        found: Mapping[str, Mapping[str, Any]] = task.get("answers") or {}
+        if found:
+            own, every = found.get("own"), found["all"]
+            moved = [each and each["largest_logit_change"] for each in (own, every)]
+            rows.append(
+                [
+                    str(task["name"]),
+                    f"{task['trainable']:,}",
+                    f"{task['changed']:,}",
+                    f"{own['changed']:,} of {own['examples']:,}" if own else "-",
+                    f"{every['changed']:,} of {every['examples']:,}",
+                    *("-" if value is None else f"{value:.3g}" for value in moved),
+                ]
+            )
+    header = ["task", "weights trained", "changed", "own answers changed", "all answers changed"]
+    return Table([*header, "largest change of a logit, own", "of all"], rows) if rows else None
+
+
 #: What `tasks_detail` may say of training -> column, and how a value reads.
 THROUGHPUT: dict[str, tuple[str, Callable[[float], str]]] = {
     "optimizer_steps": ("optimizer steps", lambda value: f"{value:,.0f}"),

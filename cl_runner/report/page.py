@@ -14,6 +14,7 @@ from cl_runner.report.ability import DRAWN, changes, describe, own, signed
 from cl_runner.report.account import data_tables
 from cl_runner.report.atlas import atlas_values
 from cl_runner.report.costs import (
+    answers_table,
     bytes_text,
     certificate_table,
     costs,
@@ -187,6 +188,7 @@ def _costs(run: Run) -> dict[str, Any] | None:
         "model_bytes": bytes_text(run.details[0]["model_bytes"]),
         "model_parameters": run.details[0]["model_parameters"],
         "storage": storage_table(run.details),
+        "answers": answers_table(run.details),
         "certificates": certificate_table(run.details),
         "zeros": zero_fisher_table(run.details),
         "time": time_table(run.details),
