@@ -3,7 +3,7 @@
 PIECE: wanglingxiang0717/PIECE at cc65c01, folder eval/evaluations. TRACE: BeyonderXX/TRACE at 462e39f, metrics.py and
 folder evaluations. What they read is the answer as `evaluation.answer_text` cuts it out for their protocol. Where a
 release gives no number, the score is 0: both stop at a summary of full stops alone, TRACE at an empty answer to
-ScienceQA. PIECE counts two texts without any letter as agreeing there; no answer of the data is one.
+ScienceQA. PIECE also counts an empty answer as right where no letter is; the data have no such question.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def piece_stance(prediction: str, example: Example) -> float:
     return (letter[0] if letter else _STANCES.get(prediction[:2])) == example.answer
 
 
-@as_they_are
+@per_example
 def piece_letter(prediction: str, example: Example) -> float:
-    """100 where the first A, B, C or D agrees; the B of "Because" is one."""
+    """100 where the first A, B, C or D agrees; the B of "Because" is one, and two texts without any agree."""
     found, wanted = _LETTER.search(prediction), _LETTER.search(example.answer)
-    return found is not None and wanted is not None and found[0] == wanted[0]
+    return (found and found[0]) == (wanted and wanted[0])
 
 
 @as_they_are
