@@ -1,4 +1,4 @@
-"""What a method needs, in numbers, as it says itself: what `plan` is made of."""
+"""What a method or a probe needs, in numbers, as it says itself: what `plan` is made of."""
 
 from __future__ import annotations
 
@@ -27,6 +27,25 @@ class Added(NamedTuple):
 
     examples: int
     steps: int = 0
+
+
+class ProbePass(NamedTuple):
+    """Texts that a probe lets the model read, or complete, in one measurement.
+
+    Attributes:
+        name: as its progress is called.
+        tokens: of a text; None = as many as the tasks' examples have, answers included.
+        generated: tokens that each text is completed by, at most; 0 = the text is read alone.
+        batch_size: texts of one pass.
+        once: only before the first task.
+    """
+
+    name: str
+    texts: int
+    tokens: int | None
+    generated: int
+    batch_size: int
+    once: bool = False
 
 
 #: (training examples of each task before, examples of each epoch) -> examples of each epoch.

@@ -101,7 +101,7 @@ def test_a_method_that_does_not_say_is_named(own_methods: list[str], capsys: pyt
     assert "Not in this plan: method mine, which does not say what it needs" in capsys.readouterr().out
     assert run_command(["plan", "--json", *own_methods, "method=[ewc,mine]"]) == 0
     content = json.loads(capsys.readouterr().out)
-    assert content["unsaid"] == ["mine"]
+    assert content["unsaid"] == ["method mine"]
     assert run_command(["plan", "--json", *TINY, "method=ewc"]) == 0
     known = json.loads(capsys.readouterr().out)
     assert known["unsaid"] == []

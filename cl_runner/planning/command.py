@@ -123,7 +123,7 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
     if s.encoder is not None and s.encoder.assumed:
         console.print(f"Note: {s.encoder.assumed}")
     for name in plan.unsaid:
-        console.print(f"Not in this plan: method {name}, which does not say what it needs")
+        console.print(f"Not in this plan: {name}, which does not say what it needs")
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in plan.disk.items())
     console.print(f"Disk: {gigabytes(sum(plan.disk.values()))} at most ({parts}); {gigabytes(plan.kept_bytes)} stays")
     available = device_bytes(s.device)

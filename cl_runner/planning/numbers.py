@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from cl_runner.build import build_family, build_method
+from cl_runner.build import build_family, build_method, build_probes
 from cl_runner.config import Backbone, Config
 from cl_runner.data.prompts import label_names
 from cl_runner.data.task import Task, build_tasks, label_union
@@ -31,11 +33,16 @@ LOOKED_AT = 1000
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of texts or prompts, of answers, and of both together; the answers of classifiers have none."""
+    """Tokens of texts or prompts, of answers, and of both together; the answers of classifiers have none.
+
+    Attributes:
+        by_task: of the answers, task by task; empty if that is not known.
+    """
 
     prompts: Sequence[int]
     answers: Sequence[int]
     whole: Sequence[int]
+    by_task: Sequence[Sequence[int]] = ()
 
 
 def counts_of(config: Config, tasks: Sequence[Task] | None) -> list[Counts]:
@@ -99,12 +106,14 @@ def text_lengths(family: Family | None, tasks: Sequence[Task] | None) -> Lengths
     """Tokens of the texts, up to 1,000 of each split of a task; None without a tokenizer or without data."""
     if family is None or tasks is None:
         return None
-    trained = [example for task in tasks for example in task.train[:LOOKED_AT]]
+    by_task = [task.train[:LOOKED_AT] for task in tasks]
+    trained = list(itertools.chain.from_iterable(by_task))
     evaluated = [example for task in tasks for example in (task.test or task.validation)[:LOOKED_AT]]
     prompts = family.lengths([*trained, *evaluated], answers=False)
     if family.one_target:
         return Lengths(prompts, [], prompts)
-    return Lengths(prompts, family.targets(trained), family.lengths(trained))
+    answers = [family.targets(examples) for examples in by_task]
+    return Lengths(prompts, list(itertools.chain.from_iterable(answers)), family.lengths(trained), answers)
 
 
 def _in_folder(backbone: Backbone) -> bool:
@@ -151,10 +160,15 @@ def setting_of(
         # Of a text that is cut for the backbone the encoder reads more.
         encoder_length = encoder.tokens if longest >= config.backbone.max_length else min(encoder.tokens, longest)
         room = needs.retrieves.room
-        lengths = Lengths([n + room for n in lengths.prompts], lengths.answers, [n + room for n in lengths.whole])
+        lengths = dataclasses.replace(
+            lengths, prompts=[n + room for n in lengths.prompts], whole=[n + room for n in lengths.whole]
+        )
     batch = 0 if training.group_by_length else training.incremental.batch_size
     seen = config.evaluation.tasks == "seen"
     evaluated = [each.evaluated * (len(tasks) - i if seen else len(tasks) + 1) for i, each in enumerate(counts)]
+    learned = [each.evaluated * (1 if order.restart else len(tasks) - i) for i, each in enumerate(counts)]
+    probes = build_probes(config.probe)
+    said = {name: probe.passes([each.evaluated for each in counts]) for name, probe in probes.items()}
     classifies = family_kind(config.backbone.family) == "classifier"
     measured = [importance.changed(task.importance) for task in order.tasks]
     return Setting(
@@ -183,10 +197,15 @@ def setting_of(
         snapshots=config.snapshots.save,
         cache_bytes=int(importance.cache_gb * 1e9),
         family=family_kind(config.backbone.family),
-        answers=None if classifies else _answers(config, evaluated, lengths, batch),
+        answers=None if classifies else _answers(config, evaluated, learned, lengths, batch),
         encoder=encoder,
         encoded=sum(each.train + each.evaluated for each in counts) if encoder else 0,
         encoder_length=encoder_length,
+        probes=tuple(each for passes in said.values() for each in passes or ()),
+        unsaid=(
+            *(f"method {name}" for name in needs.unsaid),
+            *(f"probe {name}" for name, passes in said.items() if passes is None),
+        ),
     )
 
 
@@ -202,11 +221,12 @@ def _micro_batches(config: Config, tasks: Sequence[TaskNumbers]) -> dict[str, in
     return found
 
 
-def _answers(config: Config, evaluated: Sequence[int], lengths: Lengths, batch: int) -> Answers:
-    """What a language model writes.
+def _answers(config: Config, evaluated: Sequence[int], learned: Sequence[int], lengths: Lengths, batch: int) -> Answers:
+    """What a language model writes: of a task that was learned as much as its data's answers, before all it may.
 
     Args:
         evaluated: examples of each task in all evaluations.
+        learned: of them, those that are answered when the task was learned.
         batch: examples of a batch that is drawn at random; 0 = batches hold answers of similar length.
     """
     order = config.task_order
@@ -217,6 +237,12 @@ def _answers(config: Config, evaluated: Sequence[int], lengths: Lengths, batch: 
         for task, by_label in zip(definitions, likely, strict=True)
     ]
     known = [label_names(task) for task, by_label in zip(definitions, likely, strict=True) if by_label]
+    # A batch is done with its longest answer.
+    expected = [
+        min(most, _padded(answers, config.evaluation.batch_size)) if answers else most
+        for most, answers in zip(tokens, lengths.by_task or [()] * len(tokens), strict=True)
+    ]
+    writing = zip(tokens, expected, evaluated, learned, strict=True)
     # A token has a byte at least.
     longest = max((len(label.encode()) + 1 for labels in known for label in labels), default=0)
     return Answers(
@@ -226,7 +252,8 @@ def _answers(config: Config, evaluated: Sequence[int], lengths: Lengths, batch: 
         beyond=max(0, max(lengths.whole) - max(lengths.prompts) - max(lengths.answers)),
         mean_whole=_padded(lengths.whole, batch),
         generated=max((n for n, number in zip(tokens, evaluated, strict=True) if number), default=0),
-        mean_generated=sum(n * number for n, number in zip(tokens, evaluated, strict=True)) / max(1, sum(evaluated)),
+        mean_generated=sum(n * of_all + (few - n) * of_learned for n, few, of_all, of_learned in writing)
+        / max(1, sum(evaluated)),
         labels=max((len(labels) for labels in known), default=0),
         label_length=min(longest, config.backbone.max_answer_length or longest),
         by_label=sum(number for by_label, number in zip(likely, evaluated, strict=True) if by_label),

@@ -18,7 +18,7 @@ from cl_runner.tracking.environment import describe_environment
 Work = Mapping[str, tuple[int, float]]
 
 #: What must be equal for the pace of one run to be that of another: nodes of the configuration.
-SAME = ("backbone", "method", "importance", "evaluation")
+SAME = ("backbone", "method", "importance", "evaluation", "probe")
 SAME_HARDWARE = ("device", "precision", "threads", "gradient_checkpointing")
 
 

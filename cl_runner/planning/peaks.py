@@ -26,6 +26,7 @@ def phases(s: Setting) -> list[str]:
         *dict.fromkeys(f"train {task.stage}" for task in training),
         *(["select"] if any(task.validated for task in training) else []),
         "evaluate",
+        *(["probe"] if s.probes else []),
     ]
 
 
@@ -57,6 +58,9 @@ def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
     fixed += max((_held_by_methods(prices, s, task) for task in s.tasks), default=0)
     if phase == "evaluate":
         return fixed + _evaluation(prices, s)
+    if phase == "probe":
+        costs = [cost for probe in s.probes for cost in prices.probe(s, probe)]
+        return fixed + max(_held_by_pass(cost, s.device, PROMPT_HEAP_SHARE) for cost in costs)
     measured = architecture.measured(s)
     work, mean = _held_by_pass(prices.importance(s), s.device), s.needs.mean_bytes * sum(measured.values())
     # The mean comes after the pass, whose memory only a GPU's allocator uses again for tensors of that size.

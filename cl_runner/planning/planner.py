@@ -44,7 +44,7 @@ class Plan:
         flops_per_token: of training, by task: of the model's products, forward and backward, for one token.
         flops_per_second: products of this device, calibrated; None where that was not done.
         basis: what the seconds are based on.
-        unsaid: methods that do not say what they need, and are not in the plan.
+        unsaid: methods and probes that do not say what they need, and are not in the plan.
     """
 
     phases: dict[str, Phase]
@@ -121,7 +121,7 @@ class Planner:
             flops_per_second,
             sum(task.steps for task in s.tasks if task.trains != "nothing"),
             basis,
-            s.needs.unsaid,
+            s.unsaid,
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cl_runner.batch import Output
+from cl_runner.needs import ProbePass
 from cl_runner.planning import passes
 from cl_runner.planning.architecture import Architecture
 from cl_runner.planning.imitation import Cost, Imitation, checkpointing, keeping_inputs
@@ -192,6 +193,25 @@ class Prices:
             return stage(model, given)
 
         return work
+
+    def probe(self, s: Setting, probe: ProbePass, at_mean: bool = False) -> list[Cost]:
+        """The stages of a batch of a probe: reading the texts; where they are completed, room, and one more token.
+
+        Args:
+            at_mean: for time; else texts that are the tasks' own have the greatest length.
+        """
+        s = s.probing(probe, at_mean)
+        if probe.generated:
+            return self.evaluate(s)["generate"]
+
+        def work(model: PreTrainedModel) -> None:
+            model.eval()
+            with torch.no_grad(), ExitStack() as stack:
+                if s.needs.retrieves is not None:
+                    stack.enter_context(self._given(s, probe.batch_size, learns=False, later=True))
+                self._output(model, s, probe.batch_size)
+
+        return self._costs(s, ("probe", probe.batch_size), [lambda model, _: work(model)])
 
     def encode(self, s: Setting, encoder: EncoderNumbers) -> Cost:
         """A pass of the sentence encoder over its longest texts."""

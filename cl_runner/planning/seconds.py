@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from cl_runner.needs import ProbePass
 from cl_runner.planning.prices import Prices
 from cl_runner.planning.setting import Setting
 from cl_runner.planning.speed import Speed
@@ -11,9 +12,9 @@ from cl_runner.retrieval.encoder import AT_ONCE
 
 
 def work(s: Setting) -> dict[str, tuple[int, float]]:
-    """Examples of importance, train and evaluate, and the tokens they hold with their padding.
+    """Examples of each phase, and the tokens they hold with their padding.
 
-    Of an answer that is generated all tokens count that it may have.
+    Of a generated answer the tokens count that it is expected to have (`Answers.mean_generated`).
     """
     training = [task for task in s.tasks if task.trains != "nothing"]
     answered = s.mean_length + (0.0 if s.answers is None else s.answers.mean_generated)
@@ -24,6 +25,12 @@ def work(s: Setting) -> dict[str, tuple[int, float]]:
         "evaluate": s.evaluated,
     }
     length = {"importance": s.measuring().mean_whole, "evaluate": answered, "select": answered}
+    if s.probes:
+        times = {probe: 1 if probe.once else len(s.tasks) + 1 for probe in s.probes}
+        read = {probe: s.mean_whole if probe.tokens is None else probe.tokens for probe in s.probes}
+        texts = sum(probe.texts * number for probe, number in times.items())
+        tokens = sum(probe.texts * number * (read[probe] + probe.generated) for probe, number in times.items())
+        examples["probe"], length["probe"] = texts, tokens / max(1, texts)
     r = s.needs.retrieves
     if r is not None:
         examples |= {"queries": s.encoded, "keys": sum(r.key_epochs(task.examples) * task.examples for task in s.tasks)}
@@ -32,9 +39,9 @@ def work(s: Setting) -> dict[str, tuple[int, float]]:
 
 
 def seconds(prices: Prices, s: Setting, speed: Speed) -> dict[str, float]:
-    """Seconds of importance, train and evaluate on a device as fast as `speed`.
+    """Seconds of each phase on a device as fast as `speed`.
 
-    At most, where answers are generated: as if each had all the tokens it may have.
+    Where answers are generated, as if they had the tokens that they are expected to have (`Answers.mean_generated`).
     """
     evaluation = _evaluation(prices, s, speed)
     validated = work(s)["select"][0]
@@ -44,6 +51,10 @@ def seconds(prices: Prices, s: Setting, speed: Speed) -> dict[str, float]:
         "evaluate": evaluation,
         "select": evaluation * validated / s.evaluated if validated else 0.0,
     }
+    if s.probes:
+        found["probe"] = sum(
+            _probe(prices, s, speed, probe) * (1 if probe.once else len(s.tasks) + 1) for probe in s.probes
+        )
     r = s.needs.retrieves
     if r is not None and s.encoder is not None:
         share = min(1.0, s.mean_length / s.encoder_length)
@@ -100,8 +111,7 @@ def _evaluation(prices: Prices, s: Setting, speed: Speed) -> float:
     found = 0.0
     if "generate" in ways:
         prompt, _, token = ways["generate"]
-        # For every token all weights are read, which longer passes hide behind their products.
-        read = s.dtype.itemsize * prices.architecture.parameters(s) / speed.bytes_per_second
+        read = _weights_read(prices, s, speed)
         tokens = s.answers.mean_generated * s.evaluated / (s.evaluated - s.answers.by_label)
         batches = (s.evaluated - s.answers.by_label) / s.evaluation_batch
         found += batches * (speed.seconds(prompt, share) + tokens * (speed.seconds(token) + read))
@@ -109,3 +119,17 @@ def _evaluation(prices: Prices, s: Setting, speed: Speed) -> float:
         prompt, labels = ways["labels"]
         found += (speed.seconds(prompt, share) + speed.seconds(labels)) * s.answers.by_label / s.evaluation_batch
     return found
+
+
+def _weights_read(prices: Prices, s: Setting, speed: Speed) -> float:
+    """Seconds beside a pass for one token: all weights are read, which longer passes hide behind their products."""
+    return s.dtype.itemsize * prices.architecture.parameters(s) / speed.bytes_per_second
+
+
+def _probe(prices: Prices, s: Setting, speed: Speed, probe: ProbePass) -> float:
+    """Seconds of one measurement."""
+    first, *rest = prices.probe(s, probe, at_mean=True)
+    of_a_batch = speed.seconds(first)
+    if rest:
+        of_a_batch += probe.generated * (speed.seconds(rest[-1]) + _weights_read(prices, s, speed))
+    return of_a_batch * probe.texts / probe.batch_size

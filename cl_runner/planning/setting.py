@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from cl_runner.needs import Needs, Trains
+from cl_runner.needs import Needs, ProbePass, Trains
 from cl_runner.planning.imitation import Device
 from cl_runner.planning.optimizers import OptimizerNumbers
 from cl_runner.planning.retrieval import EncoderNumbers
@@ -101,6 +101,9 @@ class Setting:
     encoder_length: int = 0  # tokens of the longest of them, as its encoder reads it
     importance_max_length: int | None = None  # tokens of a text, and of its answer, in the importance pass
 
+    probes: tuple[ProbePass, ...] = ()  # of one measurement
+    unsaid: tuple[str, ...] = ()  # methods and probes that do not say what they need
+
     @property
     def per_example(self) -> bool:
         """Whether one importance pass over a batch gives every example's own gradient; else it is one micro-batch."""
@@ -149,6 +152,24 @@ class Setting:
         return dataclasses.replace(
             self, max_length=min(self.max_length, limit), mean_length=min(self.mean_length, limit), answers=answers
         )
+
+    def probing(self, probe: ProbePass, at_mean: bool = False) -> Setting:
+        """The same run if all its examples were what a probe reads, or completes."""
+        if self.answers is None:
+            return self.at_mean() if at_mean else self
+        if probe.generated:
+            assert probe.tokens is not None
+            said = dataclasses.replace(
+                self.answers, generated=probe.generated, mean_generated=probe.generated, by_label=0
+            )
+            return dataclasses.replace(self, max_length=probe.tokens, answers=said, evaluation_batch=probe.batch_size)
+        if probe.tokens is None:
+            return self.at_mean() if at_mean else self
+        whole = 1 + probe.tokens
+        said = dataclasses.replace(self.answers, max_length=probe.tokens, max_whole=whole)
+        # A decoder has a logit for every token, and an encoder-decoder reads the first half.
+        length = probe.tokens // 2 if self.family == "seq2seq" else 1
+        return dataclasses.replace(self, max_length=max(1, length), answers=said)
 
     def at_mean(self) -> Setting:
         """The same run if every example had the mean length."""

@@ -13,16 +13,20 @@ MEASURED = 1.2
 
 
 def units(config: Config, prepared: Prepared) -> dict[str, float]:
-    """`<task>/<phase>`, or `evaluate` before the first task -> expected cost, in examples that train."""
+    """`<task>/<phase>`, or `<phase>` before the first task -> expected cost, in examples that train."""
     counts = counts_of(config, prepared.own_tasks)
     needs = ask(prepared.method, config, prepared.skeleton)
     sizes = [each.evaluated for each in counts]
     seen = config.evaluation.tasks == "seen"
-    found = {"evaluate": 0.0 if seen else EVALUATED * sum(sizes)}
+    passes = [each for probe in prepared.probes.values() for each in probe.passes(sizes) or ()]
+    probing = {each.name: EVALUATED * each.texts for each in passes}
+    again = {each.name: probing[each.name] for each in passes if not each.once}
+    found = {"evaluate": 0.0 if seen else EVALUATED * sum(sizes), **probing}
     for number, task in enumerate(task_numbers(config, needs, counts), 1):
         if task.measured:
             found[f"{task.name}/importance"] = MEASURED * config.importance.passes * task.measured
         if task.trains != "nothing":
             found[f"{task.name}/train"] = task.passed + EVALUATED * task.validated
         found[f"{task.name}/evaluate"] = EVALUATED * sum(sizes[:number] if seen else sizes)
+        found |= {f"{task.name}/{name}": cost for name, cost in again.items()}
     return found

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cl_runner.learner import Learner
+from cl_runner.needs import ProbePass
 
 
 class Probe(ABC):
@@ -41,6 +42,14 @@ class Probe(ABC):
             folder: for what should outlast the run, such as answers.
             after: the row of the matrix that it belongs to, part of file names in `folder`.
         """
+
+    def passes(self, evaluated: Sequence[int]) -> Sequence[ProbePass] | None:
+        """What `prepare` and `measure` let the model do, for plans and the time left; None = the probe does not say.
+
+        Args:
+            evaluated: examples of each task that an evaluation asks about.
+        """
+        return None
 
     def names(self) -> Sequence[str]:
         """What `measure` will return, for the report; empty if only measuring tells."""

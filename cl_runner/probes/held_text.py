@@ -21,6 +21,7 @@ from cl_runner.digests import read_text, write
 from cl_runner.families.base import IGNORED, Answering
 from cl_runner.families.tokens import padded
 from cl_runner.learner import Learner
+from cl_runner.needs import ProbePass
 from cl_runner.probes.base import Probe, at_rest
 
 #: Texts that the model writes at once. Their number enters what chance writes, so that it is no option.
@@ -106,6 +107,12 @@ class HeldText(Probe):
                 f"Type: probe.{self.node}.texts={max(1, len(texts))}, or a smaller probe.{self.node}.tokens"
             )
         return texts[: self.texts]
+
+    def passes(self, evaluated: Sequence[int]) -> Sequence[ProbePass]:
+        """The text is read, and written once where there is no file."""
+        written = ProbePass("write text", self.texts, 1, self.tokens, WRITTEN_AT_ONCE, once=True)
+        read = ProbePass("held text", self.texts, self.tokens, 0, self.batch_size)
+        return [read] if self.path is not None else [written, read]
 
     def names(self) -> Sequence[str]:
         """Two names for one thing."""

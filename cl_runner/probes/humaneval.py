@@ -24,10 +24,13 @@ from cl_runner.families.base import Answering
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.tokens import padded
 from cl_runner.learner import Learner
+from cl_runner.needs import ProbePass
 from cl_runner.probes.base import Probe, at_rest
 from cl_runner.probes.sandbox import NotStarted, execute
 
 FILE = "HumanEval.jsonl.gz of https://github.com/openai/human-eval, folder data"
+#: Problems of the file, and about as many tokens as their prompts have in a batch.
+PROBLEMS, PROMPT_TOKENS = 164, 200
 PIECE_SAMPLING = Sampling(temperature=0.3, top_k=10, top_p=0.95)  # released code of arXiv:2511.15375
 
 
@@ -117,6 +120,11 @@ class HumanEval(Probe):
                 f"the hub data set {self.dataset} cannot be read: {reason}. Without a network, get {FILE}, "
                 f"and type: probe.{self.node}.path=FOLDER/HumanEval.jsonl.gz"
             ) from None
+
+    def passes(self, evaluated: Sequence[int]) -> Sequence[ProbePass]:
+        """Every problem is completed; that the programs run is not a pass of the model."""
+        texts = self.samples * (PROBLEMS if self.limit is None else min(PROBLEMS, self.limit))
+        return [ProbePass("write completions", texts, PROMPT_TOKENS, self.max_new_tokens, self.batch_size)]
 
     def names(self) -> Sequence[str]:
         """pass@k for every k."""

@@ -11,6 +11,7 @@ from cl_runner.config import Count
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
+from cl_runner.needs import ProbePass
 from cl_runner.probes.base import Probe, at_rest
 
 
@@ -24,6 +25,11 @@ class TaskLoss(Probe):
     split: Literal["test", "validation"]
     examples: Count | None
     batch_size: Count
+
+    def passes(self, evaluated: Sequence[int]) -> Sequence[ProbePass]:
+        """Every example is read with its answer; of a validation split as many as of the one that is evaluated."""
+        texts = sum(number if self.examples is None else min(number, self.examples) for number in evaluated)
+        return [ProbePass("task loss", texts, None, 0, self.batch_size)]
 
     def measure(self, learner: Learner, folder: Path, after: str) -> dict[str, float]:
         """The loss of each task that has such examples."""
