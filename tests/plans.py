@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from tiny import TINY
+from tiny import tiny_words
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, PreTrainedModel
 
 from cl_runner.compose import compose
@@ -84,5 +84,5 @@ def setting(**changes: Any) -> Setting:
 
 def numbers_of(*overrides: str) -> Setting:
     """The numbers of a tiny run."""
-    config = compose([*TINY, *overrides]).config
+    config = compose(tiny_words(*overrides)).config
     return setting_of(config, counts_of(config, None), skeleton(config.backbone, 3), "cpu", None)

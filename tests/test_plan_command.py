@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import TINY, run_command
+from tiny import TINY, run_command, tiny
 
 from cl_runner.planning import memory as machine
 
 
 @pytest.mark.parametrize("backbone", ["tiny_bert", "tiny_t5"])
 def test_plan_of_a_run_is_in_its_folder(backbone: str, tmp_path: Path) -> None:
-    arguments = [*TINY, "method=pe", f"root={tmp_path}", f"backbone={backbone}"]
+    arguments = tiny(tmp_path, "method=pe", f"backbone={backbone}")
     assert run_command(arguments) == 0
     (folder,) = {path.parent for path in tmp_path.rglob("summary.json")}
     plan = json.loads((folder / "plan.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,11 @@ from cl_runner.compose import compose
 from cl_runner.data.example import Example
 from cl_runner.families.base import Answering, Family
 from cl_runner.families.seq2seq import Seq2Seq
-from cl_runner.needs import Needs
-from cl_runner.planning.imitation import Imitation, Ledger
+from cl_runner.needs import Needs, ProbePass
+from cl_runner.planning.imitation import Cost, Imitation, Ledger
 from cl_runner.planning.passes import loss_sum
 from cl_runner.planning.planner import Planner
+from cl_runner.planning.seconds import work
 from cl_runner.planning.setting import Answers, Setting
 from cl_runner.planning.speed import Speed
 
@@ -133,6 +135,57 @@ def test_seconds_of_an_answer() -> None:
     labels = sum(speed.seconds(cost) for cost in planner.prices.evaluate(half)["labels"])
     expected = 150 / EXAMPLES * (of_a_batch + labels)
     assert planner.seconds(half, speed)["evaluate"] == pytest.approx(expected)
+
+
+def test_seconds_of_probes() -> None:
+    """A text is read with a logit for every token, prompts are completed, examples are read as they are."""
+    family, _ = language_model("tiny_llama")
+    planner, speed = Planner(family.skeleton, 0), Speed(1e9, 1e9, 1e-5)
+    read = ProbePass("held text", 10, PROMPT, 0, EXAMPLES)
+    completed = ProbePass("write completions", 6, PROMPT, GENERATED, EXAMPLES)
+    loss = ProbePass("task loss", 5, None, 0, EXAMPLES)
+    once = ProbePass("write text", 8, 1, ANSWER, EXAMPLES, once=True)
+    s = writing("tiny_llama")
+    probing = dataclasses.replace(s, probes=(read, completed, loss, once))
+    assert "probe" not in planner.seconds(s, speed)
+    prompt, _, token = planner.prices.evaluate(s)["generate"]
+    weights = 4 * planner.architecture.parameters(s) / 1e9
+    of_completed = speed.seconds(prompt) + GENERATED * (speed.seconds(token) + weights)
+    (of_loss,) = planner.prices.probe(s, loss)
+    (of_read,) = planner.prices.probe(s, read)
+    assert of_loss.flops == pytest.approx(planner.prices.forward_flops(s) * EXAMPLES * (PROMPT + ANSWER))
+    assert of_read.peak_bytes > of_loss.peak_bytes  # logits of all tokens, not of the answers alone
+    first, _, more = planner.prices.probe(s, once)
+    of_once = speed.seconds(first) + ANSWER * (speed.seconds(more) + weights)
+    each = 10 * speed.seconds(of_read) + 6 * of_completed + 5 * speed.seconds(of_loss)
+    assert planner.seconds(probing, speed)["probe"] == pytest.approx((3 * each + 8 * of_once) / EXAMPLES)
+    assert work(probing)["probe"] == (
+        3 * 21 + 8,
+        pytest.approx(3 * (10 * PROMPT + 6 * (PROMPT + GENERATED) + 5 * (PROMPT + ANSWER)) + 8 * (1 + ANSWER)),
+    )
+    assert planner.memory(probing)["probe"] > planner.memory(s)["load"]
+
+
+def test_prices_are_shared_between_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, _ = language_model("tiny_llama")
+    s = writing("tiny_llama")
+    plain = Planner(family.skeleton, 0)
+    plans = [planner.plan(s, None, "") for planner in (plain, Planner(family.skeleton, 0, tmp_path / "plans"))]
+    stored = sorted(tmp_path.rglob("*.json"))
+    assert plans[0] == plans[1] and len(stored) == 5  # training of two kinds, importance, answers, a forward pass
+    priced = []
+    monkeypatch.setattr(Imitation, "costs", lambda imitation, stages: priced.append(stages) or [Cost(1, 2, 3, 4)] * 3)
+    assert Planner(family.skeleton, 0, tmp_path / "plans").plan(s, None, "") == plans[0]
+    assert not priced
+    longer = dataclasses.replace(s, max_length=PROMPT + 1)
+    half = dataclasses.replace(s, dtype=torch.bfloat16)
+    listed = dataclasses.replace(s, needs=dataclasses.replace(s.needs, listed={"model.norm.weight": 32}))
+    for other in (longer, half, listed):
+        Planner(family.skeleton, 0, tmp_path / "plans").prices.train(other, s.tasks[0])
+    assert len(priced) == 3
+    stored[0].write_bytes(stored[0].read_bytes().replace(b"1", b"7"))
+    assert Planner(family.skeleton, 0, tmp_path / "plans").plan(s, None, "") != plans[0]
+    assert len(priced) == 4
 
 
 def test_a_teacher_gives_outputs_at_the_values_before_the_task() -> None:

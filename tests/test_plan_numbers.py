@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import pytest
 from plans import meta, numbers_of, setting
-from tiny import TINY
+from tiny import tiny_words
+from transformers import PreTrainedModel
 
 from cl_runner.compose import compose
 from cl_runner.needs import Needs
@@ -62,7 +64,7 @@ def test_options_reach_the_numbers() -> None:
 
 
 def test_numbers_of_a_language_model() -> None:
-    config = compose([*TINY, "backbone=tiny_llama", "method=lwf", "task.reviews.max_new_tokens=5"]).config
+    config = compose(tiny_words("backbone=tiny_llama", "method=lwf", "task.reviews.max_new_tokens=5")).config
     model = skeleton(config.backbone, 0)
     counts = [Counts("base", 48, 20), Counts("kettles", 24, 10), Counts("software", 24, 10)]
     unknown = setting_of(config, counts, model, "cpu", None)
@@ -76,15 +78,31 @@ def test_numbers_of_a_language_model() -> None:
     assert dataclasses.replace(s, max_length=8).max_whole == 13  # a shorter prompt, the same answer
     mean = s.at_mean()
     assert (mean.max_length, mean.max_whole) == (20, 24)
-    likely = compose([*TINY, "backbone=tiny_llama", "method=lwf", "evaluation.labels=likelihood"]).config
+    assert [answers.mean_generated for answers in written(lengths, model, counts)] == [11, 14.25]
+    likely = compose(tiny_words("backbone=tiny_llama", "method=lwf", "evaluation.labels=likelihood")).config
     s = setting_of(likely, counts, model, "cpu", lengths)
     assert s.answers == Answers(5, 4, 26, 26, 0, 0, labels=3, label_length=len("2 stars") + 1, by_label=160)
-    sorted_by_length = compose([*TINY, "backbone=tiny_llama", "method=lwf", "training.group_by_length=true"]).config
+    sorted_by_length = compose(tiny_words("backbone=tiny_llama", "method=lwf", "training.group_by_length=true")).config
     assert setting_of(sorted_by_length, counts, model, "cpu", lengths).mean_whole == 20
 
 
+def written(lengths: Lengths, model: PreTrainedModel, counts: Sequence[Counts]) -> Iterator[Answers]:
+    """What is written where 16 tokens may be, in an order and in tasks by themselves.
+
+    Of base's answers 4 tokens are the longest of a batch, of the others' 12 and 30. The order asks for 20 + 10 + 10
+    answers before the first and after every task: base's three times of four when it was learned, kettles' twice,
+    software's once. By themselves each is asked for four times as well, once when it was learned.
+    """
+    known = dataclasses.replace(lengths, by_task=[[3, 4], [12], [30]])
+    for order in ((), ("task_order=[reviews,single_task]",)):
+        config = compose(tiny_words("backbone=tiny_llama", "method=seq_ft", *order)).config
+        answers = setting_of(config, counts, model, "cpu", known).answers
+        assert answers is not None and answers.generated == 16
+        yield answers
+
+
 def test_lengths_of_prompts_and_answers() -> None:
-    config = compose([*TINY, "backbone=tiny_t5", "method=seq_ft"]).config
+    config = compose(tiny_words("backbone=tiny_t5", "method=seq_ft")).config
     tasks = local_tasks(config)
     assert tasks is not None
     lengths = text_lengths(local_family(config.backbone, tasks), tasks)
@@ -118,11 +136,11 @@ def test_importance_of_what_may_be_selected() -> None:
 
 
 def test_a_hub_order_without_numbers_says_what_to_type() -> None:
-    config = compose([*TINY, "method=seq_ft", "task_order.incremental.train=null"]).config
+    config = compose(tiny_words("method=seq_ft", "task_order.incremental.train=null")).config
     with pytest.raises(ValueError, match=r"task_order\.incremental\.train=1000"):
         counts_of(config, None)
     counts = "{train: 5, validation: 0, test: null}"
     tasks = f"task_order.tasks=[{{name: base, domains: [novels]}}, {{name: kettles, counts: {counts}}}]"
-    config = compose([*TINY, "method=seq_ft", tasks]).config
+    config = compose(tiny_words("method=seq_ft", tasks)).config
     with pytest.raises(ValueError, match=r"task_order\.tasks\[1\]\.counts\.test=1000"):
         counts_of(config, None)

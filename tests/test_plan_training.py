@@ -231,6 +231,15 @@ def test_a_run_announces_what_its_methods_will_do(tmp_path: Path) -> None:
         "software/train": pytest.approx(48 + 2 * 7 + 12 / 3),
         "software/evaluate": pytest.approx(union),
     }
+    piece = tiny_config(
+        tmp_path, "backbone=tiny_llama", "method=piece_f", "probe=[held_text,task_loss]", "probe.task_loss.examples=12"
+    )
+    found = units(piece, prepare(piece, build_tasks(piece.task_order, piece.task)))
+    assert list(found)[:4] == ["evaluate", "write text", "held text", "task loss"]
+    assert (found["base/importance"], found["kettles/importance"]) == (pytest.approx(1.2 * 48), pytest.approx(1.2 * 24))
+    assert found["kettles/held text"] == pytest.approx(64 / 3)
+    assert found["kettles/task loss"] == pytest.approx((12 + 10 + 10) / 3)
+    assert "base/write text" not in found
     frozen = tiny_config(tmp_path, "method=frozen", "evaluation.tasks=seen")
     found = units(frozen, prepare(frozen, build_tasks(frozen.task_order, frozen.task)))
     assert "kettles/train" not in found

@@ -52,8 +52,13 @@ def tiny_config(root: Path, *overrides: str) -> Config:
 
 def tiny(root: Path, *overrides: str) -> list[str]:
     """TINY with other choices and values; a group chosen again replaces TINY's choice."""
-    chosen = {override.partition("=")[0] for override in overrides}
-    return [*(o for o in TINY if o.partition("=")[0] not in chosen), f"root={root}", *overrides]
+    return tiny_words(f"root={root}", *overrides)
+
+
+def tiny_words(*overrides: str) -> list[str]:
+    """What stands in TINY's place is left out of it, since nothing may be said twice; the last of two counts."""
+    said = {override.partition("=")[0]: override for override in (*TINY, *overrides)}
+    return list(said.values())
 
 
 @functools.cache

@@ -68,7 +68,9 @@ def _plan_run(
     counts, lengths = counts_of(config, tasks), text_lengths(family, tasks)
     s = setting_of(config, counts, model, "cuda" if gpu else "cpu", lengths)
     made = [model]  # another one is only needed for weights of another type
-    planner = Planner(lambda: made.pop() if made else skeleton(config.backbone, labels), 0)
+    shared = Path(config.root) / "cache"  # of runs; a plan alone leaves nothing behind
+    store = shared / "plans" if config.importance.cache_gb and shared.is_dir() else None
+    planner = Planner(lambda: made.pop() if made else skeleton(config.backbone, labels), 0, store)
     planner.memory(s)
     if not gpu:
         # After the passes were priced: what that left in the process is in a run's as well.

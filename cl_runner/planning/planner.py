@@ -65,12 +65,13 @@ class Planner:
     Args:
         skeleton: makes the architecture on the meta device.
         base_bytes: of the process before there is a model; on a GPU 0, as its allocator counts.
+        store: a folder in which processes share what passes cost, or None.
     """
 
-    def __init__(self, skeleton: Callable[[], PreTrainedModel], base_bytes: int):
+    def __init__(self, skeleton: Callable[[], PreTrainedModel], base_bytes: int, store: Path | None = None):
         self.base_bytes = base_bytes
         self.architecture = Architecture(skeleton)
-        self.prices = Prices(self.architecture)
+        self.prices = Prices(self.architecture, store)
 
     def peak(self, s: Setting, phase: str) -> int:
         """Peak bytes of one of the run's phases."""

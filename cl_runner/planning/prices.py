@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+import cl_runner
 from cl_runner.batch import Output
+from cl_runner.digests import Damaged, replace_file, sealed, unsealed
 from cl_runner.needs import ProbePass
 from cl_runner.planning import passes
 from cl_runner.planning.architecture import Architecture
@@ -21,17 +27,42 @@ from cl_runner.retrieval.encoder import AT_ONCE
 
 
 class Prices:
-    """Costs of passes with one architecture; those that were priced once are remembered."""
+    """Costs of passes with one architecture; those that were priced once are remembered.
 
-    def __init__(self, architecture: Architecture):
+    Args:
+        store: a folder that remembers them for other processes, too, since of many layers they take seconds; or None.
+    """
+
+    def __init__(self, architecture: Architecture, store: Path | None = None):
         self.architecture = architecture
+        self._store = store
         self._known: dict[object, list[Cost]] = {}
 
     def _costs(self, s: Setting, key: object, stages: Sequence[passes.Stage]) -> list[Cost]:
         key = (key, s.dtype, s.device, s.precision, s.max_length, s.answers)
         if key not in self._known:
-            self._known[key] = self.architecture.imitation(s).costs(stages)
+            place = self._place(s, key)
+            found = None if place is None else _stored(place)
+            if found is None:
+                found = self.architecture.imitation(s).costs(stages)
+                if place is not None:
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    replace_file(place, sealed({"costs": [dataclasses.astuple(cost) for cost in found]}))
+            self._known[key] = found
         return self._known[key]
+
+    def _place(self, s: Setting, key: object) -> Path | None:
+        """Where the costs of a pass lie, by all that they depend on; what texts retrieve is not told by any key."""
+        if self._store is None or s.needs.retrieves is not None:
+            return None
+        config = self.architecture.imitation(s).model.config
+        depends = (
+            *(cl_runner.__version__, torch.__version__, transformers.__version__),
+            *(config.to_json_string(use_diff=False), config._attn_implementation),
+            *(sorted(self.architecture.trainable(s).items()), sorted(s.needs.listed.items())),
+            key,
+        )
+        return self._store / f"{hashlib.sha256(repr(depends).encode()).hexdigest()[:32]}.json"
 
     def _cost(self, s: Setting, key: object, work: Callable[[PreTrainedModel], object]) -> Cost:
         return self._costs(s, key, [lambda model, _: work(model)])[0]
@@ -254,3 +285,13 @@ class Prices:
         if task.trains == "retrieved":  # of their own products both gradients are computed
             return 2 * forward + 3 * (self.forward_flops(s, retrieves=True) - forward)
         return (3 if task.trains == "all" else 2) * forward
+
+
+def _stored(place: Path) -> list[Cost] | None:
+    """Costs that another process priced; what is damaged is priced anew."""
+    if not place.is_file():
+        return None
+    try:
+        return [Cost(*numbers) for numbers in unsealed(place)["costs"]]
+    except Damaged:
+        return None
