@@ -21,6 +21,7 @@ from cl_runner.planning.begun import memory_advice
 from cl_runner.planning.memory import is_out_of_memory
 from cl_runner.prepared import Prepared
 from cl_runner.record import tables, write_summary
+from cl_runner.report.sections import Incomplete
 from cl_runner.tracking.clock import Clock
 from cl_runner.tracking.console import Console, duration
 from cl_runner.tracking.progress import Shown
@@ -80,7 +81,11 @@ def finish(request: Request, prepared: Prepared, journal: Journal, scene: Scene)
         journal.ability,
         {task.name: told_apart(task, config.evaluation.scoring) for task in tasks},
     )
-    page = write_run_report(request.folder)
+    try:
+        page = write_run_report(request.folder)
+    except Incomplete as error:
+        page = error.path
+        console.line(f"Note: {error}")
     if journal.wandb is not None:
         journal.wandb.summary({**summary["metrics"], "online_seconds": summary["online_seconds"]})
         images = {path.stem: path for path in sorted((request.folder / "plots").glob("*.png"))}

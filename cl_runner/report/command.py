@@ -10,10 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cl_runner.arguments import Parser, unwritable
+from cl_runner.plain import plain, plain_lines
 from cl_runner.report.ability import changes
 from cl_runner.report.folder import Run, find_runs, is_run, read_run
-from cl_runner.report.grouping import group_runs
-from cl_runner.report.numbers import interval_text, value_text
+from cl_runner.report.grouping import group_runs, names_of
+from cl_runner.report.numbers import interval_text, value_text, values_of
+from cl_runner.report.sections import UNUSABLE, Incomplete, Sections, not_of_a_run
 from cl_runner.report.tables import all_tables, check_metric, exact_csv, headline_of, table_shape
 from cl_runner.report.text_table import Table, as_csv, as_markdown, show
 from cl_runner.report.where import where
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command.
 
     Returns:
-        0, or 2 after one message for a wrong request.
+        0, or 2 after one message for a wrong request, or for each file of a run that cannot be used.
     """
     try:
         asked = _parser().parse_args(list(arguments))
@@ -68,11 +70,10 @@ def main(arguments: Sequence[str]) -> int:
         single = len(asked.folders) == 1 and is_run(asked.folders[0])
         tabled = (asked.rows, asked.columns, asked.metric, asked.publish, asked.output, asked.where)
         if single and not any(tabled):
-            _single(read_run(asked.folders[0]))
-        else:
-            _joined(asked)
+            return _single(read_run(asked.folders[0]))
+        _joined(asked)
     except ValueError as error:
-        print(f"cl_runner: {error}", file=sys.stderr)
+        print(f"cl_runner: {plain_lines(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -98,35 +99,61 @@ def _writing(path: Path) -> Iterator[None]:
             temporary.unlink()
 
 
-def _single(run: Run) -> None:
-    """The page of one run, and its matrix on the terminal."""
+def _single(run: Run) -> int:
+    """The page of one run, and its matrix on the terminal; the exit status."""
     from cl_runner.report.page import matrix_table, write_run_report
 
+    said: list[str] = []
     with _writing(run.folder / "report.html"):
-        path = write_run_report(run.folder)
-    bounds = {name: interval_text(run, name) for name in run.metrics}
+        try:
+            path = write_run_report(run.folder)
+        except Incomplete as error:
+            path, said = error.path, error.lines
+    make = Sections(run.folder).make  # what cannot be used is said by the page
+
+    def number(name: str, value: float) -> str:
+        bounds = make("", "", lambda: interval_text(run, name), "")
+        return f"{name} {value_text(name, value)}" + (f" (95 % interval {bounds})" if bounds else "")
+
     notes = [run.protocol_note] if run.marks else []
+    nothing: dict[str, float] = {}
+    notes += [number(name, value) for name, value in make("", "", lambda: run.metrics, nothing).items()]
     notes += [
-        f"{name} {value_text(name, value)}" + (f" (95 % interval {bounds[name]})" if bounds[name] else "")
-        for name, value in run.metrics.items()
+        f"{name} {value_text(name, value)}" for name, value in make("", "", lambda: changes(run), nothing).items()
     ]
-    notes += [f"{name} {value_text(name, value)}" for name, value in changes(run).items()]
     title = f"{run.method} on {run.task_order}, seed {run.seed}, {run.status}: {run.measure} in %"
     show(Table(["", *run.tasks], matrix_table(run).rows, title, notes=notes))
+    for line in said:
+        print(f"cl_runner: {plain(line)}", file=sys.stderr)
     print(path)
+    return 2 if said else 0
+
+
+def _usable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The runs of which tables can be made, and a note for every other one."""
+    found, notes = [], []
+    for run in runs:
+        try:
+            values_of(run), names_of(run), run.intervals, run.retrieval_accuracy
+            found.append(run)
+        except UNUSABLE as error:
+            notes.append(f"left out {run.folder}: {not_of_a_run(run.folder / 'summary.json', error)}")
+    return found, notes
 
 
 def _joined(asked: argparse.Namespace) -> None:
     """Tables over all runs found, on the terminal and as files."""
-    runs, notes = find_runs(asked.folders)
+    found, notes = find_runs(asked.folders)
+    runs, unusable = _usable(found)
+    notes += unusable
     for note in notes:
-        print(note, file=sys.stderr)
+        print(plain(note), file=sys.stderr)
     if not runs:
         places = ", ".join(map(str, asked.folders))
         raise ValueError(f"no completed run in {places}. The page of an unfinished one: name its own folder, seed...")
     if asked.where:
-        found, runs = len(runs), where(runs, asked.where)
-        notes = [*notes, f"only {len(runs)} of {found} runs: {', '.join(asked.where)}"]
+        count, runs = len(runs), where(runs, asked.where)
+        notes = [*notes, f"only {len(runs)} of {count} runs: {', '.join(asked.where)}"]
         print(notes[-1], file=sys.stderr)
     groups = group_runs(runs)
     if asked.metric:

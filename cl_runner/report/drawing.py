@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,7 +64,9 @@ def drawing(path: Path, width: float, height: float, style: Mapping[Any, Any] | 
     Args:
         style: settings of matplotlib besides `STYLE`.
     """
-    with rc_context({**STYLE, **(style or {})}):
+    with rc_context({**STYLE, **(style or {})}), warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box; tables have the name.
+        warnings.filterwarnings("ignore", r"Glyph \d+")
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure

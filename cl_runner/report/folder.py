@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
+from cl_runner.damage import read_config
+from cl_runner.digests import Damaged, read, read_json, read_text, readable
 from cl_runner.intervals import by_task, derived_intervals, draw, interval, read_scores
 from cl_runner.matrix import Floats, after, derived, read_matrix, renamed
 
@@ -150,7 +149,7 @@ class Run:
     def ability(self) -> tuple[list[str], Floats]:
         """Names (probe/number) and values [t + 1, K] of ability.csv, before the first and after every task so far."""
         path = self.folder / "ability.csv"
-        return _matrix(path) if path.exists() else ([], np.empty((0, 0)))
+        return read_matrix(path) if path.exists() else ([], np.empty((0, 0)))
 
     @property
     def details(self) -> list[dict[str, Any]]:
@@ -179,10 +178,11 @@ class Run:
         path = self.folder / "keys.safetensors"
         if not path.exists():
             return {}
+        content = read(path)
         try:
-            return {task: keys.astype(np.float64) for task, keys in load_file(path).items()}
-        except (OSError, SafetensorError) as error:
-            raise _damaged(path, error) from None
+            return {task: keys.astype(np.float64) for task, keys in load(content).items()}
+        except SafetensorError as error:
+            raise Damaged(path, f"cannot be read ({error})") from None
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
@@ -216,57 +216,74 @@ class Run:
         return cast(dict[str, dict[str, float]], lines[-1]["scores"]) if lines else {}
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
-    """What to say of a file of a run that cannot be used, in one line."""
-    return ValueError(f"{path} cannot be read ({' '.join(str(error).split())})")
-
-
 def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} cannot be read (a JSON object is expected)")
-    return found
+    return read_json(path) if path.exists() else {}
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    text = read_text(path)
+    with readable(path):
         # A killed run may have left half of its last line.
-        return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from None
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n") and line.strip()]
 
 
-def _matrix(path: Path) -> tuple[list[str], Floats]:
+class _Given(BaseModel):
+    """What a report takes from a file that anybody may have written; what it does not take may be anything."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class _Summary(_Given):
+    status: str | None = None
+    metrics: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    test_examples: dict[str, int] = {}
+    scored_by: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
+    tasks_detail: list[dict[str, Any]] = []
+    phases: dict[str, float] = {}
+    peak_memory_mib: dict[str, float] | None = None
+    run: dict[str, str | int | None] = {}
+
+
+class _Named(_Given):
+    name: str
+
+
+class _Order(_Given):
+    tasks: Annotated[list[_Named], Field(min_length=1)]
+    joint: bool
+    restart: bool
+
+
+class _Evaluation(_Given):
+    sampling: dict[str, float | None] | None = None
+
+
+class _Configuration(_Given):
+    seed: int
+    data_root: str
+    backbone: _Named
+    task_order: _Order
+    task: dict[str, dict[str, Any]] = {}
+    method: dict[str, dict[str, Any]]
+    evaluation: _Evaluation = _Evaluation()
+
+
+def _checked(path: Path, content: dict[str, Any], schema: type[_Given]) -> dict[str, Any]:
+    """A file's content as it is, if a report can take from it what it needs.
+
+    Raises:
+        Damaged: it cannot.
+    """
     try:
-        return read_matrix(path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _damaged(path, error) from None
-
-
-def _config(path: Path) -> dict[str, Any]:
-    """A resolved configuration, with what reports take from it."""
-    try:
-        config = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise _damaged(path, error) from None
-    try:
-        order = config["task_order"]
-        needed = [config["backbone"]["name"], config["data_root"], order["joint"], order["restart"]]
-        needed += [task["name"] for task in order["tasks"]]
-        usable = None not in needed and isinstance(config["seed"], int) and isinstance(config["method"], dict)
-    except (KeyError, TypeError):
-        usable = False
-    if not usable:
-        raise ValueError(f"{path} is not the configuration of a run, or was changed")
-    return config
+        schema.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise Damaged(path, f"is not a run's, or was changed ({place}: {first['msg']})") from None
+    return content
 
 
 def is_run(folder: Path) -> bool:
@@ -278,15 +295,17 @@ def read_run(folder: Path) -> Run:
     """A run folder, whatever is there of it.
 
     Raises:
-        ValueError: there is no config.yaml with a data.json, or a file is damaged; the text names it.
+        ValueError: there is no config.yaml with a data.json, or a file is damaged or of something else, which is named.
     """
     if not is_run(folder):
         raise ValueError(f"{folder} is no run folder: it has no config.yaml with a data.json beside it")
-    config = _config(folder / "config.yaml")
-    summary = _json(folder / "summary.json")
+    config = _checked(folder / "config.yaml", read_config(folder / "config.yaml"), _Configuration)
+    summary = _checked(folder / "summary.json", _json(folder / "summary.json"), _Summary)
     tasks, rows = [task["name"] for task in config["task_order"]["tasks"]], np.empty((0, 0))
     if (folder / "accuracy.csv").exists():
-        tasks, rows = _matrix(folder / "accuracy.csv")
+        columns, rows = read_matrix(folder / "accuracy.csv")
+        if columns != tasks or len(rows) > len(tasks) + 1:
+            raise Damaged(folder / "accuracy.csv", "is not of the tasks of config.yaml")
     status: Status = "unfinished"
     if (folder / "FAILED").exists():
         status = "failed"
@@ -301,7 +320,7 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         status=status,
         config=config,
-        overrides=overrides.read_text(encoding="utf-8").splitlines() if overrides.exists() else [],
+        overrides=read_text(overrides).splitlines() if overrides.exists() else [],
         environment=_json(folder / "environment.json"),
         summary=summary,
         tasks=tasks,

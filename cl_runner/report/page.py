@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
+from cl_runner.digests import Damaged, read_json, read_text
 from cl_runner.matrix import START, forgetting_matrix, formula_of, learned_so_far
 from cl_runner.report import plots
 from cl_runner.report.ability import DRAWN, changes, describe, own, signed
@@ -27,7 +29,8 @@ from cl_runner.report.drawing import short
 from cl_runner.report.folder import Run, read_run
 from cl_runner.report.html import render, write
 from cl_runner.report.numbers import AFTER_K, RETRIEVALS, definition_of, interval_text, value_text
-from cl_runner.report.retrieval import retrieval_values
+from cl_runner.report.retrieval import NO_RETRIEVAL, retrieval_values
+from cl_runner.report.sections import UNUSABLE, Incomplete, Sections, not_of_a_run
 from cl_runner.report.text_table import Table
 
 HEADLINE = (
@@ -51,36 +54,44 @@ def write_run_report(folder: Path) -> Path:
         The path of report.html.
 
     Raises:
-        ValueError: `folder` holds no config.yaml.
+        Incomplete: some files cannot be used; the page is written, and says what it does not show.
+        Damaged: a file without which there is no page, such as config.yaml.
     """
-    run = read_run(folder)
-    page = render(
-        "run.html.j2",
-        run=run,
-        failure=_failure(run),
-        tiles=_tiles(run),
-        scores=_scores(run),
-        all_metrics=_all_metrics(run),
-        data=data_tables(run),
-        ability=_ability(run),
-        fisher=_fisher(run),
-        atlas=atlas_values(run.masks, folder / "plots"),
-        retrieval=retrieval_values(run),
-        costs=_costs(run),
-        planned=planned_tables(run),
-        losses=_losses(run),
-        numbers=_numbers(run),
-        configuration=(folder / "config.yaml").read_text(encoding="utf-8"),
-        environment=json.dumps(run.environment, indent=2, ensure_ascii=False),
-    )
-    return write(folder / "report.html", page)
+    run, sections = read_run(folder), Sections(folder)
+    make, none = sections.make, list[Any]()
+    values: dict[str, Any] = {
+        "run": run,
+        "failure": make("why it failed", "FAILED", lambda: _failure(run), ""),
+        "tiles": make("the headline", "summary.json", lambda: _tiles(run), none),
+        "scores": make("the matrix", "accuracy.csv", lambda: _scores(run, sections), _NO_SCORES),
+        "all_metrics": make("all metrics", "metrics.jsonl", lambda: _all_metrics(run), None),
+        "data": make("data", "data.json", lambda: data_tables(run), none),
+        "ability": make("general ability", "ability.csv", lambda: _ability(run), None),
+        "fisher": make("importance", "fisher.json", lambda: _fisher(run), None),
+        "atlas": make("selections", "masks.json", lambda: atlas_values(run.masks, folder / "plots"), None),
+        "retrieval": make("retrieval", "keys.safetensors", lambda: retrieval_values(run), NO_RETRIEVAL),
+        "costs": make("storage and time", "summary.json", lambda: _costs(run), None),
+        "planned": make("plan and measurement", "plan.json", lambda: planned_tables(run), none),
+        "losses": make("loss", "metrics.jsonl", lambda: _losses(run), None),
+        "numbers": make("all numbers", "summary.json", lambda: _numbers(run), None),
+        "configuration": read_text(folder / "config.yaml"),
+        "environment": json.dumps(run.environment, indent=2, ensure_ascii=False),
+    }
+    try:
+        page = render("run.html.j2", left_out=sections.left_out, **values)
+    except (*UNUSABLE, TemplateError) as error:
+        raise not_of_a_run(folder, error) from None
+    path = write(folder / "report.html", page)
+    if sections.left_out:
+        raise Incomplete(path, sections.left_out)
+    return path
 
 
 def _failure(run: Run) -> str:
     """The last lines of what went wrong; empty for a run that did not fail."""
     if run.status != "failed":
         return ""
-    return "\n".join((run.folder / "FAILED").read_text(encoding="utf-8").strip().splitlines()[-12:])
+    return "\n".join((run.folder / "FAILED").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-12:])
 
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
@@ -111,7 +122,11 @@ def _columns(run: Run, between: str) -> list[str]:
     return [f"{task}{between}{run.scored_by[task]}" for task in run.tasks]
 
 
-def _scores(run: Run) -> dict[str, Any]:
+#: Of a matrix that cannot be shown.
+_NO_SCORES: dict[str, Any] = {"matrix": Table([""], []), "holes": False, "banded": False, "drawn": {}}
+
+
+def _scores(run: Run, sections: Sections) -> dict[str, Any]:
     """The matrix and what follows from it, as far as there are rows."""
     drawn: dict[str, Path] = {}
     values = {"matrix": matrix_table(run), "holes": bool(np.isnan(run.rows).any()), "banded": False, "drawn": drawn}
@@ -120,7 +135,7 @@ def _scores(run: Run) -> dict[str, Any]:
         drawn["accuracy"] = folder / "accuracy.png"
         plots.accuracy_heat_map(tasks, run.rows, drawn["accuracy"], run.measure, _columns(run, "\n"))
     if run.done:
-        bounds = run.first_task_interval
+        bounds = sections.make("the band of the first task", "predictions", lambda: run.first_task_interval, None)
         values["banded"] = bounds is not None
         drawn["first_task"] = folder / "first_task.png"
         curve, label = run.rows[None, 1:, 0], f"{run.scored_by[tasks[0]]} on {short(tasks[0])}"
@@ -169,9 +184,11 @@ def _fisher(run: Run) -> dict[str, Any] | None:
     path = run.folder / "fisher.json"
     if not path.exists():
         return None
-    fisher, picture = json.loads(path.read_text(encoding="utf-8")), run.folder / "plots" / "fisher.png"
-    plots.fisher_map(fisher["after"], fisher["layers"], picture)
+    fisher, picture = read_json(path), run.folder / "plots" / "fisher.png"
     count = sum(cell["parameters"] for cell in fisher["layers"])
+    if not count:
+        raise Damaged(path, "cannot be read (no parameters are in it)")
+    plots.fisher_map(fisher["after"], fisher["layers"], picture)
     zero = sum(cell["parameters"] * cell["zero_fraction"] for cell in fisher["layers"])
     return {"parameters": count, "zero_percent": 100 * zero / count, "picture": picture}
 

@@ -24,6 +24,12 @@ DRAWN = 12
 PERPLEXITY = 30.0
 
 
+#: Of a run whose retrieval cannot be shown.
+NO_RETRIEVAL: dict[str, Any] = {
+    "accuracy": None, "costs": None, "vectors": 0, "groups": 0, "most": DRAWN, "drawn": {}
+}  # fmt: skip
+
+
 def retrieval_values(run: Run) -> dict[str, Any]:
     """What templates/retrieval.html.j2 shows, its pictures drawn into the folder plots of the run."""
     return {

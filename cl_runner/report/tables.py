@@ -23,7 +23,7 @@ from cl_runner.report.grouping import (
     shown_axes,
 )
 from cl_runner.report.numbers import AFTER_K, RETRIEVALS, definition_of, values_of
-from cl_runner.report.text_table import Table
+from cl_runner.report.text_table import Table, safe_cell
 
 #: What the long table shows, in this order.
 METRICS = (
@@ -281,7 +281,7 @@ def exact_csv(groups: Sequence[Group]) -> str:
     metrics = [metric for metric in known_metrics(groups) if metric in cells]
     lines = pd.DataFrame(
         [
-            {key: value if key == "protocol" else axis_text(value) for key, value in group.axes.items()}
+            {key: safe_cell(str(value) if key == "protocol" else axis_text(value)) for key, value in group.axes.items()}
             | {"n": len(group.runs), "seeds": " ".join(map(str, group.seeds))}
             for group in groups
         ]
@@ -289,4 +289,5 @@ def exact_csv(groups: Sequence[Group]) -> str:
     for metric in metrics:
         lines[f"{metric} mean"] = [cell and cell.mean for cell in cells[metric]]
         lines[f"{metric} std"] = [cell and cell.spread for cell in cells[metric]]
+    lines.columns = [safe_cell(str(name)) for name in lines.columns]
     return lines.to_csv(index=False, lineterminator="\n")

@@ -7,6 +7,8 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cl_runner.plain import plain
+
 
 @dataclass(frozen=True)
 class Table:
@@ -20,19 +22,36 @@ class Table:
     long: int | None = None  # the column of sentences, which may wrap on a page
 
 
+def safe_cell(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula: what begins like one, and is no number, begins with a quote."""
+    shown = plain(text)
+    if text[:1] not in ("=", "+", "-", "@", "\t", "\r") or text == "-":
+        return shown
+    try:
+        float(text)
+    except ValueError:
+        return f"'{shown}"
+    return shown
+
+
 def as_csv(table: Table) -> str:
     """The cells alone."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([table.header, *table.rows])
+    rows = [[safe_cell(cell) for cell in row] for row in [table.header, *table.rows]]
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
 def as_markdown(table: Table) -> str:
     """With title and notes."""
-    lines = [f"### {table.title}", "", "| " + " | ".join(table.header) + " |"]
+    lines = [f"### {plain(table.title)}", "", "| " + " | ".join(map(_piped, table.header)) + " |"]
     lines.append("|" + "|".join("---" if place < table.left else "--:" for place in range(len(table.header))) + "|")
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows]
-    return "\n".join([*lines, "", *table.notes, ""])
+    lines += ["| " + " | ".join(map(_piped, row)) + " |" for row in table.rows]
+    return "\n".join([*lines, "", *map(plain, table.notes), ""])
+
+
+def _piped(cell: str) -> str:
+    return plain(cell).replace("|", "\\|")
 
 
 def show(table: Table) -> None:
@@ -43,25 +62,25 @@ def show(table: Table) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    heads = [name.replace("/", "/\n") for name in table.header]
+    heads = [plain(name).replace("/", "/\n") for name in table.header]
+    rows = [[plain(cell) for cell in row] for row in table.rows]
     # Three blanks between columns.
     widths = [
-        max(len(line) for cell in column for line in cell.split("\n")) + 3
-        for column in zip(heads, *table.rows, strict=True)
+        max(len(line) for cell in column for line in cell.split("\n")) + 3 for column in zip(heads, *rows, strict=True)
     ]
     parts = blocks(widths, table.left, console.width - 2 if console.is_terminal else sum(widths))
     if not console.is_terminal:
         console = Console(highlight=False, width=sum(widths) + 2)
     for number, block in enumerate(parts):
-        title = "" if number else table.title
+        title = Text("" if number else plain(table.title))
         shown = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
         for place in block:
             shown.add_column(Text(heads[place]), justify="left" if place < table.left else "right", no_wrap=True)
-        for row in table.rows:
+        for row in rows:
             shown.add_row(*(Text(row[place]) for place in block))
         console.print(shown)
     for note in table.notes:
-        console.print(Text(note, style="dim"), soft_wrap=True)
+        console.print(Text(plain(note), style="dim"), soft_wrap=True)
 
 
 def blocks(widths: Sequence[int], left: int, room: int) -> list[list[int]]:
