@@ -26,8 +26,9 @@ PERPLEXITY = 30.0
 
 #: Of a run whose retrieval cannot be shown.
 NO_RETRIEVAL: dict[str, Any] = {
-    "accuracy": None, "costs": None, "vectors": 0, "groups": 0, "most": DRAWN, "drawn": {}
-}  # fmt: skip
+    **dict.fromkeys(("served", "accuracy", "notes", "costs")),
+    **{"vectors": 0, "groups": 0, "most": DRAWN, "drawn": {}},
+}
 
 
 def retrieval_values(run: Run) -> dict[str, Any]:
