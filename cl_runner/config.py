@@ -27,6 +27,8 @@ TrainingLength = Literal["apart", "together", "sum"]
 AnswerText = Literal["spoken", "piece", "raw"]
 OptimizerName = Literal["adamw", "adafactor", "sgd"]
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
+#: What `</s>`, `[SEP]` and the like are in users' texts and answers: letters, or the token.
+SpecialTokens = Literal["text", "read"]
 #: What a family of models behaves as.
 FamilyKind = Literal["classifier", "causal", "seq2seq", "image_text"]
 #: Scores of weights; cl_runner/sparse/scores.py has their formulas.
@@ -95,6 +97,7 @@ class Backbone(Schema):
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     dtype: Literal["float32", "bfloat16"]  # of the weights in memory; selected ones train in fp32 either way
     frozen: list[str]  # name patterns of tensors that never train, such as a vision tower's
+    special_tokens: SpecialTokens
     key_prefixes: list[
         Annotated[str, Field(min_length=1)]
     ]  # parts of the names in the checkpoint's files that wrappers of a model wrote: taken off

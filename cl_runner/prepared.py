@@ -15,7 +15,7 @@ from cl_runner.build import build_family, build_method, build_probes, prepare_ha
 from cl_runner.config import Backbone, Config, Training
 from cl_runner.data.task import Task, label_union
 from cl_runner.evaluate import evaluation_examples
-from cl_runner.families.base import Family
+from cl_runner.families.base import Family, Unanswerable
 from cl_runner.methods.base import Chain, Method
 from cl_runner.optimizer import unused_patterns
 from cl_runner.parts import family_kind
@@ -60,6 +60,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
     family = build_family(config.backbone, label_union(tasks))
     generated = max(config.evaluation.new_tokens(task.max_new_tokens) for task in tasks)
     family.check([task.labels for task in tasks], generated)
+    _check_labels(config, family, tasks)
     _check_bertscore(config)
     probes = build_probes(config.probe)
     for probe in probes.values():
@@ -130,6 +131,29 @@ def _check_data(config: Config, tasks: Sequence[Task]) -> None:
             f"training.select=best_validation chooses each task's best epoch on its validation split, and task "
             f"{blind[0].name} has none. Type: task_order.{part}.validation=100 (or training.select=last)"
         )
+
+
+def _check_labels(config: Config, family: Family, tasks: Sequence[Task]) -> None:
+    """Every label of a closed set can be answered: another one could only score 0."""
+    chosen = config.evaluation.labels == "likelihood"
+    for task, ordered in zip(tasks, config.task_order.tasks, strict=True):
+        name = ordered.task or config.task_order.task
+        limit = None if chosen else config.evaluation.new_tokens(task.max_new_tokens)
+        try:
+            family.check_labels(task.labels, limit)
+        except Unanswerable as error:
+            given = config.task[name].labels or {}
+            value = next(raw for raw, label in given.items() if label == error.label)
+            remedy = f"'task.{name}.labels.{value}=ANOTHER NAME'"
+            if error.key == "max_new_tokens":
+                of_all = config.evaluation.max_new_tokens is not None
+                key = "evaluation.max_new_tokens" if of_all else f"task.{name}.max_new_tokens"
+                remedy = f"{key}={error.needed} (or a shorter name: {remedy})"
+            elif error.key is not None:
+                remedy = f"{error.key}={error.needed} (or a shorter name: {remedy})"
+            raise ValueError(
+                f"task {task.name}: the label {error}, so that it could only score 0. Type: {remedy}"
+            ) from None
 
 
 def _check_bertscore(config: Config) -> None:

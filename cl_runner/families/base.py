@@ -34,6 +34,21 @@ def chosen_by(logits: Tensor) -> list[bytes]:
     return [row.tobytes() for row in logits.detach().float().cpu().numpy()]
 
 
+class Unanswerable(Exception):
+    """A label that no answer can be.
+
+    Attributes:
+        label: its name.
+        reason: why, as the end of a sentence.
+        key: of the configuration that must grow; None = the label must have another name.
+        needed: its smallest value.
+    """
+
+    def __init__(self, label: str, reason: str, key: str | None = None, needed: int = 0):
+        super().__init__(f"{label!r} {reason}")
+        self.label, self.reason, self.key, self.needed = label, reason, key, needed
+
+
 @dataclass(frozen=True)
 class Answering:
     """How the examples of a batch are answered; classifiers know one way only.
@@ -85,6 +100,18 @@ class Family(ABC):
             ValueError: the checkpoint does not hold what its architecture expects.
         """
         return ()
+
+    def check_labels(self, labels: Sequence[str], max_new_tokens: int | None) -> None:
+        """Raise Unanswerable if one of a task's labels can never be answered.
+
+        Args:
+            max_new_tokens: of a generated answer; None = one of the labels is chosen.
+        """
+        return
+
+    def noted(self, examples: Sequence[Example]) -> dict[str, int]:
+        """What is worth knowing of examples as the model reads them -> how many: cut ones, special tokens in them."""
+        return {}
 
     @abstractmethod
     def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:

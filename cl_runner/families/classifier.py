@@ -73,6 +73,10 @@ class Classifier(Family):
         """The texts' tokens; labels need none."""
         self._encoding.remember([e.prompt for e in examples], [], cache)
 
+    def noted(self, examples: Sequence[Example]) -> dict[str, int]:
+        """Texts that are cut, or hold special tokens."""
+        return self._encoding.noted([e.prompt for e in examples], [])
+
     def lengths(self, examples: Sequence[Example], answers: bool = True) -> list[int]:
         """Tokens of each example, at most `max_length`."""
         return [len(row) for row in self._encoding.prompts([e.prompt for e in examples])]

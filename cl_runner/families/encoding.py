@@ -12,10 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cl_runner.config import Backbone
+from cl_runner.families.reading_text import TextReader
 from cl_runner.tensor_files import read_cached, write_tensors
 
 #: Of the kept files; changes when they hold something else.
-FORMAT = 2
+FORMAT = 3
+#: What is noted of a text or an answer: it is cut, it holds a special token.
+CUT, SPECIAL = 1, 2
 #: Stands for a user's words in a chat template.
 MARK = "§words§"
 
@@ -33,22 +36,37 @@ class Encoding:
     Args:
         ends: the token that ends an answer; None = classifiers and prompts only.
         open_end: whether a prompt goes on with its answer, so that an end token which the tokenizer appends goes.
+        words: prompts that a template made -> the user's words in them; None = a prompt is a user's words alone.
     """
 
     def __init__(
-        self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, ends: int | None = None, open_end: bool = False
+        self,
+        backbone: Backbone,
+        tokenizer: PreTrainedTokenizerBase,
+        ends: int | None = None,
+        open_end: bool = False,
+        words: Mapping[str, str] | None = None,
     ):
         self._backbone = backbone
         self._tokenizer = tokenizer
         self._ends = ends
+        self._words = words
         self._apart = backbone.training_length == "apart"
         self._sum = backbone.max_length + (backbone.max_answer_length or 0)
+        self.reader = TextReader(tokenizer, backbone.special_tokens)
+        self._noted: dict[str, int] = {}  # of prompts
+        self._noted_of_answers: dict[str, int] = {}
         self._prompts: dict[str, list[int]] = {}  # as long as any pass reads them
         self._answers: dict[str, list[int]] = {}
         self._texts: dict[tuple[int, ...], str] = {}
         bare = tokenizer("a", add_special_tokens=False)["input_ids"]
         whole = tokenizer("a")["input_ids"]
-        start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        start = next((i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare), None)
+        if start is None:
+            raise ValueError(
+                f"backbone {backbone.name}: its tokenizer reads 'a' as {bare} alone and as {whole} with special tokens "
+                "around it, so that it cannot be seen where these stand. Give the model's own tokenizer"
+            )
         self._before, self._after = whole[:start], whole[start + len(bare) :]
         if open_end:
             self._after = [i for i in self._after if i != ends]
@@ -98,30 +116,67 @@ class Encoding:
         missing = list(dict.fromkeys(text for text in texts if text not in self._answers))
         if missing:
             assert self._ends is not None and self._backbone.max_answer_length is not None
-            limit = self._answer_limit()
-            ids = self._tokenizer(missing, add_special_tokens=False)["input_ids"]
-            self._answers.update({t: [*row, self._ends][:limit] for t, row in zip(missing, ids, strict=True)})
+            limit = self.answer_limit()
+            for text, row in zip(missing, self.reader.ids(missing), strict=True):
+                self._answers[text] = [*row, self._ends][:limit]
+                self._noted_of_answers[text] = CUT * (len(row) >= limit) + SPECIAL * bool(self.reader.found(text))
         return [self._answers[text] for text in texts]
 
-    def _answer_limit(self) -> int:
+    def answer_limit(self) -> int:
+        """Tokens of an answer in training at most, its end included."""
         if self._apart:
             return self._backbone.max_answer_length or 0
         # Of a prompt that its answer pushes out one token stays, after which the answer begins.
         kept = len(self._before) + len(self._after) + 1 if self._backbone.training_length == "together" else 0
         return self._sum - kept
 
+    def noted(self, prompts: Sequence[str], answers: Sequence[str]) -> dict[str, int]:
+        """What is worth knowing of these texts and answers -> how many of them."""
+        self._longest(prompts)
+        if answers:
+            self.answers(answers)
+        limit = self.answer_limit() if answers else 0
+        how = "letters" if self._backbone.special_tokens == "text" else "tokens"
+        found = {}
+        for what, longest, rows in (
+            ("texts", self._backbone.max_length, [self._noted[text] for text in prompts]),
+            ("answers", limit, [self._noted_of_answers[text] for text in answers]),
+        ):
+            found[f"{what} cut at {longest} tokens"] = sum(bool(row & CUT) for row in rows)
+            found[f"{what} with special tokens in them, read as {how}"] = sum(bool(row & SPECIAL) for row in rows)
+        return {note: count for note, count in found.items() if count}
+
     def _encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        room = (self._backbone.max_length if self._apart else self._sum) - len(self._before) - len(self._after)
-        ids = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        around = len(self._before) + len(self._after)
+        room = (self._backbone.max_length if self._apart else self._sum) - around
+        ids = self.reader.ids(texts) if self._words is None else self._framed(texts)
+        for text, row in zip(texts, ids, strict=True):
+            special = self.reader.found(text if self._words is None else self._words[text])
+            cut = len(row) > self._backbone.max_length - around
+            self._noted[text] = CUT * cut + SPECIAL * bool(special)
         if not self._backbone.chat_template:
             return [[*self._before, *self._cut(row, room), *self._after] for row in ids]
         left, right = self._sides
         # Side by side template and text may make other tokens than apart; where the text is cut, the template stays.
         whole = self._tokenizer([left + text + right for text in texts], add_special_tokens=False, verbose=False)
-        return [
-            row if len(row) <= self._backbone.max_length else [*self._before, *self._cut(alone, room), *self._after]
-            for row, alone in zip(whole["input_ids"], ids, strict=True)
-        ]
+        rows = []
+        for text, row, alone in zip(texts, whole["input_ids"], ids, strict=True):
+            fits = len(row) <= self._backbone.max_length and not self.reader.apart(text)
+            rows.append(row if fits else [*self._before, *self._cut(alone, room), *self._after])
+        return rows
+
+    def _framed(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of prompts that a template made: its special tokens are read, those of the user's words by the rule."""
+        assert self._words is not None
+        rows: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        for place, text in enumerate(texts):
+            words = self._words[text]
+            if self.reader.apart(words):
+                left, found, right = text.partition(words)
+                if not found:
+                    raise ValueError(f"the chat template of {self._backbone.name} changes a user's words: {words!r}")
+                rows[place] = [*self._ids(left), *self.reader.ids([words])[0], *self._ids(right)]
+        return rows
 
     def _template_sides(self) -> tuple[str, str]:
         """What the chat template writes before and after a user's words.
@@ -181,7 +236,14 @@ class Encoding:
     def _key(self, prompts: Sequence[str], answers: Sequence[str]) -> str:
         rules = {
             name: getattr(self._backbone, name)
-            for name in ("max_length", "max_answer_length", "training_length", "truncation", "chat_template")
+            for name in (
+                "max_length",
+                "max_answer_length",
+                "training_length",
+                "truncation",
+                "chat_template",
+                "special_tokens",
+            )
         }
         said = hashlib.sha256(json.dumps([FORMAT, rules, self._before, self._after, self._ends]).encode())
         said.update(tokenizer_hash(self._tokenizer).encode())
@@ -192,7 +254,9 @@ class Encoding:
 
     def _write(self, path: Path, prompts: Sequence[str], answers: Sequence[str]) -> None:
         rows = [*(self._prompts[text] for text in prompts), *(self._answers[text] for text in answers)]
+        noted = [*(self._noted[text] for text in prompts), *(self._noted_of_answers[text] for text in answers)]
         tensors = {
+            "noted": torch.tensor(noted, dtype=torch.uint8),
             "ids": torch.tensor([i for row in rows for i in row], dtype=torch.int32),
             "lengths": torch.tensor([len(row) for row in rows], dtype=torch.int32),
         }
@@ -202,3 +266,6 @@ class Encoding:
         rows = [row.tolist() for row in tensors["ids"].split(tensors["lengths"].tolist())]
         self._prompts.update(zip(prompts, rows[: len(prompts)], strict=True))
         self._answers.update(zip(answers, rows[len(prompts) :], strict=True))
+        noted = tensors["noted"].tolist()
+        self._noted.update(zip(prompts, noted[: len(prompts)], strict=True))
+        self._noted_of_answers.update(zip(answers, noted[len(prompts) :], strict=True))

@@ -48,6 +48,8 @@ class ImageText(LanguageModel):
                 f"backbone {backbone.name} is asked about pictures by its chat template. "
                 "Type: backbone.chat_template=true"
             )
+        self._made: dict[str, str] = {}  # question -> prompt
+        self._words: dict[str, str] = {}  # and back
         super().__init__(backbone, AutoModelForImageTextToText)
         own = backbone.tokenizer is not None
         self.processor = small_processor(backbone, self.tokenizer) if own else self.source.processor()
@@ -55,7 +57,6 @@ class ImageText(LanguageModel):
             raise ValueError(f"{backbone.name} has no chat template, by which it could be asked about pictures")
         self._image: int = self.processor.image_token_id
         self._starts = self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
-        self._written: dict[str, str] = {}
         self._places: dict[str, int] = {}
 
     def _rules(self) -> Encoding:
@@ -63,7 +64,7 @@ class ImageText(LanguageModel):
         whole = self.backbone.model_copy(
             update={"chat_template": False, "max_length": 2**31, "training_length": "apart"}
         )
-        return Encoding(whole, self.tokenizer, self.tokenizer.eos_token_id, open_end=True)
+        return Encoding(whole, self.tokenizer, self.tokenizer.eos_token_id, open_end=True, words=self._words)
 
     def check(self, labels: Sequence[Sequence[str]], max_new_tokens: int) -> None:
         """Prompt and answer have room among the model's positions."""
@@ -82,7 +83,7 @@ class ImageText(LanguageModel):
         Raises:
             ValueError: a prompt with its picture is too long, or a picture cannot be read.
         """
-        self._encoding.remember([self._prompt(e) for e in examples], [e.answer for e in examples], cache)
+        self._encoding.remember([self._written(e) for e in examples], [e.answer for e in examples], cache)
         longest = max(self.lengths(examples, answers=False), default=0)
         if longest > self.backbone.max_length:
             raise ValueError(
@@ -90,22 +91,22 @@ class ImageText(LanguageModel):
                 f"Type: backbone.max_length={longest}"
             )
 
-    def _prompt(self, example: Example) -> str:
+    def _written(self, example: Example) -> str:
         """The question as the chat template puts it, with one token for the picture."""
-        if example.prompt not in self._written:
+        if example.prompt not in self._made:
             content = [{"type": "image"}, {"type": "text", "text": example.prompt}]
             turn: Any = {"role": "user", "content": content}
             text = self.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
             if self._starts:  # the tokenizer will add what the template may have written
                 text = text.removeprefix(self.tokenizer.bos_token)
-            self._written[example.prompt] = text
-        return self._written[example.prompt]
+            self._made[example.prompt], self._words[text] = text, example.prompt
+        return self._made[example.prompt]
 
     def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """Ids of each prompt, with as many tokens for the picture as the model has features of it."""
         prompts = []
-        for example, row in zip(examples, self._encoding.prompts([self._prompt(e) for e in examples]), strict=True):
-            if row.count(self._image) != 1:
+        for example, row in zip(examples, self._encoding.prompts([self._written(e) for e in examples]), strict=True):
+            if row.count(self._image) != 1 or self.processor.image_token in example.prompt:
                 raise ValueError(
                     f"the prompt {example.prompt!r} holds {self.processor.image_token}, which stands for a picture; "
                     "leave such examples out"

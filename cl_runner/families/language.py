@@ -22,7 +22,7 @@ from transformers import (
 from cl_runner.batch import Batch
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example
-from cl_runner.families.base import Answering, Family, Prediction, chosen_by
+from cl_runner.families.base import Answering, Family, Prediction, Unanswerable, chosen_by
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.loading import Source
 from cl_runner.families.tokens import answer_of, example_losses, most_probable, relabelled
@@ -51,11 +51,11 @@ class LanguageModel(Family):
 
     def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """Ids of each prompt."""
-        return self._encoding.prompts([e.prompt for e in examples])
+        return self._encoding.prompts([self._written(e) for e in examples])
 
     def _before(self, examples: Sequence[Example], answers: Sequence[Sequence[int]]) -> list[list[int]]:
         """Ids of each prompt in training, before these answers."""
-        return self._encoding.before([e.prompt for e in examples], answers)
+        return self._encoding.before([self._written(e) for e in examples], answers)
 
     def _answers(self, examples: Sequence[Example]) -> list[list[int]]:
         """Ids of each answer, its end included."""
@@ -87,7 +87,33 @@ class LanguageModel(Family):
 
     def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:
         """Prompts and answers."""
-        self._encoding.remember([e.prompt for e in examples], [e.answer for e in examples], cache)
+        self._encoding.remember([self._written(e) for e in examples], [e.answer for e in examples], cache)
+
+    def check_labels(self, labels: Sequence[str], max_new_tokens: int | None) -> None:
+        """A label is written in the tokens there are, end included, and holds none that decoding leaves out."""
+        limit = self.backbone.max_answer_length
+        assert limit is not None
+        reader = self._encoding.reader
+        for label, row in zip(labels, reader.ids(labels) if labels else [], strict=True):
+            special = reader.found(label)
+            if special is not None:
+                raise Unanswerable(label, f"holds {special!r}, a special token of the tokenizer")
+            if len(row) + 1 > limit:
+                reason = (
+                    f"has {len(row) + 1} tokens with the one that ends it, and an answer is cut at {limit} in training"
+                )
+                raise Unanswerable(label, reason, "backbone.max_answer_length", len(row) + 1)
+            if max_new_tokens is not None and len(row) > max_new_tokens:
+                reason = f"has {len(row)} tokens, and an answer is at most {max_new_tokens} tokens long"
+                raise Unanswerable(label, reason, "max_new_tokens", len(row) + 1)
+
+    def noted(self, examples: Sequence[Example]) -> dict[str, int]:
+        """Texts and answers that are cut, or hold special tokens."""
+        return self._encoding.noted([self._written(e) for e in examples], [e.answer for e in examples])
+
+    def _written(self, example: Example) -> str:
+        """The text that is encoded for an example."""
+        return example.prompt
 
     def lengths(self, examples: Sequence[Example], answers: bool = True) -> list[int]:
         """Tokens of each prompt, and of its answer."""
