@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +16,7 @@ from cl_runner.data.task import Task, build_tasks, fingerprint
 from cl_runner.distributed import require_single_process
 from cl_runner.groups import CONF
 from cl_runner.matrix import headline
+from cl_runner.pretrained import places
 
 
 def run_request(asked: Request) -> int:
@@ -40,7 +41,7 @@ def run_request(asked: Request) -> int:
 
 
 def check_data(request: Request, tasks: Sequence[Task]) -> None:
-    """The data of a run that was begun are still the same.
+    """The data and the checkpoints of a run that was begun are still the same.
 
     Raises:
         ValueError: they changed; the text says which and what to type.
@@ -52,6 +53,7 @@ def check_data(request: Request, tasks: Sequence[Task]) -> None:
         content = digests.read_json(path)
         with digests.readable(path):
             known = dict(content.get("fingerprints", ()))
+            checkpoints = {key: dict(files) for key, files in content.get("checkpoints", {}).items()}
     except digests.Damaged as error:
         raise ValueError(damage.what_to_type(request.folder, error)) from None
     changed = [task.name for task in tasks if known.get(task.name) != fingerprint(task)]
@@ -61,6 +63,30 @@ def check_data(request: Request, tasks: Sequence[Task]) -> None:
             f"the data of {', '.join(changed)} changed since this run began in {request.folder}. Put the old data "
             f"back, or start anew in another folder: {anew}"
         )
+    _check_checkpoints(request, checkpoints)
+
+
+def _check_checkpoints(request: Request, known: Mapping[str, Mapping[str, str]]) -> None:
+    """The files of the checkpoints that a run read are still the same.
+
+    Args:
+        known: key in the configuration -> file -> SHA-256, from when the run began.
+    """
+    try:
+        found = places.all_digests(request.config)
+    except ValueError:
+        if (request.folder / "COMPLETED").is_file():
+            return  # a finished run needs its checkpoint no more
+        raise
+    for key, files in known.items():
+        now = found.get(key, files)  # of what is on the hub, and was thrown away here, nothing can be said
+        changed = sorted(name for name in files.keys() | now.keys() if files.get(name) != now.get(name))
+        if changed:
+            anew = request.command_with({"root": f"{request.config.root}_new_checkpoint"})
+            raise ValueError(
+                f"{key}: {', '.join(changed)} of the checkpoint changed since this run began in {request.folder}. Put "
+                f"the old {'file' if len(changed) == 1 else 'files'} back, or start anew in another folder: {anew}"
+            )
 
 
 def say_completed(request: Request) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,16 +145,18 @@ def _check_labels(config: Config, family: Family, tasks: Sequence[Task]) -> None
         except Unanswerable as error:
             given = config.task[name].labels or {}
             value = next(raw for raw, label in given.items() if label == error.label)
-            remedy = f"'task.{name}.labels.{value}=ANOTHER NAME'"
+            typed = f"'task.{name}.labels.{value}=NAME'"
+            renamed = (
+                typed if re.fullmatch(r"[\w-]+", value) else f"another name for {value!r} in the file of task.{name}"
+            )
+            remedy = f"Type: {typed}" if renamed == typed else f"Write {renamed}"
             if error.key == "max_new_tokens":
                 of_all = config.evaluation.max_new_tokens is not None
                 key = "evaluation.max_new_tokens" if of_all else f"task.{name}.max_new_tokens"
-                remedy = f"{key}={error.needed} (or a shorter name: {remedy})"
+                remedy = f"Type: {key}={error.needed} (or give it a shorter name: {renamed})"
             elif error.key is not None:
-                remedy = f"{error.key}={error.needed} (or a shorter name: {remedy})"
-            raise ValueError(
-                f"task {task.name}: the label {error}, so that it could only score 0. Type: {remedy}"
-            ) from None
+                remedy = f"Type: {error.key}={error.needed} (or give it a shorter name: {renamed})"
+            raise ValueError(f"task {task.name}: the label {error}, so that it could only score 0. {remedy}") from None
 
 
 def _check_bertscore(config: Config) -> None:

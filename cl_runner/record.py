@@ -19,6 +19,7 @@ from cl_runner.digests import read_json, write
 from cl_runner.families.base import Prediction
 from cl_runner.intervals import by_task, derived_intervals, draw, label_scores, read_answers, read_scores
 from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting, write_table
+from cl_runner.pretrained.places import all_digests
 from cl_runner.tracking.clock import OFFLINE, ONLINE, Clock
 from cl_runner.tracking.environment import describe_environment, differences
 
@@ -31,6 +32,7 @@ def write_request(request: Request, tasks: Sequence[Task], device: str) -> None:
         return {
             "labels": list(label_union(tasks)),
             "fingerprints": {task.name: fingerprint(task) for task in tasks},
+            "checkpoints": all_digests(config),
             "files": [str(path) for path in source_files(config.task_order, config.task)],
             "tasks": {task.name: task.account.content() for task in tasks if task.account is not None},
         }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,8 +32,12 @@ from transformers import (
 from cl_runner.build import build_family
 from cl_runner.compose import compose
 from cl_runner.config import Backbone, Bertscore
+from cl_runner.data.task import build_tasks
 from cl_runner.families.base import Family
 from cl_runner.families.loading import bytes_tokenizer, words_tokenizer
+from cl_runner.job import check_data
+from cl_runner.pretrained import places
+from cl_runner.record import write_request
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 LABELS = ("bad", "good", "fair")
@@ -408,3 +414,52 @@ def test_encoders_are_checked_as_backbones_are(originals: dict[str, Path], tmp_p
     speechless(folder)
     with pytest.raises(ValueError, match=r"evaluation.bertscore.checkpoint=.* knows no word"):
         bertscore.load(str(folder), 2)
+
+
+def test_a_checkpoint_that_changed_since_a_run_began(originals: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(originals["classifier"], tmp_path / "model")
+    given = tiny(tmp_path / "outputs", "backbone=classifier_folder", f"backbone.checkpoint={folder}")
+    request = compose(given)
+    tasks = build_tasks(request.config.task_order, request.config.task)
+    request.folder.mkdir(parents=True)
+    write_request(request, tasks, "cpu")
+    check_data(request, tasks)
+    before = (folder / WEIGHTS).read_bytes()
+    changed(folder, lambda tensors: {name: tensor + 1 for name, tensor in tensors.items()})
+    said = (
+        rf"backbone.checkpoint: {WEIGHTS} of the checkpoint changed .*Put the old file back, .* root=\S*_new_checkpoint"
+    )
+    with pytest.raises(ValueError, match=said):
+        check_data(request, tasks)
+    (folder / WEIGHTS).write_bytes(before)
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer_config.json of the checkpoint changed"):
+        check_data(request, tasks)
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"no config.json in that folder"):
+        check_data(request, tasks)
+    (request.folder / "COMPLETED").touch()
+    check_data(request, tasks)  # what is finished needs it no more
+
+
+def test_a_digest_is_remembered_as_long_as_the_file_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "LARGE", 1)
+    path, cache = tmp_path / "file", tmp_path / "cache"
+    path.write_bytes(b"one")
+    first = places.sha256(path, cache)
+    assert first == hashlib.sha256(b"one").hexdigest()
+    kept = next(cache.iterdir())
+    monkeypatch.setattr(places, "_digests", {})
+    monkeypatch.setattr(places, "_read", lambda *_: pytest.fail("it was read again"))
+    assert places.sha256(path, cache) == first
+    monkeypatch.undo()
+    monkeypatch.setattr(places, "LARGE", 1)
+    monkeypatch.setattr(places, "_digests", {})
+    kept.write_text(kept.read_text().replace(first[:8], "00000000"))
+    assert places.sha256(path, cache) == first, "a damaged note is not believed"
+    state = path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert places.sha256(path, cache) == hashlib.sha256(b"two").hexdigest()

@@ -94,7 +94,8 @@ class LanguageModel(Family):
         limit = self.backbone.max_answer_length
         assert limit is not None
         reader = self._encoding.reader
-        for label, row in zip(labels, reader.ids(labels) if labels else [], strict=True):
+        rows = zip(labels, reader.ids(labels) if labels else [], strict=True)
+        for label, row in sorted(rows, key=lambda pair: -len(pair[1])):  # what the longest one needs suffices
             special = reader.found(label)
             if special is not None:
                 raise Unanswerable(label, f"holds {special!r}, a special token of the tokenizer")

@@ -201,8 +201,19 @@ def digests(options: Backbone | Encoder | Bertscore, key: str, cache: Path | Non
     if folder is None:
         return {}
     inner = transformer_folder(folder)
-    found = [*weight_files(inner), *(where / name for where in {folder, inner} for name in DECIDING)]
+    found = [*weight_files(inner), *(where / name for where in dict.fromkeys((folder, inner)) for name in DECIDING)]
     return {str(path.relative_to(folder)): sha256(path, cache) for path in found if path.is_file()}
+
+
+def all_digests(config: Config) -> dict[str, dict[str, str]]:
+    """The digests of every checkpoint that a run reads, by its key; those of large files are remembered in its cache.
+
+    Raises:
+        ValueError: as `locate`.
+    """
+    cache = Path(config.root) / "cache" / "digests" if config.importance.cache_gb else None
+    found = {key: digests(options, key, cache) for key, options in asked(config)}
+    return {key: files for key, files in found.items() if files}
 
 
 #: Bytes from which on a digest is worth remembering: some tenths of a second.
