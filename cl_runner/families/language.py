@@ -91,8 +91,7 @@ class LanguageModel(Family):
 
     def check_labels(self, labels: Sequence[str], max_new_tokens: int | None) -> None:
         """A label is written in the tokens there are, end included, and holds none that decoding leaves out."""
-        limit = self.backbone.max_answer_length
-        assert limit is not None
+        limit = self._encoding.answer_limit()
         reader = self._encoding.reader
         rows = zip(labels, reader.ids(labels) if labels else [], strict=True)
         for label, row in sorted(rows, key=lambda pair: -len(pair[1])):  # what the longest one needs suffices
@@ -103,10 +102,14 @@ class LanguageModel(Family):
                 reason = (
                     f"has {len(row) + 1} tokens with the one that ends it, and an answer is cut at {limit} in training"
                 )
-                raise Unanswerable(label, reason, "backbone.max_answer_length", len(row) + 1)
+                raise Unanswerable(label, reason, "backbone.max_answer_length", self._beyond(len(row) + 1 - limit))
             if max_new_tokens is not None and len(row) > max_new_tokens:
                 reason = f"has {len(row)} tokens, and an answer is at most {max_new_tokens} tokens long"
                 raise Unanswerable(label, reason, "max_new_tokens", len(row) + 1)
+
+    def _beyond(self, tokens: int) -> int:
+        """`max_answer_length` so that an answer has so many tokens more."""
+        return (self.backbone.max_answer_length or 0) + tokens
 
     def noted(self, examples: Sequence[Example]) -> dict[str, int]:
         """Texts and answers that are cut, or hold special tokens."""
