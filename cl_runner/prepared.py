@@ -143,8 +143,9 @@ def _check_labels(config: Config, family: Family, tasks: Sequence[Task]) -> None
         try:
             family.check_labels(task.labels, limit)
         except Unanswerable as error:
-            given = config.task[name].labels or {}
-            value = next(raw for raw, label in given.items() if label == error.label)
+            given = config.task[name].labels
+            raw = given if isinstance(given, dict) else {}
+            value = next((key for key, label in raw.items() if label == error.label), error.label)
             typed = f"'task.{name}.labels.{value}=NAME'"
             renamed = (
                 typed if re.fullmatch(r"[\w-]+", value) else f"another name for {value!r} in the file of task.{name}"

@@ -6,6 +6,7 @@ with the same bits as if nothing had happened.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from cl_runner.data import account
 from cl_runner.data.task import Task
 from cl_runner.digests import Damaged
 from cl_runner.ends import finish, guarded
+from cl_runner.families.base import Family
 from cl_runner.journal import Journal, Scene
 from cl_runner.learn import learn_task
 from cl_runner.learner import Learner
@@ -109,15 +111,16 @@ class Run:
     def _build(self, scene: Scene) -> Learner:
         """Say what this run is, and make the starting model."""
         config, prepared = self.config, self.prepared
-        write_request(self.request, prepared.own_tasks, prepared.device.type)
         scene.console.header("cl_runner", header(self.request, prepared.tasks, str(prepared.device)))
         for text in prepared.said:
             scene.console.line(f"{config.backbone.checkpoint}: {text}")
-        for task in prepared.own_tasks:
-            for line in account.said(task.name, task.account) if task.account else ():
-                scene.console.line(line)
         everything = [e for t in prepared.own_tasks for split in (t.train, t.validation, t.test) for e in split]
         prepared.family.tokenize(everything, prepared.cache / "tokens" if prepared.cache else None)
+        own_tasks = [_accounted(task, prepared.family) for task in prepared.own_tasks]
+        write_request(self.request, own_tasks, prepared.device.type)
+        for task in own_tasks:
+            for line in account.said(task.name, task.account) if task.account else ():
+                scene.console.line(line)
         plan_once(self.request, prepared, scene.console.line)
         model, _ = prepared.family.build(config.seed)
         if config.hardware.gradient_checkpointing:
@@ -165,3 +168,12 @@ class Run:
             fresh=resumed is None,
         )
         journal.learned(task)
+
+
+def _accounted(task: Task, family: Family) -> Task:
+    """A task whose account tells as well what of its texts and answers is cut, and holds special tokens."""
+    if task.account is None:
+        return task
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
+    found = {split: family.noted(examples) for split, examples in splits.items() if examples}
+    return dataclasses.replace(task, account=task.account.with_notes(found))
