@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cl_runner.compose import check
 from cl_runner.config import Config
+from cl_runner.damage import read_config
+from cl_runner.digests import read_json
 from cl_runner.planning.tasks import Counts
 from cl_runner.tracking.environment import describe_environment
 
@@ -43,9 +42,9 @@ def past_seconds(
     newest = sorted(root.glob(f"{runs}/summary.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in newest:
         try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-            there = json.loads((path.parent / "environment.json").read_text(encoding="utf-8"))
-            past = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+            summary = read_json(path)
+            there = read_json(path.parent / "environment.json")
+            past = read_config(path.parent / "config.yaml")
             if _machine(there) != here or _kind(past) != _kind(resolved):
                 continue
             if any(task["importance_cached"] for task in summary["tasks_detail"]):
@@ -54,7 +53,7 @@ def past_seconds(
             tested = summary["test_examples"]
             counts = [Counts(name, number, tested[name]) for name, number in examples.items()]
             done = work_of(check(past), counts)
-        except (OSError, ValueError, KeyError, yaml.YAMLError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # of another version, unfinished or damaged: no evidence
         seconds = {
             phase: summary["phases"].get(phase, 0.0) * number / done[phase][0]
