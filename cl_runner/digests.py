@@ -66,19 +66,27 @@ def unsealed(path: Path) -> dict[str, Any]:
 # files that SHA256SUMS tells of
 def write(path: Path, content: str | bytes) -> None:
     """Replace a file, and its line in SHA256SUMS, so that a reader, or a crash, sees the old file or the new one."""
-    data = content.encode() if isinstance(content, str) else content
-    record(path, _digest(data))
-    replace_file(path, data)
+    write_files(path.parent, {path.name: content})
 
 
-def record(path: Path, digest: str) -> None:
-    """The line of a file in SHA256SUMS, before the file is replaced, or of one that is complete now."""
-    sums = path.with_name(SUMS)
-    known = _read_sums(sums)
-    held = _digest(path.read_bytes()) if path.is_file() else digest
-    stays = held != digest and held in known.get(path.name, [held])  # what it is, until it is replaced
-    known[path.name] = [*([held] if stays else []), digest]
-    replace_file(sums, _sums_text(known))
+def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """The same of several files of a folder: SHA256SUMS and the folder are synced once for all of them."""
+    data = {name: text.encode() if isinstance(text, str) else text for name, text in contents.items()}
+    record(folder, {name: _digest(each) for name, each in data.items()})
+    for name, each in data.items():
+        _replace(folder / name, each)
+    sync_folder(folder)
+
+
+def record(folder: Path, digests: Mapping[str, str]) -> None:
+    """The lines of files in SHA256SUMS, before the files are replaced, or of such as are complete now."""
+    known = _read_sums(folder / SUMS)
+    for name, digest in digests.items():
+        path = folder / name
+        held = _digest(path.read_bytes()) if path.is_file() else digest
+        stays = held != digest and held in known.get(name, [held])  # what it is, until it is replaced
+        known[name] = [*([held] if stays else []), digest]
+    replace_file(folder / SUMS, _sums_text(known))
 
 
 def settle(folder: Path) -> None:
@@ -193,13 +201,17 @@ def readable(path: Path) -> Iterator[None]:
 # writing
 def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    _replace(path, content.encode() if isinstance(content, str) else content)
+    sync_folder(path.parent)
+
+
+def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

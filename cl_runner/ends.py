@@ -104,7 +104,7 @@ def finish(request: Request, prepared: Prepared, journal: Journal, scene: Scene)
         + (f" (each later task at most {duration(max(online))})" if online else "")
     )
     console.line(f"report: {page}")
-    digests.record(request.folder / "metrics.jsonl", journal.log_digest())
+    digests.record(request.folder, {"metrics.jsonl": journal.log_digest()})
     for sums in digests.sums_of(request.folder):
         digests.settle(sums.parent)
     digests.replace_file(request.folder / "COMPLETED", "")

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from cl_runner.compose import Request
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task, fingerprint, label_union, source_files
-from cl_runner.digests import read_json, write
+from cl_runner.digests import read_json, write, write_files
 from cl_runner.families.base import Prediction
 from cl_runner.intervals import by_task, derived_intervals, draw, label_scores, read_answers, read_scores
 from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting, write_table
@@ -44,9 +44,9 @@ def write_request(request: Request, tasks: Sequence[Task], device: str) -> None:
         "environment.json": lambda: json.dumps(_environment(request, device), indent=1),
         "data.json": lambda: json.dumps(data(), indent=1),
     }
-    for name, text in texts.items():
-        if not (folder / name).is_file():
-            write(folder / name, text())
+    missing = {name: text() for name, text in texts.items() if not (folder / name).is_file()}
+    if missing:
+        write_files(folder, missing)
 
 
 def _environment(request: Request, device: str) -> dict[str, Any]:
@@ -144,8 +144,14 @@ def write_predictions(
 
 def write_matrices(folder: Path, names: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
     """accuracy.csv and forgetting.csv."""
-    write_accuracy(folder / "accuracy.csv", names, np.array(rows), write)
-    write_forgetting(folder / "forgetting.csv", names, np.array(rows), write)
+    texts: dict[str, str] = {}
+
+    def collect(path: Path, text: str) -> None:
+        texts[path.name] = text
+
+    write_accuracy(folder / "accuracy.csv", names, np.array(rows), collect)
+    write_forgetting(folder / "forgetting.csv", names, np.array(rows), collect)
+    write_files(folder, texts)
 
 
 def throughput(folder: Path, task: Task, entries: int) -> dict[str, float]:

@@ -190,14 +190,14 @@ def test_a_file_is_what_one_of_its_lines_says_whenever_a_process_dies(
 ) -> None:
     path = tmp_path / "a.json"
     digests.write(path, '{"a": 1}')
-    real = digests.replace_file
+    real = digests._replace
 
-    def dies(place: Path, content: str | bytes) -> None:
+    def dies(place: Path, content: bytes) -> None:
         if place == path:
             raise Death
         real(place, content)
 
-    monkeypatch.setattr(digests, "replace_file", dies)
+    monkeypatch.setattr(digests, "_replace", dies)
     for text in ('{"a": 2}', '{"a": 3}'):
         with pytest.raises(Death):
             digests.write(path, text)
