@@ -5,25 +5,29 @@ Which paper it is stands in the YAML: scores, the data they are computed on, sma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cl_runner.config import Fraction, NonNegative, Positive, Score
+from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.freezing import frozen
 from cl_runner.importance import importance
 from cl_runner.learner import Learner
-from cl_runner.methods.base import Method
+from cl_runner.methods.base import Chain, Method
 from cl_runner.needs import Needs, Outline
 from cl_runner.patterns import match, module_types
 from cl_runner.sparse.groups import group_sizes, layer_groups
 from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_MEAN, NEEDS_PASS, scores
 from cl_runner.sparse.selection import random_selection, select
 from cl_runner.trained import Trained
+from cl_runner.zero_gradient import Kept, counts, kept_sizes, whole_positions, zero_gradient
 
 
 @dataclass
@@ -42,15 +46,18 @@ class Selector(Method):
     include: list[str]
     exclude: list[str]
     exclude_modules: list[str]
+    exclude_zero_gradient: bool
     first_task: Literal["whole", "selected"]
     learning_rate: Positive | None
     compat: list[Literal["missing_mask", "bf16_accumulation", "count_excluded"]]
 
-    state: ClassVar[tuple[str, ...]] = ("indices",)
+    state: ClassVar[tuple[str, ...]] = ("indices", "left_out", "zeros")
     chooses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.indices: dict[str, Tensor] = {}  # flat positions of the selected entries by tensor name
+        self.left_out: dict[str, int] = {}  # entries that were not selected from, as they have no gradient
+        self.zeros: dict[str, int] = {}  # selected entries without a gradient, by reason
 
     def check(self, skeleton: nn.Module, longest: int) -> None:
         sizes = self.candidates(skeleton)
@@ -64,6 +71,13 @@ class Selector(Method):
             raise ValueError(
                 f"method.{self.node}.first_task=selected: before the first task there are no old tasks to compute "
                 f"scores on. Type: method.{self.node}.score_data=new_task (or method.{self.node}.first_task=whole)"
+            )
+
+        if self.exclude_zero_gradient and "missing_mask" in self.compat:
+            raise ValueError(
+                f"method.{self.node}.exclude_zero_gradient=true leaves whole tensors without selected entries, and "
+                f"compat=[missing_mask] trains such tensors as a whole. Type: method.{self.node}.exclude_zero_gradient="
+                "false (or compat without missing_mask)"
             )
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
@@ -92,9 +106,22 @@ class Selector(Method):
     def trains(self, learner: Learner, task: Task) -> Trained:
         if not self.indices:
             return Trained()
-        return Trained(
-            selected=self.indices, selectable=self._selectable(learner.model), learning_rate=self.learning_rate
-        )
+        sizes = self._selectable(learner.model)
+        left = {name: size - self.left_out.get(name, 0) for name, size in sizes.items()}
+        selectable = {name: size for name, size in left.items() if size}
+        return Trained(selected=self.indices, selectable=selectable, learning_rate=self.learning_rate)
+
+    def describe(self, learner: Learner, task: Task, folder: Path) -> dict[str, Any]:
+        """How many of the selected entries cannot learn from the task's texts, by reason."""
+        if not self.indices:
+            return {}
+        return {
+            "zero_gradient": {
+                "selected": sum(self.zeros.values()),
+                **self.zeros,
+                "left_out": sum(self.left_out.values()),
+            }
+        }
 
     def candidates(self, model: nn.Module) -> dict[str, int]:
         """Entries of every tensor of a model that may be selected from, by name."""
@@ -128,16 +155,39 @@ class Selector(Method):
             measured = importance(learner, data, gradient=self.score in NEEDS_GRADIENT, dtype=kind, names=names)
         seed = learner.seed_of("selection", task.index)  # PE-rand draws anew for each task
         with learner.clock.phase("selection"):
+            zeros = zero_gradient(learner, self._trained_on(learner, task), sizes)
+            without = zeros if self.exclude_zero_gradient else {}
+            kept = kept_sizes(sizes, without)
+            self.left_out = {name: size - kept.get(name, 0) for name, size in sizes.items() if name in without}
             if self.score == "random":
-                selection = random_selection(sizes, groups, self.fraction, seed, shared)
+                selection = random_selection(kept, groups, self.fraction, seed, shared)
             else:
-                computed = scores(self.score, measured, weights, damping=self.damping)
-                selection = select(computed, sizes, groups, self.fraction, self.keep, seed, counted=shared)
-        if "missing_mask" not in self.compat:
-            return selection.indices
-        # As released with PIECE: a tensor without a mask file trained as a whole.
-        every = self._selectable(learner.model)
-        return {name: selection.indices.get(name, torch.arange(size)) for name, size in every.items()}
+                computed = Kept(scores(self.score, measured, weights, damping=self.damping), without)
+                selection = select(computed, kept, groups, self.fraction, self.keep, seed, counted=shared)
+            indices = whole_positions(selection.indices, sizes, without)
+        if "missing_mask" in self.compat:
+            # As released with PIECE: a tensor without a mask file trained as a whole.
+            every = self._selectable(learner.model)
+            indices = {name: indices.get(name, torch.arange(size)) for name, size in every.items()}
+        self.zeros = counts(indices, sizes, zeros)
+        self._say_zeros(learner, task, sum(index.numel() for index in indices.values()))
+        return indices
+
+    def _trained_on(self, learner: Learner, task: Task) -> Sequence[Example]:
+        """What the task trains on: its own texts, and old ones where a method of the chain brings some back."""
+        methods = learner.method.methods.values() if isinstance(learner.method, Chain) else ()
+        replays = any(type(m).data is not Method.data or type(m).steps is not Method.steps for m in methods)
+        return [*learner.old_examples(task), *task.train] if replays and task.index else task.train
+
+    def _say_zeros(self, learner: Learner, task: Task, selected: int) -> None:
+        """Of the selected entries those that have no gradient."""
+        idle = sum(self.zeros.values())
+        if idle:
+            learner.warn(
+                f"Note: {idle} of {selected} weights selected for {task.name} cannot learn, as their gradient is 0 by "
+                f"construction: {self.zeros['key_biases']} in biases of keys, {self.zeros['unread_rows']} in rows of "
+                f"embeddings that its texts do not read. Others: method.{self.node}.exclude_zero_gradient=true"
+            )
 
 
 def counted(model: nn.Module) -> dict[str, int]:
