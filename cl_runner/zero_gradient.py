@@ -68,13 +68,14 @@ def _key_biases(model: PreTrainedModel) -> Iterator[tuple[str, Zero]]:
 
 
 def _tables(model: PreTrainedModel) -> Iterator[tuple[str, nn.Embedding]]:
-    """Embeddings by the name of their parameter, but for those that the output shares, and those of a kind of its own."""
+    """Embeddings by their parameter's name, but for those that the output shares, and those of a kind of its own."""
     output = model.get_output_embeddings()
     shared = None if output is None else getattr(output, "weight", None)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for module in model.modules():
-        plain = isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
-        if plain and module.weight is not shared and id(module.weight) in names:
+        if not isinstance(module, nn.Embedding) or type(module).forward is not nn.Embedding.forward:
+            continue
+        if module.weight is not shared and id(module.weight) in names:
             yield names[id(module.weight)], module
 
 
