@@ -13,7 +13,7 @@ import torch
 
 TOP = Path(__file__).parents[1]
 PEFT = importlib.util.find_spec("peft") is not None
-TINY = SimpleNamespace(size="tiny", length=8, tasks="2,5", peft=False)
+TINY = SimpleNamespace(size="tiny", encoder="tiny", length=8, tasks="2,5", peft=False)
 # transformers' of its own attribute, whenever PEFT asks for it
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -26,9 +26,22 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.parametrize("peft", [False, pytest.param(True, marks=pytest.mark.skipif(not PEFT, reason="needs peft"))])
 def test_it_measures_every_way(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, peft: bool) -> None:
-    options = f"--size tiny --length 8 --batches 1,6 --top-k 2 --ranks 3 --tasks 2,5 --repeats 2 --peft {peft}".lower()
+    options = (
+        f"--size tiny --encoder tiny --length 8 --batches 1,6 --top-k 2 --ranks 3 --tasks 2,5 --peft {peft}".lower()
+    )
     output = tmp_path / "retrieval.json"
-    command = ["retrieval.py", *options.split(), "--memory", "false", "--threads", "1", "--output", str(output)]
+    command = [
+        "retrieval.py",
+        *options.split(),
+        "--repeats",
+        "2",
+        "--memory",
+        "false",
+        "--threads",
+        "1",
+        "--output",
+        str(output),
+    ]
     monkeypatch.setattr("sys.argv", command)
     bench.main()
     written = json.loads(output.read_text(encoding="utf-8"))
@@ -39,7 +52,8 @@ def test_it_measures_every_way(bench: ModuleType, monkeypatch: pytest.MonkeyPatc
     many = results["forward"]["batch 6, K 2, r 3"]
     peers = {bench.PEFT_ALL, bench.PEFT_FOUR} if peft else set()
     equal = "greatest_difference_of_equal_ways"
-    assert set(many) == {bench.PLAIN, bench.OURS, bench.MATERIALISED, equal} | peers
+    assert set(many) == {bench.PLAIN, bench.OURS, bench.MATERIALISED, bench.ENCODER, equal} | peers
+    assert 0 < many[bench.ENCODER]["share_with_ours"] < 1
     assert many[equal] < bench.TOLERANCE
     assert many[bench.OURS]["ratio_to_plain"]["median"] > 0
     assert set(results["tasks"]["batch 6, K 2, r 3"]) == {
