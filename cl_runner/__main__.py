@@ -15,6 +15,9 @@ from types import FrameType
 
 import cl_runner
 from cl_runner.arguments import Parser
+from cl_runner.full_disk import is_full, unusable
+from cl_runner.interrupt import stopping
+from cl_runner.streams import lasting_streams
 
 #: command -> (module with main(arguments) -> exit status, what it does)
 COMMANDS = {
@@ -83,16 +86,33 @@ def fail(message: object) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
-    # While a run is under way it handles both signals itself, and saves first.
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    # While a run is under way it handles these signals itself, and saves first.
+    before = {number: signal.signal(number, _interrupt) for number in stopping()}
+    try:
+        with lasting_streams() as lost:
+            status = _caught(typed)
+            if lost():
+                print("cl_runner: the disk is full: not all that was printed could be written", file=sys.stderr)
+                # What a run printed is in its log; what a command printed was what it is for.
+                return status or int(bool(typed) and typed[0] in COMMANDS)
+            return status
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _caught(typed: list[str]) -> int:
+    """The command line; an interruption and a file that cannot be used end it with one message."""
     try:
         return _main(typed)
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on with what was begun.", file=sys.stderr)
         return 75
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    except OSError as error:
+        if error.filename is None:  # of no file: a fault, or the network's
+            raise
+        print(f"cl_runner: {unusable(error)}", file=sys.stderr)
+        return 1 if is_full(error) else 2
 
 
 class _Asked(KeyboardInterrupt):
@@ -125,7 +145,7 @@ def _main(typed: list[str]) -> int:
 
 def _request(given: argparse.Namespace) -> int:
     from cl_runner.compose import compose
-    from cl_runner.overrides import COMMAND, nearest, quoted
+    from cl_runner.overrides import COMMAND, command_line, key_of, nearest, quoted
 
     overrides, folders = given.overrides, given.config_dir
     passed_on = given.cfg or given.info or given.hydra_help or given.shell_completion
@@ -140,6 +160,13 @@ def _request(given: argparse.Namespace) -> int:
             return _hydra(given)
         if given.multirun and passed_on:
             raise ValueError("--cfg and --info show one configuration: leave -m and the lists of values out")
+        of_hydra = [o for o in overrides if key_of(o).startswith("hydra")]
+        if of_hydra and not given.multirun and not passed_on:
+            line = command_line([o for o in overrides if o not in of_hydra], folders)
+            raise ValueError(
+                f"{of_hydra[0]} is read by Hydra's multiruns alone; where a run writes is root=DIR. Type: {line} "
+                f"(or {command_line(overrides, folders, multirun=True)})"
+            )
         if given.multirun:
             from cl_runner.sweep import run_sweep
 

@@ -10,10 +10,10 @@ model. Inside a task only what the optimizer owns has changed, and that is saved
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cl_runner.digests import Damaged, readable, replace_file, sealed, unsealed
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 MANIFEST = "checkpoint.json"
 
@@ -111,8 +117,22 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror}. Choose another place: root=DIR") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is running this very run: {folder}. Wait for it, or stop it") from None
+        if fcntl is None:
+            _say_unlocked(folder, "this system has none")
+        else:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another process is running this very run: {folder}. Wait for it, or stop it"
+                ) from None
+            except OSError as error:  # a shared file system that was mounted without locks
+                _say_unlocked(folder, str(error.strerror))
         yield
+
+
+def _say_unlocked(folder: Path, reason: str) -> None:
+    print(
+        f"No lock on {folder} ({reason}): take care that the same run is not started a second time meanwhile",
+        file=sys.stderr,
+    )

@@ -5,13 +5,15 @@ What a part goes together with follows from what its class says of itself, so th
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cl_runner.config import Config
+from cl_runner.config import Config, Hardware
 from cl_runner.groups import option_of
-from cl_runner.overrides import COMMAND
+from cl_runner.overrides import COMMAND, written
 from cl_runner.parts import PartSpec, family_kind, method_spec, probe_spec
 
 Nodes = Mapping[str, Mapping[str, Any]]
@@ -111,3 +113,52 @@ def check_told(probes: Nodes, methods: Nodes) -> None:
             f"probe oracle tells the method a text's task, of which {' and '.join(methods)} makes nothing. "
             "Type: probe.oracle.tell=[labels] (or method=slm)"
         )
+
+
+#: Bytes of a name in a folder, of a whole path, and of what a run puts below its own folder, each at most.
+NAME, PATH, BELOW = 255, 4096, 300
+
+
+def check_hardware(hardware: Hardware) -> None:
+    """This machine can start so many threads, or a ValueError says what to type. A SLURM job runs on another one."""
+    cpus = os.cpu_count() or 1
+    most = max(64, 4 * cpus)
+    if hardware.slurm is None and (hardware.threads or 0) > most:
+        raise ValueError(
+            f"hardware.threads={hardware.threads}: this machine has {cpus} CPUs, more than {most} threads slow it down "
+            f"or end the process. Type: hardware.threads={cpus}"
+        )
+
+
+def check_places(config: Config) -> None:
+    """Folders and files are named as the system takes them, or a ValueError says what to type.
+
+    A shell expands `~` and `$NAME` in some places only, and nothing here does it later.
+    """
+    places = {"root": config.root, "data_root": config.data_root, "backbone.checkpoint": config.backbone.checkpoint}
+    for key, value in places.items():
+        if value is None:
+            continue
+        odd = next((c for c in value if not c.isprintable() and c != " "), None)
+        if odd is not None:
+            raise ValueError(f"{key} holds the character {odd!r}, which is none of a file's name. Type: {key}=FOLDER")
+        variable = re.search(r"\$\{?(\w+)\}?", value)
+        if variable and variable[1] in os.environ and not os.path.exists(value):
+            right = written(os.path.expandvars(value))
+            raise ValueError(f"{key}={value}: between single quotes ${variable[1]} stays as it is. Type: {key}={right}")
+    if config.root.startswith("~"):
+        right = written(os.path.expanduser(config.root))
+        raise ValueError(f"root={config.root}: `~` is not expanded there. Type: root={right}")
+
+
+def check_folder(folder: Path) -> None:
+    """A run's folder has a name that the system takes, or a ValueError names the part that is too long."""
+    for part in folder.parts:
+        if len(os.fsencode(part)) > NAME:
+            raise ValueError(
+                f"the run's folder would be called {part[:60]}... of {len(os.fsencode(part))} bytes, and names have at "
+                f"most {NAME}: shorten what root, or a list of options, puts there. Type: root=FOLDER"
+            )
+    length = len(os.fsencode(folder.absolute()))
+    if length > PATH - BELOW:
+        raise ValueError(f"the run's folder has a path of {length} bytes, and {PATH - BELOW} fit. Type: root=FOLDER")

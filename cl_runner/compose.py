@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,11 +25,21 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
-from cl_runner.checks import check_chain, check_hub, check_order, check_probes, check_scoring, check_told
+from cl_runner.checks import (
+    check_chain,
+    check_folder,
+    check_hardware,
+    check_hub,
+    check_order,
+    check_places,
+    check_probes,
+    check_scoring,
+    check_told,
+)
 from cl_runner.config import Config, config_hash
 from cl_runner.groups import GROUPS, START, check_folders, replaced, search_path
 from cl_runner.mistakes import check_groups, check_keys
-from cl_runner.overrides import check_single, command_line
+from cl_runner.overrides import check_single, command_line, key_of
 from cl_runner.parts import PartSpec, method_spec, options_of, probe_spec
 from cl_runner.wrong_values import SchemaError, explain, explain_hydra, remedy, starts_from_itself
 
@@ -71,7 +83,7 @@ class Request:
 
     def command_with(self, options: Mapping[str, str]) -> str:
         """The line for the same run under other values of some keys."""
-        others = [o for o in self.overrides if o.lstrip("+").partition("=")[0] not in options]
+        others = [o for o in self.overrides if key_of(o) not in options]
         return command_line([*others, *(f"{key}={value}" for key, value in options.items())], self.folders)
 
 
@@ -179,13 +191,19 @@ def request(
         raise ValueError(f"{key} has no value. Type: {command_line(['...', f'{key}=VALUE'], folders)}") from None
     except OmegaConfBaseException as error:
         shown = command_line(["--cfg", "job"], folders)
-        raise ValueError(f"{str(error).splitlines()[0]}. See the whole: {shown}") from None
+        said = str(error).splitlines()[0]
+        name = re.search(r"Interpolation key '(\w+)' not found", said)
+        if name and name[1] in os.environ:
+            said += f". A variable of the environment is written ${{oc.env:{name[1]}}}"
+        raise ValueError(f"{said}. See the whole: {shown}") from None
     assert isinstance(resolved, dict) and isinstance(identity, dict)
     values, identity = ({str(key): value for key, value in tree.items()} for tree in (resolved, identity))
     config = check(values, folders)
+    check_hardware(config.hardware)
+    check_places(config)
     _fill(values, config)
     _fill(identity, config)
-    return Request(
+    made = Request(
         config=config,
         resolved=values,
         overrides=tuple(overrides),
@@ -196,6 +214,8 @@ def request(
         sweep=sweep,
         folders=tuple(folders),
     )
+    check_folder(made.folder)
+    return made
 
 
 def compose(overrides: Sequence[str], folders: Sequence[Path] = (), sweep: str | None = None) -> Request:

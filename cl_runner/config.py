@@ -44,7 +44,11 @@ Score = Literal[
 ]
 
 
-def _not_start(name: str) -> str:
+def _file_name(name: str) -> str:
+    if len(name.encode()) > 200:
+        raise ValueError(f"a name of at most 200 bytes, which files are called by, and not {len(name.encode())}")
+    if set(name) == {"."}:
+        raise ValueError("another name: files are called by it")
     if name == "start":
         raise ValueError("another name: `start` is the row before the first task")
     return name
@@ -66,7 +70,7 @@ def _known(kind: PartKind, what: str) -> AfterValidator:
 
 
 MetricName = Annotated[str, _known("metrics", "a metric")]
-Name = Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_not_start)]  # becomes part of file names
+Name = Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_file_name)]  # becomes part of file names
 
 
 class Schema(BaseModel):

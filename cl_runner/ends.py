@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from cl_runner.compose import Request
 from cl_runner.damage import what_to_type
 from cl_runner.digests import Damaged
 from cl_runner.evaluate import evaluation_examples, told_apart
+from cl_runner.failures import advice
+from cl_runner.full_disk import is_full
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.journal import Journal, Scene
 from cl_runner.matrix import START, headline_column
@@ -50,17 +52,25 @@ def guarded(request: Request, prepared: Prepared, story: Callable[[Scene], None]
             return 75
         except Exception as error:
             shown.close()
-            text = traceback.format_exc()
-            with (request.folder / "log.txt").open("a", encoding="utf-8") as log:
-                log.write(text)
-            digests.replace_file(request.folder / "FAILED", text)
-            console.error(f"{type(error).__name__}: {error}")
-            if is_out_of_memory(error):
-                console.line(memory_advice(request, prepared, clock))
-            else:
-                console.line("\n".join(text.splitlines()[-7:-1]))
-            console.line(f"The whole trace is in {request.folder}/log.txt. The same command tries again.")
-            return 1
+            return _failed(error, request, prepared, clock, console)
+
+
+def _failed(error: Exception, request: Request, prepared: Prepared, clock: Clock, console: Console) -> int:
+    """Say why, keep the trace, and say what to do. On a full disk the screen alone has it."""
+    text = traceback.format_exc()
+    with suppress(OSError), (request.folder / "log.txt").open("a", encoding="utf-8") as log:
+        log.write(text)
+    with suppress(OSError):
+        digests.replace_file(request.folder / "FAILED", text)
+    console.error(f"{type(error).__name__}: {error}")
+    if is_out_of_memory(error):
+        console.line(memory_advice(request, prepared, clock))
+    else:
+        if not is_full(error):
+            console.line("\n".join(text.splitlines()[-7:-1]))
+        console.line(advice(error, request))
+    console.line(f"The whole trace is in {request.folder}/log.txt.")
+    return 1
 
 
 def finish(request: Request, prepared: Prepared, journal: Journal, scene: Scene) -> None:

@@ -16,6 +16,7 @@ from cl_runner.data.task import Task, build_tasks, fingerprint
 from cl_runner.distributed import require_single_process
 from cl_runner.groups import CONF
 from cl_runner.matrix import headline
+from cl_runner.overrides import written
 from cl_runner.pretrained import places
 
 
@@ -58,7 +59,7 @@ def check_data(request: Request, tasks: Sequence[Task]) -> None:
         raise ValueError(damage.what_to_type(request.folder, error)) from None
     changed = [task.name for task in tasks if known.get(task.name) != fingerprint(task)]
     if changed:
-        anew = request.command_with({"root": f"{request.config.root}_new_data"})
+        anew = request.command_with({"root": written(f"{request.config.root}_new_data")})
         raise ValueError(
             f"the data of {', '.join(changed)} changed since this run began in {request.folder}. Put the old data "
             f"back, or start anew in another folder: {anew}"

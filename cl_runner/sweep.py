@@ -40,11 +40,11 @@ def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callabl
         if stop.code == 75:
             print(f"The same line goes on with this multirun: {command_line(overrides, folders, multirun=True)}")
             return 75
-    return summarise(requests)
+    return summarise(requests, command_line(overrides, folders, multirun=True))
 
 
-def summarise(requests: Sequence[Request]) -> int:
-    """Print a line per job; 0 if all are completed, otherwise 1."""
+def summarise(requests: Sequence[Request], line: str) -> int:
+    """Print a line per job; 0 if all are completed, otherwise 1, and which `line` runs the others again."""
     from rich.console import Console
     from rich.table import Table
 
@@ -71,7 +71,8 @@ def summarise(requests: Sequence[Request]) -> int:
     console = Console()
     console.print(table)
     if failed:
-        console.print(f"{failed} of {len(requests)} jobs did not complete; the same line runs them again")
+        again = f"Once the causes are mended, this runs them again: {line}"
+        console.print(f"{failed} of {len(requests)} jobs did not complete. {again}", markup=False, soft_wrap=True)
     sys.stdout.flush()
     return 1 if failed else 0
 

@@ -82,7 +82,8 @@ def explain(error: ValidationError, schema: type[BaseModel], values: Any, prefix
     if kind == "string_type" and type(value) in _QUOTE:
         limit += f" ({_QUOTE[type(value)]})"
     is_text = kind == "string_type" and isinstance(value, (bool, int, float))
-    return SchemaError(f"{where} must be {limit}, got {value!r}.", where, _meant(kind, value), is_text)
+    shown = repr(value) if len(repr(value)) <= LONG else f"{repr(value)[:LONG]}..."
+    return SchemaError(f"{where} must be {limit}, got {shown}.", where, _meant(kind, value), is_text)
 
 
 def _names_in_list(key: str) -> list[str]:

@@ -18,7 +18,7 @@ import io
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
@@ -143,9 +143,9 @@ class Console:
         if self._bars:
             self._bars.stop()
             self._bars = None
-        if self._log:
-            self._log.close()
-            self._log = None
+        with suppress(OSError):
+            (self._log or io.StringIO()).close()
+        self._log = None
 
     def header(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """A small table of what is about to run."""
@@ -379,8 +379,7 @@ class Console:
         for line in text.splitlines() or [""]:
             if not self.terminal:
                 self._rich.print(Text(f"{time.strftime('%H:%M:%S')} {line}"), soft_wrap=True)
-            if self._log:
-                self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+            self._note(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     def _print(self, table: Table) -> None:
         """A table on screen, and as plain text in the log."""
@@ -393,5 +392,9 @@ class Console:
         text = "\n".join(line for line in lines if line)
         if not self.terminal:
             self._rich.print(Text(text), soft_wrap=True)
-        if self._log:
-            self._log.write(f"{text}\n")
+        self._note(f"{text}\n")
+
+    def _note(self, text: str) -> None:
+        """Into the log, which may lose lines on a full disk."""
+        with suppress(OSError):
+            print(text, end="", file=self._log or io.StringIO())
