@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +130,13 @@ def check_hardware(hardware: Hardware) -> None:
         )
 
 
-def check_places(config: Config) -> None:
+def check_places(config: Config, line: Callable[[str, str], str]) -> None:
     """Folders and files are named as the system takes them, or a ValueError says what to type.
 
     A shell expands `~` and `$NAME` in some places only, and nothing here does it later.
+
+    Args:
+        line: what to type for another value of a key.
     """
     places = {"root": config.root, "data_root": config.data_root, "backbone.checkpoint": config.backbone.checkpoint}
     for key, value in places.items():
@@ -144,11 +147,11 @@ def check_places(config: Config) -> None:
             raise ValueError(f"{key} holds the character {odd!r}, which is none of a file's name. Type: {key}=FOLDER")
         variable = re.search(r"\$\{?(\w+)\}?", value)
         if variable and variable[1] in os.environ and not os.path.exists(value):
-            right = written(os.path.expandvars(value))
-            raise ValueError(f"{key}={value}: between single quotes ${variable[1]} stays as it is. Type: {key}={right}")
+            right = line(key, written(os.path.expandvars(value)))
+            raise ValueError(f"{key}={value}: between single quotes ${variable[1]} stays as it is. Type: {right}")
     if config.root.startswith("~"):
-        right = written(os.path.expanduser(config.root))
-        raise ValueError(f"root={config.root}: `~` is not expanded there. Type: root={right}")
+        right = line("root", written(os.path.expanduser(config.root)))
+        raise ValueError(f"root={config.root}: `~` is not expanded there. Type: {right}")
 
 
 def check_folder(folder: Path) -> None:

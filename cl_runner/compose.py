@@ -41,6 +41,7 @@ from cl_runner.groups import GROUPS, START, check_folders, replaced, search_path
 from cl_runner.mistakes import check_groups, check_keys
 from cl_runner.overrides import check_single, command_line, key_of
 from cl_runner.parts import PartSpec, method_spec, options_of, probe_spec
+from cl_runner.unread import Unread, unread
 from cl_runner.wrong_values import SchemaError, explain, explain_hydra, remedy, starts_from_itself
 
 
@@ -62,6 +63,7 @@ class Request:
     hash: str
     sweep: str | None = None
     folders: tuple[Path, ...] = ()  # the user's own configuration files
+    unread: tuple[Unread, ...] = ()  # what was typed for a multirun and this job of it does not read
     replaced: tuple[str, ...] = ()  # a line for each file of the package that one of them stands for
 
     @property
@@ -200,7 +202,10 @@ def request(
     values, identity = ({str(key): value for key, value in tree.items()} for tree in (resolved, identity))
     config = check(values, folders)
     check_hardware(config.hardware)
-    check_places(config)
+    check_places(
+        config,
+        lambda key, value: command_line([*(o for o in overrides if key_of(o) != key), f"{key}={value}"], folders),
+    )
     _fill(values, config)
     _fill(identity, config)
     made = Request(
@@ -224,6 +229,7 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = (), sweep: str |
     Args:
         overrides: what was typed, such as `method=pe`.
         folders: user folders with more configuration files (`--config-dir`).
+        sweep: the multirun that it is a job of; what it does not read, another job may.
 
     Raises:
         ValueError: one clear message for the first mistake.
@@ -245,6 +251,9 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = (), sweep: str |
             raise starts_from_itself(folders) from None
         try:
             made = request(composed, overrides, sweep, folders)
-            return dataclasses.replace(made, replaced=_replaced_files(overrides, folders))
+            idle = unread(parsed, overrides, default, composed, made.config, folders)
+            if idle and sweep is None:
+                raise ValueError(idle[0].reason)
+            return dataclasses.replace(made, replaced=_replaced_files(overrides, folders), unread=tuple(idle))
         except SchemaError as error:
             raise ValueError(f"{error}{remedy(error, overrides, default, folders)}") from None

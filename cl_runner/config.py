@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -73,6 +74,33 @@ MetricName = Annotated[str, _known("metrics", "a metric")]
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_file_name)]  # becomes part of file names
 
 
+@dataclass(frozen=True)
+class ReadIf:
+    """Written into the type of an option, it says with which values of another one the option is read.
+
+    A value that was typed and that nothing reads is refused (cl_runner/unread.py).
+
+    Attributes:
+        key: the other option: of the same node, or with a full stop a whole key. Of backbone.family the kind counts.
+        values: with which the option is read.
+        unless: it is read with all others instead.
+    """
+
+    key: str
+    values: tuple[Any, ...]
+    unless: bool = False
+
+
+#: What a classifier does not read.
+OfLanguageModels = ReadIf("backbone.family", ("classifier",), unless=True)
+#: What a definition of tasks reads from files, from the hub, and from either.
+OfFiles, OfHub = ReadIf("source", ("files",)), ReadIf("source", ("hub",))
+NotGenerated = ReadIf("source", ("files", "hub"))
+OfAdamW = ReadIf("optimizer", ("adamw",))
+#: Of a W&B run that there is.
+Written = ReadIf("mode", ("offline", "online"))
+
+
 class Schema(BaseModel):
     """A node of the configuration: unknown keys, wrong types and values out of range are errors."""
 
@@ -96,7 +124,7 @@ class Backbone(Schema):
     max_answer_length: Count | None  # language models: tokens of an answer in training, its end token included
     training_length: TrainingLength  # language models: which of prompt and answer may be how long in training
     truncation: Literal["keep_start", "keep_end", "keep_both"]  # what stays of a text that is too long
-    chat_template: bool  # language models: the prompt becomes a user's turn of the tokenizer's chat template
+    chat_template: Annotated[bool, OfLanguageModels]  # the prompt becomes a user's turn of the tokenizer's template
     dropout: Annotated[float, Field(ge=0, lt=1)] | None  # of hidden states and attention; null = the checkpoint's own
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     dtype: Literal["float32", "bfloat16"]  # of the weights in memory; selected ones train in fp32 either way
@@ -168,27 +196,31 @@ class TaskDefinition(Schema):
     template: str | None  # the prompt: {text}, {options} (the label names) or {COLUMN}; null = the text alone
     metrics: Annotated[list[MetricName], Field(min_length=1)]  # the first one fills the matrix
     released_metrics: dict[str, Annotated[list[MetricName], Field(min_length=1)]]  # by evaluation.scoring
-    max_new_tokens: Count  # language models: of a generated answer
-    #: files: may hold {domain}, {split}, {variant} and *; of several places the first where there is something, each a
+    max_new_tokens: Annotated[Count, OfLanguageModels]  # of a generated answer
+    #: may hold {domain}, {split}, {variant} and *; of several places the first where there is something, each a
     #: list of paths that are read together
-    path: Annotated[list[list[str]] | None, BeforeValidator(_places)]
-    delimiter: Annotated[str, AfterValidator(_character)] | None  # CSV and TSV: null = as the ending says
-    quoting: Literal["none", "double", "backslash"] | None  # CSV and TSV: null = none in TSV, in CSV double
-    header: Annotated[bool | list[str], AfterValidator(_columns)]  # CSV and TSV: whether there is one, or column names
-    encoding: Annotated[str, AfterValidator(_encoding)] | None  # of text files; null = UTF-8
+    path: Annotated[list[list[str]] | None, BeforeValidator(_places), OfFiles]
+    delimiter: Annotated[
+        Annotated[str, AfterValidator(_character)] | None, OfFiles
+    ]  # CSV and TSV: null = as the ending says
+    quoting: Annotated[Literal["none", "double", "backslash"] | None, OfFiles]  # CSV and TSV: null = none in TSV
+    header: Annotated[
+        bool | list[str], AfterValidator(_columns), OfFiles
+    ]  # CSV and TSV: whether there is one, or column names
+    encoding: Annotated[Annotated[str, AfterValidator(_encoding)] | None, OfFiles]  # of text files; null = UTF-8
     missing_fields: Literal["refuse", "empty"]  # a column that some rows lack
     convert: Annotated[str, _known("converters", "a converter")] | None  # how records are read (data/converters.py)
-    download: str | None  # what to fetch and where to put it: said when a file is missing
-    dataset: str | None  # hub: name
-    configuration: str | None  # hub: configuration, may hold {domain}
-    revision: str | None  # hub: commit or tag, required
+    download: Annotated[str | None, OfFiles]  # what to fetch and where to put it: said when a file is missing
+    dataset: Annotated[str | None, OfHub]  # name
+    configuration: Annotated[str | None, OfHub]  # may hold {domain}
+    revision: Annotated[str | None, OfHub]  # commit or tag, required
     splits: dict[
         Literal["train", "validation", "test"], str | None
     ]  # our split -> the source's; one name twice = shared without overlap
     text: list[str]  # columns, joined by a space
     label: str  # column of the label or answer
-    picture: str | None  # FOLDER/{COLUMN}: the picture that a row asks about; null = texts alone
-    max_rows: Count | None  # rows drawn at most of each source, by task_order.data_seed; null = all
+    picture: Annotated[str | None, NotGenerated]  # FOLDER/{COLUMN}: what a row asks about; null = texts alone
+    max_rows: Annotated[Count | None, NotGenerated]  # drawn at most of each source, by task_order.data_seed; null = all
     label_noise: Share  # generated: share of training labels replaced at random
 
 
@@ -256,8 +288,8 @@ class Training(Schema):
     incremental: Stage
     optimizer: OptimizerName
     weight_decay: NonNegative
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]  # AdamW
-    epsilon: Positive  # AdamW
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2), OfAdamW]
+    epsilon: Annotated[Positive, OfAdamW]
     bias_correction: bool  # AdamW; UER's, in which PE was trained, has none
     momentum: Annotated[float, Field(ge=0, lt=1)]  # SGD
     rates: dict[str, Positive] | None  # peak rates by a pattern of names (* = anything), the first that fits
@@ -290,12 +322,12 @@ class Evaluation(Schema):
     batch_size: Count  # does not change a greedy answer in fp32; in bf16 other padding rounds differently
     split: Literal["test", "validation"]
     tasks: Literal["all", "seen"]  # seen: cells of tasks that are still to come stay empty
-    labels: Literal["generate", "likelihood"]  # language models: how one of a closed set of labels is answered
-    sampling: Sampling | None  # null = greedy
+    labels: Annotated[Literal["generate", "likelihood"], OfLanguageModels]  # how one of a closed set is answered
+    sampling: Annotated[Sampling | None, OfLanguageModels]  # null = greedy
     scoring: str  # standard, or a release whose metrics task definitions name in `released_metrics`
-    answer_slice: Literal["ids", "prefix"]  # where an answer begins: by token ids, or by cutting the prompt's text off
-    answer_text: AnswerText  # spoken: without thoughts and white space around it; piece: as its release; raw: all of it
-    max_new_tokens: Count | None  # language models: of every generated answer; null = as its task says
+    answer_slice: Annotated[Literal["ids", "prefix"], OfLanguageModels]  # the prompt is cut off by ids, or as text
+    answer_text: Annotated[AnswerText, OfLanguageModels]  # spoken: without thoughts and white space; raw: all of it
+    max_new_tokens: Annotated[Count | None, OfLanguageModels]  # of every generated answer; null = as its task says
     bertscore: Bertscore
 
     def new_tokens(self, of_task: int) -> int:
@@ -328,11 +360,11 @@ class Importance(Schema):
     """The offline pass over data that gives every weight its gradient and its Fisher."""
 
     micro_batch: Count  # examples whose mean gradient is squared: 1 = the exact per-example Fisher
-    batch_size: Count  # examples of one pass if micro_batch is 1; changes memory and time only
+    batch_size: Annotated[Count, ReadIf("micro_batch", (1,))]  # examples of one pass; changes memory and time only
     max_length: Annotated[int, Field(ge=3)] | None  # tokens of a text or prompt, and of its answer; null = as it trains
     max_examples: Count | None  # a seeded sample; null = all
     labels: Literal["data", "model"]  # of the data (empirical Fisher), or drawn from the model's answers
-    answer_tokens: Literal["mean", "sum"]  # the loss of an example over its answer's tokens; micro_batch > 1: mean
+    answer_tokens: Annotated[Literal["mean", "sum"], OfLanguageModels]  # of an answer's losses; micro_batch > 1: mean
     accumulate: Literal["device", "cpu"]  # where the fp32 sums lie
     passes: Count  # layers are measured in so many groups, one pass over the data each
     cache_gb: NonNegative  # kept under <root>/cache up to this size, 10^9 bytes; 0 = neither these nor tokens
@@ -358,10 +390,10 @@ class Wandb(Schema):
     """conf/wandb: offline runs write to the run folder and are uploaded by `wandb sync`."""
 
     mode: Literal["offline", "online", "disabled"]
-    project: str
-    entity: str | None
-    group: str | None  # null: the sweep, or none
-    tags: list[str]
+    project: Annotated[str, Written]
+    entity: Annotated[str | None, Written]
+    group: Annotated[str | None, Written]  # null: the sweep, or none
+    tags: Annotated[list[str], Written]
 
 
 class Config(Schema):

@@ -198,7 +198,7 @@ def _check_once(
             right = [o.replace(f"@{override.package}", "", 1) if o == text else o for o in overrides]
             line = command_line(right, folders, multirun)
             raise ValueError(f"{text}: an option always stands in its group's place. Type: {line}")
-        leaves = list(_leaves(key, None if override.is_delete() else override.value()))
+        leaves = list(leaves_of(key, None if override.is_delete() else override.value()))
         for leaf in leaves:
             # What comes later takes the place of parts that were said before it; a group's choice leaves them.
             under = () if key in GROUPS else (name for name in said if name.startswith(f"{leaf}."))
@@ -211,11 +211,11 @@ def _check_once(
         said |= dict.fromkeys(leaves, text)
 
 
-def _leaves(key: str, value: Any) -> Iterator[str]:
+def leaves_of(key: str, value: Any) -> Iterator[str]:
     """The keys that an override sets: of a mapping each of its own."""
     if isinstance(value, dict) and value:
         for name, inner in value.items():
-            yield from _leaves(f"{key}.{name}", inner)
+            yield from leaves_of(f"{key}.{name}", inner)
     else:
         yield key
 

@@ -45,6 +45,7 @@ class PartSpec:
     isolates: bool = False
     protects: bool = False
     routes: bool = False
+    measures: bool = True
     higher_is_better: bool = True
     unit: str = "%"
 
@@ -64,7 +65,7 @@ def method_spec(name: str, node: Mapping[str, Any] | None = None) -> PartSpec:
 
 @functools.cache
 def _method_spec(cls: Any) -> PartSpec:
-    return PartSpec(_schema(cls), cls.families, cls.chooses, cls.isolates, cls.protects, cls.routes)
+    return PartSpec(_schema(cls), cls.families, cls.chooses, cls.isolates, cls.protects, cls.routes, cls.measures)
 
 
 def probe_spec(name: str, node: Mapping[str, Any] | None = None) -> PartSpec:

@@ -13,7 +13,7 @@ from cl_runner.compose import Request, compose
 from cl_runner.digests import Damaged
 from cl_runner.job import finished_metrics
 from cl_runner.matrix import headline
-from cl_runner.overrides import command_line, jobs_of, sweep_id
+from cl_runner.overrides import command_line, jobs_of, quoted, sweep_id
 
 
 def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callable[[str], int]) -> int:
@@ -23,9 +23,12 @@ def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callabl
         ValueError: a job's request is wrong; nothing was started.
     """
     sweep = sweep_id(overrides)
-    requests = [compose(job, folders, sweep) for job in jobs_of(overrides, folders)]
+    requests = [_compose(job, folders, sweep) for job in jobs_of(overrides, folders)]
     if not requests:
         raise ValueError("this multirun has no jobs: a range or list is empty")
+    idle = set.intersection(*({one.key for one in request.unread} for request in requests))
+    if idle:
+        raise ValueError(next(one.reason for one in requests[0].unread if one.key in idle))
     folders_of_jobs = [request.folder for request in requests]
     for i, folder in enumerate(folders_of_jobs):
         if folder in folders_of_jobs[:i]:
@@ -41,6 +44,14 @@ def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callabl
             print(f"The same line goes on with this multirun: {command_line(overrides, folders, multirun=True)}")
             return 75
     return summarise(requests, command_line(overrides, folders, multirun=True))
+
+
+def _compose(job: Sequence[str], folders: Sequence[Path], sweep: str) -> Request:
+    """One job; of its mistakes it is said that they are this job's, of which they name the whole line."""
+    try:
+        return compose(job, folders, sweep)
+    except ValueError as error:
+        raise ValueError(f"in the job {' '.join(map(quoted, job))}: {error}") from None
 
 
 def summarise(requests: Sequence[Request], line: str) -> int:

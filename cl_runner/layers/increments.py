@@ -35,12 +35,16 @@ class Increments(Values):
 
     Args:
         rank: r of a slot.
+
+    Attributes:
+        greatest_rank: that an increment of every target can have.
     """
 
     def __init__(self, targets: Sequence[Target], rank: int):
         self.targets, self.rank = targets, rank
         self.sizes = [size * rank for target in targets for size in (target.width_out, target.width_in)]
         self.width = sum(self.sizes)
+        self.greatest_rank = min(min(target.width_out, target.width_in) for target in targets)
         self.composed = [Composed() for _ in targets]
 
     def initial(self, slots: int, generator: torch.Generator) -> Tensor:

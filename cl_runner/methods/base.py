@@ -32,12 +32,13 @@ class Method:
     families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq", "image_text")  # checked before loading
     chooses: ClassVar[bool] = False  # decides what trains: at most one of a chain
     isolates: ClassVar[bool] = False  # a task changes nothing that earlier tasks use: there is nothing to protect
+    measures: ClassVar[bool] = True  # may measure the importance of weights, by what stands under `importance`
     protects: ClassVar[bool] = False  # acts against forgetting, which is idle beside a method that isolates
     routes: ClassVar[bool] = False  # an example is given what its task learned, as far as the method can tell the task
     node: str  # where its options stand in the configuration: method.<node>
 
     def __init_subclass__(cls) -> None:
-        declared = {"state", "families", "chooses", "isolates", "protects", "routes"}
+        declared = {"state", "families", "chooses", "isolates", "measures", "protects", "routes"}
         hidden = set(cls.__annotations__) & {name for name in vars(Method) if not name.startswith("_")} - declared
         assert not hidden, f"{cls.__name__}: fields {sorted(hidden)} hide the hooks of the same name"
 

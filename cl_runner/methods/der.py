@@ -32,6 +32,7 @@ class DER(Method):
 
     state: ClassVar[tuple[str, ...]] = ("memory", "logits", "seen")
     protects: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.memory: list[Place] = []

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from cl_runner.config import NonNegative, Share
+from cl_runner.config import NonNegative, ReadIf, Share
 from cl_runner.data.task import Task
 from cl_runner.importance import fisher
 from cl_runner.learner import Learner
@@ -27,7 +27,7 @@ class EWC(Method):
     strength: NonNegative
     with_half: bool
     fisher_data: Literal["old_tasks", "last_task"]
-    decay: Share
+    decay: Annotated[Share, ReadIf("fisher_data", ("last_task",))]
 
     state: ClassVar[tuple[str, ...]] = ("fisher",)
     protects: ClassVar[bool] = True

@@ -19,6 +19,7 @@ class Frozen(Method):
     """At 0.1 % trained weights a method's accuracy has to be read beside this one's (specs of PE, section 6)."""
 
     chooses: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
     isolates: ClassVar[bool] = True
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:

@@ -25,6 +25,7 @@ class LayerNorm(Method):
     learning_rate: Positive | None
 
     chooses: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
 
     def check(self, skeleton: nn.Module, longest: int) -> None:
         if not self.candidates(skeleton):

@@ -40,6 +40,7 @@ class LwF(Method):
 
     state: ClassVar[tuple[str, ...]] = ("recorded",)
     protects: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.recorded: Tensor | None = None  # [training examples, labels]

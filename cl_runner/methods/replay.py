@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from torch import nn
 
 from cl_runner.batch import Part
-from cl_runner.config import Count, Fraction
+from cl_runner.config import Count, Fraction, ReadIf
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
@@ -30,10 +30,11 @@ class Replay(Method):
     share: Fraction
     kept: Literal["random", "first"]
     way: Literal["mix", "extra_epoch", "periodic"]
-    every: Count
-    batch_size: Count
+    every: Annotated[Count, ReadIf("way", ("periodic",))]
+    batch_size: Annotated[Count, ReadIf("way", ("periodic",))]
 
     protects: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.memory: list[list[Example]] = []  # of each task before the one under way

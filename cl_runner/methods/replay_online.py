@@ -29,6 +29,7 @@ class ReplayOnline(Method):
 
     state: ClassVar[tuple[str, ...]] = ("memory", "seen")
     protects: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.memory: list[Place] = []

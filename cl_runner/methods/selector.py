@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cl_runner.config import Fraction, NonNegative, Positive, Score
+from cl_runner.config import Fraction, NonNegative, Positive, ReadIf, Score
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.freezing import frozen
@@ -38,9 +38,9 @@ class Selector(Method):
     """
 
     score: Score
-    damping: NonNegative
-    score_data: Literal["old_tasks", "new_task"]
-    keep: Literal["smallest", "largest"]
+    damping: Annotated[NonNegative, ReadIf("score", ("second_order",))]
+    score_data: Annotated[Literal["old_tasks", "new_task"], ReadIf("score", ("random", "magnitude"), unless=True)]
+    keep: Annotated[Literal["smallest", "largest"], ReadIf("score", ("random",), unless=True)]
     scope: Literal["layer", "tensor", "global"]
     fraction: Fraction
     include: list[str]

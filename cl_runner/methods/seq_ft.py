@@ -16,6 +16,7 @@ class SeqFT(Method):
     """Trains all weights on each task in turn; no hook of training is needed."""
 
     chooses: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         return Needs(first="all", later="all")

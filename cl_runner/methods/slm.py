@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cl_runner.batch import Batch
-from cl_runner.config import Count, Encoder, Positive, Whole
+from cl_runner.config import Count, Encoder, Positive, ReadIf, Whole
 from cl_runner.data.task import Task, label_union
 from cl_runner.families.base import Prediction
 from cl_runner.layers.heads import Heads, find_head
@@ -67,20 +67,23 @@ class SLM(Method):
     scope: Literal["sample", "batch"]
     aggregate: Literal["mean_sim", "per_group"]
     weights: Literal["normalised_cos", "uniform", "softmax"]
-    temperature: Positive
+    temperature: Annotated[Positive, ReadIf("weights", ("softmax",))]
     pool: Literal["prefix", "current", "all"]
     task_identity: bool
     value: Literal["jare", "prompt", "adapter"]
-    targets: Annotated[list[Literal["attention_output", "query", "key", "value"]], Field(min_length=1)]
-    cross_attention: bool
-    rank: Count
-    prompt_length: Count
-    head: Literal["shared", "by_num_labels", "per_task"]
+    targets: Annotated[
+        list[Literal["attention_output", "query", "key", "value"]], Field(min_length=1), ReadIf("value", ("jare",))
+    ]
+    cross_attention: Annotated[bool, ReadIf("backbone.family", ("seq2seq",))]
+    rank: Annotated[Count, ReadIf("value", ("jare",))]
+    prompt_length: Annotated[Count, ReadIf("value", ("prompt", "adapter"))]
+    head: Annotated[Literal["shared", "by_num_labels", "per_task"], ReadIf("backbone.family", ("classifier",))]
     learning_rate: Positive | None
 
     state: ClassVar[tuple[str, ...]] = ("new_keys", "learned", "noted")
     families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq")
     chooses: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
     isolates: ClassVar[bool] = True
     routes: ClassVar[bool] = True
 
@@ -113,7 +116,13 @@ class SLM(Method):
                 "Type: method=slm_ti (or method.slm.head=shared)"
             )
         assert isinstance(skeleton, PreTrainedModel)
-        self.make_values(skeleton)
+        values = self.make_values(skeleton)
+        if isinstance(values, Increments) and self.rank > values.greatest_rank:
+            raise ValueError(
+                f"method.slm.rank={self.rank}: the narrowest of the layers that increments are added to has "
+                f"{values.greatest_rank} numbers, and a higher rank adds nothing. "
+                f"Type: method.slm.rank={values.greatest_rank}"
+            )
         if self.value != "jare" and self.aggregate == "per_group":
             raise ValueError(
                 f"method.slm.value={self.value} puts all that is retrieved side by side, without weights, and votes of "

@@ -14,7 +14,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from cl_runner.batch import Batch
-from cl_runner.config import Count, Positive, Sampling
+from cl_runner.config import Count, Positive, ReadIf, Sampling
 from cl_runner.data.example import Example
 from cl_runner.data.readers import file_records
 from cl_runner.digests import read_text, write
@@ -42,7 +42,7 @@ class HeldText(Probe):
     path: str | None
     texts: Count
     tokens: Annotated[int, Field(ge=2)]
-    temperature: Positive
+    temperature: Annotated[Positive, ReadIf("path", (None,))]
     batch_size: Count
 
     def check(self) -> None:

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from cl_runner.batch import Batch
-from cl_runner.config import Count, Positive, Sampling
+from cl_runner.config import Count, Positive, ReadIf, Sampling
 from cl_runner.data.readers import file_records
 from cl_runner.digests import replace_file
 from cl_runner.families.base import Answering
@@ -49,8 +49,8 @@ class HumanEval(Probe):
     """pass@k in percent. The prompt is raw, without a chat template, and keeps its end if it is too long."""
 
     path: str | None
-    dataset: str
-    revision: str
+    dataset: Annotated[str, ReadIf("path", (None,))]
+    revision: Annotated[str, ReadIf("path", (None,))]
     limit: Count | None
     decoding: Literal["greedy", "piece"]
     samples: Count
