@@ -202,11 +202,9 @@ class TaskDefinition(Schema):
     path: Annotated[list[list[str]] | None, BeforeValidator(_places), OfFiles]
     delimiter: Annotated[
         Annotated[str, AfterValidator(_character)] | None, OfFiles
-    ]  # CSV and TSV: null = as the ending says
+    ]  # CSV, TSV: null = as the ending says
     quoting: Annotated[Literal["none", "double", "backslash"] | None, OfFiles]  # CSV and TSV: null = none in TSV
-    header: Annotated[
-        bool | list[str], AfterValidator(_columns), OfFiles
-    ]  # CSV and TSV: whether there is one, or column names
+    header: Annotated[bool | list[str], AfterValidator(_columns), OfFiles]  # whether there is one, or column names
     encoding: Annotated[Annotated[str, AfterValidator(_encoding)] | None, OfFiles]  # of text files; null = UTF-8
     missing_fields: Literal["refuse", "empty"]  # a column that some rows lack
     convert: Annotated[str, _known("converters", "a converter")] | None  # how records are read (data/converters.py)

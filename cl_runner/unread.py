@@ -154,15 +154,6 @@ def _replaced_rate(key: str, composed: DictConfig, config: Config) -> Why | None
     return None
 
 
-def _later_training(key: str, composed: DictConfig, config: Config) -> Why | None:
-    """A method with which later tasks train nothing, and an order without any."""
-    if not key.startswith("training.incremental."):
-        return None
-    if "frozen" in config.method:
-        return "method frozen trains the first task alone", {}, False
-    return None if len(config.task_order.tasks) > 1 else ("the order has one task", {}, False)
-
-
 def _variant(key: str, composed: DictConfig, config: Config) -> Why | None:
     if key != "task_order.variant":
         return None
@@ -209,4 +200,4 @@ def _definition(key: str, composed: DictConfig, config: Config) -> Why | None:
 
 
 Rule = Callable[[str, DictConfig, Config], Why | None]
-RULES: tuple[Rule, ...] = (_replaced_rate, _later_training, _variant, _importance, _bertscore, _definition)
+RULES: tuple[Rule, ...] = (_replaced_rate, _variant, _importance, _bertscore, _definition)
