@@ -145,7 +145,7 @@ def _main(typed: list[str]) -> int:
 
 def _request(given: argparse.Namespace) -> int:
     from cl_runner.compose import compose
-    from cl_runner.overrides import COMMAND, command_line, key_of, nearest, quoted
+    from cl_runner.overrides import COMMAND, check_once, command_line, key_of, nearest, quoted
 
     overrides, folders = given.overrides, given.config_dir
     passed_on = given.cfg or given.info or given.hydra_help or given.shell_completion
@@ -167,6 +167,7 @@ def _request(given: argparse.Namespace) -> int:
                 f"{of_hydra[0]} is read by Hydra's multiruns alone; where a run writes is root=DIR. Type: {line} "
                 f"(or {command_line(overrides, folders, multirun=True)})"
             )
+        check_once(overrides, folders, given.multirun)
         if given.multirun:
             from cl_runner.sweep import run_sweep
 

@@ -174,23 +174,17 @@ def _open(text: str) -> bool:
 
 
 def check_single(overrides: Sequence[str], folders: Sequence[Path] = ()) -> list[Override]:
-    """What was typed for one run, read: no key has several values, and none is said twice.
-
-    Raises:
-        ValueError: otherwise, with what to type.
-    """
+    """What was typed for one run, read: no key has several values, or a ValueError says what to type."""
     parsed = parse(overrides, folders)
     for override, text in zip(parsed, overrides, strict=True):
         if override.is_sweep_override():
             raise ValueError(_several(override, text, overrides, folders))
-    _check_once(parsed, overrides, folders)
     return parsed
 
 
-def _check_once(
-    parsed: Sequence[Override], overrides: Sequence[str], folders: Sequence[Path], multirun: bool = False
-) -> None:
-    """Nothing is said twice, or a ValueError names both: of two, Hydra takes the last in silence."""
+def check_once(overrides: Sequence[str], folders: Sequence[Path] = (), multirun: bool = False) -> None:
+    """Nothing is typed twice, or a ValueError names both: of two, Hydra takes the last in silence."""
+    parsed = parse(overrides, folders, multirun)
     said: dict[str, str] = {}
     for override, text in zip(parsed, overrides, strict=True):
         key = override.key_or_group
@@ -255,7 +249,6 @@ def jobs_of(overrides: Sequence[str], folders: Sequence[Path] = ()) -> list[list
             listed = f"{override.key_or_group}={','.join(found)}" if found else f"{override.key_or_group}=A,B"
             right = [listed if word == text else word for word in overrides]
             raise ValueError(f"{text}: name the options. Type: {command_line(right, folders, multirun=True)}")
-    _check_once(parsed, overrides, folders, multirun=True)
     try:
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cl_runner.arguments import Parser
 from cl_runner.compose import Request, compose
+from cl_runner.overrides import check_once
 
 if TYPE_CHECKING:
     from cl_runner.planning.planner import Plan, Planner
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     try:
         asked = parser.parse_intermixed_args(arguments)
+        check_once(asked.overrides, asked.config_dir)
         request = compose(asked.overrides, asked.config_dir)
         for line in request.replaced:
             print(line, file=sys.stderr)
