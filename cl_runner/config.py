@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from cl_runner.read_if import NotGenerated, OfAdamW, OfFiles, OfHub, OfLanguageModels, ReadIf, Written
 from cl_runner.registry import PartKind, find, load
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -72,33 +72,6 @@ def _known(kind: PartKind, what: str) -> AfterValidator:
 
 MetricName = Annotated[str, _known("metrics", "a metric")]
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_file_name)]  # becomes part of file names
-
-
-@dataclass(frozen=True)
-class ReadIf:
-    """Written into the type of an option, it says with which values of another one the option is read.
-
-    A value that was typed and that nothing reads is refused (cl_runner/unread.py).
-
-    Attributes:
-        key: the other option: of the same node, or with a full stop a whole key. Of backbone.family the kind counts.
-        values: with which the option is read.
-        unless: it is read with all others instead.
-    """
-
-    key: str
-    values: tuple[Any, ...]
-    unless: bool = False
-
-
-#: What a classifier does not read.
-OfLanguageModels = ReadIf("backbone.family", ("classifier",), unless=True)
-#: What a definition of tasks reads from files, from the hub, and from either.
-OfFiles, OfHub = ReadIf("source", ("files",)), ReadIf("source", ("hub",))
-NotGenerated = ReadIf("source", ("files", "hub"))
-OfAdamW = ReadIf("optimizer", ("adamw",))
-#: Of a W&B run that there is.
-Written = ReadIf("mode", ("offline", "online"))
 
 
 class Schema(BaseModel):
@@ -200,9 +173,7 @@ class TaskDefinition(Schema):
     #: may hold {domain}, {split}, {variant} and *; of several places the first where there is something, each a
     #: list of paths that are read together
     path: Annotated[list[list[str]] | None, BeforeValidator(_places), OfFiles]
-    delimiter: Annotated[
-        Annotated[str, AfterValidator(_character)] | None, OfFiles
-    ]  # CSV, TSV: null = as the ending says
+    delimiter: Annotated[Annotated[str, AfterValidator(_character)] | None, OfFiles]  # CSV, TSV: null = by the ending
     quoting: Annotated[Literal["none", "double", "backslash"] | None, OfFiles]  # CSV and TSV: null = none in TSV
     header: Annotated[bool | list[str], AfterValidator(_columns), OfFiles]  # whether there is one, or column names
     encoding: Annotated[Annotated[str, AfterValidator(_encoding)] | None, OfFiles]  # of text files; null = UTF-8

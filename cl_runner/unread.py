@@ -16,10 +16,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel
 
-from cl_runner.config import Config, ReadIf
+from cl_runner.config import Config
 from cl_runner.groups import GROUPS
 from cl_runner.overrides import command_line, key_of, leaves_of, written
 from cl_runner.parts import family_kind, method_spec, probe_spec
+from cl_runner.read_if import ReadIf
 
 
 @dataclass(frozen=True)

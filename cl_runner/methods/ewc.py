@@ -7,12 +7,13 @@ from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from cl_runner.config import NonNegative, ReadIf, Share
+from cl_runner.config import NonNegative, Share
 from cl_runner.data.task import Task
 from cl_runner.importance import fisher
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline
+from cl_runner.read_if import ReadIf
 
 
 @dataclass

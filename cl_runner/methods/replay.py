@@ -10,13 +10,14 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 from torch import nn
 
 from cl_runner.batch import Part
-from cl_runner.config import Count, Fraction, ReadIf
+from cl_runner.config import Count, Fraction
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.methods.memory import own_examples
 from cl_runner.needs import Added, Needs, Outline
+from cl_runner.read_if import ReadIf
 
 Item = TypeVar("Item")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cl_runner.config import Fraction, NonNegative, Positive, ReadIf, Score
+from cl_runner.config import Fraction, NonNegative, Positive, Score
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.freezing import frozen
@@ -23,6 +23,7 @@ from cl_runner.learner import Learner
 from cl_runner.methods.base import Chain, Method
 from cl_runner.needs import Needs, Outline
 from cl_runner.patterns import match, module_types
+from cl_runner.read_if import ReadIf
 from cl_runner.sparse.groups import group_sizes, layer_groups
 from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_MEAN, NEEDS_PASS, scores
 from cl_runner.sparse.selection import random_selection, select

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cl_runner.batch import Batch
-from cl_runner.config import Count, Encoder, Positive, ReadIf, Whole
+from cl_runner.config import Count, Encoder, Positive, Whole
 from cl_runner.data.task import Task, label_union
 from cl_runner.families.base import Prediction
 from cl_runner.layers.heads import Heads, find_head
@@ -25,6 +25,7 @@ from cl_runner.layers.values import Values
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method, Predict
 from cl_runner.needs import Needs, Outline, Retrieves
+from cl_runner.read_if import ReadIf
 from cl_runner.retrieval.bank import Bank
 from cl_runner.retrieval.encoder import GENERIC, Queries, check_encoder
 from cl_runner.retrieval.keys import (

@@ -14,7 +14,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from cl_runner.batch import Batch
-from cl_runner.config import Count, Positive, ReadIf, Sampling
+from cl_runner.config import Count, Positive, Sampling
 from cl_runner.data.example import Example
 from cl_runner.data.readers import file_records
 from cl_runner.digests import read_text, write
@@ -23,6 +23,7 @@ from cl_runner.families.tokens import padded
 from cl_runner.learner import Learner
 from cl_runner.needs import ProbePass
 from cl_runner.probes.base import Probe, at_rest
+from cl_runner.read_if import ReadIf
 
 #: Texts that the model writes at once. Their number enters what chance writes, so that it is no option.
 WRITTEN_AT_ONCE = 16

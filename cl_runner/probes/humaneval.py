@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from cl_runner.batch import Batch
-from cl_runner.config import Count, Positive, ReadIf, Sampling
+from cl_runner.config import Count, Positive, Sampling
 from cl_runner.data.readers import file_records
 from cl_runner.digests import replace_file
 from cl_runner.families.base import Answering
@@ -27,6 +27,7 @@ from cl_runner.learner import Learner
 from cl_runner.needs import ProbePass
 from cl_runner.probes.base import Probe, at_rest
 from cl_runner.probes.sandbox import NotStarted, execute
+from cl_runner.read_if import ReadIf
 
 FILE = "HumanEval.jsonl.gz of https://github.com/openai/human-eval, folder data"
 #: Problems of the file, and about as many tokens as their prompts have in a batch.
