@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cl_runner.digests import Damaged, readable, replace_file, sealed, unsealed
+from cl_runner.full_disk import room_for
 
 fcntl: Any
 try:
@@ -70,7 +71,8 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     tree = pack(state, tensors)
     name = f"tensors-{number:06d}.safetensors"
-    save_file(tensors, folder / name)
+    with room_for(folder / name, sum(tensor.nbytes for tensor in tensors.values())):
+        save_file(tensors, folder / name)
     with (folder / name).open("rb") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()

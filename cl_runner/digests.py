@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cl_runner.full_disk import room_for
+
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^\n]+)")
 _OWN = "# of the lines above: "
@@ -207,7 +209,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with room_for(temporary, len(content)), temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cl_runner.digests import Damaged, readable
+from cl_runner.full_disk import room_for
 from cl_runner.sparse.bits import weights_hash
 
 
@@ -34,7 +35,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     os.close(handle)
     temporary = Path(name)
     try:
-        save_file(held, temporary, {**told, "content": _content(path, held, told)})
+        with room_for(temporary, sum(tensor.nbytes for tensor in held.values())):
+            save_file(held, temporary, {**told, "content": _content(path, held, told)})
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from cl_runner.digests import Damaged, readable, sync_folder
+from cl_runner.full_disk import room_for
 from cl_runner.sparse.bits import (
     DTYPES,
     bits_of,
@@ -215,7 +216,7 @@ def save_snapshot(path: Path, snapshot: Snapshot) -> int:
     text += b" " * (-len(text) % 8)
     # Written here and not by safetensors, whose order of metadata differs from call to call.
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with room_for(temporary, 8 + len(text) + end), temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for key in keys:
