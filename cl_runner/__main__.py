@@ -160,7 +160,7 @@ def _request(given: argparse.Namespace) -> int:
             return _hydra(given)
         if given.multirun and passed_on:
             raise ValueError("--cfg and --info show one configuration: leave -m and the lists of values out")
-        of_hydra = [o for o in overrides if key_of(o).startswith("hydra")]
+        of_hydra = [o for o in overrides if key_of(o).startswith("hydra") and key_of(o) != "hydra.searchpath"]
         if of_hydra and not given.multirun and not passed_on:
             line = command_line([o for o in overrides if o not in of_hydra], folders)
             raise ValueError(
