@@ -183,7 +183,7 @@ def check_single(overrides: Sequence[str], folders: Sequence[Path] = ()) -> list
 
 
 def check_once(overrides: Sequence[str], folders: Sequence[Path] = (), multirun: bool = False) -> None:
-    """Nothing is typed twice, or a ValueError names both: of two, Hydra takes the last in silence."""
+    """Nothing is said in two ways, or a ValueError names both: Hydra takes the last one in silence."""
     parsed = parse(overrides, folders, multirun)
     said: dict[str, str] = {}
     for override, text in zip(parsed, overrides, strict=True):
@@ -197,11 +197,9 @@ def check_once(overrides: Sequence[str], folders: Sequence[Path] = (), multirun:
             # What comes later takes the place of parts that were said before it; a group's choice leaves them.
             under = () if key in GROUPS else (name for name in said if name.startswith(f"{leaf}."))
             earlier = said.get(leaf) or next((said[name] for name in under), None)
-            if earlier is None:
-                continue
-            right = list(dict.fromkeys(word for word in overrides if word != earlier or earlier == text))
-            twice = f"{text} is typed twice" if earlier == text else f"{earlier} and {text} both say {leaf}"
-            raise ValueError(f"{twice}; only one counts. Type: {command_line(right, folders, multirun)}")
+            if earlier not in (None, text):
+                line = command_line([word for word in overrides if word != earlier], folders, multirun)
+                raise ValueError(f"{earlier} and {text} both say {leaf}; only one counts. Type: {line}")
         said |= dict.fromkeys(leaves, text)
 
 
