@@ -1,7 +1,7 @@
 """Options that nothing reads: a value that was typed and would change nothing is refused, with what is read instead.
 
 When an option is read is said where it is declared, by `ReadIf`; a few conditions that span the configuration are here.
-A typed value that is the default anyway, and what a preset says, pass: neither can be mistaken for a change.
+A typed value that is the default anyway, one that a file asks for, and what a preset says, pass.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def unread(
         if override.key_or_group in GROUPS or override.is_hydra_override() or override.is_delete():
             continue
         for key in leaves_of(override.key_or_group, override.value()):
-            if _same(OmegaConf.select(default, key), OmegaConf.select(composed, key)):
+            node, _, leaf = f"_.{key}".rpartition(".")
+            above = OmegaConf.select(default, node.removeprefix("_").lstrip(".")) if node != "_" else default
+            asked = isinstance(above, DictConfig) and leaf in above and OmegaConf.is_missing(above, leaf)
+            if asked or _same(OmegaConf.select(default, key), OmegaConf.select(composed, key)):
                 continue
             why = _why(key, composed, config)
             if why is None:
@@ -88,8 +91,8 @@ def _why(key: str, composed: DictConfig, config: Config) -> Why | None:
             continue
         shown = " or ".join(map(written, condition.values))
         if is_family:
-            who = "all families but" if condition.unless else "the family"
-            return f"backbone {config.backbone.name} is a {value}, and it is read by {who} {shown}", {}, False
+            who = f"all families but {shown}" if condition.unless else f"the family {shown}"
+            return f"backbone {config.backbone.name} is of the family {value}, and {who} reads it", {}, False
         if condition.unless:
             return f"it is not read with {other}={written(value)}", {}, False
         return f"it is read with {other}={shown}, and {other} is {written(value)}", {other: condition.values[0]}, True

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ValidationError
@@ -96,16 +97,13 @@ def _path(place: Sequence[int | str], values: Any) -> list[Any]:
     """The keys of pydantic's place; among them it names kinds of values, which are none."""
     found: list[Any] = []
     for part in place:
-        if isinstance(values, Mapping) and (part in values or part in ("[key]",)):
-            found += [] if part == "[key]" else [part]
-            values = values.get(part, values)
-        elif isinstance(values, Mapping):
-            same = next((key for key in values if str(key) == part), None)  # a key that is no text
-            if same is None and place[-1] == part:
+        if isinstance(values, Mapping):
+            known = [key for key in values if key == part or str(key) == part]  # False is 0
+            if known:
+                found += known
+                values = values[known[0]]
+            elif place[-1] == part != "[key]":
                 found.append(part)  # one that is missing
-            elif same is not None:
-                found.append(same)
-                values = values[same]
         elif isinstance(values, list) and isinstance(part, int) and part < len(values):
             found.append(part)
             values = values[part]
@@ -172,7 +170,10 @@ def starts_from_itself(folders: Sequence[Path]) -> ValueError:
 
 
 def _defaults(path: Path) -> list[str]:
-    content = OmegaConf.load(path)
+    try:
+        content = OmegaConf.load(path)
+    except (OSError, UnicodeError, yaml.YAMLError):
+        return []
     return [str(entry) for entry in content.get("defaults", [])] if isinstance(content, DictConfig) else []
 
 
