@@ -52,7 +52,7 @@ def unread(
         for key in leaves_of(override.key_or_group, override.value()):
             node, _, leaf = f"_.{key}".rpartition(".")
             above = OmegaConf.select(default, node.removeprefix("_").lstrip(".")) if node != "_" else default
-            asked = isinstance(above, DictConfig) and leaf in above and OmegaConf.is_missing(above, leaf)
+            asked = isinstance(above, DictConfig) and OmegaConf.is_missing(above, leaf)
             if asked or _same(OmegaConf.select(default, key), OmegaConf.select(composed, key)):
                 continue
             why = _why(key, composed, config)
