@@ -173,10 +173,10 @@ class TaskDefinition(Schema):
     #: may hold {domain}, {split}, {variant} and *; of several places the first where there is something, each a
     #: list of paths that are read together
     path: Annotated[list[list[str]] | None, BeforeValidator(_places), OfFiles]
-    delimiter: Annotated[Annotated[str, AfterValidator(_character)] | None, OfFiles]  # CSV, TSV: null = by the ending
-    quoting: Annotated[Literal["none", "double", "backslash"] | None, OfFiles]  # CSV and TSV: null = none in TSV
-    header: Annotated[bool | list[str], AfterValidator(_columns), OfFiles]  # whether there is one, or column names
-    encoding: Annotated[Annotated[str, AfterValidator(_encoding)] | None, OfFiles]  # of text files; null = UTF-8
+    delimiter: Annotated[str, AfterValidator(_character)] | None  # CSV and TSV: null = as the ending says
+    quoting: Literal["none", "double", "backslash"] | None  # CSV and TSV: null = none in TSV, in CSV double
+    header: Annotated[bool | list[str], AfterValidator(_columns)]  # CSV and TSV: whether there is one, or column names
+    encoding: Annotated[str, AfterValidator(_encoding)] | None  # of text files; null = UTF-8
     missing_fields: Literal["refuse", "empty"]  # a column that some rows lack
     convert: Annotated[str, _known("converters", "a converter")] | None  # how records are read (data/converters.py)
     download: Annotated[str | None, OfFiles]  # what to fetch and where to put it: said when a file is missing
@@ -189,7 +189,7 @@ class TaskDefinition(Schema):
     text: list[str]  # columns, joined by a space
     label: str  # column of the label or answer
     picture: Annotated[str | None, NotGenerated]  # FOLDER/{COLUMN}: what a row asks about; null = texts alone
-    max_rows: Annotated[Count | None, NotGenerated]  # drawn at most of each source, by task_order.data_seed; null = all
+    max_rows: Count | None  # rows drawn at most of each source, by task_order.data_seed; null = all
     label_noise: Share  # generated: share of training labels replaced at random
 
 

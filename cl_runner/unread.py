@@ -1,7 +1,7 @@
 """Options that nothing reads: a value that was typed and would change nothing is refused, with what is read instead.
 
 When an option is read is said where it is declared, by `ReadIf`; a few conditions that span the configuration are here.
-A typed value that is the default anyway, one that a file asks for, and what a preset says, pass.
+A typed value that is the default anyway, and what a preset says, pass: neither can be mistaken for a change.
 """
 
 from __future__ import annotations
@@ -50,10 +50,7 @@ def unread(
         if override.key_or_group in GROUPS or override.is_hydra_override() or override.is_delete():
             continue
         for key in leaves_of(override.key_or_group, override.value()):
-            node, _, leaf = f"_.{key}".rpartition(".")
-            above = OmegaConf.select(default, node.removeprefix("_").lstrip(".")) if node != "_" else default
-            asked = isinstance(above, DictConfig) and OmegaConf.is_missing(above, leaf)
-            if asked or _same(OmegaConf.select(default, key), OmegaConf.select(composed, key)):
+            if _same(OmegaConf.select(default, key), OmegaConf.select(composed, key)):
                 continue
             why = _why(key, composed, config)
             if why is None:
@@ -196,7 +193,9 @@ def _bertscore(key: str, composed: DictConfig, config: Config) -> Why | None:
 def _definition(key: str, composed: DictConfig, config: Config) -> Why | None:
     """A definition that no task of the order uses."""
     group, _, rest = key.partition(".")
-    name = rest.partition(".")[0]
+    name, _, leaf = rest.partition(".")
+    if leaf in ("dataset", "revision"):  # asked for of every definition of the hub's
+        return None
     used = {task.task or config.task_order.task for task in config.task_order.tasks}
     if group != "task" or name in used:
         return None

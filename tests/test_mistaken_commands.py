@@ -236,7 +236,7 @@ TABLE: dict[str, list[Case]] = {
         ("wandb=disabled wandb.project=x", r"wandb.mode=offline or online"),
         ("task.reviews.path=x", r"task.reviews.source=files"),
         ("task.reviews.revision=x", r"task.reviews.source=hub"),
-        ("task.reviews.max_rows=4", r"task.reviews.source=files or hub"),
+        ("task.reviews.max_rows=4", r"says something of source=files and hub alone.*Type: task.reviews.max_rows=null"),
         ("'task=[reviews,fdu_mtl]' task.fdu_mtl.template=x", r"the order uses reviews"),
         ("-m method=seq_ft,replay importance.passes=2", r"nothing reads importance.passes"),
     ],
