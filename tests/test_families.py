@@ -273,6 +273,7 @@ def test_protocols_are_the_releases() -> None:
     assert [piece.evaluation.new_tokens(own) for own in (16, 256)] == [16, 256]
     assert [c.evaluation.answer_text for c in (trace, piece, standard)] == ["raw", "piece", "spoken"]
     assert [c.backbone.training_length for c in (trace, piece, standard)] == ["together", "sum", "apart"]
+    assert [c.backbone.special_tokens for c in (trace, piece, standard)] == ["read", "read", "text"]
     released = compose(["task_order=trace", "backbone=llama2_7b_chat", "protocol=trace"]).config.backbone
     assert (released.max_length, released.longest_in_training, released.chat_template) == (1024, 1536, False)
     assert trace.task["trace_fomc"].released_metrics["trace"] == ["trace_accuracy"]
