@@ -175,5 +175,5 @@ def _accounted(task: Task, family: Family) -> Task:
     if task.account is None:
         return task
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
-    found = {split: family.noted(examples) for split, examples in splits.items() if examples}
+    found = {split: family.noted(examples, split == "train") for split, examples in splits.items() if examples}
     return dataclasses.replace(task, account=task.account.with_notes(found))

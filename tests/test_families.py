@@ -246,7 +246,7 @@ def test_what_of_a_generated_text_is_the_answer() -> None:
 def test_prompt_and_answer_share_their_tokens_as_a_release_has_it() -> None:
     """TRACE: the sum of both limits for a prompt with its answer; PIECE: the sum for each; ours: each its own."""
     prompt, short, long = "p" * 50, "a", "b" * 50
-    found = {}
+    found, cut = {}, {}
     for rule in get_args(TrainingLength):
         family = Causal(
             backbone("tiny_llama", max_length=20, max_answer_length=10, truncation="keep_end", training_length=rule), []
@@ -255,12 +255,17 @@ def test_prompt_and_answer_share_their_tokens_as_a_release_has_it() -> None:
         ends = family.targets(examples)
         wholes = family.lengths(examples)
         found[rule] = [(whole - end, end) for whole, end in zip(wholes, ends, strict=True)]
+        short_text = Example("p" * 15, "a" * 12)
+        cut[rule] = [note for note, count in family.noted([*examples, short_text]).items() if note.startswith("text")]
+        assert family.noted([*examples, short_text], training=False)["texts cut at 20 tokens"] == 2
         batch = family.collate(examples)
         assert batch["attention_mask"].sum(1).tolist() == wholes and batch["labels"].shape[1] == max(ends)
         assert family.lengths(examples, answers=False) == [20, 20], "what is answered is as long as ever"
         assert batch["input_ids"][0, -wholes[0]] == family.tokenizer.bos_token_id, "special tokens stay"
     # Of a prompt before a long answer its start and one more token stay.
     assert found == {"apart": [(20, 2), (20, 10)], "together": [(28, 2), (2, 28)], "sum": [(30, 2), (30, 30)]}
+    said = ["texts cut at 20 tokens", "texts cut to 30 tokens with their answers", "texts cut at 30 tokens"]
+    assert list(cut.values()) == [[note] for note in said]
 
 
 def test_protocols_are_the_releases() -> None:

@@ -109,8 +109,12 @@ class Family(ABC):
         """
         return
 
-    def noted(self, examples: Sequence[Example]) -> dict[str, int]:
-        """What is worth knowing of examples as the model reads them -> how many: cut ones, special tokens in them."""
+    def noted(self, examples: Sequence[Example], training: bool = True) -> dict[str, int]:
+        """What is worth knowing of examples as the model reads them -> how many: cut ones, special tokens in them.
+
+        Args:
+            training: whether it reads them to learn, or to answer.
+        """
         return {}
 
     @abstractmethod

@@ -73,7 +73,7 @@ class Classifier(Family):
         """The texts' tokens; labels need none."""
         self._encoding.remember([e.prompt for e in examples], [], cache)
 
-    def noted(self, examples: Sequence[Example]) -> dict[str, int]:
+    def noted(self, examples: Sequence[Example], training: bool = True) -> dict[str, int]:
         """Texts that are cut, or hold special tokens."""
         return self._encoding.noted([e.prompt for e in examples], [])
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +17,7 @@ from cl_runner.families.reading_text import TextReader
 from cl_runner.tensor_files import read_cached, write_tensors
 
 #: Of the kept files; changes when they hold something else.
-FORMAT = 3
-#: What is noted of a text or an answer: it is cut, it holds a special token.
-CUT, SPECIAL = 1, 2
+FORMAT = 4
 #: Stands for a user's words in a chat template.
 MARK = "§words§"
 
@@ -28,6 +27,13 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return hashlib.sha256(rules.encode()).hexdigest()
+
+
+class _Note(NamedTuple):
+    """What is worth knowing of a text or an answer."""
+
+    tokens: int  # of all of it, with what stands around it
+    special: bool  # whether special tokens stand in it
 
 
 class Encoding:
@@ -54,8 +60,8 @@ class Encoding:
         self._apart = backbone.training_length == "apart"
         self._sum = backbone.max_length + (backbone.max_answer_length or 0)
         self.reader = TextReader(tokenizer, backbone.special_tokens)
-        self._noted: dict[str, int] = {}  # of prompts
-        self._noted_of_answers: dict[str, int] = {}
+        self._noted: dict[str, _Note] = {}  # of prompts
+        self._noted_of_answers: dict[str, _Note] = {}
         self._prompts: dict[str, list[int]] = {}  # as long as any pass reads them
         self._answers: dict[str, list[int]] = {}
         self._texts: dict[tuple[int, ...], str] = {}
@@ -80,13 +86,14 @@ class Encoding:
 
     def before(self, texts: Sequence[str], answers: Sequence[Sequence[int]]) -> list[list[int]]:
         """Ids of each text as it stands before its answer in training, at most as `backbone.training_length` says."""
-        if self._apart:
-            return self.prompts(texts)
-        together = self._backbone.training_length == "together"
-        return [
-            self._shortened(row, self._sum - (len(answer) if together else 0))
-            for row, answer in zip(self._longest(texts), answers, strict=True)
-        ]
+        limits = self._limits(answers)
+        return [self._shortened(row, limit) for row, limit in zip(self._longest(texts), limits, strict=True)]
+
+    def _limits(self, answers: Sequence[Sequence[int]]) -> list[int]:
+        """Tokens of a text in training at most, before each of these answers."""
+        if self._backbone.training_length == "together":
+            return [self._sum - len(answer) for answer in answers]
+        return [self._backbone.max_length if self._apart else self._sum] * len(answers)
 
     def _shortened(self, row: list[int], limit: int) -> list[int]:
         if len(row) <= limit:
@@ -119,7 +126,7 @@ class Encoding:
             limit = self.answer_limit()
             for text, row in zip(missing, self.reader.ids(missing), strict=True):
                 self._answers[text] = [*row, self._ends][:limit]
-                self._noted_of_answers[text] = CUT * (len(row) >= limit) + SPECIAL * bool(self.reader.found(text))
+                self._noted_of_answers[text] = _Note(len(row) + 1, self.reader.found(text) is not None)
         return [self._answers[text] for text in texts]
 
     def answer_limit(self) -> int:
@@ -130,20 +137,28 @@ class Encoding:
         kept = len(self._before) + len(self._after) + 1 if self._backbone.training_length == "together" else 0
         return self._sum - kept
 
-    def noted(self, prompts: Sequence[str], answers: Sequence[str]) -> dict[str, int]:
-        """What is worth knowing of these texts and answers -> how many of them."""
+    def noted(self, prompts: Sequence[str], answers: Sequence[str], training: bool = True) -> dict[str, int]:
+        """What is worth knowing of these texts and answers -> how many of them.
+
+        Args:
+            training: whether texts are as long as in training, or as where they are answered.
+        """
         self._longest(prompts)
-        if answers:
-            self.answers(answers)
-        limit = self.answer_limit() if answers else 0
+        ends = self.answers(answers) if answers else []
+        longest, limits = f"at {self._backbone.max_length} tokens", [self._backbone.max_length] * len(prompts)
+        if training and ends and not self._apart:
+            limits = self._limits(ends)
+            together = self._backbone.training_length == "together"
+            longest = f"to {self._sum} tokens with their answers" if together else f"at {self._sum} tokens"
+        of_answers = [self.answer_limit()] * len(answers)
         how = "letters" if self._backbone.special_tokens == "text" else "tokens"
         found = {}
-        for what, longest, rows in (
-            ("texts", self._backbone.max_length, [self._noted[text] for text in prompts]),
-            ("answers", limit, [self._noted_of_answers[text] for text in answers]),
+        for what, cut, most, notes in (
+            ("texts", longest, limits, [self._noted[text] for text in prompts]),
+            ("answers", f"at {self.answer_limit()} tokens", of_answers, [self._noted_of_answers[a] for a in answers]),
         ):
-            found[f"{what} cut at {longest} tokens"] = sum(bool(row & CUT) for row in rows)
-            found[f"{what} with special tokens in them, read as {how}"] = sum(bool(row & SPECIAL) for row in rows)
+            found[f"{what} cut {cut}"] = sum(n.tokens > limit for n, limit in zip(notes, most, strict=True))
+            found[f"{what} with special tokens in them, read as {how}"] = sum(note.special for note in notes)
         return {note: count for note, count in found.items() if count}
 
     def _encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
@@ -152,8 +167,7 @@ class Encoding:
         ids = self.reader.ids(texts) if self._words is None else self._framed(texts)
         for text, row in zip(texts, ids, strict=True):
             special = self.reader.found(text if self._words is None else self._words[text])
-            cut = len(row) > self._backbone.max_length - around
-            self._noted[text] = CUT * cut + SPECIAL * bool(special)
+            self._noted[text] = _Note(len(row) + around, special is not None)
         if not self._backbone.chat_template:
             return [[*self._before, *self._cut(row, room), *self._after] for row in ids]
         left, right = self._sides
@@ -256,7 +270,7 @@ class Encoding:
         rows = [*(self._prompts[text] for text in prompts), *(self._answers[text] for text in answers)]
         noted = [*(self._noted[text] for text in prompts), *(self._noted_of_answers[text] for text in answers)]
         tensors = {
-            "noted": torch.tensor(noted, dtype=torch.uint8),
+            "noted": torch.tensor(noted, dtype=torch.int32).view(-1, 2),
             "ids": torch.tensor([i for row in rows for i in row], dtype=torch.int32),
             "lengths": torch.tensor([len(row) for row in rows], dtype=torch.int32),
         }
@@ -266,6 +280,6 @@ class Encoding:
         rows = [row.tolist() for row in tensors["ids"].split(tensors["lengths"].tolist())]
         self._prompts.update(zip(prompts, rows[: len(prompts)], strict=True))
         self._answers.update(zip(answers, rows[len(prompts) :], strict=True))
-        noted = tensors["noted"].tolist()
+        noted = [_Note(tokens, bool(special)) for tokens, special in tensors["noted"].tolist()]
         self._noted.update(zip(prompts, noted[: len(prompts)], strict=True))
         self._noted_of_answers.update(zip(answers, noted[len(prompts) :], strict=True))

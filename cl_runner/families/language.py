@@ -111,9 +111,9 @@ class LanguageModel(Family):
         """`max_answer_length` so that an answer has so many tokens more."""
         return (self.backbone.max_answer_length or 0) + tokens
 
-    def noted(self, examples: Sequence[Example]) -> dict[str, int]:
+    def noted(self, examples: Sequence[Example], training: bool = True) -> dict[str, int]:
         """Texts and answers that are cut, or hold special tokens."""
-        return self._encoding.noted([self._written(e) for e in examples], [e.answer for e in examples])
+        return self._encoding.noted([self._written(e) for e in examples], [e.answer for e in examples], training)
 
     def _written(self, example: Example) -> str:
         """The text that is encoded for an example."""
