@@ -95,7 +95,8 @@ class Backbone(Schema):
     tokenizer: Literal["words", "bytes"] | None  # of a random model; null = the checkpoint's own
     max_length: Annotated[int, Field(ge=3)]  # tokens of a text or prompt, special ones included; longer ones are cut
     max_answer_length: Count | None  # language models: tokens of an answer in training, its end token included
-    training_length: TrainingLength  # language models: which of prompt and answer may be how long in training
+    #: which of prompt and answer may be how long in training
+    training_length: Annotated[TrainingLength, ReadIf("backbone.family", ("causal", "seq2seq"))]
     truncation: Literal["keep_start", "keep_end", "keep_both"]  # what stays of a text that is too long
     chat_template: Annotated[bool, OfLanguageModels]  # the prompt becomes a user's turn of the tokenizer's template
     dropout: Annotated[float, Field(ge=0, lt=1)] | None  # of hidden states and attention; null = the checkpoint's own

@@ -288,7 +288,7 @@ def test_protocols_are_the_releases() -> None:
 def test_a_protocols_answers_are_as_long_and_as_whole_as_it_says(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "backbone=tiny_llama", "evaluation.max_new_tokens=23", "evaluation.answer_text=raw")
     learner, _, tasks = tiny_learner(config)
-    learner._evaluation = config.evaluation
+    learner.evaluation = config.evaluation
     how = learner.answering(tasks[0])
     assert (how.max_new_tokens, how.text, tasks[0].max_new_tokens) == (23, "raw", 16)
     learner.model.eval()
