@@ -37,11 +37,11 @@ from cl_runner.families.base import Family
 from cl_runner.families.loading import bytes_tokenizer, words_tokenizer
 from cl_runner.job import check_data
 from cl_runner.pretrained import places
+from cl_runner.pretrained.places import INDEX, WEIGHTS
 from cl_runner.record import write_request
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 LABELS = ("bad", "good", "fair")
-WEIGHTS = "model.safetensors"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -253,7 +253,7 @@ def shard(folder: Path, *lost: str) -> None:
     places = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(tensors)}
     for place in set(places.values()) - set(lost):
         save_file({name: t for name, t in tensors.items() if places[name] == place}, folder / place, {"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
 def rid(*patterns: str) -> Callable[[Path], None]:
@@ -318,9 +318,20 @@ FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda f: shard(f, "model-00002-of-00002.safetensors"),
         r"names 2 files, and model-00002-.* is not",
     ),
-    "index": ("causal", lambda f: [shard(f), (f / "model.safetensors.index.json").write_text("{}")], r"weight_map"),
+    "index": ("causal", lambda f: [shard(f), (f / INDEX).write_text("{}")], r"weight_map"),
     "bin": ("classifier", pickled, r"only pytorch_model.bin: .* never read.*save_pretrained"),
     "none": ("classifier", rid(WEIGHTS), r"has no model.safetensors. Fetch the weights"),
+    "outside": (
+        "causal",
+        lambda f: [shard(f), (f / INDEX).write_text(json.dumps({"weight_map": {"a": "../b.safetensors"}}))],
+        r"names '../b.safetensors', which is no file of that folder",
+    ),
+    "int8": (
+        "classifier",
+        lambda f: changed(f, lambda t: {n: v.to(torch.int8) if "query.weight" in n else v for n, v in t.items()}),
+        r"query.weight of .* is of type I8, as quantised weights are",
+    ),
+    "tokenizer": ("classifier", lambda f: (f / "tokenizer.json").write_text("{"), r"cannot load"),
     "adapter": ("causal", adapter, r"holds an adapter.*merge_and_unload"),
     "gptq": ("causal", lambda f: says(f, quantization_config={"quant_method": "gptq"}), r"quantised \(gptq"),
     "code": (
@@ -400,6 +411,25 @@ def test_a_folder_is_refused_with_one_message_before_anything_is_written(
     assert said.startswith("cl_runner: backbone.checkpoint=") and "Traceback" not in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "outputs").exists()
+
+
+def test_names_of_folders(originals: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    copied(originals["classifier"], tmp_path / "top" / "model")
+    for name, said in (
+        ("top/model", r"is a folder here, and only ./top/model names one. Type: backbone.checkpoint=./top/model"),
+        ("./top", r"; model in it has one. Type: backbone.checkpoint=./top/model\. Save"),
+        (f"./top/model/{WEIGHTS}", r"which is a file. Type: backbone.checkpoint=./top/model"),
+        ("./nowhere", r"no config.json in that folder, which does not exist"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            places.locate(backbone("backbone=classifier_folder").model_copy(update={"checkpoint": name}))
+    digest = places.sha256(tmp_path / "top" / "model" / WEIGHTS)
+    pinned = {"checkpoint": "./top/model", "weights_sha256": digest}
+    place = places.locate(backbone("backbone=classifier_folder").model_copy(update=pinned))
+    assert places.is_folder(place) and places.folder_of(place) == tmp_path / "top" / "model"
+    with pytest.raises(ValueError, match=rf"has SHA-256 {digest}, expected 00"):
+        places.locate(backbone("backbone=classifier_folder").model_copy(update=pinned | {"weights_sha256": "00"}))
 
 
 def test_encoders_are_checked_as_backbones_are(originals: dict[str, Path], tmp_path: Path) -> None:

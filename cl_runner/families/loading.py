@@ -149,10 +149,9 @@ class Source:
 
     def _choice(self, skeleton: PreTrainedModel) -> Chosen:
         name, wrappers = self.backbone.checkpoint, self.backbone.key_prefixes
-        folder = self._fetched() if name is not None else None
-        if name is None or folder is None:
+        if name is None:
             return Chosen(type(skeleton), None, [])
-        tensors = held(folder, KEY)
+        tensors = held(self._fetched(), KEY)
         names = unwrapped(tensors, wrappers)
         if wrappers and all(old == new for old, new in names.items()):
             raise ValueError(
@@ -172,10 +171,15 @@ class Source:
         used = {old: new for old, new in names.items() if new not in found.old_head}
         return Chosen(type(skeleton), None if whole else used, said)
 
-    def _fetched(self) -> Path | None:
-        """The folder with the weights; None for a hub name that has none in the format safetensors."""
+    def _fetched(self) -> Path:
+        """The folder with the weights; those of a hub name are fetched if they are not yet.
+
+        Raises:
+            ValueError: the hub has none in the format safetensors.
+        """
         folder = folder_of(self._place, self._revision)
-        if is_folder(self._place) or (folder is not None and weight_files(folder)):
+        files = [] if folder is None else weight_files(folder)
+        if folder is not None and (is_folder(self._place) or (files and all(path.is_file() for path in files))):
             return folder
         with readable(self.backbone):
             index = cached_file(self._place, INDEX, revision=self._revision, **_OPTIONAL)
@@ -183,7 +187,13 @@ class Source:
                 get_checkpoint_shard_files(self._place, index, revision=self._revision)
                 return Path(index).parent
             whole = cached_file(self._place, WEIGHTS, revision=self._revision, **_OPTIONAL)
-        return None if whole is None else Path(whole).parent
+        if whole is None:
+            raise ValueError(
+                f"{KEY}={self._place}: there is no {WEIGHTS} at revision {self._revision}, and pickled weights, which "
+                "can run code, are never read. Often a pull request has it: backbone.revision=refs/pr/NUMBER. Or "
+                f"convert it where you trust it, by save_pretrained, and give the folder: {KEY}=FOLDER"
+            )
+        return Path(whole).parent
 
     def build(self, configuration: PreTrainedConfig, seed: int) -> PreTrainedModel:
         """The model with the checkpoint's weights; new ones are drawn from `seed`.
@@ -218,7 +228,6 @@ class Source:
                 )
             else:
                 folder = self._fetched()
-                assert folder is not None, "names are of a folder's tensors"
                 read = slices(folder, closing)
                 if (folder / GENERATION).is_file():
                     how["generation_config"] = GenerationConfig.from_pretrained(folder)
@@ -227,7 +236,7 @@ class Source:
                 model, info = maker.from_pretrained(None, state_dict=given, **how)
                 model.config.name_or_path = self._place
         found = judged(model, info, (), self._new_head)
-        if not found.fits:  # what was fetched in another format than safetensors is compared only now
+        if not found.fits:  # what was loaded is what the headers promised
             raise ValueError(
                 f"{KEY}={self.backbone.checkpoint} does not hold what its config.json says: {found.said()}"
             )

@@ -90,10 +90,12 @@ def locate(options: Backbone | Encoder | Bertscore, key: str = "backbone.checkpo
     if is_folder(options.checkpoint):
         folder = Path(options.checkpoint).expanduser()
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{key}={options.checkpoint}: {_no_configuration(folder, key)}")
-        return str(folder)
+            raise ValueError(f"{key}={options.checkpoint}: {_no_configuration(folder, options.checkpoint, key)}")
+        if not isinstance(options, Bertscore) and options.package is None:
+            _check_pinned(folder / WEIGHTS, options, f"{key}={options.checkpoint}")
+        return str(folder.absolute())
     if isinstance(options, Bertscore):
-        return options.checkpoint
+        return _of_the_hub(options.checkpoint, key)
     node = key.rpartition(".")[0]
     carried = PACKAGED.get(options.package or "", options.checkpoint)
     if carried != options.checkpoint:
@@ -103,28 +105,38 @@ def locate(options: Backbone | Encoder | Bertscore, key: str = "backbone.checkpo
         )
     spec = importlib.util.find_spec(options.package) if options.package else None
     if spec is None or spec.origin is None:
-        return options.checkpoint
+        return _of_the_hub(options.checkpoint, key)
     folder = Path(spec.origin).parent / "model"
-    weights = folder / WEIGHTS
-    if options.weights_sha256 is not None:
-        found = sha256(weights)
-        if found != options.weights_sha256:
-            raise ValueError(
-                f"the package {options.package} carries other weights than {options.checkpoint}: {weights} has "
-                f"SHA-256 {found}, expected {options.weights_sha256}. "
-                f"Reinstall it, or use the hub: {node}.package=null"
-            )
+    said = f"the package {options.package} carries other weights than {options.checkpoint}"
+    _check_pinned(folder / WEIGHTS, options, said, f". Reinstall it, or use the hub: {node}.package=null")
     return str(folder)
 
 
-def _no_configuration(folder: Path, key: str) -> str:
+def _of_the_hub(name: str, key: str) -> str:
+    """A hub name; that of a folder here is refused, since transformers would take the folder."""
+    if Path(name).is_dir():
+        raise ValueError(f"{key}={name} is a folder here, and only ./{name} names one. Type: {key}=./{name}")
+    return name
+
+
+def _check_pinned(weights: Path, options: Backbone | Encoder, said: str, remedy: str = "") -> None:
+    """The weights are those that `weights_sha256` pins, if it does."""
+    if options.weights_sha256 is not None:
+        found = sha256(weights) if weights.is_file() else "none, as it is not there"
+        if found != options.weights_sha256:
+            raise ValueError(f"{said}: {weights} has SHA-256 {found}, expected {options.weights_sha256}{remedy}")
+
+
+def _no_configuration(folder: Path, name: str, key: str) -> str:
     """Why a folder without config.json is no checkpoint, and what to type."""
     if (folder / "adapter_config.json").is_file():
         return adapter_message()
+    if folder.is_file():
+        return f"no config.json in that folder, which is a file. Type: {key}={name.rpartition('/')[0]}"
     if not folder.is_dir():
         return f"no config.json in that folder, which does not exist. Give one that holds a model: {key}=DIR"
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
-    nearest = f"; {inside[-1]} in it has one. Type: {key}={folder}/{inside[-1]}" if inside else ""
+    nearest = f"; {inside[-1]} in it has one. Type: {key}={name.rstrip('/')}/{inside[-1]}" if inside else ""
     return (
         f"no config.json in that folder{nearest}. Save a model and its tokenizer there by save_pretrained, or give "
         f"another one: {key}=DIR"
@@ -183,6 +195,9 @@ def weight_files(folder: Path) -> list[Path]:
     named = read_json(index).get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
         raise ValueError(f"{index} does not say which file holds which tensor (weight_map). Fetch it again")
+    outside = [name for name in named.values() if Path(name).name != name]
+    if outside:
+        raise ValueError(f"{index} names {outside[0]!r}, which is no file of that folder. Fetch it again")
     return [folder / name for name in sorted(set(named.values()))]
 
 

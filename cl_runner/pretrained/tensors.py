@@ -64,7 +64,13 @@ def held(folder: Path, key: str) -> dict[str, torch.Tensor]:
         with opened(path) as file:
             for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
                 part = file.get_slice(name)
-                dtype = _DTYPES.get(part.get_dtype(), torch.uint8)
+                stored = part.get_dtype()
+                if stored not in _DTYPES and name.endswith((".weight", ".bias")):
+                    raise ValueError(
+                        f"{key}: {name} of {path} is of type {stored}, as quantised weights are, and such weights do "
+                        "not train here. Give the checkpoint from before it was quantised"
+                    )
+                dtype = _DTYPES.get(stored, torch.int64)
                 found[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
     return found
 

@@ -18,7 +18,8 @@ from cl_runner.config import Count, Positive, Sampling
 from cl_runner.data.example import Example
 from cl_runner.data.readers import file_records
 from cl_runner.digests import read_text, write
-from cl_runner.families.base import IGNORED, Answering
+from cl_runner.families.base import IGNORED, Answering, Family
+from cl_runner.families.reading_text import TextReader
 from cl_runner.families.tokens import padded
 from cl_runner.learner import Learner
 from cl_runner.needs import ProbePass
@@ -66,7 +67,7 @@ class HeldText(Probe):
             with at_rest(learner.model):
                 texts = self._written(learner)
         else:
-            texts = self._read(learner.family.tokenizer, Path(self.path).expanduser())
+            texts = self._read(learner.family, Path(self.path).expanduser())
         write(folder / TEXTS, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
 
     def _written(self, learner: Learner) -> list[str]:
@@ -91,14 +92,15 @@ class HeldText(Probe):
             )
         return said
 
-    def _read(self, tokenizer: PreTrainedTokenizerBase, path: Path) -> list[str]:
+    def _read(self, family: Family, path: Path) -> list[str]:
         """The first texts of a .jsonl, or so many pieces of another file."""
         if path.name.endswith((".jsonl", ".jsonl.gz")):
             found = [str(record.get("text") or "") for record in file_records(path)]
             texts = [text for text in found if text.strip()]
         else:
             text = path.read_text(encoding="utf-8")
-            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            tokenizer = family.tokenizer
+            [ids] = TextReader(tokenizer, family.backbone.special_tokens).ids([text])
             whole = range(0, len(ids) - self.tokens + 1, self.tokens)
             pieces = [ids[start : start + self.tokens] for start in whole[: self.texts]]
             texts = tokenizer.batch_decode(pieces, clean_up_tokenization_spaces=False) if pieces else []
@@ -139,7 +141,7 @@ class HeldText(Probe):
             yield from learner.sorted_batches([Example(first, second) for first, second in halves], self.batch_size)
             return
         start = beginning(learner.family.tokenizer)
-        ids = learner.family.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        ids = TextReader(learner.family.tokenizer, learner.family.backbone.special_tokens).ids(texts)
         rows = sorted((row[: self.tokens] for row in ids), key=len, reverse=True)
         for first in range(0, len(rows), self.batch_size):
             chosen = rows[first : first + self.batch_size]
