@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,26 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Helpers that compare show what differs, as tests do.
 pytest.register_assert_rewrite("four_tasks", "gradients", "own", "stored")
+
+
+#: Tests of what pictures show; elsewhere figures are made, but not rendered.
+DRAWN = ("test_report", "test_atlas", "test_run", "test_wandb")
+#: A picture of one pixel.
+PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")
+
+
+@pytest.fixture(scope="session")
+def prices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What passes of the tiny models cost, for all runs of this process."""
+    return tmp_path_factory.mktemp("prices")
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, prices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rendering and pricing are two thirds of a tiny run's time."""
+    monkeypatch.setattr("cl_runner.planning.plan.price_store", lambda config: prices)
+    if not request.path.stem.startswith(DRAWN):
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: path.write_bytes(PNG))
 
 
 @pytest.fixture

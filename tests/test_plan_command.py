@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from tiny import TINY, run_command, tiny
 
+from cl_runner.compose import compose
 from cl_runner.planning import memory as machine
+from cl_runner.planning.numbers import skeleton
 
 
 @pytest.mark.parametrize("backbone", ["tiny_bert", "tiny_t5"])
 def test_plan_of_a_run_is_in_its_folder(backbone: str, tmp_path: Path) -> None:
-    arguments = tiny(tmp_path, "method=pe", f"backbone={backbone}")
+    few = ["task_order.base.train=16", "task_order.incremental.train=8"]
+    arguments = tiny(tmp_path, "method=pe", f"backbone={backbone}", *few)
     assert run_command(arguments) == 0
     (folder,) = {path.parent for path in tmp_path.rglob("summary.json")}
     plan = json.loads((folder / "plan.json").read_text())
@@ -49,10 +52,11 @@ def test_command_explains_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--jsn" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("layers", "parameters"), [(8, 1_881_214_976), pytest.param(32, 6_738_415_616, marks=pytest.mark.slow)]
-)
-def test_llama_without_network(layers: int, parameters: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_llama_without_network(capsys: pytest.CaptureFixture[str]) -> None:
+    """A quarter of its layers is planned, whose passes take a quarter of the time."""
+    whole = skeleton(compose(["method=piece_s", "backbone=llama2_7b"]).config.backbone, 0)
+    assert sum(p.numel() for p in whole.parameters()) == 6_738_415_616
+    layers, parameters = 8, 1_881_214_976
     overrides = ["method=piece_s", "backbone=llama2_7b", "hardware=gpu", "hardware.gradient_checkpointing=true"]
     overrides += [f"training.{stage}.micro_batch=2" for stage in ("base", "incremental")]
     assert run_command(["plan", "--json", *overrides, f"backbone.architecture.num_hidden_layers={layers}"]) == 0

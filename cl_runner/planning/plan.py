@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cl_runner.compose import Request
+from cl_runner.config import Config
 from cl_runner.parts import family_kind
 
 if TYPE_CHECKING:
@@ -68,9 +69,7 @@ def _plan_run(
     counts, lengths = counts_of(config, tasks), text_lengths(family, tasks)
     s = setting_of(config, counts, model, "cuda" if gpu else "cpu", lengths)
     made = [model]  # another one is only needed for weights of another type
-    shared = Path(config.root) / "cache"  # of runs; a plan alone leaves nothing behind
-    store = shared / "plans" if config.importance.cache_gb and shared.is_dir() else None
-    planner = Planner(lambda: made.pop() if made else skeleton(config.backbone, labels), 0, store)
+    planner = Planner(lambda: made.pop() if made else skeleton(config.backbone, labels), 0, price_store(config))
     planner.memory(s)
     if not gpu:
         # After the passes were priced: what that left in the process is in a run's as well.
@@ -99,6 +98,12 @@ def _plan_run(
         seconds = None
         basis = "no time: " + ("there is no GPU here" if gpu and not there else "no past run of this kind")
     return planner, s, planner.plan(s, seconds, basis, speed.flops_per_second if speed is not None else None)
+
+
+def price_store(config: Config) -> Path | None:
+    """Where runs share what passes cost; None if they share nothing. A plan alone leaves nothing behind."""
+    shared = Path(config.root) / "cache"
+    return shared / "plans" if config.importance.cache_gb and shared.is_dir() else None
 
 
 def advise(request: Request, planner: Planner, s: Setting, failed: str | None = None, task: int = 0) -> str:
