@@ -72,9 +72,11 @@ def check_environment(request: Request, device: str) -> str | None:
     listed = ", ".join(f"{name} {' -> '.join(values)}" for name, values in found.items())
     if request.config.resume == "strict":
         anyway = request.command_with({"resume": "warn"})
+        # A number in the configuration is another run's; that of torch's own choice the environment sets.
+        back = f" (threads: OMP_NUM_THREADS={found['threads'][0]} before the command)" if "threads" in found else ""
         raise ValueError(
             f"this run began with something else than computes now: {listed}. It would end with other bits than one "
-            f"that was not interrupted. Go back to what it began with, or go on all the same: {anyway}"
+            f"that was not interrupted. Go back to what it began with{back}, or go on all the same: {anyway}"
         )
     note = {"at": now["started"], "differs": found}
     write(path, json.dumps({**began, "resumed": [*began.get("resumed", []), note]}, indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -93,8 +94,9 @@ def _device(device: str) -> str:
     return torch.cuda.get_device_name(device)
 
 
+@functools.cache
 def _code() -> str:
-    """SHA-256 of this package's own source files."""
+    """SHA-256 of this package's own source files, as they are when it is first asked for."""
     sha = hashlib.sha256()
     top = Path(__file__).parents[1]
     for path in sorted(top.rglob("*.py")):
