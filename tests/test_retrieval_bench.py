@@ -26,22 +26,10 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.parametrize("peft", [False, pytest.param(True, marks=pytest.mark.skipif(not PEFT, reason="needs peft"))])
 def test_it_measures_every_way(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, peft: bool) -> None:
-    options = (
-        f"--size tiny --encoder tiny --length 8 --batches 1,6 --top-k 2 --ranks 3 --tasks 2,5 --peft {peft}".lower()
-    )
+    options = "--size tiny --encoder tiny --length 8 --batches 1,6 --top-k 2 --ranks 3 --tasks 2,5 --repeats 2"
+    options += f" --peft {str(peft).lower()} --memory false --threads 1"
     output = tmp_path / "retrieval.json"
-    command = [
-        "retrieval.py",
-        *options.split(),
-        "--repeats",
-        "2",
-        "--memory",
-        "false",
-        "--threads",
-        "1",
-        "--output",
-        str(output),
-    ]
+    command = ["retrieval.py", *options.split(), "--output", str(output)]
     monkeypatch.setattr("sys.argv", command)
     bench.main()
     written = json.loads(output.read_text(encoding="utf-8"))

@@ -187,7 +187,7 @@ class Selector(Method):
             learner.warn(
                 f"Note: {idle} of {selected} weights selected for {task.name} cannot learn, as their gradient is 0 by "
                 f"construction: {self.zeros['key_biases']} in biases of keys, {self.zeros['unread_rows']} in rows of "
-                f"embeddings that its texts do not read. Others: method.{self.node}.exclude_zero_gradient=true"
+                f"embeddings that its texts do not read. For others type method.{self.node}.exclude_zero_gradient=true"
             )
 
 
