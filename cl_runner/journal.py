@@ -211,7 +211,9 @@ class Journal(Watch):
         """What came of a task's training: weights and answers that are other ones now."""
         detail["answers"] = self._moved
         name, entries = detail["name"], detail["trainable"]
-        self._console.line(f"{name}: {entries} weights trained, {detail['changed']} changed")
+        written = detail["stored"] - entries  # such as keys, which are trained apart
+        others = f" and {written} written by the method" if written else ""
+        self._console.line(f"{name}: {entries} weights trained{others}, {detail['changed']} changed")
         self._console.line(outputs.text(self._moved, name))
         own = self._moved.get("own")
         if own is not None and own["changed"] == 0 < entries:
