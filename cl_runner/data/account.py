@@ -74,8 +74,8 @@ def split_account(
 ) -> SplitAccount:
     """What was read for a split, and its examples counted."""
     answers = Counter(example.answer for example in examples)
-    seen = Counter(_asked(example) for example in examples)
-    given = Counter((_asked(example), example.answer) for example in examples)
+    seen = {example.asked for example in examples}
+    given = {(example.asked, example.answer) for example in examples}
     found = dict(notes) | {
         "repeated texts": len(examples) - len(seen),
         "repeated texts with another answer": len(given) - len(seen) if labels else 0,
@@ -93,10 +93,10 @@ def split_account(
 def task_account(splits: Mapping[str, SplitAccount], examples: Mapping[str, Sequence[Example]]) -> TaskAccount:
     """The account of a task: its splits, those without examples left out, and what is in more than one of them."""
     splits = {split: account for split, account in splits.items() if account.used}
-    texts = {split: {_asked(example) for example in examples[split]} for split in splits}
+    texts = {split: {example.asked for example in examples[split]} for split in splits}
     notes = {}
     for split in ("validation", "test"):
-        both = sum(_asked(example) in texts.get("train", ()) for example in examples.get(split, ()))
+        both = sum(example.asked in texts.get("train", ()) for example in examples.get(split, ()))
         if both:
             notes[f"texts of {split} that are also in train"] = both
     classes: dict[str, list[str]] = {}
@@ -110,10 +110,6 @@ def task_account(splits: Mapping[str, SplitAccount], examples: Mapping[str, Sequ
         }
         classes = {kind: labels for kind, labels in kinds.items() if labels}
     return TaskAccount(splits, notes, classes)
-
-
-def _asked(example: Example) -> tuple[str, str]:
-    return example.prompt, "" if example.picture is None else example.picture.name
 
 
 def said(name: str, account: TaskAccount) -> list[str]:

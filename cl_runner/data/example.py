@@ -29,6 +29,11 @@ class Example:
     task: int = -1  # index of the task it was drawn for; -1 = of none, such as a probe's
     row: int = -1  # its place among the task's examples of its split
 
+    @property
+    def asked(self) -> str | tuple[str, str]:
+        """What tells it from other examples before it is answered: its text, and its picture's name."""
+        return self.prompt if self.picture is None else (self.prompt, self.picture.name)
+
     def content(self) -> tuple[str | int, ...]:
         """What a model reads and should answer; a picture's name and size stand for its pixels."""
         seen = () if self.picture is None else (self.picture.name, self.picture.size)

@@ -29,8 +29,6 @@ def check_text(text: str, what: str) -> None:
     Raises:
         ValueError: it holds half of a surrogate pair.
     """
-    if text.isascii():
-        return
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -187,6 +187,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
 class _JsonLines(Reader):
     def __init__(self, path: Path, opened: Callable[[], IO[str]]) -> None:
         super().__init__(path)
@@ -202,7 +205,7 @@ class _JsonLines(Reader):
         for row, (number, line) in raws:
             where = f"line {number} of {self.place}"
             try:
-                record = json.loads(line, object_pairs_hook=_once)
+                record = _DECODER.decode(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{where} is not JSON, one object a line ({error}){self._whole(number)}") from None
             except ValueError as error:
@@ -272,7 +275,7 @@ def _parsed(place: str, opened: Callable[[], IO[str]]) -> Any:
     with opened() as file:
         text = file.read()
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place} is not JSON ({error})") from None
     except ValueError as error:
@@ -281,12 +284,12 @@ def _parsed(place: str, opened: Callable[[], IO[str]]) -> Any:
 
 def _element(text: str) -> str:
     """Which element of an array cannot be used, as a message calls it."""
-    decoder, end = json.JSONDecoder(object_pairs_hook=_once), text.find("[") + 1
+    end = text.find("[") + 1
     for number in itertools.count(1):
         while text[end : end + 1] in (",", *" \t\r\n"):
             end += 1
         try:
-            end = decoder.raw_decode(text, end)[1]
+            end = _DECODER.raw_decode(text, end)[1]
         except ValueError:
             return f"element {number}"
     raise AssertionError

@@ -18,12 +18,13 @@ from typing import Any, TypeVar
 from cl_runner.config import TaskDefinition
 from cl_runner.data.chats import looks_like_chat
 from cl_runner.data.converters import DOCUMENTS, convert
+from cl_runner.data.hub import hub_reader
 from cl_runner.data.labels import SCHEMA, check_schema, check_text, is_missing, meaning
 from cl_runner.data.pictures import picture_column
 from cl_runner.data.places import all_paths, local_paths, missing, nearest
 from cl_runner.data.prompts import RESERVED, check_template, placeholders, prompt
 from cl_runner.data.reader import Reader, Record
-from cl_runner.data.readers import ArrowData, check_archive, explained, form_of, reader_of
+from cl_runner.data.readers import check_archive, explained, form_of, reader_of
 
 Item = TypeVar("Item")
 
@@ -39,15 +40,16 @@ class Row:
 
     Attributes:
         unit: rows of one unit, such as the turns of a chat, never come into two splits.
-        place: the file, and the row in it, for messages.
+        place, row: the file and the number in it, for messages.
         picture: as the row names it.
     """
 
     number: int
-    prompt: str
-    label: str
     unit: int
     place: str
+    row: int
+    prompt: str
+    label: str
     picture: str = ""
 
 
@@ -88,7 +90,7 @@ def read(
             prompt's template is mistaken.
     """
     if definition.source == "hub":
-        readers: list[Reader] = [_hub(definition, name, domain, split)]
+        readers: list[Reader] = [hub_reader(definition, name, domain, split)]
         return _Reading(definition, name, readers).source(f"{data_seed}/rows/{domain}/{split}")
     paths = found_files(definition, name, domain, split, variant)
     try:
@@ -130,7 +132,7 @@ def schema_labels(
         ValueError: the source has no schema that names them, or its files name them differently.
     """
     if definition.source == "hub":
-        readers: list[Reader] = [_hub(definition, name, domain, split)]
+        readers: list[Reader] = [hub_reader(definition, name, domain, split)]
     else:
         paths = found_files(definition, name, domain, split, variant)
         readers = [reader_of(path, definition, name, split) for path in paths]
@@ -152,8 +154,11 @@ class _Reading:
 
     def __init__(self, definition: TaskDefinition, name: str, readers: list[Reader]) -> None:
         self._definition, self._name, self._readers = definition, name, readers
+        self._labels = definition.labels if isinstance(definition.labels, dict) else {}
         self._columns: dict[str, None] = {}
         self._lacking: dict[str, str] = {}  # a wanted column -> the first row without it
+        self._kinds: set[tuple[str, ...]] = set()  # fields of records that are as they should be
+        self._at = ("", 0)  # the record that is looked at: its file, and its number there
         self._count = 0
         self._left_out: Counter[str] = Counter()
         self._notes: Counter[str] = Counter()
@@ -162,6 +167,8 @@ class _Reading:
         wanted = [*definition.text, definition.label, *([self._shown] if self._shown else [])]
         self._wanted = list(dict.fromkeys(wanted))
         self._fields = list(dict.fromkeys([*wanted, *self._filled]))
+        #: Fields of which a prompt is made, that may be empty where others are not.
+        self._parts = [*(definition.text if len(definition.text) > 1 else []), *self._filled]
 
     def source(self, seed: str) -> Source:
         """Everything that is usable."""
@@ -169,11 +176,12 @@ class _Reading:
         if definition.convert is None:
             for reader in self._readers:
                 check_schema(reader.class_names, definition, name, reader.place)
-        found: list[tuple[int, str, int, str, dict[str, str], str]] = []
-        for number, unit, place, record in self._records(seed):
-            usable = self._usable(record, place)
+        found: list[tuple[int, int, str, int, str, dict[str, str], str]] = []
+        for number, unit, place, row, record in self._records(seed):
+            self._at = (place, row)
+            usable = self._usable(record)
             if usable is not None:
-                found.append((number, place, unit, *usable))
+                found.append((number, unit, place, row, *usable))
         where = self._readers[0].place + (f" and {len(self._readers) - 1} more" if len(self._readers) > 1 else "")
         if self._count == 0:
             raise ValueError(f"{where} holds no rows")
@@ -186,8 +194,8 @@ class _Reading:
             )
         empty = dict.fromkeys(self._columns, "")
         rows = [
-            Row(number, prompt(definition, {**empty, **cells}), label, unit, place, picture)
-            for number, place, unit, label, cells, picture in found
+            Row(number, unit, place, row, prompt(definition, {**empty, **cells}), label, picture)
+            for number, unit, place, row, label, cells, picture in found
         ]
         for reader in self._readers:
             self._notes.update(reader.notes)
@@ -195,8 +203,8 @@ class _Reading:
 
     # Records
 
-    def _records(self, seed: str) -> Iterator[tuple[int, int, str, Record]]:
-        """Number, unit, place and record of every row, or of `max_rows` drawn ones."""
+    def _records(self, seed: str) -> Iterator[tuple[int, int, str, int, Record]]:
+        """Number, unit, file, number there and record of every row, or of `max_rows` drawn ones."""
         limit = self._definition.max_rows
         if self._definition.convert is not None:
             rows = self._counted(self._converted(self._definition.convert))
@@ -214,7 +222,7 @@ class _Reading:
                     for (number, row, _), (_, record) in zip(
                         own, reader.parse((row, raw) for _, row, raw in own), strict=True
                     ):
-                        yield number, number, f"row {row} of {reader.place}", record
+                        yield number, number, reader.place, row, record
 
     def _explained(self, reader: Reader) -> Any:
         return explained(Path(reader.place), self._definition, self._name)
@@ -224,13 +232,13 @@ class _Reading:
         with self._explained(reader):
             yield from enumerate(reader.raws(), start=1)
 
-    def _plain(self) -> Iterator[tuple[int, str, Record]]:
+    def _plain(self) -> Iterator[tuple[int, str, int, Record]]:
         for file, reader in enumerate(self._readers):
             with self._explained(reader):
                 for row, record in reader.parse(self._raws(file)):
-                    yield self._count + 1, f"row {row} of {reader.place}", record
+                    yield self._count + 1, reader.place, row, record
 
-    def _converted(self, kind: str) -> Iterator[tuple[int, str, Record]]:
+    def _converted(self, kind: str) -> Iterator[tuple[int, str, int, Record]]:
         """Rows of converted records; those of one record are one unit, but for documents."""
         before = 0
         for file, reader in enumerate(self._readers):
@@ -239,10 +247,11 @@ class _Reading:
                 records = reader.parse(self._raws(file))
                 for row, (number, record) in enumerate(convert(kind, records, reader.place), start=1):
                     unit = self._count + 1 if kind in DOCUMENTS else before + number
-                    yield unit, f"row {row} of {reader.place}", record
+                    yield unit, reader.place, row, record
                 before += number
 
-    def _counted(self, rows: Iterable[tuple[int, Any, Any]]) -> Iterator[tuple[int, int, Any, Any]]:
+    def _counted(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        """Rows with their number before them."""
         for row in rows:
             self._count += 1
             yield (self._count, *row)
@@ -268,49 +277,59 @@ class _Reading:
 
     # Rows
 
-    def _usable(self, record: Record, where: str) -> tuple[str, dict[str, str], str] | None:
+    @property
+    def _where(self) -> str:
+        """The row that is looked at, for messages."""
+        return f"row {self._at[1]} of {self._at[0]}"
+
+    def _usable(self, record: Record) -> tuple[str, dict[str, str], str] | None:
         """Label or answer, the cells that a prompt is made of, and the picture's name; None: the row is left out."""
         definition = self._definition
-        self._columns.update(dict.fromkeys(record))
-        self._check_fields(record, where)
-        text = self._text(record, where)
+        self._check_fields(record)
+        text = self._text(record)
         label: str | None = None
         if definition.labels is None:
-            label = self._cell(record, definition.label, where)
+            label = self._cell(record, definition.label)
         elif definition.label in self._columns:
-            label = meaning(record.get(definition.label), definition, self._name, where)
-        cells = {column: self._cell(record, column, where) for column in self._filled if column in record}
+            cell = record.get(definition.label)
+            label = None if is_missing(cell) else self._labels.get(str(cell))
+            if label is None:
+                label = meaning(cell, definition, self._name, self._where)
+        cells = {column: self._cell(record, column) for column in self._filled if column in record}
         if label is None:
-            self._left_out[NO_LABEL if is_missing(record.get(definition.label)) else DROPPED] += 1
+            cell = record.get(definition.label)
+            self._left_out[NO_LABEL if is_missing(cell) or not str(cell).strip() else DROPPED] += 1
         elif not label.strip():
             self._left_out[NO_ANSWER] += 1
         elif not text and not any(cell.strip() for cell in cells.values()):
             self._left_out[NO_TEXT] += 1
         else:
-            read = (*(c for c in definition.text if len(definition.text) > 1), *cells)
-            if any(is_missing(record.get(column)) or record[column] == "" for column in read):
+            if any(record.get(column, "") == "" or is_missing(record[column]) for column in self._parts):
                 self._notes[_LACKING] += 1
-            picture = self._cell(record, self._shown, where) if self._shown else ""
-            return label, {**cells, "text": text}, picture
+            return label, {**cells, "text": text}, self._cell(record, self._shown) if self._shown else ""
         return None
 
-    def _check_fields(self, record: Record, where: str) -> None:
+    def _check_fields(self, record: Record) -> None:
         """A wanted field that some rows have is there in all of them, unless the definition says otherwise."""
+        kind = tuple(record)
+        if kind in self._kinds:
+            return
+        self._columns.update(dict.fromkeys(record))
         for column in self._fields:
             if column not in record and column not in self._lacking:
                 held = ", ".join(map(str, record))
-                self._lacking[column] = f"{where} has no field {column!r}, which other rows have; it holds: {held}"
-                self._lacking[column] += f".{nearest(column, record)}"
-        if self._definition.missing_fields == "empty":
-            return
-        for column, said in self._lacking.items():
-            if column in self._columns:
-                raise ValueError(
-                    f"{said} Give it one, null where there is nothing to say, or type: "
-                    f"task.{self._name}.missing_fields=empty"
-                )
+                said = f"{self._where} has no field {column!r}, which other rows have; it holds: {held}"
+                self._lacking[column] = f"{said}.{nearest(column, record)}"
+        if self._definition.missing_fields == "refuse":
+            for column, said in self._lacking.items():
+                if column in self._columns:
+                    raise ValueError(
+                        f"{said} Give it one, null where there is nothing to say, or type: "
+                        f"task.{self._name}.missing_fields=empty"
+                    )
+        self._kinds.add(kind)
 
-    def _text(self, record: Record, where: str) -> str:
+    def _text(self, record: Record) -> str:
         parts = []
         for column in self._definition.text:
             cell = record.get(column)
@@ -318,8 +337,10 @@ class _Reading:
                 continue
             if not isinstance(cell, str):
                 kind = type(cell).__name__
-                raise ValueError(f"{where}: column {column!r} holds {cell!r} ({kind}), not text{self._chat_hint(cell)}")
-            check_text(cell, f"{where}: column {column!r}")
+                said = f"{self._where}: column {column!r} holds {cell!r} ({kind}), not text"
+                raise ValueError(f"{said}{self._chat_hint(cell)}")
+            if not cell.isascii():
+                check_text(cell, f"{self._where}: column {column!r}")
             parts.append(cell.strip())
         return " ".join(part for part in parts if part)
 
@@ -329,18 +350,18 @@ class _Reading:
             return ""
         return f". It is a chat. Type: {key}.convert=messages '{key}.text=[text]' {key}.label=answer"
 
-    def _cell(self, record: Record, column: str, where: str) -> str:
+    def _cell(self, record: Record, column: str) -> str:
         """A text or number as it stands; a missing one is empty."""
         cell = record.get(column)
         if is_missing(cell):
             return ""
         if not isinstance(cell, str | int | float):
             kind = type(cell).__name__
-            raise ValueError(
-                f"{where}: column {column!r} holds {cell!r} ({kind}), not text or a number{self._chat_hint(cell)}"
-            )
+            said = f"{self._where}: column {column!r} holds {cell!r} ({kind}), not text or a number"
+            raise ValueError(f"{said}{self._chat_hint(cell)}")
         text = str(cell)
-        check_text(text, f"{where}: column {column!r}")
+        if not text.isascii():
+            check_text(text, f"{self._where}: column {column!r}")
         return text
 
     def _check_columns(self, where: str) -> None:
@@ -355,28 +376,3 @@ class _Reading:
                 raise ValueError(
                     f"{where} has no column {column!r}; it has: {', '.join(known)}.{nearest(column, known)} {advice}"
                 )
-
-
-def _hub(definition: TaskDefinition, name: str, domain: str, split: str) -> ArrowData:
-    """A split of a data set of the hub."""
-    if definition.dataset is None:
-        raise ValueError(f"task.{name} reads the hub but names no data set. Type: task.{name}.dataset=OWNER/NAME")
-    if definition.revision is None:
-        raise ValueError(
-            f"task.{name} must name the revision of {definition.dataset}, so that a run can be repeated. "
-            f"Type: task.{name}.revision=COMMIT"
-        )
-    configuration = definition.configuration and definition.configuration.replace("{domain}", domain)
-    where = f"{definition.dataset} ({configuration or 'default'}, {split}, {definition.revision[:12]})"
-
-    import datasets
-
-    try:
-        data = datasets.load_dataset(definition.dataset, configuration, split=split, revision=definition.revision)
-    except Exception as error:  # the library raises its own, the hub client's and the HTTP client's errors
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"the hub data set {where} cannot be read: {reason}. Check task.{name}.dataset, .configuration, "
-            f".splits and .revision, and the network; without one, read a local copy with source=files"
-        ) from None
-    return ArrowData(where, data, definition.label)

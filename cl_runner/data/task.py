@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +54,22 @@ def build_tasks(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> lis
     Raises:
         ValueError: the first mistake in the order, its definitions or their data.
     """
-    tasks = [_build(plan) for plan in plans_of(order, definitions)]
+    with _without_collector():
+        tasks = [_build(plan) for plan in plans_of(order, definitions)]
     check_names(label_union(tasks), "two labels of this order")
     return tasks
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Rows hold no cycles, and the collector would go over all of them again and again: half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def outlines(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[Task]:
@@ -143,8 +158,8 @@ def _task(plan: Plan, drawn: Sequence[Mapping[Split, _Part]]) -> Task:
     for split in DRAWN:
         parts = [part[split] for part in drawn if split in part]
         examples[split] = [
-            dataclasses.replace(example, task=plan.index, row=row)
-            for row, example in enumerate(example for part in parts for example in part.examples)
+            Example(each.prompt, each.answer, each.domain, each.picture, plan.index, row)
+            for row, each in enumerate(each for part in parts for each in part.examples)
         ]
         accounts[split] = split_account(
             files=dict.fromkeys(file for part in parts for file in part.files),
@@ -257,7 +272,10 @@ def _drawn(plan: Plan, position: int, labels: Sequence[str]) -> dict[Split, _Par
             raise ValueError(f"nothing is left in {place} for {plan.key(split)}. Type: {plan.key(split)}=0")
         taken[place][split] = chosen
         pictures = [
-            find_picture(plan.definition, row.picture, row.place) if plan.definition.picture else None for row in chosen
+            find_picture(plan.definition, row.picture, f"row {row.row} of {row.place}")
+            if plan.definition.picture
+            else None
+            for row in chosen
         ]
         drawn[split] = [
             Example(row.prompt, row.label, domain, picture) for row, picture in zip(chosen, pictures, strict=True)
