@@ -154,7 +154,12 @@ def test_raw_answers_keep_the_first_line_indented(tmp_path: Path, monkeypatch: p
     batch = {"input_ids": torch.tensor([[0] * (longest - len(row)) + row for row in ids])}
     batch["attention_mask"] = (batch["input_ids"] != 0).long()
     new = torch.tensor([[pieces[c.replace(" ", "▁")] for c in written] + [2]] * 2)
-    monkeypatch.setattr(learner.model, "generate", lambda input_ids, **_: torch.cat([input_ids, new], 1))
+
+    def generate(input_ids: torch.Tensor, logits_processor: Any, **_: Any) -> torch.Tensor:
+        logits_processor(input_ids, torch.zeros(2, len(pieces)))
+        return torch.cat([input_ids, new], 1)
+
+    monkeypatch.setattr(learner.model, "generate", generate)
     raw = learner.answer(batch, Answering(8, raw=True))
     assert [answer.text for answer in raw] == [written, written]
     assert [answer.text for answer in learner.answer(batch, Answering(8))] == [written.strip()] * 2
