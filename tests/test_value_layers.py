@@ -91,7 +91,8 @@ def factors(values: Increments, row: Tensor, wanted: Any) -> tuple[Tensor, Tenso
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_answers_are_generated_with_what_was_retrieved_once(method: str, family: str, tmp_path: Path) -> None:
     """Greedy decoding with a cache against one full pass per token, and one retrieval for a whole answer."""
-    learner, slm, tasks = prepared(family, tmp_path, f"method={method}", "method.slm.prompt_length=3")
+    short = [] if method == "slm" else ["method.slm.prompt_length=3"]
+    learner, slm, tasks = prepared(family, tmp_path, f"method={method}", *short)
     calls, real = [], slm.before_forward
     learner.method.methods["slm"].before_forward = lambda *given: calls.append(1) or real(*given)
     batch = learner.collate([tasks[0].test[i] for i in [0, 3, 5]], answers=False)
