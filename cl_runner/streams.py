@@ -71,8 +71,10 @@ def lasting_streams() -> Iterator[Callable[[], bool]]:
     try:
         yield full
     finally:
-        for stream in now:
+        for stream, old in zip(now, before, strict=True):
             stream.flush()
+            if old is None:
+                stream.close()
         sys.stdout, sys.stderr = before
 
 
