@@ -156,6 +156,9 @@ def _request(given: argparse.Namespace) -> int:
                 line = " ".join([COMMAND, known, *map(quoted, overrides[1:])])
                 said = f"there is no command {overrides[0]!r}; commands: {', '.join(COMMANDS)}."
                 raise ValueError(f"{said}\nNearest: {known!r}. Type: {line}")
+        if (given.resolve or given.package) and not given.cfg:
+            flag = "--resolve" if given.resolve else "--package"
+            raise ValueError(f"{flag} says how --cfg shows a configuration. Type: {COMMAND} --cfg job {flag}")
         if given.shell_completion or given.hydra_help:
             return _hydra(given)
         if given.multirun and passed_on:

@@ -74,6 +74,14 @@ def check_order(config: Config) -> None:
         )
 
 
+def idle_notes(config: Config) -> list[str]:
+    """A line if methods have nothing to do because every task starts anew; what they are compared with may hold them."""
+    idle = [name for name, node in config.method.items() if method_spec(name, node).protects]
+    if not (config.task_order.restart and idle):
+        return []
+    return [f"single_task: every task starts from the pretrained weights, so that {' and '.join(idle)} protect nothing"]
+
+
 def check_hub(config: Config) -> None:
     """Every data set of the hub is named with its revision, or a ValueError says what to type."""
     for name, task in config.task.items():

@@ -35,6 +35,7 @@ from cl_runner.checks import (
     check_probes,
     check_scoring,
     check_told,
+    idle_notes,
 )
 from cl_runner.config import Config, config_hash
 from cl_runner.groups import GROUPS, START, check_folders, replaced, search_path
@@ -64,7 +65,7 @@ class Request:
     sweep: str | None = None
     folders: tuple[Path, ...] = ()  # the user's own configuration files
     unread: tuple[Unread, ...] = ()  # what was typed for a multirun and this job of it does not read
-    replaced: tuple[str, ...] = ()  # a line for each file of the package that one of them stands for
+    replaced: tuple[str, ...] = ()  # said first: files of the package that they stand for, methods that are idle
 
     @property
     def folder(self) -> Path:
@@ -254,6 +255,7 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = (), sweep: str |
             idle = unread(parsed, overrides, default, composed, made.config, folders)
             if idle and sweep is None:
                 raise ValueError(idle[0].reason)
-            return dataclasses.replace(made, replaced=_replaced_files(overrides, folders), unread=tuple(idle))
+            said = (*_replaced_files(overrides, folders), *idle_notes(made.config))
+            return dataclasses.replace(made, replaced=said, unread=tuple(idle))
         except SchemaError as error:
             raise ValueError(f"{error}{remedy(error, overrides, default, folders)}") from None

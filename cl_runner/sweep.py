@@ -13,7 +13,7 @@ from cl_runner.compose import Request, compose
 from cl_runner.digests import Damaged
 from cl_runner.job import finished_metrics
 from cl_runner.matrix import headline
-from cl_runner.overrides import command_line, jobs_of, quoted, sweep_id
+from cl_runner.overrides import command_line, jobs_of, key_of, quoted, sweep_id
 
 
 def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callable[[str], int]) -> int:
@@ -22,6 +22,10 @@ def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callabl
     Raises:
         ValueError: a job's request is wrong; nothing was started.
     """
+    placed = [o for o in overrides if key_of(o).startswith(("hydra.sweep.", "hydra.run."))]
+    if placed:
+        line = command_line([o for o in overrides if o not in placed], folders, multirun=True)
+        raise ValueError(f"{placed[0]}: where runs write is root=DIR. Type: {line}")
     sweep = sweep_id(overrides)
     requests = [_compose(job, folders, sweep) for job in jobs_of(overrides, folders)]
     if not requests:

@@ -164,6 +164,9 @@ TABLE: dict[str, list[Case]] = {
         ("--config-dir {tmp}/none", r"there is no such folder"),
         ("hydra.run.dir=x", r"read by Hydra's multiruns alone; where a run writes is root=DIR"),
         ("hydra.verbose=true", r"multiruns alone"),
+        ("-m hydra.sweep.dir=x seed=0,1", r"where runs write is root=DIR. Type: .* -m seed=0,1$"),
+        ("--resolve seed=1", r"Type: .*--cfg job --resolve"),
+        ("-p backbone", r"Type: .*--cfg job --package"),
         ("hydra.searchpath=[x]", r"Type: --config-dir FOLDER"),
     ],
     "several": [
