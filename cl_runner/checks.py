@@ -75,7 +75,7 @@ def check_order(config: Config) -> None:
 
 
 def idle_notes(config: Config) -> list[str]:
-    """A line if methods have nothing to do because every task starts anew; what they are compared with may hold them."""
+    """A line if methods have nothing to do because every task starts anew; a comparison may hold them all the same."""
     idle = [name for name, node in config.method.items() if method_spec(name, node).protects]
     if not (config.task_order.restart and idle):
         return []
