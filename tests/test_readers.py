@@ -108,6 +108,9 @@ def test_encodings(encoding: str, tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "one", "label": "1\\u00a0"}\n', r"in white space only: '1\\xa0' and '1'.*\"1\\xa0\": "),
         ("a.jsonl", '{"text": "one", "label": "1\\u200b"}\n', r"known '1' in invisible characters only"),
         ("a.jsonl", '{"te\\u200bxt": "one", "label": 1}\n', r"'text'.*differs in invisible characters only"),
+        ("a.jsonl", '{"text": "one", "label": "\\ud83d"}\n', r"row 1 of .*'label' holds half a character"),
+        ("a.csv", "sep=;\ntext;label\none;0\n", r"Its first line is Excel's: delete it"),
+        ("a.csv", "TEXT,LABEL\none,0\n", r"it has: TEXT, LABEL. Type: task.own.text="),
         ("a.jsonl", "[" * 100_000, r"a.jsonl cannot be read \(its JSON is nested too deeply\)"),
     ],
 )  # fmt: skip

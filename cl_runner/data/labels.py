@@ -48,6 +48,11 @@ def alike(text: str) -> str:
     return " ".join(seen.split())
 
 
+def shown(names: Iterable[object]) -> str:
+    """Names in a row, those that cannot be seen with their escapes."""
+    return ", ".join(name if name.isprintable() else ascii(name) for name in map(str, names))
+
+
 def check_names(names: Iterable[str], what: str) -> None:
     """No two names look the same.
 
@@ -112,6 +117,7 @@ def meaning(cell: Any, definition: TaskDefinition, name: str, where: str) -> str
         )
     if raw in labels:
         return labels[raw]
+    check_text(raw, f"{where}: column {definition.label!r}")
     known = ", ".join(map(repr, labels))
     close = [key for key in labels if alike(key) == alike(raw)]
     if close:

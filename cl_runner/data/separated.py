@@ -146,6 +146,8 @@ class Separated(Reader):
         """What may be the reason if a wanted column is not there; empty if nothing suggests itself."""
         line = self._delimiter.join(self._header)
         key = f"task.{self._name}"
+        if line.startswith("sep="):
+            return f"Its first line is Excel's: delete it, and type: \"{key}.delimiter='CHARACTER'\""
         if "\0" in line:
             return f"Every other character is NUL, as in UTF-16. Type: {key}.encoding=utf-16-le"
         for other, written in _DELIMITERS.items():
@@ -158,7 +160,8 @@ class Separated(Reader):
             return f"If quotes hold cells together, type: {key}.quoting=double"
         if set(wanted) <= set(cells):
             return "Leave out the blanks around the names of its first line"
-        if self._definition.header is True and not set(wanted) & set(cells):
+        folded = {cell.casefold() for cell in cells}
+        if self._definition.header is True and not folded & {column.casefold() for column in wanted}:
             names = [*wanted, *(f"column_{place}" for place in range(len(wanted) + 1, len(self._header) + 1))]
             names = names[: len(self._header)]
             return (

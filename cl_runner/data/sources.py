@@ -19,7 +19,7 @@ from cl_runner.config import TaskDefinition
 from cl_runner.data.chats import looks_like_chat
 from cl_runner.data.converters import DOCUMENTS, convert
 from cl_runner.data.hub import hub_reader
-from cl_runner.data.labels import SCHEMA, check_schema, check_text, is_missing, meaning
+from cl_runner.data.labels import SCHEMA, check_schema, check_text, is_missing, meaning, shown
 from cl_runner.data.pictures import picture_column
 from cl_runner.data.places import all_paths, local_paths, missing, nearest
 from cl_runner.data.prompts import RESERVED, check_template, placeholders, prompt
@@ -317,7 +317,7 @@ class _Reading:
         self._columns.update(dict.fromkeys(record))
         for column in self._fields:
             if column not in record and column not in self._lacking:
-                held = ", ".join(map(str, record))
+                held = shown(record)
                 said = f"{self._where} has no field {column!r}, which other rows have; it holds: {held}"
                 self._lacking[column] = f"{said}.{nearest(column, record)}"
         if self._definition.missing_fields == "refuse":
@@ -374,5 +374,5 @@ class _Reading:
             if column not in self._columns:
                 advice = self._readers[0].advice(self._wanted) or f"Type: {remedy}"
                 raise ValueError(
-                    f"{where} has no column {column!r}; it has: {', '.join(known)}.{nearest(column, known)} {advice}"
+                    f"{where} has no column {column!r}; it has: {shown(known)}.{nearest(column, known)} {advice}"
                 )
