@@ -103,10 +103,9 @@ class Backbone(Schema):
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     dtype: Literal["float32", "bfloat16"]  # of the weights in memory; selected ones train in fp32 either way
     frozen: list[str]  # name patterns of tensors that never train, such as a vision tower's
-    special_tokens: SpecialTokens
-    key_prefixes: list[
-        Annotated[str, Field(min_length=1)]
-    ]  # parts of the names in the checkpoint's files that wrappers of a model wrote: taken off
+    special_tokens: SpecialTokens  # what `</s>` and the like are in texts and answers
+    #: parts of the names in the checkpoint's files that wrappers of a model wrote: taken off
+    key_prefixes: list[Annotated[str, Field(min_length=1)]]
 
     @property
     def longest_in_training(self) -> int:

@@ -396,6 +396,8 @@ def test_the_family_of_another_architecture(kind: str, folder: str, said: str, o
 def test_attention_and_sizes_that_are_not_there(originals: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match=r"flash_attention_2: torch sees no GPU here. Type: backbone.attention=sdpa"):
         family_of(originals["causal"], "causal", "backbone.attention=flash_attention_2")
+    with pytest.raises(ValueError, match=r"nothing reads it, as tiny_bert has random weights"):
+        build_family(backbone("backbone=tiny_bert", "backbone.key_prefixes=[module.]"), LABELS)
     with pytest.raises(ValueError, match=r"architecture.num_hidden_layers must be at least 1, got 0"):
         build_family(backbone("backbone=tiny_bert", "backbone.architecture.num_hidden_layers=0"), LABELS).skeleton()
 

@@ -81,6 +81,11 @@ class Source:
         self._chosen: Chosen | None = None
         if backbone.checkpoint is None and backbone.architecture is None:
             raise ValueError(f"backbone {backbone.name} has neither checkpoint nor architecture: set one of them")
+        if backbone.checkpoint is None and backbone.key_prefixes:
+            raise ValueError(
+                f"backbone.key_prefixes={backbone.key_prefixes}: nothing reads it, as {backbone.name} has random "
+                "weights and no checkpoint. Type: backbone.key_prefixes=[]"
+            )
         check_attention(backbone.attention)
         self._place = locate(backbone)
         self._revision = backbone.revision or "main"
