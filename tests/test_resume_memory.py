@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from test_resume import command, dies_and_goes_on
+from tiny import tiny_words
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -35,6 +36,6 @@ def test_death_with_a_memory(
         options += ["method.replay.share=0.25", "method.replay.way=periodic", "method.replay.every=2"]
 
     def typed(root: Path) -> list[str]:
-        return [o for o in command(root) if not o.startswith(("method=", "backbone="))] + options
+        return tiny_words(*command(root), *options)
 
     dies_and_goes_on(typed, deaths, "accuracy.csv", tmp_path, monkeypatch)
