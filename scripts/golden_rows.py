@@ -30,7 +30,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -60,8 +60,18 @@ def rows() -> dict[str, tuple[str, ...]]:
             *different,
         ]
         keys = {override.partition("=")[0] for override in chosen}
+        keys |= replaced_rates(name, different)
         found[name] = (*(o for o in SMALL if o.partition("=")[0] not in keys), *chosen)
     return found
+
+
+def replaced_rates(name: str, different: Sequence[str]) -> set[str]:
+    """Keys of learning rates in whose place a row's method has its own: nothing would read them."""
+    base, incremental = "training.base.learning_rate", "training.incremental.learning_rate"
+    if name.startswith("slm") or "method.pe.first_task=selected" in different:
+        return {base, incremental}
+    own = any(part.startswith("pe") for part in name.partition("-")[0].split("+"))
+    return {incremental} if own or "method.piece.learning_rate=1e-2" in different else set()
 
 
 def write_encoder(folder: Path) -> None:
