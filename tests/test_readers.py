@@ -359,3 +359,10 @@ def test_a_chat_without_the_converter_is_told_what_to_type(tmp_path: Path) -> No
         ValueError, match=r"It is a chat. Type: task.own.convert=messages 'task.own.text=\[text\]' task"
     ):
         read(lines(tmp_path / "a.jsonl", CHATS), text=["messages"], label="messages", labels=None)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_a_pointer_of_git_lfs_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4379985\n")
+    with pytest.raises(ValueError, match=rf"{name} is a pointer of Git LFS, not the data. Type: git lfs pull"):
+        read(tmp_path / name)

@@ -24,6 +24,7 @@ from cl_runner.data.labels import class_names
 from cl_runner.data.places import is_saved, typed
 from cl_runner.data.reader import Reader, Record
 from cl_runner.data.separated import Separated
+from cl_runner.git_lfs import is_pointer
 
 #: Options of a definition -> the formats that they say something of.
 _OPTIONS = {
@@ -76,7 +77,12 @@ def reader_of(path: Path, definition: TaskDefinition, name: str, split: str) -> 
 
     Args:
         split: of a folder that holds several.
+
+    Raises:
+        ValueError: its format is not known, or it is a pointer of Git LFS.
     """
+    if path.is_file() and is_pointer(path):
+        raise ValueError(f"{path} is a pointer of Git LFS, not the data. Type: git lfs pull, in that folder")
     form = form_of(path, definition, name)
     opened = partial(_open, path, definition.encoding or "utf-8-sig")
     if form in ("csv", "tsv"):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from cl_runner.git_lfs import is_pointer
 from cl_runner.pretrained.places import INDEX, WEIGHTS, weight_files
 
 #: What wrappers of a model put before or into the names of its tensors.
@@ -26,8 +27,6 @@ WRAPPERS = (
     "base_model.model.",
     "_forward_module.",
 )
-#: What a pointer file of Git LFS begins with.
-_POINTER = b"version https://git-lfs"
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -91,9 +90,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 def _what_is(path: Path, error: Exception) -> str:
     size = path.stat().st_size
-    with path.open("rb") as file:
-        beginning = file.read(len(_POINTER))
-    if beginning == _POINTER:
+    if is_pointer(path):
         return f"is a pointer of Git LFS ({size} bytes), not the weights. Type: git lfs pull, in that folder"
     reason = " ".join(str(error).split())[:100]
     return f"is no whole file of safetensors ({size:,} bytes; {reason}). Fetch it again"
