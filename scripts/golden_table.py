@@ -27,7 +27,8 @@ SPREAD = ("++backbone.architecture={initializer_range: 0.2}",)
 SEEING = (
     "task_order=vqa",
     "task_order.tasks=[{name: action}, {name: count}]",
-    "task_order.base={train: 18, test: 6}",
+    "task_order.base.train=18",
+    "task_order.base.test=6",
     "backbone.dropout=null",
 )
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
