@@ -94,7 +94,7 @@ class Backbone(Schema):
     )  # model_type and sizes: of the random model if checkpoint is null, else for `plan`
     tokenizer: Literal["words", "bytes"] | None  # of a random model; null = the checkpoint's own
     max_length: Annotated[int, Field(ge=3)]  # tokens of a text or prompt, special ones included; longer ones are cut
-    max_answer_length: Count | None  # language models: tokens of an answer in training, its end token included
+    max_answer_length: Annotated[Count | None, OfLanguageModels]  # tokens of an answer in training, its end included
     #: which of prompt and answer may be how long in training
     training_length: Annotated[TrainingLength, ReadIf("backbone.family", ("causal", "seq2seq"))]
     truncation: Literal["keep_start", "keep_end", "keep_both"]  # what stays of a text that is too long

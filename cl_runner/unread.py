@@ -88,8 +88,8 @@ def _why(key: str, composed: DictConfig, config: Config) -> Why | None:
             continue
         shown = " or ".join(map(written, condition.values))
         if is_family:
-            who = f"all families but {shown}" if condition.unless else f"the family {shown}"
-            return f"backbone {config.backbone.name} is of the family {value}, and {who} reads it", {}, False
+            who = f"families other than {shown} read" if condition.unless else f"the family {shown} reads"
+            return f"backbone {config.backbone.name} is of the family {value}, and {who} it", {}, False
         if condition.unless:
             return f"it is not read with {other}={written(value)}", {}, False
         return f"it is read with {other}={shown}, and {other} is {written(value)}", {other: condition.values[0]}, True
@@ -202,5 +202,19 @@ def _definition(key: str, composed: DictConfig, config: Config) -> Why | None:
     return f"the order uses {', '.join(sorted(used))}", {}, False
 
 
+def _origin(key: str, composed: DictConfig, config: Config) -> Why | None:
+    """Where a checkpoint comes from, of one that comes from elsewhere or is none."""
+    checkpoint = config.backbone.checkpoint
+    if key not in ("backbone.revision", "backbone.package", "backbone.weights_sha256"):
+        return None
+    if OmegaConf.select(composed, key) is None:
+        return None
+    if checkpoint is None:
+        return f"backbone {config.backbone.name} has random weights: backbone.checkpoint is null", {}, False
+    if key == "backbone.weights_sha256" or not checkpoint.startswith((".", "/", "~")):
+        return None
+    return f"backbone.checkpoint={checkpoint} is a folder, and {key} is of names on the hub", {}, False
+
+
 Rule = Callable[[str, DictConfig, Config], Why | None]
-RULES: tuple[Rule, ...] = (_replaced_rate, _variant, _importance, _bertscore, _definition)
+RULES: tuple[Rule, ...] = (_replaced_rate, _variant, _importance, _bertscore, _definition, _origin)

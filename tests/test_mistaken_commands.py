@@ -218,6 +218,9 @@ TABLE: dict[str, list[Case]] = {
     "unread": [
         ("evaluation.labels=likelihood", r"nothing reads evaluation.labels here: .* of the family classifier"),
         ("backbone.chat_template=true", r"nothing reads backbone.chat_template"),
+        ("backbone.max_answer_length=9", r"families other than classifier read it"),
+        ("backbone=tiny_bert backbone.revision=main", r"has random weights"),
+        ("backbone=classifier_folder backbone.checkpoint=./x backbone.revision=main", r"is of names on the hub"),
         ("importance.answer_tokens=sum", r"nothing reads"),
         ("task.reviews.max_new_tokens=3", r"nothing reads"),
         ("task_order.variant=7", r"no path of its tasks holds .variant., and no number follows it"),
