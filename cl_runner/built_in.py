@@ -18,6 +18,14 @@ METHODS = {
     "replay": "replay:Replay",
     "replay_online": "replay_online:ReplayOnline",
     "der": "der:DER",
+    "gem": "gem:GEM",
+    "agem": "agem:AGEM",
+    "ogd": "ogd:OGD",
+    "l2": "l2:L2",
+    "mas": "mas:MAS",
+    "si": "si:SI",
+    "parts": "parts:Parts",
+    "migu": "migu:MIGU",
 }
 
 #: Node of the configuration -> file:class.

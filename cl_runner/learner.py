@@ -65,6 +65,7 @@ class Learner:
         what: trains in it, as the method said.
         before: what trains, or was written, as it was before the task, by name, in the shape of `part`.
         terms: what methods logged in the current step.
+        pass_size: examples of a training pass, at most.
         measured: importance that was measured in the task under way.
         cache: a folder that other runs share, or None.
         warn: tells the user something.
@@ -111,6 +112,7 @@ class Learner:
         self.what = Trained()
         self.before: dict[str, Tensor] = {}
         self.terms: dict[str, float] = {}
+        self.pass_size = 1
         self._held: Held | None = None
         self.evaluation = evaluation
         self.told: frozenset[Told] = frozenset()
@@ -259,25 +261,32 @@ class Learner:
         with self.in_precision():
             return self.family.answer(self.model, self.method.before_forward(self, batch), how)
 
-    def gradient(self, examples: Sequence[Example], size: int) -> dict[str, Tensor]:
-        """The gradient of the mean loss of `examples` over their targets by what trains now; `.grad` stays what it is.
+    def gradient(
+        self, examples: Sequence[Example], size: int, of: Callable[[Output], Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """A gradient by what trains now, or between tasks by all that may; `.grad` stays what it is.
 
         Args:
             size: examples of a pass; changes memory and rounding only.
+            of: a mean over a pass's targets, to be differentiated; None = the loss.
 
         Returns:
-            By name, in the shape of `part`.
+            That of the mean over all targets of `examples`: by name, in the shape of `part`.
         """
-        kept = {name: value.grad for name, value in self.trained.items()}
-        for value in self.trained.values():
+        values = self.trained or {name: self.parameters()[name] for name in self.measurable()}
+        kept = {name: (value.requires_grad, value.grad) for name, value in values.items()}
+        for value in values.values():
+            value.requires_grad_(True)
             value.grad = None
         weights = self.family.targets(examples)
         for start in range(0, len(examples), size):
             share = sum(weights[start : start + size]) / sum(weights)
-            (self.forward(self.collate(examples[start : start + size])).loss * share).backward()
-        found = {n: torch.zeros_like(v) if v.grad is None else v.grad for n, v in self.trained.items()}
-        for name, value in self.trained.items():
-            value.grad = kept[name]
+            output = self.forward(self.collate(examples[start : start + size]))
+            ((output.loss if of is None else of(output)) * share).backward()
+        found = {n: torch.zeros_like(v) if v.grad is None else v.grad for n, v in values.items()}
+        for name, (requires_grad, gradient) in kept.items():
+            values[name].requires_grad_(requires_grad)
+            values[name].grad = gradient
         return found
 
     @contextmanager

@@ -160,6 +160,7 @@ def train_task(
             progress.load_state_dict(resume)
             held.write_through()
         learner.model.train()
+        learner.pass_size = stage.micro_batch or stage.batch_size
         order: list[int] | None = None
         for number in range(progress.step, steps):
             started = time.perf_counter()

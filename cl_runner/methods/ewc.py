@@ -12,6 +12,7 @@ from cl_runner.data.task import Task
 from cl_runner.importance import fisher
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
+from cl_runner.methods.penalty import pull_back
 from cl_runner.needs import Needs, Outline
 from cl_runner.read_if import ReadIf
 
@@ -21,8 +22,6 @@ class EWC(Method):
     """L_EWC = strength * sum_i F_i (theta_i - theta_i_old)^2 over the weights that train (PE eq. 3, 4; no 1/2).
 
     With `with_half` it is strength / 2, as in Kirkpatrick et al. eq. 3 and PIECE's release.
-
-    The penalty is quadratic, so its gradient is written down, not traced.
     """
 
     strength: NonNegative
@@ -64,14 +63,6 @@ class EWC(Method):
         assert learner.task is not None
         if not learner.has_old_tasks(learner.task):
             return
-        penalty, strength = 0.0, self.strength / 2 if self.with_half else self.strength
-        for name, values in learner.trained.items():
-            importance = self.fisher[name]
-            if importance.shape != values.shape:
-                importance = learner.part(name, importance)
-            moved = values.detach() - learner.before[name]  # theta_old, of the weights that train
-            pull = importance * moved
-            gradient = 2 * strength * pull  # d/dtheta of eq. 4
-            values.grad = gradient if values.grad is None else values.grad.add_(gradient)
-            penalty += float((pull * moved).sum())
-        learner.log("ewc", strength * penalty)
+        # eq. 4; theta_old are the weights that train, as they were
+        strength = self.strength / 2 if self.with_half else self.strength
+        learner.log("ewc", pull_back(learner, strength, self.fisher))

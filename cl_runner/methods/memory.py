@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
@@ -21,6 +22,19 @@ def place_of(example: Example) -> Place:
 def own_examples(task: Task) -> Sequence[Example]:
     """A task's own training examples, row by row: all of them, or the last ones of a joint order's task."""
     return task.train[-1 - task.train[-1].row :]
+
+
+def kept_examples(task: Task, count: int, kept: Literal["random", "first"], seed: int) -> list[Example]:
+    """`count` of a task's own training examples, or all if it has fewer, row by row.
+
+    Args:
+        kept: drawn at random, or the first ones.
+    """
+    examples = own_examples(task)
+    count = min(count, len(examples))
+    if kept == "first":
+        return list(examples[:count])
+    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), count))]
 
 
 def recall(tasks: Sequence[Task], places: Sequence[Place]) -> list[Example]:

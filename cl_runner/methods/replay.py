@@ -15,7 +15,7 @@ from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
-from cl_runner.methods.memory import own_examples
+from cl_runner.methods.memory import kept_examples, own_examples
 from cl_runner.needs import Added, Needs, Outline
 from cl_runner.read_if import ReadIf
 
@@ -55,7 +55,10 @@ class Replay(Method):
 
     def data(self, learner: Learner, task: Task, epochs: list[Sequence[Example]]) -> list[Sequence[Example]]:
         before = learner.tasks[: task.index] if learner.has_old_tasks(task) else []
-        self.memory = [self._kept(own_examples(one), learner.seed_of("replay", one.index)) for one in before]
+        self.memory = [
+            kept_examples(one, self._count(len(own_examples(one))), self.kept, learner.seed_of("replay", one.index))
+            for one in before
+        ]
         old = [example for kept in self.memory for example in kept]
         return epochs if self.way == "periodic" else self._joined(epochs, old)
 
@@ -73,9 +76,3 @@ class Replay(Method):
 
     def _count(self, examples: int) -> int:
         return max(1, round(self.share * examples))
-
-    def _kept(self, examples: Sequence[Example], seed: int) -> list[Example]:
-        count = self._count(len(examples))
-        if self.kept == "first":
-            return list(examples[:count])
-        return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), count))]

@@ -32,6 +32,18 @@ def layer_groups(names: Sequence[str], scope: Scope) -> dict[str, str]:
     return groups
 
 
+def blocks(names: Sequence[str]) -> dict[str, list[str]]:
+    """The blocks of each stack ("bert.encoder.layer"), in the order of their names: an encoder's, a decoder's."""
+    stacks: dict[str, list[str]] = {}
+    for name in names:
+        found = _LAYER.match(name)
+        if found:
+            stack = stacks.setdefault(found.group().rpartition(".")[0], [])
+            if found.group() not in stack:
+                stack.append(found.group())
+    return stacks
+
+
 def group_sizes(sizes: Mapping[str, int], groups: Mapping[str, str]) -> dict[str, int]:
     """Number of entries by group, in the order of `sizes`."""
     entries: dict[str, int] = {}

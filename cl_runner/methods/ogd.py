@@ -1,0 +1,71 @@
+"""Orthogonal gradient descent (Farajtabar et al. 2020, arXiv:1910.07104), on the gradients of the right logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cl_runner.batch import Output
+from cl_runner.config import Count
+from cl_runner.data.task import Task
+from cl_runner.learner import Learner
+from cl_runner.methods.base import Method
+from cl_runner.methods.projection import add, now, product
+from cl_runner.needs import Needs, Outline
+from cl_runner.sparse.importance import cap
+
+
+def right_logit(output: Output) -> Tensor:
+    """The logit of the ground truth (OGD-GTL, section 3), of a language model the mean over the answer's tokens."""
+    return output.logits.float().gather(1, output.targets[:, None]).mean()
+
+
+@dataclass
+class OGD(Method):
+    """g~ = g - sum_v <g, v> v (algorithm 1): outputs for the old tasks' examples do not move, to first order.
+
+    The v are the gradients of the right logits of `examples` of each task, at its end, made orthonormal. Each is as
+    large as what trains: this is for adapters and other parts of the weights.
+    """
+
+    examples: Count  # of each task
+
+    state: ClassVar[tuple[str, ...]] = ("basis", "names")
+    protects: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self.basis: list[dict[str, Tensor]] = []
+        self.names: list[str] = []  # of what trained
+
+    def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
+        return Needs(entry_bytes=4 * self.examples * (len(outline.tasks) - 1))
+
+    def before_task(self, learner: Learner, task: Task) -> None:
+        self.names = list(learner.params())
+
+    def after_task(self, learner: Learner, task: Task) -> None:
+        if task.index == len(learner.tasks) - 1:
+            return
+        learner.model.eval()
+        for example in cap(task.train, self.examples, learner.seed_of("ogd", task.index)):
+            found = learner.gradient([example], 1, of=right_logit)
+            new = {name: found[name].double() for name in self.names}
+            for _ in range(2):  # once is not orthogonal in floating point
+                for old in self.basis:
+                    share = product(new, old)
+                    for name, direction in old.items():
+                        new[name] -= share * direction
+            length = product(new, new) ** 0.5
+            if length > 1e-6 * product(found, found) ** 0.5:  # or it lies in the others' span
+                self.basis.append({name: (value / length).float() for name, value in new.items()})
+
+    def grads(self, learner: Learner) -> None:
+        assert learner.task is not None
+        if learner.has_old_tasks(learner.task) and self.basis:
+            here = [{n: learner.part(n, v) for n, v in old.items() if n in learner.trained} for old in self.basis]
+            shares = [product(now(learner), old) for old in here]
+            add(learner, here, [-share for share in shares])
+            learner.log("ogd/removed", torch.tensor(shares).norm().item())

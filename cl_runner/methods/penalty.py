@@ -1,0 +1,33 @@
+"""The quadratic penalty of several regularisers: weights are pulled back to what they were before the task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from cl_runner.learner import Learner
+
+
+def pull_back(learner: Learner, strength: float, importance: Mapping[str, Tensor] | None = None) -> float:
+    """Add the gradient of strength * sum_i importance_i (theta_i - theta_i_old)^2 over the weights that train.
+
+    The penalty is quadratic, so its gradient is written down, not traced.
+
+    Args:
+        importance: by name, of what trains or of whole tensors; None = 1 everywhere.
+
+    Returns:
+        The penalty.
+    """
+    penalty = 0.0
+    for name, values in learner.trained.items():
+        moved = values.detach() - learner.before[name]  # from theta_old, of the weights that train
+        pull = moved
+        if importance is not None:
+            weight = importance[name]
+            pull = (weight if weight.shape == values.shape else learner.part(name, weight)) * moved
+        gradient = 2 * strength * pull
+        values.grad = gradient if values.grad is None else values.grad.add_(gradient)
+        penalty += float((pull * moved).sum())
+    return strength * penalty
