@@ -29,10 +29,11 @@ def multipliers(products: np.ndarray, against: np.ndarray, margin: float, dampin
         products: GG' [tasks, tasks], of the memories' gradients G.
         against: Gg [tasks], of the step's gradient g.
         margin: the least value of each, in units of v.
-        damping: keeps the problem solvable where memories' gradients are alike.
+        damping: times the mean of the diagonal of GG', so that gradients of any size are damped alike; it keeps
+            the problem solvable where memories' gradients are alike.
     """
     # With u = v - margin >= 0 and the factor L of the quadratic form: least squares |L'u + L^-1 (Gg + L L' margin)|.
-    quadratic = products + damping * np.eye(len(against))
+    quadratic = products + damping * products.diagonal().mean() * np.eye(len(against))
     factor = np.linalg.cholesky(quadratic)
     target = -np.linalg.solve(factor, against + quadratic.sum(1) * margin)
     return nnls(factor.T, target)[0] + margin
