@@ -26,6 +26,7 @@ METHODS = {
     "si": "si:SI",
     "parts": "parts:Parts",
     "migu": "migu:MIGU",
+    "opr": "opr:OPR",
 }
 
 #: Node of the configuration -> file:class.

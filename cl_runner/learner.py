@@ -17,6 +17,7 @@ from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Answering, Family, Prediction
 from cl_runner.families.freezing import frozen
+from cl_runner.metrics.base import score
 from cl_runner.sparse.measured import Measured
 from cl_runner.tracking.clock import Clock
 from cl_runner.trained import Held, Trained
@@ -255,6 +256,12 @@ class Learner:
             yield
         finally:
             self.told = frozenset()
+
+    def scores(self, task: Task, texts: Sequence[str], examples: Sequence[Example]) -> list[float]:
+        """Percent of each answer to a task's examples, by the metric that fills the run's matrix."""
+        options = self.evaluation
+        name = task.scored_by("standard" if options is None else options.scoring)[0]
+        return score(name, texts, examples, None if options is None else options.bertscore)
 
     def answer(self, batch: Batch, how: Answering) -> list[Prediction]:
         """The model's answers to a batch without answers, in the run's precision."""

@@ -32,6 +32,7 @@ class AGEM(Method):
     kept: Literal["random", "first"]
 
     protects: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self._memory: list[Example] = []  # of the tasks before the one under way

@@ -53,6 +53,7 @@ class GEM(Method):
     damping: Positive
 
     protects: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self._memory: list[list[Example]] = []  # of each task before the one under way

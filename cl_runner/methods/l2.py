@@ -19,6 +19,7 @@ class L2(Method):
     strength: NonNegative
 
     protects: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
 
     def needs(self, skeleton: object, outline: object) -> Needs:
         return Needs()

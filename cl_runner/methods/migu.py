@@ -34,6 +34,7 @@ class MIGU(Method):
 
     state: ClassVar[tuple[str, ...]] = ("channels",)
     protects: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.channels: dict[str, Tensor] = {}  # 1 for those of a block's input that learn, by the block's name

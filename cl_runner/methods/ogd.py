@@ -35,6 +35,7 @@ class OGD(Method):
 
     state: ClassVar[tuple[str, ...]] = ("basis", "names")
     protects: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.basis: list[dict[str, Tensor]] = []

@@ -42,6 +42,7 @@ class Parts(Method):
     learning_rate: Positive | None
 
     chooses: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
 
     def check(self, skeleton: nn.Module, longest: int) -> None:
         layers = min((len(stack) for stack in blocks([n for n, _ in skeleton.named_parameters()]).values()), default=0)

@@ -31,6 +31,7 @@ class SI(Method):
 
     state: ClassVar[tuple[str, ...]] = ("importance", "path", "moved", "positions")
     protects: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.importance: dict[str, Tensor] = {}  # of whole tensors

@@ -42,7 +42,9 @@ def harmonic(precision: float, recall: float) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def score(name: str, predictions: Sequence[str], examples: Sequence[Example], bertscore: Bertscore) -> list[float]:
+def score(
+    name: str, predictions: Sequence[str], examples: Sequence[Example], bertscore: Bertscore | None
+) -> list[float]:
     """Percent of each example by the metric `name`.
 
     Args:
@@ -50,7 +52,7 @@ def score(name: str, predictions: Sequence[str], examples: Sequence[Example], be
             percent of each.
         predictions: what the model answered, in the order of `examples`; an empty text scores 0 (by `trace_sari`
             what its release gives it).
-        bertscore: the encoder of the built-in metrics with that name.
+        bertscore: the encoder of the built-in metrics with that name; needed for them only.
 
     Raises:
         ValueError: BERTScore's encoder cannot be loaded, or a metric of the user's own gives other than a number for
