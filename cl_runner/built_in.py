@@ -27,6 +27,8 @@ METHODS = {
     "parts": "parts:Parts",
     "migu": "migu:MIGU",
     "opr": "opr:OPR",
+    "icl": "icl:ICL",
+    "multi_task": "multi_task:MultiTask",
 }
 
 #: Node of the configuration -> file:class.

@@ -1,0 +1,62 @@
+"""In-context learning: nothing trains, examples of the task stand before each question (as TRACE, arXiv:2310.06762)."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from cl_runner.batch import Batch
+from cl_runner.config import Count
+from cl_runner.data.example import Example
+from cl_runner.data.task import Task
+from cl_runner.families.base import Prediction
+from cl_runner.learner import Learner
+from cl_runner.methods.base import Method, Predict
+from cl_runner.methods.memory import own_examples
+from cl_runner.needs import Needs, Outline
+from cl_runner.trained import Trained
+
+
+@dataclass
+class ICL(Method):
+    """The first `shots` examples, in a drawn order, that fit beside the question; each task's are the same for all.
+
+    The task of a question is known, before and after the task's turn: every row of the matrix is the same.
+    """
+
+    shots: Count
+    separator: str
+
+    families: ClassVar[tuple[str, ...]] = ("causal", "seq2seq")
+    chooses: ClassVar[bool] = True
+    isolates: ClassVar[bool] = True
+
+    def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
+        return Needs(first="nothing", later="nothing")
+
+    def trains(self, learner: Learner, task: Task) -> Trained:
+        return Trained(names=())
+
+    def predict(self, learner: Learner, batch: Batch, inner: Predict) -> list[Prediction]:
+        asked = [dataclasses.replace(one, prompt=self._prompt(learner, one)) for one in batch.examples]
+        return inner(learner.collate(asked, answers=False))
+
+    def _prompt(self, learner: Learner, question: Example) -> str:
+        shots = self._shots(learner, learner.tasks[question.task])
+        *before, own = learner.family.lengths([*shots, question])
+        room = learner.family.backbone.max_length - own
+        taken = []
+        for shot, length in zip(shots, before, strict=True):
+            if length <= room:
+                room -= length
+                taken.append(f"{shot.prompt} {shot.answer}{self.separator}")
+        return "".join([*taken, question.prompt])
+
+    def _shots(self, learner: Learner, task: Task) -> Sequence[Example]:
+        own = own_examples(task)
+        return random.Random(learner.seed_of("icl", task.index)).sample(own, min(self.shots, len(own)))
