@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,61 @@ def test_parts_that_are_not_there_are_refused(tmp_path: Path) -> None:
     learner, method, _ = tiny_learner(config)
     with pytest.raises(ValueError, match="last_layers=3, and this backbone has 2.*last_layers=2"):
         method.check(learner.model, 10)
+
+
+def test_opr_replays_its_own_best_answers(tmp_path: Path) -> None:
+    sizes = ("method.opr.budget=6", "method.opr.candidates=8", "backbone=tiny_bert")
+    config = tiny_config(tmp_path, "method=opr", *sizes)
+    learner, method, tasks = tiny_learner(config)
+    learn(learner, method, tasks[0], config)
+    opr = method.methods["opr"]
+    learner.model.eval()
+    prompts = {example.row: example for example in tasks[0].train}
+    right = [str(answer) == prompts[int(row)].answer for _, row, answer in opr.kept]
+    assert len(opr.kept) == 6 and right == sorted(right, reverse=True)
+    for _, row, answer in opr.kept:
+        batch = learner.collate([prompts[int(row)]], answers=False)
+        assert learner.answer(batch, learner.answering(tasks[0]))[0].text == answer
+    (epoch,) = method.data(learner, tasks[1], [tasks[1].train])
+    assert [(e.task, e.answer) for e in epoch[len(tasks[1].train) :]] == [(0, answer) for *_, answer in opr.kept]
+    learn(learner, method, tasks[1], config)
+    assert [place[0] for place in opr.kept] == [0, 0, 0, 1, 1, 1]
+
+
+def test_opr_by_confidence_takes_the_surest(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "method=opr_sc", "backbone=tiny_llama", "method.opr.budget=3")
+    learner, method, tasks = tiny_learner(config)
+    opr = method.methods["opr"]
+    learner.model.eval()
+    answered = [
+        dataclasses.replace(one, answer=text) for one, text in zip(tasks[0].train, ["a", "bcd", ""], strict=False)
+    ]
+    with torch.no_grad():
+        found = opr._confidence(learner, answered)
+    for example, value in zip(answered, found, strict=True):
+        output = learner.forward(learner.collate([example]))
+        assert value == pytest.approx(-float(output.loss.detach()), rel=1e-4)
+
+
+def test_icl_puts_whole_examples_of_the_task_before_the_question(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "method=icl", "backbone=tiny_llama", "backbone.max_length=300", "method.icl.shots=3")
+    learner, method, tasks = tiny_learner(config)
+    question = tasks[1].test[0]
+    prompt = method.methods["icl"]._prompt(learner, question)
+    *shots, own = prompt.split("\n\n")
+    assert own == question.prompt and shots
+    assert set(shots) <= {f"{example.prompt} {example.answer}" for example in tasks[1].train}
+    assert learner.family.lengths([dataclasses.replace(question, prompt=prompt)], answers=False)[0] <= 300
+
+
+def test_multi_task_steps_hold_a_batch_of_each_task(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "method=multi_task")
+    learner, method, tasks = tiny_learner(config)
+    epochs = method.data(learner, tasks[2], [tasks[2].train] * 2)
+    assert [len(epoch) for epoch in epochs] == [48, 48]
+    ((first, *others),) = method.steps(learner, tasks[2], 0, [[Part(epochs[0][:8])]])
+    assert [{example.task for example in part.examples} for part in (first, *others)] == [{0}, {1}, {2}]
+    assert all(len(part.examples) == 8 and part.weight == 1 for part in others)
 
 
 def test_a_gradient_between_tasks_is_of_all_weights_and_leaves_no_trace(tmp_path: Path) -> None:

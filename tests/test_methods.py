@@ -61,6 +61,29 @@ ROWS = (
     Row("[replay,lwf,piece_s]", 0.001, ("bert", "t5")),
     Row("[replay_online,ewc,lwf]", 1.0, ("bert", "llama")),
     Row("[der,ewc,piece_s]", 0.001, ("bert", "llama")),
+    Row("gem", 1.0, ("bert",)),
+    Row("agem", 1.0, ("llama",)),
+    Row("[agem,piece_s]", 0.001, ("bert",)),
+    Row("[ogd,bitfit]", 0.25, ("bert", "llama")),
+    Row("ogd", 1.0, ("bert",)),
+    Row("l2", 1.0, ("bert",)),
+    Row("mas", 1.0, ("t5",)),
+    Row("si", 1.0, ("bert",)),
+    Row("[mas,si,piece_s]", 0.001, ("bert",)),
+    Row("ewc_online", 1.0, ("bert",)),
+    Row("bitfit", 0.24, ("bert", "llama")),
+    Row("head_only", 0.24, ("llama",)),
+    Row("first_layers", 0.42, ("t5",)),
+    Row("last_layers", 0.3, ("bert",)),
+    Row("magnitude_smallest", 0.005, ("bert",)),
+    Row("magnitude_largest", 0.001, ("llama",)),
+    Row("migu", 1.0, ("bert", "t5")),
+    Row("migu_piece", 1.0, ("llama",)),
+    Row("opr", 1.0, ("bert", "llama")),
+    Row("opr_sc", 1.0, ("t5",)),
+    Row("[opr,lwf,piece_s]", 0.001, ("bert",)),
+    Row("multi_task", 1.0, ("bert",)),
+    Row("icl", 0.0, ("llama", "t5")),
     Row("slm", 0.0, ("bert", "llama", "t5", "gpt2")),
     Row("slm_ti", 0.0, ("bert", "llama")),
     Row("slm_prompt", 0.0, ("bert", "llama", "t5", "gpt2")),
@@ -99,7 +122,7 @@ def test_learns_and_moves_only_what_it_may(row: Row, family: str, tmp_path: Path
     )
     learner, method, tasks = tiny_learner(config)
     losses = learn(learner, method, tasks[0], config)
-    assert sum(losses[-6:]) < sum(losses[:6]), "the base task is not learned"
+    assert row.choice == "icl" or sum(losses[-6:]) < sum(losses[:6]), "the base task is not learned"
     before = weights_of(learner)
     losses = learn(learner, method, tasks[1], config)
     after = weights_of(learner)

@@ -43,7 +43,7 @@ class MAS(Method):
         return Needs(measures=frozenset({"last_task"}), mean_bytes=4, weight_bytes=4)
 
     def after_task(self, learner: Learner, task: Task) -> None:
-        chosen = cap(task.train, learner.measured.options.max_examples, learner.seed_of("importance", "examples"))
+        chosen = cap(task.train, learner.measured.now.max_examples, learner.seed_of("importance", "examples"))
         learner.model.eval()
         found: dict[str, Tensor] = {}
         with learner.clock.phase("importance"):

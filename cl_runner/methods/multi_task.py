@@ -27,6 +27,7 @@ class MultiTask(Method):
     """
 
     protects: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self._others: list[Sequence[Example]] = []  # all tasks so far but the one that epochs go through
