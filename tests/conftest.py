@@ -40,9 +40,12 @@ def quick(request: pytest.FixtureRequest, prices: Path, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of a tiny run's time; tested elsewhere."""
-    monkeypatch.setattr("cl_runner.report.page.write_run_report", lambda folder: folder / "report.html")
+def no_pictures() -> Iterator[None]:
+    """Runs without reports, for one test."""
+    from tiny import without_report  # which imports torch
+
+    with without_report():
+        yield
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import TINY, run_command
+from tiny import TINY, Death, run_command, without_report
 
 from cl_runner import checkpoint, damage, digests
 from cl_runner.digests import SUMS, Damaged
@@ -20,14 +20,9 @@ from cl_runner.sparse.snapshots import read_snapshot
 from cl_runner.tensor_files import read_cached, read_tensors, write_tensors
 
 
-class Death(BaseException):
-    """Stands for kill -9."""
-
-
 @pytest.fixture(autouse=True, scope="module")
 def no_pictures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("cl_runner.report.page.write_run_report", lambda folder: folder / "report.html")
+    with without_report():
         yield
 
 

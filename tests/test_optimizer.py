@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Losses, run_command, tiny, tiny_config, tiny_learner
+from tiny import Death, Losses, run_command, tiny, tiny_config, tiny_learner
 from torch import nn
 
 from cl_runner.config import Training
@@ -146,9 +146,6 @@ def test_a_run_ends_with_the_same_bits_after_an_interruption(
     whole = run("whole")
     real, calls = checkpoint.save, []
 
-    class Death(BaseException):
-        """The process is gone."""
-
     def save(folder: Path, state: dict[str, Any]) -> None:
         real(folder, state)
         calls.append(state["stage"])
@@ -214,9 +211,6 @@ def test_the_selected_epoch_is_the_tasks_own(tmp_path: Path, monkeypatch: pytest
     held_out = ("task_order.base.validation=10", "task_order.incremental.validation=6")
     typed = tiny(tmp_path, "method=frozen", "training.select=best_validation", *held_out)
     real = checkpoint.save
-
-    class Death(BaseException):
-        """The process is gone."""
 
     def save(folder: Path, state: dict[str, Any]) -> None:
         real(folder, state)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 from own import DOMAINS, SMALL, commands, finished, summary_of, write_blocks, write_tickets
-from tiny import TINY, run_command
+from tiny import TINY, Death, run_command
 
 from cl_runner import checkpoint
 from cl_runner.compose import compose
@@ -80,10 +80,6 @@ def test_the_printed_method_pulls(here: Path) -> None:
     free, pulled = norms.values()
     assert free["base"] == pulled["base"]
     assert free["kettles"][0] == pulled["kettles"][0] < free["kettles"][1] * 10 < pulled["kettles"][1]
-
-
-class Death(BaseException):
-    """Stands for kill -9: no handler of the program sees it."""
 
 
 @pytest.mark.parametrize("number", [8, 16, 18])

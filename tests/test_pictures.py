@@ -10,7 +10,7 @@ import pytest
 import torch
 from pictures import SEEING, config, data, seeing
 from PIL import Image
-from tiny import run_command, tiny_learner
+from tiny import Death, run_command, tiny_learner
 
 from cl_runner import checkpoint
 from cl_runner.compose import compose
@@ -122,9 +122,6 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 ) -> None:
     """Killed inside the second task or the first."""
     real, calls = checkpoint.save, iter(range(10**6))
-
-    class Death(BaseException):
-        """Stands for kill -9."""
 
     def save(folder: Path, state: dict[str, Any]) -> None:
         if next(calls) == dies_at:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import TINY, run_command, tiny_encoder
+from tiny import TINY, Death, run_command, tiny_encoder, without_report
 
 from cl_runner import checkpoint
 from cl_runner.compose import compose
@@ -23,15 +23,9 @@ METHOD = "method=pe"
 EVERY_STEP = "checkpoint.every_seconds=0"
 
 
-class Death(BaseException):
-    """Stands for kill -9: no handler of the program sees it."""
-
-
 @pytest.fixture(autouse=True, scope="module")
 def no_pictures() -> Iterator[None]:
-    """Runs inside this process leave the report out: it takes most of a tiny run's time and is tested elsewhere."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("cl_runner.report.page.write_run_report", lambda folder: folder / "report.html")
+    with without_report():
         yield
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import TINY, run_command, tiny_config, tiny_learner
+from tiny import TINY, Death, run_command, tiny_config, tiny_learner
 
 from cl_runner.build import rebuild
 from cl_runner.compose import compose
@@ -53,12 +53,6 @@ def sklearn_metrics() -> Any:
 def pe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rate = "training.base.learning_rate=3e-3"
     return finished(tmp_path_factory.mktemp("pe"), "method=pe", rate, "method.pe.fraction=0.02")
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of a tiny run's time."""
-    monkeypatch.setattr("cl_runner.report.page.write_run_report", lambda folder: folder / "report.html")
 
 
 def test_every_file_is_there(pe: Path) -> None:
@@ -222,9 +216,6 @@ def test_fewer_snapshots_resume_as_well(save: str, kept: list[str], tmp_path: Pa
 
     real = checkpoint.save
     calls = iter(range(100))
-
-    class Death(BaseException):
-        pass
 
     def save_and_die(folder: Path, state: dict[str, Any]) -> None:
         real(folder, state)

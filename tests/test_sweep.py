@@ -10,11 +10,7 @@ from tiny import TINY, run_command
 
 from cl_runner.overrides import jobs_of, sweep_id
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of a tiny run's time; tested elsewhere."""
-    monkeypatch.setattr("cl_runner.report.page.write_run_report", lambda folder: folder / "report.html")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def sweep(root: Path, *more: str) -> list[str]:

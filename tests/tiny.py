@@ -6,9 +6,11 @@ import atexit
 import functools
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import BertConfig, BertModel
 
@@ -38,6 +40,18 @@ TINY = (
     "wandb=disabled",
     "snapshots.save=all",
 )
+
+
+class Death(BaseException):
+    """Stands for kill -9: no handler of the program sees it."""
+
+
+@contextmanager
+def without_report() -> Iterator[None]:
+    """Runs inside leave the report out: it takes most of a tiny run's time and is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("cl_runner.report.page.write_run_report", lambda folder: folder / "report.html")
+        yield
 
 
 def seeded(number: int = 0) -> torch.Generator:

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from cl_runner.batch import Batch
 from cl_runner.config import Count, Positive, Sampling
+from cl_runner.data.hub import hub_split
 from cl_runner.data.readers import file_records
 from cl_runner.digests import replace_file
 from cl_runner.families.base import Answering
@@ -111,16 +112,8 @@ class HumanEval(Probe):
         return file_records(path)
 
     def _of_hub(self) -> Iterator[Mapping[str, Any]]:
-        import datasets
-
-        try:
-            return iter(datasets.load_dataset(self.dataset, revision=self.revision, split="test"))
-        except Exception as error:  # the library raises its own, the hub client's and the HTTP client's errors
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"the hub data set {self.dataset} cannot be read: {reason}. Without a network, get {FILE}, "
-                f"and type: probe.{self.node}.path=FOLDER/HumanEval.jsonl.gz"
-            ) from None
+        remedy = f"Without a network, get {FILE}, and type: probe.{self.node}.path=FOLDER/HumanEval.jsonl.gz"
+        return iter(hub_split(self.dataset, remedy, self.dataset, None, "test", self.revision))
 
     def passes(self, evaluated: Sequence[int]) -> Sequence[ProbePass]:
         """Every problem is completed; that the programs run is not a pass of the model."""
