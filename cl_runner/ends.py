@@ -56,10 +56,12 @@ def guarded(request: Request, prepared: Prepared, story: Callable[[Scene], None]
 
 
 def _failed(error: Exception, request: Request, prepared: Prepared, clock: Clock, console: Console) -> int:
-    """Say why, keep the trace, and say what to do. On a full disk the screen alone has it."""
-    text = traceback.format_exc()
-    with suppress(OSError), (request.folder / "log.txt").open("a", encoding="utf-8") as log:
-        log.write(text)
+    """Say why, keep the trace, and say what to do. On a full disk it may be kept nowhere; the screen has the reason."""
+    text, kept = traceback.format_exc(), False
+    with suppress(OSError):
+        with (request.folder / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(text)
+        kept = True
     with suppress(OSError):
         digests.replace_file(request.folder / "FAILED", text)
     console.error(f"{type(error).__name__}: {error}")
@@ -69,7 +71,8 @@ def _failed(error: Exception, request: Request, prepared: Prepared, clock: Clock
         if not is_full(error):
             console.line("\n".join(text.splitlines()[-7:-1]))
         console.line(advice(error, request))
-    console.line(f"The whole trace is in {request.folder}/log.txt.")
+    if kept:
+        console.line(f"The whole trace is in {request.folder}/log.txt.")
     return 1
 
 

@@ -14,7 +14,7 @@ from cl_runner.data.task import Task
 from cl_runner.families.base import Answering, Prediction
 from cl_runner.learner import Hooks, Learner, Predict, Progress
 from cl_runner.metrics.base import score
-from cl_runner.metrics.classes import class_scores, tallies
+from cl_runner.metrics.classes import percents, tallies
 
 
 def evaluation_examples(task: Task, split: Literal["test", "validation"]) -> tuple[Example, ...]:
@@ -86,7 +86,7 @@ def scores_of_labels(
         if labels and task.name in predictions:
             answers = [example.answer for example in evaluation_examples(task, options.split)]
             counted = tallies(answers, [prediction.text for prediction in predictions[task.name]], labels)
-            found[task.name] = {name: float(value) for name, value in class_scores(counted.sum(0)).items()}
+            found[task.name] = percents(counted)
     return found
 
 

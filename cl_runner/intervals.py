@@ -15,7 +15,7 @@ import numpy as np
 
 from cl_runner.digests import read_text, readable
 from cl_runner.matrix import Floats, derived_arrays
-from cl_runner.metrics.classes import CLASS_SCORES, class_scores, tallies
+from cl_runner.metrics.classes import CLASS_SCORES, class_scores, percents, tallies
 
 Kept = TypeVar("Kept")
 DRAWS = 1000
@@ -122,7 +122,7 @@ def label_scores(
         if given and answers.get(task):
             truth, predicted = zip(*answers[task], strict=True)
             counted = tallies(truth, predicted, given)
-            found[task] = {name: float(value) for name, value in class_scores(counted.sum(0)).items()}
+            found[task] = percents(counted)
             drawn.append(class_scores(_sums(counted, DRAWS, number)))
     if not found or len(found) < len(labels):
         return found, {}, {}

@@ -26,16 +26,12 @@ def run_request(asked: Request) -> int:
         require_single_process()
         tasks = build_tasks(asked.config.task_order, asked.config.task)
         check_data(asked, tasks)
+        if (asked.folder / "COMPLETED").is_file():
+            shutil.rmtree(asked.folder / "state", ignore_errors=True)  # left if a run died right after its last word
+            return say_completed(asked)
     except ValueError as error:
         print(f"cl_runner: {error}", file=sys.stderr)
         return 2
-    if (asked.folder / "COMPLETED").is_file():
-        shutil.rmtree(asked.folder / "state", ignore_errors=True)  # left if a run died right after its last word
-        try:
-            return say_completed(asked)
-        except ValueError as error:
-            print(f"cl_runner: {error}", file=sys.stderr)
-            return 2
     from cl_runner.run import execute  # torch and transformers take seconds to import
 
     return execute(asked, tasks)
@@ -83,7 +79,7 @@ def _check_checkpoints(request: Request, known: Mapping[str, Mapping[str, str]])
         now = found.get(key, files)  # of what is on the hub, and was thrown away here, nothing can be said
         changed = sorted(name for name in files.keys() | now.keys() if files.get(name) != now.get(name))
         if changed:
-            anew = request.command_with({"root": f"{request.config.root}_new_checkpoint"})
+            anew = request.command_with({"root": written(f"{request.config.root}_new_checkpoint")})
             raise ValueError(
                 f"{key}: {', '.join(changed)} of the checkpoint changed since this run began in {request.folder}. Put "
                 f"the old {'file' if len(changed) == 1 else 'files'} back, or start anew in another folder: {anew}"

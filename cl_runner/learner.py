@@ -198,6 +198,10 @@ class Learner:
         validation = self.evaluation is not None and self.evaluation.split == "validation"
         return task.validation if validation else task.test
 
+    def old_tasks(self, task: Task) -> Sequence[Task]:
+        """The tasks before one that can be forgotten."""
+        return self.tasks[: task.index] if self.has_old_tasks(task) else []
+
     def old_examples(self, task: Task) -> list[Example]:
         """All training data of the tasks before `task` (PE eq. 1: D)."""
         if self.joint:  # the task before holds all of them
@@ -280,7 +284,10 @@ class Learner:
         Returns:
             That of the mean over all targets of `examples`: by name, in the shape of `part`.
         """
-        values = self.trained or {name: self.parameters()[name] for name in self.measurable()}
+        values = self.trained
+        if not values:
+            parameters = self.parameters()
+            values = {name: parameters[name] for name in self.measurable()}
         kept = {name: (value.requires_grad, value.grad) for name, value in values.items()}
         for value in values.values():
             value.requires_grad_(True)

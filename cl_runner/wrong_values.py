@@ -50,11 +50,20 @@ class SchemaError(ValueError):
         meant: what was probably meant; None if nobody can know.
         is_text: whether in quotes it would be right.
         missing: whether there is none.
+        unknown: whether there is no such key.
     """
 
-    def __init__(self, message: str, key: str, meant: Any = None, is_text: bool = False, missing: bool = False):
+    def __init__(
+        self,
+        message: str,
+        key: str,
+        meant: Any = None,
+        is_text: bool = False,
+        missing: bool = False,
+        unknown: bool = False,
+    ):
         super().__init__(message)
-        self.key, self.meant, self.is_text, self.missing = key, meant, is_text, missing
+        self.key, self.meant, self.is_text, self.missing, self.unknown = key, meant, is_text, missing, unknown
 
 
 def explain(error: ValidationError, schema: type[BaseModel], values: Any, prefix: str = "") -> SchemaError:
@@ -69,7 +78,7 @@ def explain(error: ValidationError, schema: type[BaseModel], values: Any, prefix
     where = prefix + ".".join(map(str, path))
     value, kind = first["input"], first["type"]
     if kind == "extra_forbidden":
-        return SchemaError(_unknown(where, [*names_of(schema, prefix), *_names_in_list(where)]), where, missing=True)
+        return SchemaError(_unknown(where, [*names_of(schema, prefix), *_names_in_list(where)]), where, unknown=True)
     if kind == "missing":
         return SchemaError(f"{where} has no value.", where, missing=True)
     if "[key]" in first["loc"]:
@@ -195,6 +204,8 @@ def remedy(error: SchemaError, overrides: Sequence[str], default: DictConfig, fo
     value = OmegaConf.select(default, key)
     if wrong is not None and key_of(wrong) != key:
         return f" It stands in: {quoted(wrong)}"
+    if error.unknown:
+        return f" It stands in: {quoted(wrong)}" if wrong else " It stands in a file of the configuration"
     if error.missing:
         return f" It stands in: {quoted(wrong)}" if wrong else f" Type: {COMMAND} ... +{key}=VALUE"
     if wrong is not None and error.is_text:

@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 from sources import counts, definition, order
 
-from cl_runner.data.task import Task, build_tasks, source_files
+from cl_runner.data.task import Task, build_tasks, outlines, source_files
 
 STEPS = order([{"name": "a"}], counts(train=0))
 
@@ -366,3 +366,17 @@ def test_a_pointer_of_git_lfs_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4379985\n")
     with pytest.raises(ValueError, match=rf"{name} is a pointer of Git LFS, not the data. Type: git lfs pull"):
         read(tmp_path / name)
+
+
+def test_a_plan_knows_the_labels_of_a_local_schema(tmp_path: Path) -> None:
+    names = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+    rows = {"text": ["one", "two"], "label": [0, 1]}
+    datasets.Dataset.from_dict(rows, features=names).to_parquet(tmp_path / "a.parquet")
+    own = {"own": definition(path=str(tmp_path / "a.parquet"), labels="schema")}
+    (task,) = outlines(STEPS, own)
+    assert task.labels == ("bad", "good") and not task.test
+
+
+def test_fields_that_records_of_the_hub_lack_may_be_empty() -> None:
+    own = {"own": definition(source="hub", dataset="a/b", revision="c", path=None, missing_fields="empty")}
+    assert [task.name for task in outlines(STEPS, own)] == ["a"]

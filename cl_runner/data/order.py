@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
 from cl_runner.config import OrderedTask, TaskDefinition, TaskOrder
+from cl_runner.data.places import nearest
 
 Split = Literal["train", "validation", "test"]
 #: The order in which splits that share one source are drawn from it.
@@ -64,10 +64,9 @@ def plans_of(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[P
                 raise ValueError(f"task {task.name!r} lists the domain {domain!r} twice; leave one out")
         name = task.task or order.task
         if name not in definitions:
-            close = difflib.get_close_matches(name, list(definitions), n=1)
             raise ValueError(
                 f"task {task.name!r} uses the definition {name!r}, which is not loaded; "
-                f"loaded: {', '.join(definitions) or 'none'}.{f' Nearest: {close[0]!r}.' if close else ''} "
+                f"loaded: {', '.join(definitions) or 'none'}.{nearest(name, definitions)} "
                 f"Type: task=[{','.join([*definitions, name])}]"
             )
         noise = definitions[name].label_noise
@@ -99,7 +98,7 @@ _READ_BY: dict[str, tuple[tuple[str, ...], object]] = {
     "quoting": (("files",), None),
     "header": (("files",), True),
     "encoding": (("files",), None),
-    "missing_fields": (("files",), "refuse"),
+    "missing_fields": (("files", "hub"), "refuse"),
     "convert": (("files", "hub"), None),
     "max_rows": (("files", "hub"), None),
 }

@@ -6,12 +6,12 @@ import difflib
 import glob
 import os
 import re
-import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cl_runner.config import TaskDefinition
 from cl_runner.data.labels import alike, difference
+from cl_runner.overrides import in_quotes, quoted
 
 #: One of the parts of a data set, as the hub and `datasets` name them: train-00000-of-00002.parquet.
 _SHARD = re.compile(r"(\d{4,})-of-(\d{4,})")
@@ -19,7 +19,7 @@ _SHARD = re.compile(r"(\d{4,})-of-(\d{4,})")
 
 def typed(key: str, value: str) -> str:
     """An override with a text as its value, as it is typed in a shell."""
-    return shlex.quote(f'{key}="{value}"')
+    return quoted(f"{key}={in_quotes(value)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -53,10 +53,9 @@ def local_paths(
             folder (~) of an unknown user; a set of shards is not whole; several places hold something of one format,
             so that a part of the data might be left out.
     """
-    given = alternatives(definition, name)
+    meant = all_paths(definition, name, domain, split, variant)
     found: list[tuple[list[str], list[Path]]] = []
-    for place in given:
-        paths = [path for one in place for path in _matching(one, name, domain, split, variant)]
+    for place, paths in zip(alternatives(definition, name), meant, strict=True):
         if all(path.exists() for path in paths):
             twice = [path for path in paths if paths.count(path) > 1]
             if twice:
@@ -64,7 +63,7 @@ def local_paths(
             check_shards(paths, place, name)
             found.append((place, paths))
     if not found:
-        return [path for one in given[0] for path in _matching(one, name, domain, split, variant)]
+        return meant[0]
     first = found[0][1]
     for place, paths in found[1:]:
         if _ending(paths[0]) == _ending(first[0]):

@@ -73,18 +73,19 @@ def _without_collector() -> Iterator[None]:
 
 
 def outlines(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[Task]:
-    """The tasks of an order without their examples: nothing is read.
+    """The tasks of an order without their examples: nothing is read but the schemas of local files that name labels.
 
     Raises:
-        ValueError: labels stand in a schema that is not read.
+        ValueError: labels stand in a schema on the hub, which is not fetched.
     """
-    for plan in plans_of(order, definitions):
-        if plan.definition.labels == SCHEMA:
+    plans = plans_of(order, definitions)
+    for plan in plans:
+        if plan.definition.labels == SCHEMA and plan.definition.source == "hub":
             raise ValueError(
-                f"task.{plan.name}.labels={SCHEMA} takes the names from data on a hub, which a plan does not fetch. "
+                f"task.{plan.name}.labels={SCHEMA} takes the names from data on the hub, which are not fetched here. "
                 f"Name them under task.{plan.name}.labels: 'VALUE': NAME"
             )
-    return [_task(plan, []) for plan in plans_of(order, definitions)]
+    return [_task(_named(plan), []) for plan in plans]
 
 
 def label_union(tasks: Iterable[Task]) -> tuple[str, ...]:
@@ -117,8 +118,7 @@ def source_files(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> li
 
 
 def _build(plan: Plan) -> Task:
-    if plan.definition.labels == SCHEMA:
-        plan = dataclasses.replace(plan, definition=_with_names(plan))
+    plan = _named(plan)
     definition = plan.definition
     labels = prompts.label_names(definition)
     if definition.labels is not None and not labels:
@@ -133,8 +133,10 @@ def _build(plan: Plan) -> Task:
     return _task(plan, drawn)
 
 
-def _with_names(plan: Plan) -> TaskDefinition:
-    """The definition with the labels that the schema of its sources names, which are the same for all its domains."""
+def _named(plan: Plan) -> Plan:
+    """With the labels that the schema of its sources names, if they stand there, the same for all its domains."""
+    if plan.definition.labels != SCHEMA:
+        return plan
     found: dict[str, dict[str, str | None]] = {}
     for origin in dict.fromkeys(origins_of(plan).values()):
         for domain in plan.domains:
@@ -147,7 +149,7 @@ def _with_names(plan: Plan) -> TaskDefinition:
                 f"task.{plan.name}.labels={SCHEMA}: the schemas of {first} and {other} name other labels. "
                 f"Name them under task.{plan.name}.labels: 'VALUE': NAME"
             )
-    return plan.definition.model_copy(update={"labels": found[first]})
+    return dataclasses.replace(plan, definition=plan.definition.model_copy(update={"labels": found[first]}))
 
 
 def _task(plan: Plan, drawn: Sequence[Mapping[Split, _Part]]) -> Task:

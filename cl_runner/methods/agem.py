@@ -45,7 +45,7 @@ class AGEM(Method):
         return Needs(entry_bytes=4, adds=adds)
 
     def data(self, learner: Learner, task: Task, epochs: list[Sequence[Example]]) -> list[Sequence[Example]]:
-        before = learner.tasks[: task.index] if learner.has_old_tasks(task) else []
+        before = learner.old_tasks(task)
         seeds = {one.index: learner.seed_of("agem", one.index) for one in before}
         self._memory = [e for one in before for e in kept_examples(one, self.size, self.kept, seeds[one.index])]
         return epochs

@@ -68,7 +68,7 @@ class GEM(Method):
         return Needs(entry_bytes=4 * len(outline.tasks), adds=adds)
 
     def data(self, learner: Learner, task: Task, epochs: list[Sequence[Example]]) -> list[Sequence[Example]]:
-        before = learner.tasks[: task.index] if learner.has_old_tasks(task) else []
+        before = learner.old_tasks(task)
         self._memory = [kept_examples(one, self.size, self.kept, learner.seed_of("gem", one.index)) for one in before]
         return epochs
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
+from cl_runner.sparse.importance import cap
 
 #: Task and row of an example.
 Place = list[int]
@@ -31,10 +32,7 @@ def kept_examples(task: Task, count: int, kept: Literal["random", "first"], seed
         kept: drawn at random, or the first ones.
     """
     examples = own_examples(task)
-    count = min(count, len(examples))
-    if kept == "first":
-        return list(examples[:count])
-    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), count))]
+    return list(examples[:count]) if kept == "first" else cap(examples, count, seed)
 
 
 def recall(tasks: Sequence[Task], places: Sequence[Place]) -> list[Example]:

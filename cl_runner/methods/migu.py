@@ -89,8 +89,8 @@ class MIGU(Method):
             return
         learner.model.eval()
         self._clear()
+        self._counting = True
         for batch in learner.sorted_batches(task.train, 32):
-            self._counting = True
             learner.forward(batch)
         for name, sums in self._sums.items():
             best = sums.topk(max(1, int((1 - self.threshold) * len(sums)))).indices
@@ -108,13 +108,14 @@ class MIGU(Method):
         return 0.0
 
     def grads(self, learner: Learner) -> None:
+        weights = learner.parameters()
         for name, values in learner.trained.items():
-            mask = self._mask(learner, name)
+            mask = self._mask(learner, name, weights[name].shape)
             if mask is not None and values.grad is not None:
-                values.grad.mul_(learner.part(name, mask.expand_as(learner.parameters()[name]).contiguous()))
+                values.grad.mul_(learner.part(name, mask.expand_as(weights[name]).contiguous()))
         self._clear()
 
-    def _mask(self, learner: Learner, name: str) -> Tensor | None:
+    def _mask(self, learner: Learner, name: str, shape: torch.Size) -> Tensor | None:
         """1 where a tensor's gradient stays, to be broadcast; None = everywhere."""
         owner, _, kind = name.rpartition(".")
         inward = isinstance(learner.model.get_submodule(owner), Conv1D)  # [inputs, outputs], not [outputs, inputs]
@@ -125,7 +126,7 @@ class MIGU(Method):
         block = next((block for block in self.channels if name.startswith(f"{block}.")), None)
         if block is None:
             return None
-        channels, shape = self.channels[block], learner.parameters()[name].shape
+        channels = self.channels[block]
         if shape[0 if inward else -1] != len(channels):
             return None
         return channels[:, None] if inward and len(shape) > 1 else channels

@@ -67,6 +67,7 @@ class OGD(Method):
         assert learner.task is not None
         if learner.has_old_tasks(learner.task) and self.basis:
             here = [{n: learner.part(n, v) for n, v in old.items() if n in learner.trained} for old in self.basis]
-            shares = [product(now(learner), old) for old in here]
+            gradient = now(learner)
+            shares = [product(gradient, old) for old in here]
             add(learner, here, [-share for share in shares])
             learner.log("ogd/removed", torch.tensor(shares).norm().item())

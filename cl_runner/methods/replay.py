@@ -54,7 +54,7 @@ class Replay(Method):
         return [len(epoch) for epoch in self._joined([range(examples) for examples in epochs], range(old))]
 
     def data(self, learner: Learner, task: Task, epochs: list[Sequence[Example]]) -> list[Sequence[Example]]:
-        before = learner.tasks[: task.index] if learner.has_old_tasks(task) else []
+        before = learner.old_tasks(task)
         self.memory = [
             kept_examples(one, self._count(len(own_examples(one))), self.kept, learner.seed_of("replay", one.index))
             for one in before

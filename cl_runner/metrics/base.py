@@ -50,8 +50,8 @@ def score(
     Args:
         name: a built-in metric, an installed one, or the dotted path of a function from predictions and examples to
             percent of each.
-        predictions: what the model answered, in the order of `examples`; an empty text scores 0 (by `trace_sari`
-            what its release gives it).
+        predictions: what the model answered, in the order of `examples`; an empty text scores 0, but by the
+            metrics of a release that score what was generated as it is what that release gives it.
         bertscore: the encoder of the built-in metrics with that name; needed for them only.
 
     Raises:

@@ -30,6 +30,11 @@ def tallies(answers: Sequence[str], predictions: Sequence[str], labels: Sequence
     return np.concatenate([true, found, ~found.any(1, keepdims=True), true & found], axis=1).astype(np.float64)
 
 
+def percents(counted: Floats) -> dict[str, float]:
+    """Each of CLASS_SCORES of all examples together, from their `tallies`."""
+    return {name: float(value) for name, value in class_scores(counted.sum(0)).items()}
+
+
 def class_scores(sums: Floats) -> dict[str, Floats]:
     """Each of CLASS_SCORES in percent, [...], from sums of `tallies` over examples, [..., 3 C + 1].
 

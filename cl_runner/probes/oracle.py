@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from cl_runner.evaluate import evaluate, scores
+from cl_runner.evaluate import evaluate, evaluation_examples
 from cl_runner.learner import Learner, Told
 from cl_runner.probes.base import Probe, at_rest
 
@@ -30,14 +30,23 @@ class Oracle(Probe):
 
     def measure(self, learner: Learner, folder: Path, after: str) -> dict[str, float]:
         """Percent by task and in the mean, for each way: `task/kettles`, `task/mean`."""
-        assert learner.evaluation is not None
+        options = learner.evaluation
+        assert options is not None
         found: dict[str, float] = {}
         with at_rest(learner.model):
             for way in self.tell:
                 with learner.telling(WAYS[way]):
-                    answers = evaluate(learner, learner.method, learner.tasks, learner.evaluation, after)
-                scored = scores(learner.tasks, answers, learner.evaluation)
-                means = {name: mean(next(iter(each.values()))) for name, each in scored.items()}
+                    answers = evaluate(learner, learner.method, learner.tasks, options, after)
+                means = {
+                    task.name: mean(
+                        learner.scores(
+                            task,
+                            [one.text for one in answers[task.name]],
+                            evaluation_examples(task, options.split),
+                        )
+                    )
+                    for task in learner.tasks
+                }
                 found |= {f"{way}/{name}": value for name, value in means.items()}
                 found[f"{way}/mean"] = mean(means.values())
         return found

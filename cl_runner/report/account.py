@@ -14,21 +14,10 @@ _COUNTED = 10
 
 
 def data_tables(run: Run) -> list[Table]:
-    """The rows of every split by task, and everything odd in a sentence each; empty for runs without an account.
-
-    Raises:
-        ValueError: data.json holds something else under that name.
-    """
-    try:
-        return _tables(run.data)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{run.folder / 'data.json'} cannot be read (its `tasks` are no account of data)") from None
-
-
-def _tables(data: Mapping[str, Any]) -> list[Table]:
+    """The rows of every split by task, and everything odd in a sentence each; empty for runs without an account."""
     rows: list[list[str]] = []
     odd: list[list[str]] = []
-    for task, found in data.items():
+    for task, found in run.data.items():
         for split, account in found["splits"].items():
             rows.append(
                 [

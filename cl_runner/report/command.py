@@ -134,7 +134,14 @@ def _usable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     found, notes = [], []
     for run in runs:
         try:
-            values_of(run), names_of(run), run.intervals, run.retrieval_accuracy
+            (
+                values_of(run),
+                names_of(run),
+                run.intervals,
+                run.retrieval_accuracy,
+                run.served("served_percent"),
+                run.served("own_weight_percent"),
+            )
             found.append(run)
         except UNUSABLE as error:
             notes.append(f"left out {run.folder}: {not_of_a_run(run.folder / 'summary.json', error)}")

@@ -95,7 +95,7 @@ def _device(device: str) -> str:
 
 
 @functools.cache
-def _code() -> str:
+def code_digest() -> str:
     """SHA-256 of this package's own source files, as they are when it is first asked for."""
     sha = hashlib.sha256()
     top = Path(__file__).parents[1]
@@ -120,7 +120,7 @@ def describe_environment(command: str, device: str = "cpu", threads: int | None 
         "platform": platform.platform(),
         "packages": _versions(),
         "git": git_state(Path(__file__).parents[1]),
-        "code": _code(),
+        "code": code_digest(),
         "hardware": {
             "cpu": _cpu(),
             "cores": _cores(),
