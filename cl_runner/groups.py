@@ -82,6 +82,21 @@ def brings_tasks(order: str, folders: Sequence[Path] = ()) -> bool:
     return bool(re.search(r"^\s*tasks:", _first(f"task_order/{order}.yaml", folders).read_text(encoding="utf-8"), re.M))
 
 
+def starts_from(option: str, folders: Sequence[Path] = ()) -> list[str]:
+    """The options of group `method` that an option's `defaults` name."""
+    return [start for start in _method_file(option, folders).get("defaults", []) if start != "_self_"]
+
+
+def _method_file(option: str, folders: Sequence[Path]) -> Mapping[str, Any]:
+    return _parsed(_first(f"method/{option}.yaml", folders).read_text(encoding="utf-8")) or {}
+
+
+@functools.lru_cache(maxsize=512)
+def _parsed(text: str) -> Any:
+    """YAML's content, to be read alone: files are asked for again and again."""
+    return yaml.safe_load(text)
+
+
 def search_path(folders: Sequence[Path]) -> tuple[str, list[str]]:
     """Where Hydra looks for files: the folder it is given, and the override that names the others, in their order.
 
@@ -118,21 +133,36 @@ def _methods(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for option in options("method", folders):
         try:
-            found[option] = _nodes(option, folders, ())
+            found[option] = nodes_of(option, folders)
         except (OSError, TypeError, ValueError, AttributeError, yaml.YAMLError):
             continue  # a file that is wrong is no advice
     return found
 
 
-def _nodes(option: str, folders: Sequence[Path], above: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """The nodes of one option of group `method`, its defaults merged in."""
+def nodes_of(option: str, folders: Sequence[Path] = (), above: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+    """The nodes of one option of group `method` with their values, those of the options that it starts from merged in.
+
+    Args:
+        above: the options that start from this one, on the way here.
+
+    Raises:
+        OSError, TypeError, ValueError, AttributeError, yaml.YAMLError: its file, or one that it starts from, is wrong.
+    """
     if option in above:
         raise ValueError(f"{option} starts from itself")
-    content = yaml.safe_load(_first(f"method/{option}.yaml", folders).read_text(encoding="utf-8")) or {}
     nodes: dict[str, dict[str, Any]] = {}
-    for start in content.pop("defaults", []):
-        if start != "_self_":
-            nodes |= _nodes(start, folders, (*above, option))
-    for node, values in content.items():
-        nodes[node] = {**nodes.get(node, {}), **(values or {})}
+    for start in starts_from(option, folders):
+        nodes |= nodes_of(start, folders, (*above, option))
+    for node, values in _method_file(option, folders).items():
+        if node != "defaults":
+            nodes[node] = _merged(nodes.get(node, {}), values or {})
     return nodes
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nodes as Hydra merges them: mappings key by key, of anything else the second."""
+    merged = dict(first)
+    for key, value in second.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged

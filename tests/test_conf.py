@@ -13,7 +13,7 @@ import yaml
 from tiny import TINY, run_command, tiny_encoder
 
 from cl_runner.compose import compose
-from cl_runner.groups import CONF, GROUPS, options
+from cl_runner.groups import CONF, GROUPS, nodes_of, options
 
 #: A tiny backbone of the same family stands for a preset's own.
 TWINS = {"classifier": "bert", "causal": "llama", "seq2seq": "t5"}
@@ -36,6 +36,8 @@ def test_every_option_composes(group: str, option: str) -> None:
     request = compose([f"{group}={chosen}", *beside.get(group, []), *told, *written])
     assert request.config.task_order.tasks
     assert request.config.method
+    if group == "method":
+        assert nodes_of(option) == request.resolved["method"], "options are read without Hydra as it merges them"
 
 
 @pytest.mark.parametrize("option", options("task"))
