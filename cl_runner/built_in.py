@@ -27,6 +27,7 @@ METHODS = {
     "parts": "parts:Parts",
     "migu": "migu:MIGU",
     "opr": "opr:OPR",
+    "masked_kl": "masked_kl:MaskedKL",
     "icl": "icl:ICL",
     "multi_task": "multi_task:MultiTask",
 }

@@ -304,16 +304,18 @@ class Learner:
         return found
 
     @contextmanager
-    def at(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """The model at other values of what trains, such as an old task's: no second model is needed.
+    def at(self, weights: Mapping[str, Tensor], positions: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+        """The model at other values of its parameters, such as an old task's: no second model is needed.
 
         Args:
-            weights: by name, in the shape of `part`.
+            weights: whole tensors, or vectors of those that `positions` names.
+            positions: flat, of the entries that a vector stands for; None = of those that train now.
         """
-        now = {}
+        now: dict[str, Tensor] = {}
+        some = {n: index.to(self.device) for n, index in (self.selected if positions is None else positions).items()}
         for name, parameter in self.parameters().items():
-            if name in self.selected and name in weights:
-                index = self.selected[name].to(self.device)
+            if name in some and name in weights:
+                index = some[name]
                 now[name] = parameter.data.view(-1)[index].clone()
                 parameter.data.view(-1)[index] = weights[name]
             elif name in weights:
@@ -322,8 +324,8 @@ class Learner:
             yield
         finally:
             for name, parameter in self.parameters().items():
-                if name in self.selected and name in now:
-                    parameter.data.view(-1)[self.selected[name].to(self.device)] = now[name]
+                if name in some and name in now:
+                    parameter.data.view(-1)[some[name]] = now[name]
                 elif name in now:
                     parameter.data = now[name]
 

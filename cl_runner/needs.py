@@ -135,7 +135,9 @@ class Needs:
         weight_bytes: held per weight from the first task on.
         example_bytes: held per training example from a task with old ones on.
         memory_bytes: held for a memory of old examples from the first task on.
+        start_values: whether of everything that trains is held what it was before the first task.
         teacher: what the outputs of training are compared with, if anything.
+        teaches_first: whether they are in a task without old ones as well.
         epochs: how many examples each epoch goes through; None = the task's own.
         adds: what steps add to the batches; None = nothing.
         largest_part: of the steps of a task to which something is added, before a micro_batch cuts it; None = a batch.
@@ -160,7 +162,9 @@ class Needs:
     weight_bytes: int = 0
     example_bytes: int = 0
     memory_bytes: int = 0
+    start_values: bool = False
     teacher: Teacher | None = None
+    teaches_first: bool = False
     epochs: Epochs | None = None
     adds: Adds | None = None
     largest_part: LargestPart | None = None
@@ -200,7 +204,9 @@ def combine(said: Mapping[str, Needs | None], chooser: str | None) -> Needs:
         weight_bytes=sum(needs.weight_bytes for needs in known),
         example_bytes=sum(needs.example_bytes for needs in known),
         memory_bytes=sum(needs.memory_bytes for needs in known),
+        start_values=any(needs.start_values for needs in known),
         teacher=min(teachers, key=lambda teacher: teacher == "kept", default=None),
+        teaches_first=any(needs.teaches_first for needs in known),
         epochs=_epochs([needs.epochs for needs in known if needs.epochs is not None]),
         adds=_adds([needs.adds for needs in known if needs.adds is not None]),
         largest_part=_largest_part([needs.largest_part for needs in known if needs.largest_part is not None]),

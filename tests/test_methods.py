@@ -83,6 +83,8 @@ ROWS = (
     Row("opr_sc", 1.0, ("t5",)),
     Row("[opr,lwf,piece_s]", 0.001, ("bert",)),
     Row("multi_task", 1.0, ("bert",)),
+    Row("masked_kl", 1.0, ("t5",)),
+    Row("[masked_kl,piece_s]", 0.001, ("bert",)),
     Row("icl", 0.0, ("llama", "t5")),
     Row("slm", 0.0, ("bert", "llama", "t5", "gpt2")),
     Row("slm_ti", 0.0, ("bert", "llama")),

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
         ("[replay_online,lwf,piece_s]", "tiny_llama", (9,)),
         ("[der,ewc,piece_s]", "tiny_bert", (4, 9)),
         ("[der,lwf]", "tiny_t5", (9,)),
-        ("[agem,si,mas,piece_s]", "tiny_bert", (9,)),
+        ("[masked_kl,agem,si,mas,piece_s]", "tiny_bert", (9,)),
         ("[opr,ogd,bitfit]", "tiny_bert", (9,)),
         ("[gem,migu]", "tiny_llama", (9,)),
     ],

@@ -65,7 +65,11 @@ class LwF(Method):
             )
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
-        return Needs(example_bytes=outline.logits_bytes) if outline.one_target else Needs(teacher=self.outputs)
+        return (
+            Needs(example_bytes=outline.logits_bytes)
+            if outline.one_target
+            else Needs(teacher=self.outputs, teaches_first=self.first_task)
+        )
 
     def before_task(self, learner: Learner, task: Task) -> None:
         if self._acts(learner, task) and learner.family.one_target:

@@ -107,6 +107,19 @@ class Architecture:
             case "nothing":
                 return 0
 
+    def start_bytes(self, s: Setting, task: TaskNumbers) -> int:
+        """Of what trained up to a task, as it was before the first one, where the methods hold that."""
+        if not s.needs.start_values:
+            return 0
+        whole, some = 0, 0
+        for each in s.tasks[: s.tasks.index(task) + 1]:
+            trained = self.trained(s, each)
+            if each.trains in ("all", "listed"):
+                whole = max(whole, s.dtype.itemsize * trained)
+            else:  # others in every task: their positions, and values
+                some += (8 + s.dtype.itemsize if each.trains == "selected" else 4) * trained
+        return whole if whole >= s.dtype.itemsize * self.parameters(s) else whole + some
+
     def largest(self, s: Setting, task: TaskNumbers) -> int:
         """Entries of the largest tensor that trains; selected ones count together."""
         match task.trains:

@@ -92,10 +92,11 @@ def sums_bytes(prices: Prices, s: Setting) -> int:
 
 
 def _held_by_methods(prices: Prices, s: Setting, task: TaskNumbers) -> int:
-    """Bytes that the methods hold for a task with old ones, apart from those for all weights."""
+    """Bytes that the methods hold for a task, apart from those for all weights."""
+    start = prices.architecture.start_bytes(s, task)
     if not task.later:
-        return 0
-    return s.needs.entry_bytes * prices.architecture.trained(s, task) + s.needs.example_bytes * task.examples
+        return start
+    return start + s.needs.entry_bytes * prices.architecture.trained(s, task) + s.needs.example_bytes * task.examples
 
 
 def _held(prices: Prices, s: Setting, task: TaskNumbers) -> int:

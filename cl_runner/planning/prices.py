@@ -81,7 +81,7 @@ class Prices:
         trains, later, examples, accumulates = task.trains, task.later, s.pass_size(task), s.accumulates(task)
         columns = self.architecture.kept_columns(s) if trains == "selected" else {}
         half = s.dtype.itemsize < 4
-        compares = later or (task.several_parts and s.needs.teacher == "kept")
+        compares = later or s.needs.teaches_first or (task.several_parts and s.needs.teacher == "kept")
         teacher = s.needs.teacher if compares else None
         trainable = self.architecture.trainable(s)
 
