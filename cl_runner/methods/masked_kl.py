@@ -46,7 +46,7 @@ class MaskedKL(Method):
     def check(self, skeleton: nn.Module, longest: int) -> None:
         assert isinstance(skeleton, PreTrainedModel)
         classifies = skeleton.get_output_embeddings() is None
-        if classifies and skeleton.config.num_labels < 3:
+        if classifies and (skeleton.config.num_labels or 0) < 3:
             raise ValueError(
                 f"method.{self.node} compares the labels beside the right one, and of two labels only one is left: "
                 "it needs three at least. Type: method=lwf (in a chain: lwf in its place)"
