@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,18 @@ def check_chain(methods: Nodes, family: str, folders: Sequence[Path] = ()) -> No
             f"trains; a chain has one that does. Type: {lines[0]} (or {', or '.join(lines[1:])})"
         )
     for name in methods:
-        idle = [other for other in methods if specs[name].isolates and specs[other].protects]
-        if idle:
+        for reason, idle in _idle(name, specs):
             kept = _choice([other for other in methods if other not in idle], methods, folders)
-            raise ValueError(
-                f"{name} leaves all weights of the backbone and all that earlier tasks learned as they are, so that "
-                f"{' and '.join(idle)} would have nothing to do. Type: {kept}"
-            )
+            raise ValueError(f"{name} {reason}, so that {' and '.join(idle)} would have nothing to do. Type: {kept}")
+    directing = [name for name in methods if specs[name].directs]
+    if len(directing) > 1:
+        lines = [
+            _choice([n for n in methods if n == kept or n not in directing], methods, folders) for kept in directing
+        ]
+        raise ValueError(
+            f"{', '.join(directing[:-1])} and {directing[-1]} each change where a step goes, and the later one would "
+            f"undo what the earlier one made sure of. Type: {lines[0]} (or {', or '.join(lines[1:])})"
+        )
     kind = family_kind(family)
     for name, spec in specs.items():
         if kind not in spec.families:
@@ -52,10 +57,32 @@ def check_chain(methods: Nodes, family: str, folders: Sequence[Path] = ()) -> No
             raise ValueError(f"method {name} supports the families {supported}, not {kind}; choose another backbone")
 
 
+def _idle(name: str, specs: Mapping[str, PartSpec]) -> Iterator[tuple[str, list[str]]]:
+    """Why others of a chain would have nothing to do beside a method, and which ones."""
+    spec = specs[name]
+    others = [other for other in specs if other != name]
+    reasons = [
+        (spec.trains_nothing, "trains nothing", others),
+        (
+            spec.isolates,
+            "leaves all weights of the backbone and all that earlier tasks learned as they are",
+            [other for other in others if specs[other].protects or specs[other].joins],
+        ),
+        (
+            spec.joins,
+            "learns the data of all tasks so far in every step",
+            [other for other in others if specs[other].protects],
+        ),
+    ]
+    return ((reason, idle) for holds, reason, idle in reasons if holds and idle)
+
+
 def _without(specs: Mapping[str, PartSpec], choosers: Sequence[str], kept: str) -> list[str]:
-    """The chain with one of its choosers, and without those that would have nothing to do beside it."""
+    """The chain with one of its choosers, without those that would have nothing to do beside it, or undo others."""
     names = [name for name in specs if name == kept or name not in choosers]
-    return [name for name in names if not (specs[kept].isolates and specs[name].protects)]
+    idle = {name for _, found in _idle(kept, {name: specs[name] for name in names}) for name in found}
+    directing = [name for name in names if specs[name].directs]
+    return [name for name in names if name not in {*idle, *directing[1:]}]
 
 
 def _choice(names: Sequence[str], methods: Nodes, folders: Sequence[Path]) -> str:
@@ -66,7 +93,14 @@ def _choice(names: Sequence[str], methods: Nodes, folders: Sequence[Path]) -> st
 
 def check_order(config: Config) -> None:
     """The task order suits the methods, or a ValueError says what to type."""
-    apart = [name for name, node in config.method.items() if method_spec(name, node).isolates]
+    specs = {name: method_spec(name, node) for name, node in config.method.items()}
+    apart = [name for name, spec in specs.items() if spec.isolates]
+    joins = [name for name, spec in specs.items() if spec.joins]
+    if config.task_order.joint and joins:
+        raise ValueError(
+            f"{joins[0]} takes the data of all tasks so far by itself, and would leave those of task_order=[...,joint] "
+            "aside: two upper bounds are two runs. Type: method=seq_ft (or leave `joint` out of task_order)"
+        )
     if config.task_order.joint and apart:
         raise ValueError(
             f"{apart[0]} keeps what each task learned apart, so that training on all data so far changes nothing of "
@@ -75,11 +109,17 @@ def check_order(config: Config) -> None:
 
 
 def idle_notes(config: Config) -> list[str]:
-    """A line if methods have nothing to do because every task starts anew; a comparison may hold them all the same."""
-    idle = [name for name, node in config.method.items() if method_spec(name, node).protects]
-    if not (config.task_order.restart and idle):
-        return []
-    return [f"single_task: every task starts from the pretrained weights, so that {' and '.join(idle)} protect nothing"]
+    """A line if methods have nothing to protect by the task order; a comparison may hold them all the same."""
+    specs = {name: method_spec(name, node) for name, node in config.method.items()}
+    idle = [name for name, spec in specs.items() if spec.protects or spec.joins]
+    said = []
+    if config.task_order.restart and idle:
+        reason = "every task starts from the pretrained weights"
+        said.append(f"single_task: {reason}, so that {' and '.join(idle)} protect nothing")
+    if config.task_order.joint and idle:
+        reason = "every task learns the data of all tasks so far"
+        said.append(f"joint: {reason}, so that there is little for {' and '.join(idle)} to protect")
+    return said
 
 
 def check_hub(config: Config) -> None:

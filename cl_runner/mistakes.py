@@ -7,18 +7,20 @@ groups, options and keys are looked up here, before Hydra composes.
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
+import yaml
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import BaseModel
 
 from cl_runner.config import Config, OrderedTask, TaskDefinition
-from cl_runner.groups import GROUPS, brings_tasks, options
+from cl_runner.groups import GROUPS, brings_tasks, nodes_of, options
 from cl_runner.overrides import CHAINS, command_line, key_of, nearest, replaced_by, written
 from cl_runner.parts import method_spec, probe_spec
 
@@ -58,6 +60,8 @@ def check_groups(parsed: Sequence[Override], overrides: Sequence[str], folders: 
             raise ValueError(f"{text} lists {twice!r} twice. Type: {replaced_by(overrides, text, right, folders)}")
         if group == "task_order":
             _check_order_of_orders(names, text, overrides, folders)
+        if group == "method" and len(names) > 1:
+            _check_settings(names, text, overrides, folders)
         if group == "probe" and "none" in names and len(names) > 1:
             right = f"probe=[{','.join(name for name in names if name != 'none')}]"
             raise ValueError(f"{text}: none beside others. Type: {replaced_by(overrides, text, right, folders)}")
@@ -110,6 +114,29 @@ def _check_order_of_orders(names: list[Any], text: str, overrides: Sequence[str]
             f"{text}: {changes[0]} changes a task order and is named after it. "
             f"Type: {replaced_by(overrides, text, right, folders)}"
         )
+
+
+def _check_settings(names: list[Any], text: str, overrides: Sequence[str], folders: Sequence[Path]) -> None:
+    """No two options give one method different values: Hydra takes the later one's in silence."""
+    known = options("method", folders)
+    try:
+        brought = {name: nodes_of(name, folders) for name in names if name in known}
+    except (OSError, TypeError, ValueError, AttributeError, yaml.YAMLError):
+        return  # a file that is wrong is named where it is composed
+    for first, second in itertools.combinations(brought, 2):
+        for node in [node for node in brought[first] if node in brought[second]]:
+            one, other = brought[first][node], brought[second][node]
+            differ = [key for key in one if key in other and one[key] != other[key]]
+            if differ:
+                rights = [f"method=[{','.join(n for n in names if n != left)}]" for left in (second, first)]
+                rights = [re.sub(r"=\[([^,]*)\]$", r"=\1", right) for right in rights]
+                single = " ".join(f"method.{node}.{key}={written(other[key])}" for key in differ)
+                raise ValueError(
+                    f"{text}: {first} and {second} are settings of one method, {node}, which has one value of each "
+                    f"option; they differ in {', '.join(differ)}. Type: "
+                    + " or: ".join(replaced_by(overrides, text, right, folders) for right in rights)
+                    + f" (or, beside {first}: {single})"
+                )
 
 
 def _flatten(node: Any, prefix: str = "") -> Iterator[str]:

@@ -44,6 +44,9 @@ class PartSpec:
     chooses: bool = False
     isolates: bool = False
     protects: bool = False
+    directs: bool = False
+    joins: bool = False
+    trains_nothing: bool = False
     routes: bool = False
     measures: bool = True
     higher_is_better: bool = True
@@ -65,7 +68,8 @@ def method_spec(name: str, node: Mapping[str, Any] | None = None) -> PartSpec:
 
 @functools.cache
 def _method_spec(cls: Any) -> PartSpec:
-    return PartSpec(_schema(cls), cls.families, cls.chooses, cls.isolates, cls.protects, cls.routes, cls.measures)
+    flags = ("chooses", "isolates", "protects", "directs", "joins", "trains_nothing", "routes", "measures")
+    return PartSpec(_schema(cls), cls.families, **{flag: getattr(cls, flag) for flag in flags})
 
 
 def probe_spec(name: str, node: Mapping[str, Any] | None = None) -> PartSpec:

@@ -122,6 +122,42 @@ def test_ogd_keeps_an_orthonormal_basis_and_steps_outside_it(tmp_path: Path) -> 
         assert product(removed, after) == pytest.approx(0, abs=1e-6) and product(removed, removed) > 0
 
 
+def test_ogd_keeps_old_outputs_with_other_entries_in_every_task(tmp_path: Path) -> None:
+    """The directions on the selected entries are not orthonormal any more, and the step is orthogonal to each."""
+    chosen = ("method=[ogd,piece_rand]", "method.ogd.examples=4")
+    learner, method, tasks, _ = begun(tmp_path, *chosen, "method.piece.fraction=0.05")
+    ogd = method.methods["ogd"]
+    with learner.holding():
+        step = learner.gradient(tasks[1].train[:8], 8)
+        for name, values in learner.trained.items():
+            values.grad = step[name].clone()
+        method.grads(learner)
+        after = gradient_of(learner)
+    length = product(after, after) ** 0.5
+    assert length > 0
+    for direction in ogd.basis:
+        here = {name: learner.part(name, values) for name, values in direction.items() if name in learner.selected}
+        assert 0 < product(here, here) < 0.9
+        assert product(after, here) == pytest.approx(0, abs=1e-5 * length)
+
+
+def test_what_directs_a_step_comes_last_and_counts_its_own_passes(tmp_path: Path) -> None:
+    learner, method, tasks, _ = begun(tmp_path, "method=[migu,masked_kl,l2]", "method.l2.strength=1000")
+    migu, part = method.methods["migu"], Part(tasks[1].train[:8])
+    with learner.holding() as held:
+        batch = method.prepare(learner, part, learner.collate(part.examples))
+        assert not migu._sums, "a pass for the starting model's outputs was counted"
+        loss = learner.forward(batch).loss
+        loss.backward()
+        assert migu._sums
+        for values in held.parameters.values():
+            values.data.add_(0.01)  # so that l2 pulls everywhere
+        name = next(name for name in learner.trained if name.endswith("query.weight"))
+        method.grads(learner)
+        still = (learner.trained[name].grad == 0).all(1)
+        assert 0.6 < still.float().mean() < 0.8, "l2 pulls rows that may not learn"
+
+
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_mas_measures_what_outputs_depend_on(family: str, tmp_path: Path) -> None:
     """Against autograd of the squared length of each example's outputs in one graph."""

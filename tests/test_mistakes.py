@@ -67,6 +67,33 @@ MISTAKES = [
         r"frozen leaves .* so that ewc and lwf would have nothing to do. Type: method=frozen",
     ),
     (
+        ["method=[gem,ewc,migu]"],
+        r"gem and migu each change where .* Type: method=\[gem,ewc\] \(or method=\[ewc,migu\]\)",
+    ),
+    (
+        ["method=[bitfit,piece_s,ogd,agem]"],
+        r"parts and piece both decide .* Type: method=\[bitfit,ogd\] \(or method=\[piece_s,ogd\]\)",
+    ),
+    (
+        ["method=[replay,multi_task,gem]"],
+        r"multi_task learns .* replay and gem would .* Type: method=multi_task",
+    ),
+    (["method=[slm,multi_task]"], r"slm leaves .* so that multi_task would have nothing to do. Type: method=slm"),
+    (
+        ["method=multi_task", "task_order=[reviews,joint]"],
+        r"two upper bounds .* Type: method=seq_ft",
+    ),
+    (["method=[masked_kl,icl]", "backbone=tiny_llama"], r"icl trains nothing, so that masked_kl .* Type: method=icl"),
+    (
+        ["method=[ewc,bitfit,head_only]"],
+        r"bitfit and head_only are settings of one method, parts, .* they differ in names. "
+        r"Type: .*'method=\[ewc,bitfit\]'.* or: .*'method=\[ewc,head_only\]'.* method.parts.names=\[\]\)",
+    ),
+    (
+        ["method=[ewc_online,pe_main]"],
+        r"one method, ewc, .* differ in fisher_data, decay. Type: .* method=ewc_online .* or: .* method=pe_main ",
+    ),
+    (
         ["method=piece_s", "method.piece.score=fishr"],
         r"Type: .*method=piece_s method.piece.score=second_order ",
     ),

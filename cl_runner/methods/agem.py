@@ -32,6 +32,7 @@ class AGEM(Method):
     kept: Literal["random", "first"]
 
     protects: ClassVar[bool] = True
+    directs: ClassVar[bool] = True
     measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

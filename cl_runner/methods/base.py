@@ -34,11 +34,15 @@ class Method:
     isolates: ClassVar[bool] = False  # a task changes nothing that earlier tasks use: there is nothing to protect
     measures: ClassVar[bool] = True  # may measure the importance of weights, by what stands under `importance`
     protects: ClassVar[bool] = False  # acts against forgetting, which is idle beside a method that isolates
+    directs: ClassVar[bool] = False  # `grads` promises where a step goes, which another such method would undo
+    joins: ClassVar[bool] = False  # all data of old tasks are learned in every step: there is nothing to protect
+    trains_nothing: ClassVar[bool] = False  # nor does anything beside it have a step to act on
     routes: ClassVar[bool] = False  # an example is given what its task learned, as far as the method can tell the task
     node: str  # where its options stand in the configuration: method.<node>
 
     def __init_subclass__(cls) -> None:
         declared = {"state", "families", "chooses", "isolates", "measures", "protects", "routes"}
+        declared |= {"directs", "joins", "trains_nothing"}
         hidden = set(cls.__annotations__) & {name for name in vars(Method) if not name.startswith("_")} - declared
         assert not hidden, f"{cls.__name__}: fields {sorted(hidden)} hide the hooks of the same name"
 
@@ -152,7 +156,10 @@ class Method:
 
 
 class Chain(Method):
-    """Several methods as one: data, steps and gradients pass through in order, losses add up, predictions nest."""
+    """Several methods as one: data, steps and gradients pass through in order, losses add up, predictions nest.
+
+    The method that directs changes gradients after all others, so that what it promises holds of the whole step.
+    """
 
     def __init__(self, methods: Mapping[str, Method]):
         choosing = [name for name, method in methods.items() if method.chooses]
@@ -211,7 +218,7 @@ class Chain(Method):
         return sum(method.loss(learner, part, batch, output) for method in self.methods.values())
 
     def grads(self, learner: Learner) -> None:
-        for method in self.methods.values():
+        for method in sorted(self.methods.values(), key=lambda method: method.directs):
             method.grads(learner)
 
     def after_step(self, learner: Learner) -> None:

@@ -53,6 +53,7 @@ class GEM(Method):
     damping: Positive
 
     protects: ClassVar[bool] = True
+    directs: ClassVar[bool] = True
     measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

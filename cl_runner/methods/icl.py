@@ -35,6 +35,7 @@ class ICL(Method):
     families: ClassVar[tuple[str, ...]] = ("causal", "seq2seq")
     chooses: ClassVar[bool] = True
     isolates: ClassVar[bool] = True
+    trains_nothing: ClassVar[bool] = True
     measures: ClassVar[bool] = False
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:

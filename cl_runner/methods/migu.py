@@ -34,6 +34,7 @@ class MIGU(Method):
 
     state: ClassVar[tuple[str, ...]] = ("channels",)
     protects: ClassVar[bool] = True
+    directs: ClassVar[bool] = True
     measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -42,6 +43,7 @@ class MIGU(Method):
         self._counts: dict[str, float] = {}
         self._masks: list[Tensor] = []  # of the tokens that are no padding: of texts, of answers a decoder reads
         self._counting = False
+        self._training = False  # the pass under way, and not one for old outputs
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         return Needs()
@@ -64,7 +66,7 @@ class MIGU(Method):
 
     @torch.no_grad()
     def _count(self, name: str, values: Tensor) -> None:
-        if not self._counting:
+        if not self._counting or (self.form == "outputs" and not self._training):
             return
         # A decoder's layer whose text and answer are of one length reads the answer, but for keys and values.
         fitting = [mask for mask in self._masks if mask.shape == values.shape[:-1]]
@@ -77,6 +79,7 @@ class MIGU(Method):
         self._sums, self._counts, self._counting = {}, {}, False
 
     def before_forward(self, learner: Learner, batch: Batch) -> Batch:
+        self._training = torch.is_grad_enabled()
         if self._counting:
             answers = [batch["labels"] >= 0] if "decoder_input_ids" in batch else []
             self._masks = [batch["attention_mask"], *answers]

@@ -26,7 +26,7 @@ class MultiTask(Method):
     small tasks weigh as much as large ones.
     """
 
-    protects: ClassVar[bool] = True
+    joins: ClassVar[bool] = True
     measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
