@@ -13,7 +13,7 @@ import functools
 import importlib
 import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +23,7 @@ from pydantic.errors import PydanticUserError
 from cl_runner import config, registry
 from cl_runner.config import FamilyKind, Schema
 from cl_runner.registry import PartKind, Place
+from cl_runner.said import OLD_DATA, TOLD, Said, wrong
 
 HERE = Path(__file__).parent
 #: The key of a node that names the class behind it.
@@ -35,9 +36,17 @@ _BASES: dict[PartKind, tuple[str, str]] = {
 }
 
 
+#: What a method says of itself for people; Method says what each of them means.
+SPOKEN = ("learns", "keeps", "old_data", "told")
+
+
 @dataclasses.dataclass(frozen=True)
 class PartSpec:
-    """What the class of a method or probe says of itself; Method and Probe say what each attribute means."""
+    """What the class of a method or probe says of itself; Method and Probe say what each attribute means.
+
+    Attributes:
+        text: its docstring.
+    """
 
     schema: type[Schema]
     families: tuple[str, ...]
@@ -49,6 +58,11 @@ class PartSpec:
     trains_nothing: bool = False
     routes: bool = False
     measures: bool = True
+    learns: Said = None
+    keeps: Said = None
+    old_data: Said = None
+    told: Said = None
+    text: str = ""
     higher_is_better: bool = True
     unit: str = "%"
 
@@ -69,7 +83,18 @@ def method_spec(name: str, node: Mapping[str, Any] | None = None) -> PartSpec:
 @functools.cache
 def _method_spec(cls: Any) -> PartSpec:
     flags = ("chooses", "isolates", "protects", "directs", "joins", "trains_nothing", "routes", "measures")
-    return PartSpec(_schema(cls), cls.families, **{flag: getattr(cls, flag) for flag in flags})
+    return PartSpec(
+        _schema(cls),
+        cls.families,
+        **{name: getattr(cls, name) for name in (*flags, *SPOKEN)},
+        text=_text(cls),
+    )
+
+
+def _text(cls: Any) -> str:
+    """The docstring of a class; what dataclasses write in its place is none."""
+    text = inspect.cleandoc(cls.__doc__ or "")
+    return "" if text.startswith(f"{cls.__name__}(") else text
 
 
 def probe_spec(name: str, node: Mapping[str, Any] | None = None) -> PartSpec:
@@ -121,8 +146,7 @@ def _described(kind: PartKind, name: str, node: Mapping[str, Any] | None) -> Any
 @functools.cache
 def _outline(module: str, name: str) -> Any:
     """A class of this package as its source text describes it: the same bases, options and literal class attributes."""
-    text = (HERE.parent / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
-    tree = ast.parse(text)
+    tree = ast.parse((HERE.parent / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     places = {own: (module, own) for own in classes}
     for node in tree.body:
@@ -145,7 +169,8 @@ def _outline(module: str, name: str) -> Any:
                 assert node.value is None, f"{name}.{node.target.id}: values live in conf/"
                 # Our own source, evaluated with the names of types that the schema has.
                 annotations[node.target.id] = eval(annotation, vars(config))
-    outline = type(name, bases, {**attributes, "__annotations__": annotations})
+    text = ast.get_docstring(found) or ""
+    outline = type(name, bases, {**attributes, "__annotations__": annotations, "__doc__": text})
     return dataclasses.dataclass(outline) if is_dataclass else outline
 
 
@@ -182,3 +207,8 @@ def _check_class(kind: PartKind, cls: Any, place: Place) -> None:
         _schema(cls)
     except (NameError, TypeError, PydanticUserError) as error:
         raise ValueError(f"{place.asked}: the types of {place.name}'s options cannot be read: {error}") from error
+    known: dict[str, Collection[str] | None] = {"old_data": OLD_DATA, "told": TOLD, "learns": None, "keeps": None}
+    for name, words in known.items() if kind == "methods" else ():
+        mistake = wrong(getattr(cls, name), vars(cls)["__dataclass_fields__"], words)
+        if mistake:
+            raise ValueError(f"{place.asked}: what {place.name}.{name} says cannot be read: {mistake}")

@@ -22,6 +22,10 @@ class ReadIf:
     values: tuple[Any, ...]
     unless: bool = False
 
+    def read(self, value: Any) -> bool:
+        """Whether the option is read beside this value of the other one."""
+        return (value in self.values) != self.unless
+
 
 #: What a classifier does not read.
 OfLanguageModels = ReadIf("backbone.family", ("classifier",), unless=True)

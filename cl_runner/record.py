@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from cl_runner.access import access
 from cl_runner.compose import Request
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task, fingerprint, label_union, source_files
@@ -19,6 +20,7 @@ from cl_runner.digests import read_json, write, write_files
 from cl_runner.families.base import Prediction
 from cl_runner.intervals import by_task, derived_intervals, draw, label_scores, read_answers, read_scores
 from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting, write_table
+from cl_runner.parts import family_kind
 from cl_runner.pretrained.places import all_digests
 from cl_runner.tracking.clock import OFFLINE, ONLINE, Clock
 from cl_runner.tracking.environment import describe_environment, differences
@@ -252,6 +254,7 @@ def write_summary(
     alike = len({metrics[0] for metrics in scored_by.values()}) == 1
     sizes = list(test_examples.values()) if alike else None  # different metrics have no union
     drawn = draw(by_task(read_scores(request.folder), list(test_examples), len(rows)))
+    given = access(request.resolved, family_kind(request.config.backbone.family))
     of_labels, averages, bounds = label_scores(read_answers(request.folder, len(rows) - 1), labels or {})
     summary: dict[str, Any] = {
         "status": "completed",
@@ -276,6 +279,8 @@ def write_summary(
             "hash": request.hash,
             "sweep": request.sweep,
         },
+        # What its classes say: a report imports none of the user's own.
+        "access": {"old_data": list(given.old_data), "told": list(given.told)},
         "wall_seconds": sum(totals.values()),
     }
     write(request.folder / "summary.json", json.dumps(summary, indent=1))

@@ -84,7 +84,7 @@ def _why(key: str, composed: DictConfig, config: Config) -> Why | None:
         other = condition.key if "." in condition.key else f"{node}.{condition.key}"
         is_family = other == "backbone.family"
         value = family_kind(config.backbone.family) if is_family else _plain(OmegaConf.select(composed, other))
-        if (value in condition.values) != condition.unless:
+        if condition.read(value):
             continue
         shown = " or ".join(map(written, condition.values))
         if is_family:

@@ -17,12 +17,13 @@ from cl_runner.matrix import derived, write_accuracy, write_forgetting
 
 PARAMETERS = 1000
 SIZES = [20, 10, 10, 10, 10, 10, 10, 10]
+EWC = {"strength": 0.35, "fisher_data": "old_tasks"}
 NODES: dict[str, dict[str, Any]] = {
     "seq_ft": {"seq_ft": {}},
-    "ewc": {"ewc": {"strength": 0.35}},
-    "pe": {"ewc": {"strength": 0.35}, "pe": {"fraction": 0.005}},
-    "piece_s": {"piece": {"compat": []}},
-    "released": {"piece": {"compat": ["missing_mask", "count_excluded"]}},
+    "ewc": {"ewc": EWC},
+    "pe": {"ewc": EWC, "pe": {"fraction": 0.005, "score": "fisher", "score_data": "old_tasks"}},
+    "piece_s": {"piece": {"score_data": "new_task", "compat": []}},
+    "released": {"piece": {"score_data": "new_task", "compat": ["missing_mask", "count_excluded"]}},
 }
 
 

@@ -182,7 +182,7 @@ def test_forgetting_after_k_tasks_has_a_row_per_method(tmp_path: Path) -> None:
     make_run(tmp_path, "ewc", last=75)
     table = forgetting_table(group_runs(find_runs([tmp_path])[0]))
     assert table is not None
-    assert table.header == ["method", "after 2", "after 3"]
-    assert table.rows == [["ewc", "0.00", "5.00"], ["pe", "0.00", "10.00"]]
+    assert table.header == ["method", "old data", "task told", "after 2", "after 3"]
+    assert table.rows == [["ewc", "(✓)", "", "0.00", "5.00"], ["pe", "(✓)", "", "0.00", "10.00"]]
     make_run(tmp_path / "short", tasks=["base", "b"])
     assert forgetting_table(group_runs(find_runs([tmp_path / "short"])[0])) is None

@@ -18,6 +18,7 @@ from cl_runner.methods.base import Method
 from cl_runner.methods.memory import kept_examples
 from cl_runner.methods.projection import add, now, product
 from cl_runner.needs import Added, Needs, Outline
+from cl_runner.said import Said
 
 
 @dataclass
@@ -34,6 +35,12 @@ class AGEM(Method):
     protects: ClassVar[bool] = True
     directs: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    keeps: ClassVar[Said] = (
+        "{size} examples of each task, as numbers of rows; in a step the gradient of those drawn: "
+        "4 bytes per trained weight"
+    )
+    old_data: ClassVar[Said] = "gradients"
+    told: ClassVar[Said] = ""
 
     def __post_init__(self) -> None:
         self._memory: list[Example] = []  # of the tasks before the one under way

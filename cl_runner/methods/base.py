@@ -19,6 +19,7 @@ from cl_runner.data.task import Task
 from cl_runner.families.base import Prediction
 from cl_runner.learner import Learner, Predict
 from cl_runner.needs import Needs, Outline, combine
+from cl_runner.said import Said
 from cl_runner.trained import Trained
 
 
@@ -38,12 +39,18 @@ class Method:
     joins: ClassVar[bool] = False  # all data of old tasks are learned in every step: there is nothing to protect
     trains_nothing: ClassVar[bool] = False  # nor does anything beside it have a step to act on
     routes: ClassVar[bool] = False  # an example is given what its task learned, as far as the method can tell the task
+    # What people are told of it: a text, or texts by the value of an option (cl_runner/said.py). None: it does not say.
+    learns: ClassVar[Said] = None  # what trains, of a method that chooses
+    keeps: ClassVar[Said] = None  # beside the weights, and how large
+    old_data: ClassVar[Said] = None  # a word of OLD_DATA: what it goes back to of old tasks; "" = nothing
+    told: ClassVar[Said] = None  # a word of TOLD: what it is told of a question in a test; "" = nothing
     node: str  # where its options stand in the configuration: method.<node>
 
     def __init_subclass__(cls) -> None:
         declared = {"state", "families", "chooses", "isolates", "measures", "protects", "routes"}
         declared |= {"directs", "joins", "trains_nothing"}
-        hidden = set(cls.__annotations__) & {name for name in vars(Method) if not name.startswith("_")} - declared
+        fields = {name for name, kind in cls.__annotations__.items() if "ClassVar" not in str(kind)}
+        hidden = fields & {name for name in vars(Method) if not name.startswith("_")} - declared
         assert not hidden, f"{cls.__name__}: fields {sorted(hidden)} hide the hooks of the same name"
 
     # structure

@@ -17,6 +17,7 @@ from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.methods.memory import Place, enter, recall
 from cl_runner.needs import Added, Needs, Outline
+from cl_runner.said import Said
 
 
 @dataclass
@@ -33,6 +34,12 @@ class DER(Method):
     state: ClassVar[tuple[str, ...]] = ("memory", "logits", "seen")
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    keeps: ClassVar[Said] = (
+        "a reservoir of {size} examples, as numbers of rows, with their logits: 4 bytes per label of each example, or "
+        "per token of the vocabulary and of its answer"
+    )
+    old_data: ClassVar[Said] = "learned"
+    told: ClassVar[Said] = ""
 
     def __post_init__(self) -> None:
         self.memory: list[Place] = []

@@ -15,6 +15,7 @@ from cl_runner.methods.base import Method
 from cl_runner.methods.penalty import pull_back
 from cl_runner.needs import Needs, Outline
 from cl_runner.read_if import ReadIf
+from cl_runner.said import Said
 
 
 @dataclass
@@ -31,6 +32,14 @@ class EWC(Method):
 
     state: ClassVar[tuple[str, ...]] = ("fisher",)
     protects: ClassVar[bool] = True
+    keeps: ClassVar[Said] = {
+        "fisher_data": {
+            "old_tasks": "the Fisher: 4 bytes per trained weight",
+            "last_task": "the sum of Fishers: 4 bytes per weight of the model, and 4 bytes per trained weight",
+        }
+    }
+    old_data: ClassVar[Said] = {"fisher_data": {"old_tasks": "importance"}}
+    told: ClassVar[Said] = ""
 
     def __post_init__(self) -> None:
         self.fisher: dict[str, Tensor] = {}  # of what trains, or of all weights if it is added up

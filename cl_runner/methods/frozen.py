@@ -11,6 +11,7 @@ from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline
+from cl_runner.said import Said
 from cl_runner.trained import Trained
 
 
@@ -21,6 +22,10 @@ class Frozen(Method):
     chooses: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     isolates: ClassVar[bool] = True
+    learns: ClassVar[Said] = "all weights in the first task, then none"
+    keeps: ClassVar[Said] = ""
+    old_data: ClassVar[Said] = ""
+    told: ClassVar[Said] = ""
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         return Needs(first="all", later="nothing")

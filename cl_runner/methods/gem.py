@@ -20,6 +20,7 @@ from cl_runner.methods.base import Method
 from cl_runner.methods.memory import kept_examples
 from cl_runner.methods.projection import add, now, product
 from cl_runner.needs import Added, Needs, Outline
+from cl_runner.said import Said
 
 
 def multipliers(products: np.ndarray, against: np.ndarray, margin: float, damping: float) -> np.ndarray:
@@ -55,6 +56,12 @@ class GEM(Method):
     protects: ClassVar[bool] = True
     directs: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    keeps: ClassVar[Said] = (
+        "{size} examples of each task, as numbers of rows; in a step the gradient of each memory: "
+        "4 bytes per trained weight and task"
+    )
+    old_data: ClassVar[Said] = "gradients"
+    told: ClassVar[Said] = ""
 
     def __post_init__(self) -> None:
         self._memory: list[list[Example]] = []  # of each task before the one under way

@@ -19,6 +19,7 @@ from cl_runner.learner import Learner
 from cl_runner.methods.base import Method, Predict
 from cl_runner.methods.memory import own_examples
 from cl_runner.needs import Needs, Outline
+from cl_runner.said import Said
 from cl_runner.trained import Trained
 
 
@@ -37,6 +38,10 @@ class ICL(Method):
     isolates: ClassVar[bool] = True
     trains_nothing: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    learns: ClassVar[Said] = "nothing"
+    keeps: ClassVar[Said] = "{shots} examples of each task"
+    old_data: ClassVar[Said] = "shots"
+    told: ClassVar[Said] = "task"
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         return Needs(first="nothing", later="nothing")

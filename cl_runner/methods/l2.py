@@ -10,6 +10,7 @@ from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.methods.penalty import pull_back
 from cl_runner.needs import Needs
+from cl_runner.said import Said
 
 
 @dataclass
@@ -20,6 +21,9 @@ class L2(Method):
 
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    keeps: ClassVar[Said] = ""
+    old_data: ClassVar[Said] = ""
+    told: ClassVar[Said] = ""
 
     def needs(self, skeleton: object, outline: object) -> Needs:
         return Needs()

@@ -14,6 +14,7 @@ from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline
 from cl_runner.patterns import module_types
+from cl_runner.said import Said
 from cl_runner.trained import Trained
 
 
@@ -26,6 +27,15 @@ class LayerNorm(Method):
 
     chooses: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    learns: ClassVar[Said] = {
+        "first_task": {
+            "selected": "normalisation weights",
+            "whole": "all weights in the first task, then normalisation weights",
+        }
+    }
+    keeps: ClassVar[Said] = ""
+    old_data: ClassVar[Said] = ""
+    told: ClassVar[Said] = ""
 
     def check(self, skeleton: nn.Module, longest: int) -> None:
         if not self.candidates(skeleton):

@@ -17,6 +17,7 @@ from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline
+from cl_runner.said import Said
 
 
 @dataclass
@@ -41,6 +42,11 @@ class LwF(Method):
     state: ClassVar[tuple[str, ...]] = ("recorded",)
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    keeps: ClassVar[Said] = (
+        "the old outputs: 4 bytes per label of each example of the task; a language model computes them again"
+    )
+    old_data: ClassVar[Said] = ""
+    told: ClassVar[Said] = ""
 
     def __post_init__(self) -> None:
         self.recorded: Tensor | None = None  # [training examples, labels]

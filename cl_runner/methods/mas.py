@@ -14,6 +14,7 @@ from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.methods.penalty import pull_back
 from cl_runner.needs import Needs, Outline
+from cl_runner.said import Said
 from cl_runner.sparse.importance import cap
 
 
@@ -35,6 +36,9 @@ class MAS(Method):
 
     state: ClassVar[tuple[str, ...]] = ("importance",)
     protects: ClassVar[bool] = True
+    keeps: ClassVar[Said] = "the importance: 4 bytes per weight of the model"
+    old_data: ClassVar[Said] = ""
+    told: ClassVar[Said] = ""
 
     def __post_init__(self) -> None:
         self.importance: dict[str, Tensor] = {}

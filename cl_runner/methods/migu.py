@@ -16,6 +16,7 @@ from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline
+from cl_runner.said import Said
 from cl_runner.sparse.groups import blocks
 
 
@@ -36,6 +37,9 @@ class MIGU(Method):
     protects: ClassVar[bool] = True
     directs: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    keeps: ClassVar[Said] = {"form": {"inputs": "a mask of the channels of each block"}}
+    old_data: ClassVar[Said] = ""
+    told: ClassVar[Said] = ""
 
     def __post_init__(self) -> None:
         self.channels: dict[str, Tensor] = {}  # 1 for those of a block's input that learn, by the block's name

@@ -16,6 +16,7 @@ from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.methods.memory import own_examples
 from cl_runner.needs import Added, Needs, Outline
+from cl_runner.said import Said
 
 
 @dataclass
@@ -28,6 +29,9 @@ class MultiTask(Method):
 
     joins: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    keeps: ClassVar[Said] = "all examples, as numbers of rows"
+    old_data: ClassVar[Said] = "learned"
+    told: ClassVar[Said] = ""
 
     def __post_init__(self) -> None:
         self._others: list[Sequence[Example]] = []  # all tasks so far but the one that epochs go through

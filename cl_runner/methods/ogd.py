@@ -17,6 +17,7 @@ from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.methods.projection import add, now, product
 from cl_runner.needs import Needs, Outline
+from cl_runner.said import Said
 from cl_runner.sparse.importance import cap
 
 
@@ -53,6 +54,9 @@ class OGD(Method):
     protects: ClassVar[bool] = True
     directs: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    keeps: ClassVar[Said] = "{examples} gradients of each task: 4 bytes per trained weight each"
+    old_data: ClassVar[Said] = ""
+    told: ClassVar[Said] = ""
 
     def __post_init__(self) -> None:
         self.basis: list[dict[str, Tensor]] = []

@@ -18,6 +18,7 @@ from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.methods.memory import own_examples
 from cl_runner.needs import Needs, Outline
+from cl_runner.said import Said
 from cl_runner.sparse.importance import cap
 
 
@@ -39,6 +40,9 @@ class OPR(Method):
     state: ClassVar[tuple[str, ...]] = ("kept",)
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    keeps: ClassVar[Said] = "the model's answers to {budget} prompts"
+    old_data: ClassVar[Said] = "answers"
+    told: ClassVar[Said] = ""
 
     def __post_init__(self) -> None:
         self.kept: list[list[int | str]] = []  # task, row and the model's answer

@@ -15,6 +15,7 @@ from cl_runner.families.freezing import frozen
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline
+from cl_runner.said import Said
 from cl_runner.sparse.groups import blocks
 from cl_runner.trained import Trained
 
@@ -43,6 +44,16 @@ class Parts(Method):
 
     chooses: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    learns: ClassVar[Said] = {
+        "first_task": {"whole": "all weights in the first task, then"},
+        "head": {
+            True: "the head, {first_layers} first and {last_layers} last layers, tensors named {names}",
+            False: "{first_layers} first and {last_layers} last layers, tensors named {names}",
+        },
+    }
+    keeps: ClassVar[Said] = ""
+    old_data: ClassVar[Said] = ""
+    told: ClassVar[Said] = ""
 
     def check(self, skeleton: nn.Module, longest: int) -> None:
         layers = min((len(stack) for stack in blocks([n for n, _ in skeleton.named_parameters()]).values()), default=0)

@@ -18,6 +18,7 @@ from cl_runner.methods.base import Method
 from cl_runner.methods.memory import kept_examples, own_examples
 from cl_runner.needs import Added, Needs, Outline
 from cl_runner.read_if import ReadIf
+from cl_runner.said import Said
 
 Item = TypeVar("Item")
 
@@ -36,6 +37,9 @@ class Replay(Method):
 
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    keeps: ClassVar[Said] = "{share} of the examples of each task, as numbers of rows"
+    old_data: ClassVar[Said] = "learned"
+    told: ClassVar[Said] = ""
 
     def __post_init__(self) -> None:
         self.memory: list[list[Example]] = []  # of each task before the one under way

@@ -16,6 +16,7 @@ from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.methods.memory import Place, enter, recall
 from cl_runner.needs import Added, Needs, Outline
+from cl_runner.said import Said
 
 
 @dataclass
@@ -30,6 +31,9 @@ class ReplayOnline(Method):
     state: ClassVar[tuple[str, ...]] = ("memory", "seen")
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    keeps: ClassVar[Said] = "a reservoir of {size} examples, as numbers of rows"
+    old_data: ClassVar[Said] = "learned"
+    told: ClassVar[Said] = ""
 
     def __post_init__(self) -> None:
         self.memory: list[Place] = []

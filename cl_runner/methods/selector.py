@@ -24,6 +24,7 @@ from cl_runner.methods.base import Chain, Method
 from cl_runner.needs import Needs, Outline
 from cl_runner.patterns import match, module_types
 from cl_runner.read_if import ReadIf
+from cl_runner.said import Said
 from cl_runner.sparse.groups import group_sizes, layer_groups
 from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_MEAN, NEEDS_PASS, scores
 from cl_runner.sparse.selection import random_selection, select
@@ -54,6 +55,18 @@ class Selector(Method):
 
     state: ClassVar[tuple[str, ...]] = ("indices", "left_out", "zeros")
     chooses: ClassVar[bool] = True
+    learns: ClassVar[Said] = {
+        "first_task": {
+            "whole": "all weights in the first task, then {fraction} of them",
+            "selected": "{fraction} of the weights",
+        },
+        "scope": {"layer": "of each layer", "tensor": "of each tensor"},
+        "keep": {"smallest": "the smallest by {score}", "largest": "the largest by {score}"},
+        "score": {"random": "drawn anew for each task"},
+    }
+    keeps: ClassVar[Said] = "the positions of what trains"
+    old_data: ClassVar[Said] = {"score_data": {"old_tasks": "importance"}}
+    told: ClassVar[Said] = ""
 
     def __post_init__(self) -> None:
         self.indices: dict[str, Tensor] = {}  # flat positions of the selected entries by tensor name

@@ -9,6 +9,7 @@ from torch import nn
 
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline
+from cl_runner.said import Said
 
 
 @dataclass
@@ -17,6 +18,10 @@ class SeqFT(Method):
 
     chooses: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    learns: ClassVar[Said] = "all weights"
+    keeps: ClassVar[Said] = ""
+    old_data: ClassVar[Said] = ""
+    told: ClassVar[Said] = ""
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         return Needs(first="all", later="all")

@@ -39,6 +39,7 @@ from cl_runner.retrieval.keys import (
 )
 from cl_runner.retrieval.measures import Served, accuracies, measure_time, retrieval_said, write_keys
 from cl_runner.retrieval.notes import say_cut, say_head, say_unmoved
+from cl_runner.said import Said
 from cl_runner.trained import Trained
 
 #: The parameter that queries are taken relative to.
@@ -87,6 +88,23 @@ class SLM(Method):
     measures: ClassVar[bool] = False
     isolates: ClassVar[bool] = True
     routes: ClassVar[bool] = True
+    learns: ClassVar[Said] = {
+        "value": {
+            "jare": "keys, and the increments of weights that a text retrieves",
+            "prompt": "keys, and the prompts that a text retrieves",
+            "adapter": "keys, and the prefixes that a text retrieves",
+        }
+    }
+    keeps: ClassVar[Said] = (
+        "keys and values of each task: {slots} slots of 4 bytes per number of a query and of a value; its rows of the "
+        "head"
+    )
+    old_data: ClassVar[Said] = ""
+    told: ClassVar[Said] = {
+        "task_identity": {True: "task"},
+        "head": {"by_num_labels": "labels", "per_task": "task"},
+        "scope": {"batch": "batch"},
+    }
 
     def __post_init__(self) -> None:
         self.new_keys: dict[str, Tensor] = {}  # of the task under way, and what queries are centered by, by parameter

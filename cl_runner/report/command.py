@@ -138,6 +138,7 @@ def _usable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
                 values_of(run),
                 names_of(run),
                 run.intervals,
+                run.access,
                 run.retrieval_accuracy,
                 run.served("served_percent"),
                 run.served("own_weight_percent"),

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from cl_runner.access import Access, access
 from cl_runner.damage import read_config
 from cl_runner.digests import Damaged, read, read_json, read_text, readable
 from cl_runner.intervals import by_task, derived_intervals, draw, interval, read_scores
@@ -111,6 +112,14 @@ class Run:
     def protocol_note(self) -> str:
         """How the run's evaluation differs from the standard protocol; empty where it does not."""
         return f"Not the standard protocol: {', '.join(self.marks)}." if self.marks else ""
+
+    @cached_property
+    def access(self) -> Access:
+        """What it was given: as the run noted it; of older ones, as far as the methods of this package say it."""
+        noted = self.summary.get("access")
+        if noted is not None:
+            return Access(tuple(noted["old_data"]), tuple(noted["told"]))
+        return access(self.config, self.config["backbone"].get("family"), foreign=True)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -235,6 +244,11 @@ class _Given(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
+class _Access(_Given):
+    old_data: list[str]
+    told: list[str]
+
+
 class _Summary(_Given):
     status: str | None = None
     metrics: dict[str, float] = {}
@@ -245,6 +259,7 @@ class _Summary(_Given):
     phases: dict[str, float] = {}
     peak_memory_mib: dict[str, float] | None = None
     run: dict[str, str | int | None] = {}
+    access: _Access | None = None
 
 
 class _Named(_Given):

@@ -28,6 +28,7 @@ from cl_runner.report.costs import (
 from cl_runner.report.drawing import short
 from cl_runner.report.folder import Run, read_run
 from cl_runner.report.html import render, write
+from cl_runner.report.marks import COLUMNS, mark_of
 from cl_runner.report.numbers import AFTER_K, RETRIEVALS, definition_of, interval_text, value_text
 from cl_runner.report.retrieval import NO_RETRIEVAL, retrieval_values
 from cl_runner.report.sections import UNUSABLE, Incomplete, Sections, not_of_a_run
@@ -61,6 +62,7 @@ def write_run_report(folder: Path) -> Path:
     make, none = sections.make, list[Any]()
     values: dict[str, Any] = {
         "run": run,
+        "marks": {column: mark_of(run.access, column) or "no" for column in COLUMNS},
         "failure": make("why it failed", "FAILED", lambda: _failure(run), ""),
         "tiles": make("the headline", "summary.json", lambda: _tiles(run), none),
         "scores": make("the matrix", "accuracy.csv", lambda: _scores(run, sections), _NO_SCORES),

@@ -54,6 +54,8 @@ def published(runs: Sequence[Run], folder: Path, command: str) -> list[Path]:
                 "environment": _place(environments, environment),
                 "data": _place(data, definition),
                 "protocol": ", ".join(run.marks) or STANDARD,
+                "old_data": list(run.access.old_data),
+                "told": list(run.access.told),
                 "metrics": values_of(run),
                 "intervals": run.intervals,
                 "tasks": run.tasks,

@@ -22,6 +22,7 @@ from cl_runner.report.grouping import (
     protocol_signs,
     shown_axes,
 )
+from cl_runner.report.marks import COLUMNS, mark_notes, marks_beside, marks_of, words_of
 from cl_runner.report.numbers import AFTER_K, RETRIEVALS, definition_of, values_of
 from cl_runner.report.text_table import Table, safe_cell
 
@@ -115,15 +116,19 @@ def _by_group(
         cells: of `over_seeds`; some of its rows may be left out.
     """
     axes, signs = shown_axes(groups), protocol_signs(groups)
+    beside = axes.index("method") + 1
     rows = []
     for place in cells.index:
         group = groups[place]
         sign = signs.get(group.axes["protocol"], "")
         named = [axis_text(group.axes[key]) + (sign if key == "method" else "") for key in axes]
+        named[beside:beside] = marks_of(group)
         counts = [str(len(group.runs))] if counted else []
         rows.append([*named, *counts, *(cell_text(name, cell) for name, cell in cells.loc[place].items())])
-    header = [*axes, *(["n"] if counted else []), *(UNIT_HEADS.get(name, name) for name in map(str, cells))]
-    return Table(header, rows, title, len(axes), [*notes, *protocol_notes(groups, signs)])
+    names = [*axes[:beside], *COLUMNS, *axes[beside:]]
+    header = [*names, *(["n"] if counted else []), *(UNIT_HEADS.get(name, name) for name in map(str, cells))]
+    marked = mark_notes([groups[place] for place in cells.index])
+    return Table(header, rows, title, len(names), [*notes, *marked, *protocol_notes(groups, signs)])
 
 
 def long_table(groups: Sequence[Group]) -> Table:
@@ -193,6 +198,11 @@ def table_shape(groups: Sequence[Group], rows_key: str, column_key: str, metric:
                 f"{', '.join(differs)}. Type --columns {differs[0]}, or --where {differs[0]}=VALUE with one of "
                 f"{axis_text(groups[number].axes[differs[0]])}, {axis_text(other[differs[0]])}."
             )
+    named = [
+        (place[key == column_key], group)
+        for key in {rows_key, column_key} & {"method"}
+        for place, group in zip(places, groups, strict=True)
+    ]
     cells = [cell_of(group.values(metric)) for group in groups]
     apart = {} if "protocol" in (rows_key, column_key) else protocol_signs(groups)
     signs = [apart.get(group.axes["protocol"], "") for group in groups]
@@ -217,6 +227,8 @@ def table_shape(groups: Sequence[Group], rows_key: str, column_key: str, metric:
     counts = sorted({cell.count for cell in cells if cell})
     seeds = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1])))) if counts else "0"
     notes = [f"mean ± sample standard deviation, n = {seeds}; {metric} = {definition_of(metric)}"]
+    marks = {column: marks_beside(named, column) for column in COLUMNS} if named else {}
+    notes += mark_notes(groups) if named else []
     notes += protocol_notes(groups, apart)
     for key in groups[0].axes:
         if key not in (rows_key, column_key, "protocol") and len({repr(group.axes[key]) for group in groups}) > 1:
@@ -224,7 +236,11 @@ def table_shape(groups: Sequence[Group], rows_key: str, column_key: str, metric:
             parts = [f"{value} for {', '.join(names)}" for value, names in columns.items()]
             notes.append(f"also differs: {key} is {'; '.join(parts)}")
     title = f"{UNIT_HEADS.get(metric, metric)}: {rows_key} by {column_key}"
-    return Table([rows_key, *across], rows, title, notes=notes)
+    if rows_key == "method":
+        rows = [[row[0], *(found.get(row[0], "") for found in marks.values()), *row[1:]] for row in rows]
+        return Table([rows_key, *marks, *across], rows, title, 1 + len(marks), notes)
+    below = [[column, *(found[name] for name in across)] for column, found in marks.items()]
+    return Table([rows_key, *across], rows, title, notes=notes, below=below)
 
 
 def check_axis(groups: Sequence[Group], key: str) -> None:
@@ -283,6 +299,7 @@ def exact_csv(groups: Sequence[Group]) -> str:
         [
             {key: safe_cell(str(value) if key == "protocol" else axis_text(value)) for key, value in group.axes.items()}
             | {"n": len(group.runs), "seeds": " ".join(map(str, group.seeds))}
+            | {column: safe_cell(", ".join(words_of(group, column))) for column in COLUMNS}
             for group in groups
         ]
     )

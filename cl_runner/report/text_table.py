@@ -20,6 +20,7 @@ class Table:
     left: int = 1  # columns that name things and are aligned left
     notes: list[str] = field(default_factory=list)
     long: int | None = None  # the column of sentences, which may wrap on a page
+    below: list[list[str]] = field(default_factory=list)  # rows of signs, which a CSV of numbers has not
 
 
 def safe_cell(text: str) -> str:
@@ -35,7 +36,7 @@ def safe_cell(text: str) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """The cells alone."""
+    """The cells alone, without those below."""
     text = io.StringIO()
     rows = [[safe_cell(cell) for cell in row] for row in [table.header, *table.rows]]
     csv.writer(text, lineterminator="\n").writerows(rows)
@@ -46,7 +47,7 @@ def as_markdown(table: Table) -> str:
     """With title and notes."""
     lines = [f"### {plain(table.title)}", "", "| " + " | ".join(map(_piped, table.header)) + " |"]
     lines.append("|" + "|".join("---" if place < table.left else "--:" for place in range(len(table.header))) + "|")
-    lines += ["| " + " | ".join(map(_piped, row)) + " |" for row in table.rows]
+    lines += ["| " + " | ".join(map(_piped, row)) + " |" for row in [*table.rows, *table.below]]
     return "\n".join([*lines, "", *map(plain, table.notes), ""])
 
 
@@ -63,7 +64,7 @@ def show(table: Table) -> None:
 
     console = Console(highlight=False)
     heads = [plain(name).replace("/", "/\n") for name in table.header]
-    rows = [[plain(cell) for cell in row] for row in table.rows]
+    rows = [[plain(cell) for cell in row] for row in [*table.rows, *table.below]]
     # Three blanks between columns.
     widths = [
         max(len(line) for cell in column for line in cell.split("\n")) + 3 for column in zip(heads, *rows, strict=True)
