@@ -16,6 +16,7 @@ from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline
+from cl_runner.said import Said
 
 
 def of_the_others(logits: Tensor, targets: Tensor) -> Tensor:
@@ -38,6 +39,9 @@ class MaskedKL(Method):
 
     state: ClassVar[tuple[str, ...]] = ("values", "positions")
     measures: ClassVar[bool] = False
+    keeps: ClassVar[Said] = "the starting values of what trained so far: 4 bytes per weight that did"
+    old_data: ClassVar[Said] = ""
+    told: ClassVar[Said] = ""
 
     def __post_init__(self) -> None:
         self.values: dict[str, Tensor] = {}  # of what trained so far, as it was before the first task

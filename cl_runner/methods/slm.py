@@ -28,15 +28,7 @@ from cl_runner.needs import Needs, Outline, Retrieves
 from cl_runner.read_if import ReadIf
 from cl_runner.retrieval.bank import Bank
 from cl_runner.retrieval.encoder import GENERIC, Queries, check_encoder
-from cl_runner.retrieval.keys import (
-    key_schedule,
-    new_keys,
-    own_weight,
-    retrieve,
-    similarities,
-    train_keys,
-    unmoved,
-)
+from cl_runner.retrieval.keys import key_schedule, new_keys, own_weight, retrieve, similarities, train_keys, unmoved
 from cl_runner.retrieval.measures import Served, accuracies, measure_time, retrieval_said, write_keys
 from cl_runner.retrieval.notes import say_cut, say_head, say_unmoved
 from cl_runner.said import Said
@@ -88,21 +80,14 @@ class SLM(Method):
     measures: ClassVar[bool] = False
     isolates: ClassVar[bool] = True
     routes: ClassVar[bool] = True
-    learns: ClassVar[Said] = {
-        "value": {
-            "jare": "keys, and the increments of weights that a text retrieves",
-            "prompt": "keys, and the prompts that a text retrieves",
-            "adapter": "keys, and the prefixes that a text retrieves",
-        }
-    }
+    learns: ClassVar[Said] = "keys, and values that a text retrieves ({value})"
     keeps: ClassVar[Said] = (
-        "keys and values of each task: {slots} slots of 4 bytes per number of a query and of a value; its rows of the "
-        "head"
+        "{slots} keys and values of each task: 4 bytes per number of a query and a value; rows of the head"
     )
     old_data: ClassVar[Said] = ""
     told: ClassVar[Said] = {
         "task_identity": {True: "task"},
-        "head": {"by_num_labels": "labels", "per_task": "task"},
+        "head": {"by_num_labels": "labels"},
         "scope": {"batch": "batch"},
     }
 
