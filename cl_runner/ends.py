@@ -20,7 +20,7 @@ from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.journal import Journal, Scene
 from cl_runner.matrix import START, headline_column
 from cl_runner.planning.begun import memory_advice
-from cl_runner.planning.memory import is_out_of_memory
+from cl_runner.planning.memory import DoesNotFit, is_out_of_memory
 from cl_runner.prepared import Prepared
 from cl_runner.record import tables, write_summary
 from cl_runner.report.sections import Incomplete
@@ -33,7 +33,7 @@ def guarded(request: Request, prepared: Prepared, story: Callable[[Scene], None]
     """The story with its ends, as an exit status. Call it holding the run's lock.
 
     Raises:
-        ValueError: a file that the run reads back is damaged.
+        ValueError: a file that the run reads back is damaged, or the run does not fit into memory.
     """
     (request.folder / "FAILED").unlink(missing_ok=True)
     stop, clock = Stop(), Clock()
@@ -46,6 +46,9 @@ def guarded(request: Request, prepared: Prepared, story: Callable[[Scene], None]
         except Damaged as error:
             shown.close()
             raise ValueError(what_to_type(request.folder, error)) from None
+        except DoesNotFit:
+            shown.close()
+            raise
         except (Interrupted, KeyboardInterrupt):
             shown.close()
             console.line(f"Interrupted, and saved. The same command goes on: {request.command}")

@@ -48,6 +48,15 @@ class ProbePass(NamedTuple):
     once: bool = False
 
 
+class Lever(NamedTuple):
+    """An option, by its whole key, and what of `Needs` is in proportion to it: with a smaller value less is held."""
+
+    key: str
+    value: int
+    memory_bytes: int
+    directions: int
+
+
 #: (training examples of each task before, examples of each epoch) -> examples of each epoch.
 Epochs = Callable[[Sequence[int], Sequence[int]], Sequence[int]]
 #: (training examples of each task before, batches of the task, examples in all of them) -> what joins them.
@@ -135,6 +144,11 @@ class Needs:
         weight_bytes: held per weight from the first task on.
         example_bytes: held per training example from a task with old ones on.
         memory_bytes: held for a memory of old examples from the first task on.
+        directions: examples of each task before, at most, of which a gradient in fp32 is held, of all entries of the
+            tensors of which something trained in it.
+        sized_by: the option, with its value, that `memory_bytes` and `directions` are in proportion to: examples, of
+            which there may be fewer. None = no single one.
+        levers: all such options of a chain, which alone has them.
         start_values: whether of everything that trains is held what it was before the first task.
         teacher: what the outputs of training are compared with, if anything.
         teaches_first: whether they are in a task without old ones as well.
@@ -162,6 +176,9 @@ class Needs:
     weight_bytes: int = 0
     example_bytes: int = 0
     memory_bytes: int = 0
+    directions: int = 0
+    sized_by: tuple[str, int] | None = None
+    levers: tuple[Lever, ...] = ()
     start_values: bool = False
     teacher: Teacher | None = None
     teaches_first: bool = False
@@ -204,6 +221,13 @@ def combine(said: Mapping[str, Needs | None], chooser: str | None) -> Needs:
         weight_bytes=sum(needs.weight_bytes for needs in known),
         example_bytes=sum(needs.example_bytes for needs in known),
         memory_bytes=sum(needs.memory_bytes for needs in known),
+        directions=sum(needs.directions for needs in known),
+        sized_by=None,
+        levers=tuple(
+            Lever(f"method.{name}.{needs.sized_by[0]}", needs.sized_by[1], needs.memory_bytes, needs.directions)
+            for name, needs in said.items()
+            if needs is not None and needs.sized_by is not None
+        ),
         start_values=any(needs.start_values for needs in known),
         teacher=min(teachers, key=lambda teacher: teacher == "kept", default=None),
         teaches_first=any(needs.teaches_first for needs in known),
@@ -212,6 +236,18 @@ def combine(said: Mapping[str, Needs | None], chooser: str | None) -> Needs:
         largest_part=_largest_part([needs.largest_part for needs in known if needs.largest_part is not None]),
         several_parts=any(needs.several_parts for needs in known),
         unsaid=tuple(name for name, needs in said.items() if needs is None),
+    )
+
+
+def with_lever(needs: Needs, key: str, value: int) -> Needs:
+    """A chain's needs with another value of one of its levers."""
+    old = next(lever for lever in needs.levers if lever.key == key)
+    new = Lever(key, value, old.memory_bytes * value // old.value, old.directions * value // old.value)
+    return dataclasses.replace(
+        needs,
+        memory_bytes=needs.memory_bytes + new.memory_bytes - old.memory_bytes,
+        directions=needs.directions + new.directions - old.directions,
+        levers=tuple(new if lever is old else lever for lever in needs.levers),
     )
 
 

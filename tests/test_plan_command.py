@@ -10,7 +10,8 @@ from tiny import TINY, run_command, tiny
 
 from cl_runner.compose import compose
 from cl_runner.planning import memory as machine
-from cl_runner.planning.numbers import skeleton
+from cl_runner.planning.numbers import counts_of, local_family, local_tasks, setting_of, skeleton
+from cl_runner.planning.plan import plan_run
 
 
 @pytest.mark.parametrize("backbone", ["tiny_bert", "tiny_t5"])
@@ -83,3 +84,45 @@ def test_a_run_that_does_not_fit_gets_advice(
     assert run_command(["plan", *TINY, "method=seq_ft"]) == 0
     text = capsys.readouterr().out
     assert "does not fit" in text and "No change of options" in text
+
+
+def test_a_run_that_holds_more_than_there_is_is_refused_before_it_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By what its methods keep, with the bytes and the line to type, which fits; typed again it is refused again."""
+    typed = [*tiny(tmp_path, "method=ogd", "task_order.base.train=200", "task_order.incremental.train=200")]
+    typed += ["method.ogd.examples=100"]
+    request = compose(typed)
+    tasks = local_tasks(request.config)
+    planner, s, _ = plan_run(request, tasks, local_family(request.config.backbone, tasks), calibrates=False)
+    entries = planner.architecture.parameters(s)
+    held, own = planner.held(s)
+    assert own == 4 * 2 * 100 * entries  # two tasks before the third
+    assert held == planner.base_bytes + own + 4 * entries * 4  # weights, weights before, both moments
+    monkeypatch.setattr(machine, "device_bytes", lambda device: held - own // 2)
+    monkeypatch.setattr("cl_runner.planning.memory.resident_bytes", lambda: planner.base_bytes)
+    monkeypatch.setattr("cl_runner.families.classifier.Classifier.build", None)  # nothing is loaded
+    for _ in range(2):
+        assert run_command(typed) == 2
+        said = capsys.readouterr().err
+        assert "ogd on tiny_bert holds" in said and "for what ogd keeps" in said and "changes the results" in said
+    assert not list(tmp_path.rglob("plan.json")) and not list(tmp_path.rglob("FAILED"))
+    (few,) = [word for word in said.split() if word.startswith("method.ogd.examples=")]
+    request = compose([*typed[:-1], few])
+    fewer = setting_of(
+        request.config, counts_of(request.config, tasks), skeleton(request.config.backbone, 3), "cpu", None
+    )
+    assert few != "method.ogd.examples=100" and planner.held(fewer)[0] <= held - own // 2
+    assert run_command(["plan", *typed]) == 0
+    assert "A run is refused: ogd on tiny_bert holds" in capsys.readouterr().out
+
+
+def test_a_memory_that_is_never_full_counts_what_comes_by() -> None:
+    full, empty = (compose([*TINY, "method=der", f"method.der.size={size}"]).config for size in (40, 10**9))
+    bytes_of = []
+    for config in (full, empty):
+        model = skeleton(config.backbone, 3)
+        s = setting_of(config, counts_of(config, local_tasks(config)), model, "cpu", None)
+        bytes_of.append((s.memory_bytes, s.needs.memory_bytes, sum(task.passed for task in s.tasks)))
+    assert bytes_of[0][0] == bytes_of[0][1] == 40 * 12
+    assert bytes_of[1][0] == 12 * bytes_of[1][2] < bytes_of[1][1]

@@ -51,6 +51,7 @@ class DER(Method):
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         return Needs(
             memory_bytes=self.size * outline.logits_bytes,
+            sized_by=("size", self.size),
             teacher="kept",
             adds=lambda earlier, batches, examples: Added(2 * examples),
             several_parts=True,

@@ -64,7 +64,7 @@ class OGD(Method):
         self._here: list[dict[str, Tensor]] = []  # of the task under way
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
-        return Needs(entry_bytes=4 * self.examples * (len(outline.tasks) - 1))
+        return Needs(directions=self.examples, sized_by=("examples", self.examples))
 
     def before_task(self, learner: Learner, task: Task) -> None:
         self.names = list(learner.params())

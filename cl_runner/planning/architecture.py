@@ -107,7 +107,17 @@ class Architecture:
             case "nothing":
                 return 0
 
-    def start_bytes(self, s: Setting, task: TaskNumbers) -> int:
+    def kept_bytes(self, s: Setting, task: TaskNumbers) -> int:
+        """What the methods hold at a task of those up to it, by what trained there: start values and directions."""
+        before = s.tasks[: s.tasks.index(task)] if task.later else ()
+        held = sum(min(s.needs.directions, each.examples) * self.touched(s, each) for each in before)
+        return self._start_bytes(s, task) + 4 * held
+
+    def touched(self, s: Setting, task: TaskNumbers) -> int:
+        """Entries of the tensors of which something trains in a task."""
+        return sum(s.needs.candidates.values()) if task.trains == "selected" else self.trained(s, task)
+
+    def _start_bytes(self, s: Setting, task: TaskNumbers) -> int:
         """Of what trained up to a task, as it was before the first one, where the methods hold that."""
         if not s.needs.start_values:
             return 0

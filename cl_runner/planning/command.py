@@ -93,7 +93,7 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
     from rich.table import Table
 
     from cl_runner.planning.memory import device_bytes, gigabytes
-    from cl_runner.planning.plan import advise
+    from cl_runner.planning.plan import advise, refusal
     from cl_runner.planning.planner import CUDA_CONTEXT_BYTES
     from cl_runner.tracking.console import duration
 
@@ -135,7 +135,8 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
     over = [name for name, phase in plan.phases.items() if phase.bytes > available]
     if over:
         console.print(f"[bold]This does not fit[/bold]: {', '.join(over)} of {gigabytes(available)} here.")
-        console.print(advise(request, planner, s), markup=False)
+        refused = refusal(request, planner, s)
+        console.print(advise(request, planner, s) if refused is None else f"A run is refused: {refused}", markup=False)
     else:
         console.print(f"It fits: there are {gigabytes(available)} here.")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from cl_runner.needs import with_lever
 from cl_runner.planning.planner import CUDA_CONTEXT_BYTES, Planner
 from cl_runner.planning.setting import Setting
 
@@ -18,7 +19,13 @@ MARGIN = 0.8
 #: Texts are not cut shorter than this.
 LEAST_LENGTH = 16
 
-#: Options that come last; the others leave the results as they are but for rounding and the draws of dropout.
+
+class DoesNotFit(ValueError):
+    """A run holds more than there is, before a pass takes anything."""
+
+
+#: Options that come last, as do those that a method's memory is sized by; the others
+#: leave the results as they are but for rounding and the draws of dropout.
 CHANGES_RESULTS = {"backbone.max_length", "backbone.dtype"}
 
 
@@ -94,6 +101,8 @@ def _with(s: Setting, options: Mapping[str, str]) -> Setting:
                 s = dataclasses.replace(s, max_length=length, mean_length=min(s.mean_length, length))
             case ["backbone", "dtype"]:
                 s = dataclasses.replace(s, dtype=getattr(torch, value))
+            case ["method", _, _]:
+                s = dataclasses.replace(s, needs=with_lever(s.needs, key, int(value)))
             case _:
                 raise AssertionError(f"{key} is no option of memory")
     return s
@@ -139,6 +148,10 @@ def _ladders(s: Setting, phase: str) -> Iterator[Options]:
     yield from same
     options = same[-1] if same else {}
     if phase != "load":
+        for lever in s.needs.levers:
+            for value in _halvings(lever.value):
+                options = {**options, lever.key: str(value)}
+                yield options
         for length in _halvings(s.max_length, LEAST_LENGTH):
             options = {**options, "backbone.max_length": str(length)}
             yield options
@@ -163,7 +176,7 @@ def smallest_change(
         if planner.peak(_with(s, chosen), phase) <= limit:
             continue
         ladder = [{**chosen, **options} for options in _ladders(s, phase)]
-        same = [options for options in ladder if not CHANGES_RESULTS & options.keys()]
+        same = [options for options in ladder if not _changing(options)]
         least = planner.peak(_with(s, ladder[-1] if ladder else chosen), phase)
         if least > available:
             hopeless[phase] = least
@@ -171,13 +184,18 @@ def smallest_change(
             chosen = same[-1]
         else:
             chosen = next((o for o in ladder if planner.peak(_with(s, o), phase) <= limit), chosen)
-    if not hopeless and CHANGES_RESULTS & chosen.keys():
+    if not hopeless and _changing(chosen):
         # What was chosen for one phase may have made an option for another needless.
-        for key in [key for key in chosen if key not in CHANGES_RESULTS]:
+        for key in [key for key in chosen if key not in _changing(chosen)]:
             fewer = {other: value for other, value in chosen.items() if other != key}
             if all(planner.peak(_with(s, fewer), phase) <= limit for phase, limit in limits.items()):
                 chosen = fewer
     return chosen, hopeless
+
+
+def _changing(options: Options) -> list[str]:
+    """Those of some options that change the results."""
+    return sorted(key for key in options if key in CHANGES_RESULTS or key.startswith("method."))
 
 
 def _limits(planner: Planner, s: Setting, available: int, failed: str | None) -> dict[str, int]:
@@ -221,8 +239,11 @@ def advice(
         if failed is None:
             return f"It fits: the peak is {peak} of {gigabytes(available)}."
         return f"Its plan says {peak}, and no option takes less: something else fills the {gigabytes(available)}."
-    changed = " and ".join(sorted(CHANGES_RESULTS & options.keys()))
-    results = f"{changed} changes the results" if changed else "the results stay, but for rounding and dropout"
+    changed = _changing(options)
+    change = "change" if len(changed) > 1 else "changes"
+    results = (
+        f"{' and '.join(changed)} {change} the results" if changed else "the results stay, but for rounding and dropout"
+    )
     return f"The smallest change that fits ({results}):\n{command(options)}"
 
 

@@ -30,6 +30,21 @@ def phases(s: Setting) -> list[str]:
     ]
 
 
+def held_bytes(prices: Prices, s: Setting, base_bytes: int) -> tuple[int, int]:
+    """What is there between two steps of the task that holds most, whatever passes take beside it.
+
+    Returns:
+        All of it, and that of it which the methods hold.
+    """
+    entries = prices.architecture.parameters(s)
+    fixed = base_bytes + (entries * s.dtype.itemsize + 4 * s.stored) * (2 if s.restart else 1)
+    of_methods = s.needs.weight_bytes * entries + s.memory_bytes
+    tasks = [task for task in s.tasks if task.trains != "nothing"]
+    found = [(_held(prices, s, task), _held_by_methods(prices, s, task)) for task in tasks]
+    held, own = max(found, default=(0, 0))
+    return fixed + of_methods + held, of_methods + own
+
+
 def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
     """Peak of one of `phases`.
 
@@ -48,7 +63,7 @@ def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
             return fixed + _held_by_pass(prices.encode(s, s.encoder), s.device)
         if phase == "keys":
             return fixed
-    fixed += s.needs.weight_bytes * entries + s.needs.memory_bytes
+    fixed += s.needs.weight_bytes * entries + s.memory_bytes
     training = [task for task in s.tasks if task.trains != "nothing"]
     if phase.startswith("train "):
         return fixed + max(_training(prices, s, task) for task in training if phase == f"train {task.stage}")
@@ -93,10 +108,10 @@ def sums_bytes(prices: Prices, s: Setting) -> int:
 
 def _held_by_methods(prices: Prices, s: Setting, task: TaskNumbers) -> int:
     """Bytes that the methods hold for a task, apart from those for all weights."""
-    start = prices.architecture.start_bytes(s, task)
+    kept = prices.architecture.kept_bytes(s, task)
     if not task.later:
-        return start
-    return start + s.needs.entry_bytes * prices.architecture.trained(s, task) + s.needs.example_bytes * task.examples
+        return kept
+    return kept + s.needs.entry_bytes * prices.architecture.trained(s, task) + s.needs.example_bytes * task.examples
 
 
 def _held(prices: Prices, s: Setting, task: TaskNumbers) -> int:
@@ -123,6 +138,6 @@ def _training(prices: Prices, s: Setting, task: TaskNumbers) -> int:
     step = _held_by_pass(prices.train(s, task), s.device)
     if task.trains == "selected":
         step += 4 * trained  # gradients of the values
-    penalty = 4 * (trained + 3 * largest) if task.later and s.needs.entry_bytes else 0
+    penalty = 4 * (trained + 3 * largest) if task.later and (s.needs.entry_bytes or s.needs.directions) else 0
     update = 4 * trained + s.optimizer.room(trained, largest, on_gpu=s.device == "cuda")
     return _held(prices, s, task) + max(step, penalty, update, checkpoint_bytes(prices.architecture, s, task))

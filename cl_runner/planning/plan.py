@@ -106,6 +106,32 @@ def price_store(config: Config) -> Path | None:
     return shared / "plans" if config.importance.cache_gb and shared.is_dir() else None
 
 
+def refusal(request: Request, planner: Planner, s: Setting) -> str | None:
+    """Why a run cannot fit into this machine's memory, whatever its passes take, and what to type; None = it may."""
+    from cl_runner.planning.memory import device_bytes, gigabytes
+
+    available, (held, of_methods) = device_bytes(s.device), planner.held(s)
+    if available is None or held <= available:
+        return None
+    where = "GPU memory" if s.device == "cuda" else "memory"
+    own = f", {gigabytes(of_methods)} of them for what {request.method} keeps" if of_methods else ""
+    return (
+        f"{request.method} on {request.backbone} holds {gigabytes(held)} of {where} between two steps{own}, and there "
+        f"are {gigabytes(available)}. {advise(request, planner, s)}"
+    )
+
+
+def tight(request: Request, planner: Planner, s: Setting) -> list[str]:
+    """What to say of a run that may hold what it holds, but whose plan is above this machine's memory."""
+    from cl_runner.planning.memory import device_bytes, gigabytes
+
+    available, peak = device_bytes(s.device), max(planner.memory(s).values())
+    if available is None or peak <= available:
+        return []
+    said = f"Its plan says {gigabytes(peak)}, and there are {gigabytes(available)}: memory may run out."
+    return [said, advise(request, planner, s)]
+
+
 def advise(request: Request, planner: Planner, s: Setting, failed: str | None = None, task: int = 0) -> str:
     """What to type so that the run fits into this machine's memory.
 

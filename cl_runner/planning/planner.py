@@ -81,6 +81,10 @@ class Planner:
         """Peak bytes of each phase, training by stage."""
         return {phase: self.peak(s, phase) for phase in peaks.phases(s)}
 
+    def held(self, s: Setting) -> tuple[int, int]:
+        """Bytes that are there between two steps, and those of them that the methods hold."""
+        return peaks.held_bytes(self.prices, s, self.base_bytes)
+
     def disk(self, s: Setting) -> dict[str, int]:
         """Bytes on disk by what they hold."""
         return disk_bytes(self.architecture, s)

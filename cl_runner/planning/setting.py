@@ -117,6 +117,14 @@ class Setting:
             return 0
         return len(self.tasks) * r.slots * (r.width + self.encoder.query)
 
+    @property
+    def memory_bytes(self) -> int:
+        """Held for a memory of examples, which may be fewer than fit into it."""
+        seen = sum(task.passed for task in self.tasks)
+        of_levers = sum(lever.memory_bytes for lever in self.needs.levers)
+        filled = sum(lever.memory_bytes * min(lever.value, seen) // lever.value for lever in self.needs.levers)
+        return self.needs.memory_bytes - of_levers + filled
+
     def pass_size(self, task: TaskNumbers) -> int:
         """Examples of the largest pass of training a task."""
         return min(self.micro_batch[task.stage], task.largest_part)
