@@ -21,6 +21,7 @@ from cl_runner.streams import lasting_streams
 
 #: command -> (module with main(arguments) -> exit status, what it does)
 COMMANDS = {
+    "methods": ("cl_runner.catalogue.command", "every method: paper, what trains, what is kept; by name its options"),
     "plan": ("cl_runner.planning.command", "memory, disk and time that a run would take, without running it"),
     "report": ("cl_runner.report.command", "tables, pictures and an HTML page of one run or of many"),
     "snapshot": (

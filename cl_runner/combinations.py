@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cl_runner.built_in import FAMILIES, METHODS
-from cl_runner.checks import check_chain
+from cl_runner.checks import Nodes, check_chain
 from cl_runner.groups import nodes_of, options, starts_from
 from cl_runner.parts import method_spec
 
@@ -43,7 +43,11 @@ def combinations() -> list[tuple[str, str]]:
 
 def refusal(chain: Sequence[str], folders: Sequence[Path] = ()) -> str | None:
     """Why options cannot be chained, as a run of them says it; None: they can, on some family of models."""
-    nodes = {name: values for option in chain for name, values in nodes_of(option, folders).items()}
+    return refused({name: values for option in chain for name, values in nodes_of(option, folders).items()}, folders)
+
+
+def refused(nodes: Nodes, folders: Sequence[Path] = ()) -> str | None:
+    """The same of a chain's nodes under `method`."""
     known = [method_spec(name, values).families for name, values in nodes.items()]
     family = next((family for family in FAMILIES if all(family in families for families in known)), "classifier")
     try:

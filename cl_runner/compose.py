@@ -134,18 +134,18 @@ def check(resolved: dict[str, Any], folders: Sequence[Path] = ()) -> Config:
         raise explain(error, Config, resolved) from None
     check_chain(config.method, config.backbone.family, folders)
     for name, node in config.method.items():
-        _check_options(f"method.{name}", node, method_spec(name, node))
+        check_options(f"method.{name}", node, method_spec(name, node))
     check_order(config)
     check_hub(config)
     check_scoring(config)
     check_probes(config.probe, config.backbone.family)
     for name, node in config.probe.items():
-        _check_options(f"probe.{name}", node, probe_spec(name, node))
+        check_options(f"probe.{name}", node, probe_spec(name, node))
     check_told(config.probe, config.method)
     return config
 
 
-def _check_options(key: str, node: Mapping[str, Any], spec: PartSpec) -> None:
+def check_options(key: str, node: Mapping[str, Any], spec: PartSpec) -> None:
     """The options of a method or probe by the schema of its class."""
     try:
         spec.schema.model_validate(options_of(node))

@@ -49,6 +49,11 @@ def _start() -> DictConfig:
 ConfigStore.instance().store(name=START, node=_start(), provider="cl_runner")
 
 
+def file_of(group: str, option: str, folders: Sequence[Path] = ()) -> Path:
+    """The file of an option of a group."""
+    return _first(f"{group}/{option}.yaml", folders)
+
+
 def _first(file: str, folders: Sequence[Path]) -> Path:
     """A file of the configuration: of the user's folders the first that has it, else the package's."""
     places = [conf / file for conf in (*folders, CONF)]
@@ -73,7 +78,7 @@ def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
 
 def purpose(group: str, option: str, folders: Sequence[Path] = ()) -> str:
     """The first comment of an option's file; empty if it has none."""
-    lines = _first(f"{group}/{option}.yaml", folders).read_text(encoding="utf-8").splitlines()
+    lines = file_of(group, option, folders).read_text(encoding="utf-8").splitlines()
     return next((line[2:] for line in lines if line.startswith("# ") and "@package" not in line), "")
 
 
@@ -88,7 +93,10 @@ def starts_from(option: str, folders: Sequence[Path] = ()) -> list[str]:
 
 
 def _method_file(option: str, folders: Sequence[Path]) -> Mapping[str, Any]:
-    return _parsed(_first(f"method/{option}.yaml", folders).read_text(encoding="utf-8")) or {}
+    content = _parsed(file_of("method", option, folders).read_text(encoding="utf-8")) or {}
+    if not isinstance(content, Mapping):
+        raise ValueError(f"it holds {type(content).__name__} where options stand below the name of a method")
+    return content
 
 
 @functools.lru_cache(maxsize=512)
@@ -128,6 +136,11 @@ def option_of(node: str, values: Mapping[str, Any], folders: Sequence[Path] = ()
     return max(alone, key=lambda option: sum(alone[option].get(key) == values[key] for key in values), default=node)
 
 
+def options_with(node: str, folders: Sequence[Path] = ()) -> list[str]:
+    """The options of group `method` that bring this node, alone."""
+    return [option for option, found in _methods(folders).items() if list(found) == [node]]
+
+
 def _methods(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """What each option of group `method` brings, as far as its file and the options it starts from can be read."""
     found: dict[str, dict[str, Any]] = {}
@@ -152,9 +165,12 @@ def nodes_of(option: str, folders: Sequence[Path] = (), above: tuple[str, ...] =
         raise ValueError(f"{option} starts from itself")
     nodes: dict[str, dict[str, Any]] = {}
     for start in starts_from(option, folders):
-        nodes |= nodes_of(start, folders, (*above, option))
+        for node, values in nodes_of(start, folders, (*above, option)).items():
+            nodes[node] = _merged(nodes.get(node, {}), values)
     for node, values in _method_file(option, folders).items():
         if node != "defaults":
+            if not isinstance(values, Mapping | None):
+                raise ValueError(f"{node} holds {values!r} where its options stand")
             nodes[node] = _merged(nodes.get(node, {}), values or {})
     return nodes
 

@@ -173,6 +173,7 @@ NOT_IMPORTED = {
     "probes": ("cl_runner.methods",),
     "metrics": ("cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
     "tracking": ("cl_runner.methods", "cl_runner.learner", "cl_runner.families", "cl_runner.data"),
+    "catalogue": ("torch", "transformers", "cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
     "report": ("torch", "transformers", "cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
 }
 
@@ -212,7 +213,9 @@ def test_nothing_is_pickled() -> None:
     assert {name: uses for name, uses in found.items() if uses} == {}
 
 
-@pytest.mark.parametrize("module", ["cl_runner.config", "cl_runner.compose", "cl_runner.data.task"])
+@pytest.mark.parametrize(
+    "module", ["cl_runner.config", "cl_runner.compose", "cl_runner.data.task", "cl_runner.catalogue.command"]
+)
 def test_composing_does_not_import_torch(module: str) -> None:
     heavy = "torch", "transformers", "datasets", "wandb", "matplotlib"
     script = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"

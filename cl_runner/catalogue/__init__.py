@@ -1,0 +1,1 @@
+"""The command `methods`: what the methods are, from their classes and files."""
