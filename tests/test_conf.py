@@ -17,6 +17,8 @@ from cl_runner.groups import CONF, GROUPS, nodes_of, options
 
 #: A tiny backbone of the same family stands for a preset's own.
 TWINS = {"classifier": "bert", "causal": "llama", "seq2seq": "t5"}
+#: Runs of presets that were done.
+SEEN: set[str] = set()
 OPTIONS = [(group, option) for group in GROUPS if group != "task" for option in options(group)]
 
 
@@ -70,10 +72,14 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
         arguments += [f"task_order.{stage}.validation=6" for stage in ("base", "incremental")]
     arguments += tiny_encoder() if "slm" in config.method else []
     arguments += ["probe=none"] if "lm_eval" in config.probe else []  # it fetches its questions
+    same = compose(arguments).hash
+    if same in SEEN:  # presets that differ in their backbone or order alone
+        return
+    SEEN.add(same)
     assert run_command(arguments) == 0
     (summary,) = tmp_path.rglob("summary.json")
     detail = json.loads(summary.read_text())["tasks_detail"]
-    assert [d["steps"] for d in detail] == [2 if config.training.base.epochs else 0] * 3
+    assert [d["steps"] for d in detail] == [2 if config.training.base.epochs and "icl" not in config.method else 0] * 3
 
 
 def test_every_file_says_what_it_is() -> None:

@@ -57,6 +57,12 @@ ROWS = (
     Row("[ewc,lwf,pe_select]", 0.005),
     Row("replay", 1.0),
     Row("replay_online", 1.0),
+    # Presets of one class that differ in numbers: a family each.
+    Row("replay_trace", 1.0, ("llama",)),
+    Row("replay_piece", 1.0, ("bert",)),
+    Row("replay_online_piece", 1.0, ("bert",)),
+    Row("replay_migu", 1.0, ("t5",)),
+    Row("replay_idbr", 1.0, ("bert",)),
     Row("der", 1.0),
     Row("[replay,lwf,piece_s]", 0.001, ("bert", "t5")),
     Row("[replay_online,ewc,lwf]", 1.0, ("bert", "llama")),

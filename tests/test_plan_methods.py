@@ -132,7 +132,8 @@ def summary_of(root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     ("overrides", "examples"),
     [
         (["method=replay", "method.replay.share=0.1"], [96, 48 + 2 * 5, 48 + 2 * (5 + 2)]),
-        (["method=replay", "method.replay.way=extra_epoch"], [96, 48 + 5, 48 + 5 + 2]),
+        (["method=replay_trace"], [96, 48 + 5, 48 + 5 + 2]),
+        (["method=replay_piece"], [96, 48 + 2 * 5, 48 + 2 * (5 + 2)]),
         (["method=replay", "method.replay.way=periodic", "method.replay.every=3"], [96, 48 + 2 * 8, 48 + 2 * 2 * 8]),
         (["method=replay_online"], [2 * 96 - 8, 96, 96]),
         (["method=[replay,der]", "training.max_steps=4"], [3 * 32 - 16, 3 * (8 + 8 + 8 + 5), 3 * (8 + 8 + 8 + 7)]),

@@ -83,13 +83,16 @@ def test_replayed_share_joins_every_epoch(tmp_path: Path) -> None:
     assert sorted(e.row for e in old) == sorted(chance.sample(range(48), 12))
 
 
-def test_extra_epoch_is_the_release_of_trace(tmp_path: Path) -> None:
-    options = ("method.replay.way=extra_epoch", "method.replay.kept=first", "method.replay.share=0.25")
-    _, _, _, _, later = two_tasks(tmp_path, "method=replay", *options)
+@pytest.mark.parametrize(
+    ("choice", "tasks"), [("replay_trace", [1, 1, 1, 1, 1, 1, 0, 0]), ("replay_piece", [1, 1, 1, 0, 0, 1, 1, 1, 0, 0])]
+)
+def test_epochs_of_old_examples_as_released(choice: str, tasks: list[int], tmp_path: Path) -> None:
+    """TRACE: one more epoch over the first ones ends a task; PIECE: one follows each of its epochs."""
+    _, _, _, _, later = two_tasks(tmp_path, f"method={choice}", "method.replay.share=0.25")
     batches = [[(e.task, e.row) for e in steps[0][0].examples] for steps in later.steps]
-    assert len(batches) == 2 * 3 + 2
-    assert {task for batch in batches[:6] for task, _ in batch} == {1}
-    assert sorted(row for batch in batches[6:] for _, row in batch) == list(range(12))
+    assert [{task for task, _ in batch} for batch in batches] == [{task} for task in tasks]
+    old = [row for batch in batches for task, row in batch if task == 0]
+    assert sorted(old) == sorted(list(range(12)) * (len(old) // 12)) and len(old) == 6 * tasks.count(0)
 
 
 def test_periodic_replay_takes_steps_of_its_own(tmp_path: Path) -> None:

@@ -25,13 +25,13 @@ Item = TypeVar("Item")
 
 @dataclass
 class Replay(Method):
-    """`mix`: the kept examples join every epoch. `extra_epoch`: one more epoch, over them alone, ends the task (TRACE).
-    `periodic`: every so many batches an optimizer step on a batch of each old task (IDBR, naive replay).
+    """`mix`: the kept examples join every epoch. `extra_epoch`: one more epoch, over them alone, ends the task (TRACE);
+    `after_every_epoch`: and follows each of the task's (PIECE's release). `periodic`: every so many batches an optimizer step on a batch of each old task (IDBR, naive replay).
     """
 
     share: Fraction
     kept: Literal["random", "first"]
-    way: Literal["mix", "extra_epoch", "periodic"]
+    way: Literal["mix", "extra_epoch", "after_every_epoch", "periodic"]
     every: Annotated[Count, ReadIf("way", ("periodic",))]
     batch_size: Annotated[Count, ReadIf("way", ("periodic",))]
 
@@ -69,6 +69,8 @@ class Replay(Method):
     def _joined(self, epochs: Sequence[Sequence[Item]], old: Sequence[Item]) -> list[Sequence[Item]]:
         if not old:
             return list(epochs)
+        if self.way == "after_every_epoch":
+            return [each for epoch in epochs for each in (epoch, old)]
         return [*epochs, old] if self.way == "extra_epoch" else [[*epoch, *old] for epoch in epochs]
 
     def steps(self, learner: Learner, task: Task, step: int, steps: list[list[Part]]) -> list[list[Part]]:
