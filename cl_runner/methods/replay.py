@@ -26,7 +26,8 @@ Item = TypeVar("Item")
 @dataclass
 class Replay(Method):
     """`mix`: the kept examples join every epoch. `extra_epoch`: one more epoch, over them alone, ends the task (TRACE);
-    `after_every_epoch`: and follows each of the task's (PIECE's release). `periodic`: every so many batches an optimizer step on a batch of each old task (IDBR, naive replay).
+    `after_every_epoch`: one follows each of the task's (PIECE's release). `periodic`: every so many batches an
+    optimizer step on a batch of each old task (IDBR, naive replay).
     """
 
     share: Fraction
