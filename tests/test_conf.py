@@ -66,8 +66,9 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
     arguments += [
         f"probe.{node}.{few}" for node in config.probe if node == "held_text" for few in ("texts=3", "tokens=8")
     ]
-    if config.backbone.family == "classifier" and config.backbone.max_length > 64:
-        arguments.append("backbone.max_length=64")
+    classifies = config.backbone.family == "classifier"
+    if config.backbone.max_length > (64 if classifies else 1024):
+        arguments.append("backbone.max_length=64" if classifies else "backbone.max_length=512")
     if config.training.select == "best_validation":
         arguments += [f"task_order.{stage}.validation=6" for stage in ("base", "incremental")]
     arguments += tiny_encoder() if "slm" in config.method else []
