@@ -152,6 +152,8 @@ def _request(given: argparse.Namespace) -> int:
     passed_on = given.cfg or given.info or given.hydra_help or given.shell_completion
     try:
         if overrides and "=" not in overrides[0] and overrides[0][:1].isalpha():
+            if overrides[0] in COMMANDS:
+                raise ValueError(_command_first(overrides, folders))
             known = nearest(overrides[0], COMMANDS)
             if known:
                 line = " ".join([COMMAND, known, *map(quoted, overrides[1:])])
@@ -189,6 +191,16 @@ def _request(given: argparse.Namespace) -> int:
     from cl_runner.job import run_request
 
     return run_request(request)
+
+
+def _command_first(words: Sequence[str], folders: Sequence[Path]) -> str:
+    """What to say of a command behind a flag; only some commands take folders of configuration files."""
+    from cl_runner.overrides import COMMAND, quoted
+
+    takes = folders if words[0] in ("plan", "methods") else ()
+    flags = [word for folder in takes for word in ("--config-dir", quoted(str(folder)))]
+    line = " ".join([COMMAND, words[0], *flags, *map(quoted, words[1:])])
+    return f"the command {words[0]} is the first word. Type: {line}"
 
 
 def _hydra(given: argparse.Namespace, sweep: str = "") -> int:

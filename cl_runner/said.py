@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from cl_runner.read_if import ReadIf
 
-#: A text, or texts by the value of an option: {"fisher_data": {"last_task": "..."}}. Empty: nothing of the kind. None:
-#: the class does not say.
+#: A text, or texts by the value of an option: {"fisher_data": {"last_task": "..."}}, in which `...` stands for every
+#: other value but 0 and an empty one. Empty: nothing of the kind. None: the class does not say.
 Said = str | Mapping[str, Mapping[Any, str]] | None
 #: What a method may do with data of old tasks: its mark, and what that is.
 OLD_DATA = {
@@ -46,8 +46,7 @@ def texts(said: Said, schema: type[BaseModel], options: Mapping[str, Any], famil
     found = [
         text
         for option, cases in said.items()
-        for value, text in cases.items()
-        if text and _same(options[option], value) and _is_read(schema, option, options, family)
+        if (text := _case(cases, options[option])) and _is_read(schema, option, options, family)
     ]
     return list(dict.fromkeys(found))
 
@@ -82,6 +81,12 @@ def wrong(said: Said, options: Collection[str], known: Collection[str] | None) -
 def filled(text: str, options: Mapping[str, Any], written: Callable[[Any], str]) -> str:
     """A text with the values of the options that it names in braces."""
     return text.format_map({name: written(value) for name, value in options.items()})
+
+
+def _case(cases: Mapping[Any, str], value: Any) -> str:
+    """What is said of a value."""
+    own = [text for case, text in cases.items() if case is not ... and _same(value, case)]
+    return own[0] if own else cases.get(..., "") if value else ""
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -169,6 +169,7 @@ def test_one_method_and_json(capsys: pytest.CaptureFixture[str]) -> None:
             ["parts"],
             "node of bitfit, first_layers, head_only, last_layers. Type: python -m cl_runner methods bitfit",
         ),
+        (["piece"], "Type: python -m cl_runner methods piece_s"),
         (["--jsn"], "unrecognized arguments: --jsn. See: python -m cl_runner methods --help"),
         (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),
     ],
@@ -177,6 +178,14 @@ def test_mistakes_get_one_message(typed: list[str], said: str, capsys: pytest.Ca
     assert run_command(["methods", *typed]) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith("cl_runner: ") and said in shown.err and not shown.out
+
+
+def test_a_command_behind_a_flag_is_told_where_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--config-dir", str(tmp_path), "methods", "pe"]) == 2
+    said = f"the command methods is the first word. Type: python -m cl_runner methods --config-dir {tmp_path} pe"
+    assert said in capsys.readouterr().err
+    assert run_command(["--config-dir", str(tmp_path), "report", "RUN"]) == 2
+    assert "Type: python -m cl_runner report RUN\n" in capsys.readouterr().err
 
 
 OWN = '''

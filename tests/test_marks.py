@@ -91,6 +91,10 @@ def test_what_a_class_may_not_say() -> None:
     assert wrong({"siez": {1: "learned"}}, ["size"], OLD_DATA) == "there is no option 'siez'"
     assert wrong("{siez} examples", ["size"], None) == "there is no option 'siez'"
     assert "text" in str(wrong({"size": {1: 3}}, ["size"], None)) and wrong("{", [], None) and wrong(3, [], None)  # type: ignore[arg-type]
+    spec = method_spec("parts")
+    bitfit, head = nodes_of("bitfit")["parts"], nodes_of("head_only")["parts"]
+    assert texts(spec.learns, spec.schema, bitfit, None) == ["tensors named {names}", "the head"]
+    assert texts(spec.learns, spec.schema, head, None) == ["the head"], "what is 0 or empty is not spoken of"
     spec = method_spec("slm")
     assert texts(spec.told, spec.schema, {}, None) is None, "options that are missing say nothing, not `no`"
 

@@ -53,6 +53,8 @@ def test_the_printed_method(here: Path, capsys: pytest.CaptureFixture[str]) -> N
         summary = summary_of([*typed[2:], *TINY], [here / "mine"])
         assert summary["run"]["method"] in ("l2_pull", "l2_pull+pe_select")
         assert len(summary["tasks_detail"]) == 3
+        old_data = ["importance"] if summary["run"]["method"].endswith("pe_select") else []
+        assert summary["access"] == {"old_data": old_data, "told": []}
         folder = compose([*typed[2:], *TINY], [here / "mine"]).folder
         assert run_command(["snapshot", "verify", str(folder)]) == 0
     capsys.readouterr()

@@ -110,6 +110,7 @@ def test_summary(pe: Path) -> None:
     low, high = summary["intervals"]["average_macro_f1"]
     assert summary["metrics"]["average_macro_f1"] == pytest.approx(sum(found) / 3) and low < sum(found) / 3 < high
     assert "average_matthews_correlation" in (pe / "report.html").read_text()
+    assert summary["access"] == {"old_data": ["importance"], "told": []}
     base, kettles, software = summary["tasks_detail"]
     assert base["trainable"] == base["model_parameters"] and base["offline_seconds"] == 0
     for later in (kettles, software):

@@ -24,7 +24,7 @@ from cl_runner.plain import plain, plain_lines
 from cl_runner.registry import installed
 from cl_runner.said import OLD_DATA, TOLD
 
-#: Columns of characters that the table takes, at least: on a narrower terminal its lines are cut by the terminal.
+#: Characters of a line that the table takes, at least.
 WIDE = 150
 
 
@@ -83,7 +83,8 @@ def _unknown(name: str, known: Sequence[str], folders: Sequence[Path]) -> ValueE
     line = command_line([], folders).replace(COMMAND, f"{COMMAND} methods", 1)
     bringing = options_with(name, folders)
     if bringing:
-        return ValueError(f"{name!r} is the node of {', '.join(bringing)}. Type: {line} {bringing[0]}")
+        best = nearest(name, bringing) or bringing[0]
+        return ValueError(f"{name!r} is the node of {', '.join(bringing)}. Type: {line} {best}")
     close = nearest(name.rpartition("=")[2].strip("[]"), known)
     said = f"there is no method {name!r}; there are: {', '.join(known)}."
     if close:
@@ -92,16 +93,18 @@ def _unknown(name: str, known: Sequence[str], folders: Sequence[Path]) -> ValueE
 
 
 def _show_all(found: Sequence[Entry]) -> None:
-    """A row each; texts wrap."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("method", no_wrap=True)
-    for head in COLUMNS:
-        table.add_column(head, overflow="fold")
-    for one in found:
-        table.add_row(*(Text(plain(text)) for text in (one.name, *(cell(one) for cell in COLUMNS.values()))))
+    """A row each; texts wrap. On a narrow terminal the columns make two tables."""
     console = Console(highlight=False)
-    wide = console if console.is_terminal and console.width >= WIDE else Console(highlight=False, width=WIDE)
-    wide.print(table)
+    heads = list(COLUMNS)
+    narrow = console.is_terminal and console.width < WIDE
+    for part in (heads[:3], heads[3:]) if narrow else (heads,):
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("method", no_wrap=True)
+        for head in part:
+            table.add_column(head, overflow="fold")
+        for one in found:
+            table.add_row(*(Text(plain(text)) for text in (one.name, *(COLUMNS[head](one) for head in part))))
+        (console if console.is_terminal else Console(highlight=False, width=WIDE)).print(table)
     for note in _notes(found):
         console.print(Text(plain(note)), soft_wrap=True)
 

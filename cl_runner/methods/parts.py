@@ -46,10 +46,10 @@ class Parts(Method):
     measures: ClassVar[bool] = False
     learns: ClassVar[Said] = {
         "first_task": {"whole": "all weights in the first task, then"},
-        "head": {
-            True: "the head, {first_layers} first and {last_layers} last layers, tensors named {names}",
-            False: "{first_layers} first and {last_layers} last layers, tensors named {names}",
-        },
+        "names": {...: "tensors named {names}"},
+        "head": {True: "the head"},
+        "first_layers": {...: "the first of each stack of layers ({first_layers})"},
+        "last_layers": {...: "the last of each stack of layers ({last_layers})"},
     }
     keeps: ClassVar[Said] = ""
     old_data: ClassVar[Said] = ""
