@@ -73,5 +73,6 @@ def learn_task(
         )
     watch.on_trained(task, entries, best)
     learner.finish()
-    method.after_task(learner, task)
+    with learner.clock.phase("remember"):
+        method.after_task(learner, task)
     learner.measured.found = {}

@@ -57,6 +57,20 @@ class Lever(NamedTuple):
     directions: int
 
 
+class Asks(NamedTuple):
+    """Prompts that the model answers when a task is over, before the next one.
+
+    Attributes:
+        texts: (training examples of each task so far) -> how many prompts of each are answered.
+        batch_size: prompts of one pass.
+        reads: whether the answers are read once more, for their probability.
+    """
+
+    texts: Callable[[Sequence[int]], Sequence[int]]
+    batch_size: int
+    reads: bool
+
+
 #: (training examples of each task before, examples of each epoch) -> examples of each epoch.
 Epochs = Callable[[Sequence[int], Sequence[int]], Sequence[int]]
 #: (training examples of each task before, batches of the task, examples in all of them) -> what joins them.
@@ -150,6 +164,8 @@ class Needs:
             which there may be fewer. None = no single one.
         levers: all such options of a chain, which alone has them.
         start_values: whether of everything that trains is held what it was before the first task.
+        asks: what it lets the model answer between tasks; None = nothing.
+        shots: examples that stand before every question, as far as they fit.
         teacher: what the outputs of training are compared with, if anything.
         teaches_first: whether they are in a task without old ones as well.
         epochs: how many examples each epoch goes through; None = the task's own.
@@ -180,6 +196,8 @@ class Needs:
     sized_by: tuple[str, int] | None = None
     levers: tuple[Lever, ...] = ()
     start_values: bool = False
+    asks: Asks | None = None
+    shots: int = 0
     teacher: Teacher | None = None
     teaches_first: bool = False
     epochs: Epochs | None = None
@@ -229,6 +247,8 @@ def combine(said: Mapping[str, Needs | None], chooser: str | None) -> Needs:
             if needs is not None and needs.sized_by is not None
         ),
         start_values=any(needs.start_values for needs in known),
+        asks=next((needs.asks for needs in known if needs.asks is not None), None),
+        shots=max((needs.shots for needs in known), default=0),
         teacher=min(teachers, key=lambda teacher: teacher == "kept", default=None),
         teaches_first=any(needs.teaches_first for needs in known),
         epochs=_epochs([needs.epochs for needs in known if needs.epochs is not None]),

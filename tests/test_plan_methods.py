@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +10,24 @@ from typing import Any
 
 import pytest
 from plans import numbers_of
-from tiny import TINY, run_command, tiny, tiny_words
+from tiny import TINY, run_command, tiny, tiny_config, tiny_learner, tiny_words
 
 from cl_runner.build import build_method
 from cl_runner.compose import compose
-from cl_runner.needs import Added, Needs, combine
-from cl_runner.planning.numbers import counts_of, skeleton
+from cl_runner.needs import Added, Asks, Needs, combine
+from cl_runner.planning.numbers import (
+    asked_after,
+    counts_of,
+    local_family,
+    local_tasks,
+    setting_of,
+    skeleton,
+    text_lengths,
+)
+from cl_runner.planning.peaks import phases
 from cl_runner.planning.planner import Planner
 from cl_runner.planning.seconds import work
+from cl_runner.planning.speed import Speed
 from cl_runner.planning.tasks import Counts, ask, task_numbers
 
 
@@ -193,3 +204,53 @@ def test_a_larger_part_takes_a_larger_pass() -> None:
     assert [task.largest_part for task in tasks] == [8, 16, 16]
     assert [task.passed for task in tasks] == [96, 48 + 10, 48 + 20]
     assert [task.later for task in tasks] == [False, True, True]
+
+
+# Answers between tasks, examples before questions -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "after"),
+    [
+        (["method=opr"], [48, 48 + 24, 0]),
+        (["method=opr_sc", "method.opr.candidates=10"], [10, 20, 0]),
+        (["method=opr", "task_order=[reviews,single_task]"], [0, 0, 0]),
+        (["method=seq_ft"], [0, 0, 0]),
+    ],
+)
+def test_answers_to_old_prompts_are_planned(overrides: list[str], after: list[int]) -> None:
+    config = compose(tiny_words(*overrides, "backbone=tiny_llama")).config
+    tasks = local_tasks(config)
+    model = skeleton(config.backbone, 3)
+    counts = counts_of(config, tasks)
+    needs = ask(build_method(config.method), config, model)
+    assert [sum(texts) for texts in asked_after(config, needs, counts)] == after
+    s = setting_of(config, counts, model, "cpu", text_lengths(local_family(config.backbone, tasks), tasks))
+    assert s.asked == sum(after) and ("answers" in phases(s)) == (s.asked > 0)
+    if not s.asked:
+        return
+    assert work(s)["answers"][0] == s.asked and s.answers is not None and s.asked_answers is not None
+    # Of learned tasks answers end as their data's do; before, they may be as long as they may.
+    assert s.asked_answers.mean_generated < s.answers.mean_generated
+    planner, speed = Planner(lambda: skeleton(config.backbone, 3), 0), Speed(1e9, 1e9, 0.0)
+    found = planner.seconds(s, speed)
+    again = planner.seconds(
+        dataclasses.replace(s, needs=dataclasses.replace(s.needs, asks=Asks(sum, 16, False))), speed
+    )
+    assert found["answers"] > again["answers"] if "opr_sc" in overrides[0] else found["answers"] == again["answers"] > 0
+    assert planner.peak(s, "answers") <= planner.peak(s, "evaluate")  # 16 at once, there 64
+
+
+def test_examples_before_questions_are_planned(tmp_path: Path) -> None:
+    """As long as the prompts that a run makes."""
+    config = tiny_config(tmp_path, "method=icl", "backbone=tiny_llama", "method.icl.shots=3", "backbone.max_length=320")
+    learner, method, tasks = tiny_learner(config)
+    icl: Any = method.methods["icl"]
+    tested = [example for task in tasks for example in task.test]
+    asked = [dataclasses.replace(one, prompt=icl._prompt(learner, one)) for one in tested]
+    lengths = learner.family.lengths(asked, answers=False)
+    s = setting_of(config, counts_of(config, tasks), learner.model, "cpu", text_lengths(learner.family, tasks))
+    assert s.mean_length == pytest.approx(sum(lengths) / len(lengths), rel=0.15)
+    assert max(lengths) <= s.max_length <= 320
+    plain = min(learner.family.lengths(tested, answers=False))
+    assert min(lengths) > 1.5 * plain, "no example stands before a question"

@@ -44,7 +44,7 @@ class ICL(Method):
     told: ClassVar[Said] = "task"
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
-        return Needs(first="nothing", later="nothing")
+        return Needs(first="nothing", later="nothing", shots=self.shots)
 
     def trains(self, learner: Learner, task: Task) -> Trained:
         return Trained(names=())

@@ -17,7 +17,7 @@ from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.methods.memory import own_examples
-from cl_runner.needs import Needs, Outline
+from cl_runner.needs import Asks, Needs, Outline
 from cl_runner.said import Said
 from cl_runner.sparse.importance import cap
 
@@ -52,7 +52,10 @@ class OPR(Method):
             shares = [min(self.budget // len(earlier), examples) for examples in earlier] if earlier else []
             return [examples + sum(shares) for examples in epochs]
 
-        return Needs(epochs=epochs)
+        def texts(so_far: Sequence[int]) -> Sequence[int]:
+            return [examples if self.candidates is None else min(self.candidates, examples) for examples in so_far]
+
+        return Needs(epochs=epochs, asks=Asks(texts, self.batch_size, reads=self.rank_by == "confidence"))
 
     def data(self, learner: Learner, task: Task, epochs: list[Sequence[Example]]) -> list[Sequence[Example]]:
         if not learner.has_old_tasks(task):
@@ -68,11 +71,12 @@ class OPR(Method):
         learner.model.eval()
         self.kept = []
         seen = learner.tasks[: task.index + 1]
-        for old in seen:
-            prompts = cap(own_examples(old), self.candidates, learner.seed_of("opr", task.index, old.index))
-            answered = self._answered(learner, task, old, prompts)
-            best = self._ranked(learner, old, prompts, answered)[: self.budget // len(seen)]
-            self.kept += [[old.index, answered[i].row, answered[i].answer] for i in best]
+        with learner.clock.phase("answers"):
+            for old in seen:
+                prompts = cap(own_examples(old), self.candidates, learner.seed_of("opr", task.index, old.index))
+                answered = self._answered(learner, task, old, prompts)
+                best = self._ranked(learner, old, prompts, answered)[: self.budget // len(seen)]
+                self.kept += [[old.index, answered[i].row, answered[i].answer] for i in best]
 
     def _answered(self, learner: Learner, task: Task, old: Task, prompts: Sequence[Example]) -> list[Example]:
         """The prompts with the model's own answers."""

@@ -19,6 +19,7 @@ from cl_runner.data.task import Task, build_tasks, label_union
 from cl_runner.families.base import Family
 from cl_runner.families.freezing import freeze
 from cl_runner.families.loading import from_sizes
+from cl_runner.needs import Needs
 from cl_runner.parts import family_kind
 from cl_runner.planning.imitation import Device
 from cl_runner.planning.optimizers import OptimizerNumbers
@@ -163,10 +164,17 @@ def setting_of(
         lengths = dataclasses.replace(
             lengths, prompts=[n + room for n in lengths.prompts], whole=[n + room for n in lengths.whole]
         )
+    if needs.shots:  # examples of the question's task, as far as they fit
+        limit, shot = config.backbone.max_length, fmean(lengths.whole)
+        fitting = [n + shot * min(needs.shots, max(0, (limit - n) // shot)) for n in lengths.prompts]
+        most = max(min(limit, n + needs.shots * max(lengths.whole)) for n in lengths.prompts)
+        lengths = dataclasses.replace(lengths, prompts=[*(round(n) for n in fitting), most])
     batch = 0 if training.group_by_length else training.incremental.batch_size
     seen = config.evaluation.tasks == "seen"
     evaluated = [each.evaluated * (len(tasks) - i if seen else len(tasks) + 1) for i, each in enumerate(counts)]
     learned = [each.evaluated * (1 if order.restart else len(tasks) - i) for i, each in enumerate(counts)]
+    asked = [sum(of_task) for of_task in itertools.zip_longest(*asked_after(config, needs, counts), fillvalue=0)]
+    asked += [0] * (len(counts) - len(asked))
     probes = build_probes(config.probe)
     said = {name: probe.passes([each.evaluated for each in counts]) for name, probe in probes.items()}
     classifies = family_kind(config.backbone.family) == "classifier"
@@ -198,6 +206,8 @@ def setting_of(
         cache_bytes=int(importance.cache_gb * 1e9),
         family=family_kind(config.backbone.family),
         answers=None if classifies else _answers(config, evaluated, learned, lengths, batch),
+        asked=sum(asked),
+        asked_answers=None if classifies else _answers(config, asked, asked, lengths, batch),
         encoder=encoder,
         encoded=sum(each.train + each.evaluated for each in counts) if encoder else 0,
         encoder_length=encoder_length,
@@ -207,6 +217,14 @@ def setting_of(
             *(f"probe {name}" for name, passes in said.items() if passes is None),
         ),
     )
+
+
+def asked_after(config: Config, needs: Needs, counts: Sequence[Counts]) -> list[Sequence[int]]:
+    """Prompts of each task so far that a method lets the model answer after each task; none after the last one."""
+    if needs.asks is None or config.task_order.restart:
+        return [()] * len(counts)
+    trained = [each.train for each in counts]
+    return [*(needs.asks.texts(trained[:number]) for number in range(1, len(counts))), ()]
 
 
 def _micro_batches(config: Config, tasks: Sequence[TaskNumbers]) -> dict[str, int]:

@@ -25,6 +25,7 @@ def phases(s: Setting) -> list[str]:
         *(["queries", "keys"] if s.encoder is not None else []),
         *dict.fromkeys(f"train {task.stage}" for task in training),
         *(["select"] if any(task.validated for task in training) else []),
+        *(["answers"] if s.asked else []),
         "evaluate",
         *(["probe"] if s.probes else []),
     ]
@@ -73,6 +74,8 @@ def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
     fixed += max((_held_by_methods(prices, s, task) for task in s.tasks), default=0)
     if phase == "evaluate":
         return fixed + _evaluation(prices, s)
+    if phase == "answers":
+        return fixed + _evaluation(prices, s.asking())
     if phase == "probe":
         costs = [cost for probe in s.probes for cost in prices.probe(s, probe)]
         return fixed + max(_held_by_pass(cost, s.device, PROMPT_HEAP_SHARE) for cost in costs)

@@ -25,6 +25,9 @@ def work(s: Setting) -> dict[str, tuple[int, float]]:
         "evaluate": s.evaluated,
     }
     length = {"importance": s.measuring().mean_whole, "evaluate": answered, "select": answered}
+    if s.asked:
+        of_answers = 0.0 if s.asked_answers is None else s.asked_answers.mean_generated
+        examples["answers"], length["answers"] = s.asked, s.mean_length + of_answers
     if s.probes:
         times = {probe: 1 if probe.once else len(s.tasks) + 1 for probe in s.probes}
         read = {probe: s.mean_whole if probe.tokens is None else probe.tokens for probe in s.probes}
@@ -51,6 +54,12 @@ def seconds(prices: Prices, s: Setting, speed: Speed) -> dict[str, float]:
         "evaluate": evaluation,
         "select": evaluation * validated / s.evaluated if validated else 0.0,
     }
+    if s.asked:
+        asking = s.asking()
+        found["answers"] = _evaluation(prices, asking, speed)
+        if s.needs.asks is not None and s.needs.asks.reads:
+            read = ProbePass("", s.asked, None, 0, asking.evaluation_batch)
+            found["answers"] += _probe(prices, s, speed, read)
     if s.probes:
         found["probe"] = sum(
             _probe(prices, s, speed, probe) * (1 if probe.once else len(s.tasks) + 1) for probe in s.probes

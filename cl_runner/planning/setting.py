@@ -101,6 +101,8 @@ class Setting:
     encoder_length: int = 0  # tokens of the longest of them, as its encoder reads it
     importance_max_length: int | None = None  # tokens of a text, and of its answer, in the importance pass
 
+    asked: int = 0  # prompts that a method lets the model answer between tasks
+    asked_answers: Answers | None = None  # of language models, to these
     probes: tuple[ProbePass, ...] = ()  # of one measurement
     unsaid: tuple[str, ...] = ()  # methods and probes that do not say what they need
 
@@ -159,6 +161,13 @@ class Setting:
             )
         return dataclasses.replace(
             self, max_length=min(self.max_length, limit), mean_length=min(self.mean_length, limit), answers=answers
+        )
+
+    def asking(self) -> Setting:
+        """The same run if its evaluations were of the prompts that a method lets the model answer between tasks."""
+        assert self.needs.asks is not None
+        return dataclasses.replace(
+            self, evaluated=self.asked, evaluation_batch=self.needs.asks.batch_size, answers=self.asked_answers
         )
 
     def probing(self, probe: ProbePass, at_mean: bool = False) -> Setting:

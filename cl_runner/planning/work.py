@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cl_runner.config import Config
-from cl_runner.planning.numbers import counts_of
+from cl_runner.planning.numbers import asked_after, counts_of
 from cl_runner.planning.tasks import ask, task_numbers
 from cl_runner.prepared import Prepared
 
@@ -22,11 +22,14 @@ def units(config: Config, prepared: Prepared) -> dict[str, float]:
     probing = {each.name: EVALUATED * each.texts for each in passes}
     again = {each.name: probing[each.name] for each in passes if not each.once}
     found = {"evaluate": 0.0 if seen else EVALUATED * sum(sizes), **probing}
+    asked = [sum(texts) for texts in asked_after(config, needs, counts)]
     for number, task in enumerate(task_numbers(config, needs, counts), 1):
         if task.measured:
             found[f"{task.name}/importance"] = MEASURED * config.importance.passes * task.measured
         if task.trains != "nothing":
             found[f"{task.name}/train"] = task.passed + EVALUATED * task.validated
+        if asked[number - 1]:
+            found[f"{task.name}/answer old prompts"] = EVALUATED * asked[number - 1]
         found[f"{task.name}/evaluate"] = EVALUATED * sum(sizes[:number] if seen else sizes)
         found |= {f"{task.name}/{name}": cost for name, cost in again.items()}
     return found

@@ -12,7 +12,7 @@ COSTS = {
     "trainable_share/later_tasks": "100 x trainable / all parameters, mean over the tasks after the first",
     "stored_bytes/later_tasks": "bytes of a snapshot, mean over the tasks after the first",
     "online_seconds/later_tasks": "preparation and training, mean over the tasks after the first",
-    "offline_seconds/later_tasks": "importance and selection, mean over the tasks after the first",
+    "offline_seconds/later_tasks": "all between tasks, such as importance, mean over the tasks after the first",
 }
 _OF_A_TASK: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "trainable_share/later_tasks": lambda task: 100 * task["trainable"] / task["model_parameters"],

@@ -238,13 +238,13 @@ def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Seconds per task: importance and selection, preparation and training, evaluation and probes, the rest.
+    """Seconds per task: between tasks (importance and the like), training, evaluation and probes, the rest.
 
     Args:
         details: `tasks_detail` of summary.json: name, phases {phase: seconds}.
     """
     groups = {
-        "importance, selection": ("importance", "selection"),
+        "between tasks": ("importance", "selection", "answers", "remember"),
         "prepare, train": ("prepare", "queries", "keys", "train"),
         "evaluation, probes": ("evaluate", "probe"),
         "saving and reporting": ("load", "snapshot", "checkpoint", "describe", "report"),
