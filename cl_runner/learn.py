@@ -73,6 +73,5 @@ def learn_task(
         )
     watch.on_trained(task, entries, best)
     learner.finish()
-    with learner.clock.phase("remember"):
-        method.after_task(learner, task)
+    method.after_task(learner, task)
     learner.measured.found = {}

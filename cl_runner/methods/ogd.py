@@ -73,9 +73,12 @@ class OGD(Method):
         if task.index == len(learner.tasks) - 1:
             return
         learner.model.eval()
-        for example in cap(task.train, self.examples, learner.seed_of("ogd", task.index)):
-            found = learner.gradient([example], 1, of=right_logit)
-            extend(self.basis, {name: found[name] for name in self.names})
+        chosen = cap(task.train, self.examples, learner.seed_of("ogd", task.index))
+        with learner.clock.phase("importance"):
+            for done, example in enumerate(chosen, start=1):
+                found = learner.gradient([example], 1, of=right_logit)
+                extend(self.basis, {name: found[name] for name in self.names})
+                learner.progress("importance", done, len(chosen))
 
     def data(self, learner: Learner, task: Task, epochs: list[Sequence[Example]]) -> list[Sequence[Example]]:
         self._here = []

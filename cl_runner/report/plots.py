@@ -244,7 +244,7 @@ def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
         details: `tasks_detail` of summary.json: name, phases {phase: seconds}.
     """
     groups = {
-        "between tasks": ("importance", "selection", "answers", "remember"),
+        "between tasks": ("importance", "selection", "answers"),
         "prepare, train": ("prepare", "queries", "keys", "train"),
         "evaluation, probes": ("evaluate", "probe"),
         "saving and reporting": ("load", "snapshot", "checkpoint", "describe", "report"),

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 #: PE's two phases: offline happens between tasks with the old data, online when the new task's data are there. Answers
-#: to old prompts, and what else a method keeps of a finished task, are offline. Scores
+#: to old prompts (OPR) are offline. Scores
 #: of the new task's own data (PIECE) are online as well, and so are queries and keys of its texts (SLM).
-OFFLINE = ("importance", "selection", "answers", "remember")
+OFFLINE = ("importance", "selection", "answers")
 ONLINE = ("prepare", "queries", "keys", "train", "select")
 
 
