@@ -242,6 +242,18 @@ def test_what_was_trained_on_is_counted(tmp_path: Path) -> None:
     assert 0 <= second["padding_share"] < 1
 
 
+@pytest.mark.parametrize("memory", ["replay_online", "der"])
+def test_only_own_data_enter_a_reservoir(memory: str, tmp_path: Path) -> None:
+    """Neither what another method replays, nor the model's own answers under an old prompt's number."""
+    few = ("task_order.base.train=16", "backbone=tiny_llama", "backbone.max_length=24", "backbone.max_answer_length=8")
+    options = ("method.opr.budget=8", "method.replay.share=0.5", "training.base.epochs=1")
+    learner, method, _, _, _ = two_tasks(tmp_path, f"method=[opr,replay,{memory}]", *options, *few)
+    kept = method.methods[memory]
+    assert kept.seen == 16 + 2 * 24
+    for example, logits in zip(recall(learner.tasks, kept.memory), getattr(kept, "logits", kept.memory), strict=True):
+        assert memory == "replay_online" or len(logits) == learner.family.targets([example])[0]
+
+
 @pytest.mark.parametrize("way", ["mix", "extra_epoch"])
 def test_replay_keeps_one_example_at_least(way: str) -> None:
     replay = Replay(share=0.001, kept="random", way=way, every=1, batch_size=1)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
-from cl_runner.methods.memory import Place, enter, recall
+from cl_runner.methods.memory import Place, enter, own_of, recall
 from cl_runner.needs import Added, Needs, Outline
 from cl_runner.said import Said
 
@@ -69,10 +69,11 @@ class DER(Method):
                 self._drawn[example].append(self.logits[slot])
             again = recall(learner.tasks, chance.choices(self.memory, k=len(new)))
             parts = [Part(old, self.alpha, "der_logits", labels=False), Part(again, self.beta, "der_labels")]
-        taken = enter(self.memory, self.size, self.seen, new, chance)
-        self.seen += len(new)
+        own = own_of(new, task, learner.tasks)  # what others replay does not enter again
+        taken = enter(self.memory, self.size, self.seen, own, chance)
+        self.seen += len(own)
         # Of two that take one slot the later one stays. Their logits follow when they are known.
-        self._entering = {slot: example for example, slot in zip(new, taken, strict=True) if slot is not None}
+        self._entering = {slot: example for example, slot in zip(own, taken, strict=True) if slot is not None}
         self.logits += [torch.empty(0)] * (len(self.memory) - len(self.logits))
         return [[*steps[0], *parts], *steps[1:]]
 

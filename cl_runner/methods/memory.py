@@ -42,6 +42,16 @@ def recall(tasks: Sequence[Task], places: Sequence[Place]) -> list[Example]:
     return found
 
 
+def own_of(examples: Sequence[Example], task: Task, tasks: Sequence[Task]) -> list[Example]:
+    """Those of a step's examples that are the task's data: not replayed, nor given another answer.
+
+    Args:
+        tasks: all of the run.
+    """
+    first = task.train[0].task  # of a joint order's task the data of earlier ones are its own
+    return [e for e in examples if first <= e.task <= task.index and own_examples(tasks[e.task])[e.row] == e]
+
+
 def enter(
     memory: list[Place], size: int, seen: int, examples: Sequence[Example], chance: random.Random
 ) -> list[int | None]:

@@ -14,7 +14,7 @@ from cl_runner.config import Count
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
-from cl_runner.methods.memory import Place, enter, recall
+from cl_runner.methods.memory import Place, enter, own_of, recall
 from cl_runner.needs import Added, Needs, Outline
 from cl_runner.said import Said
 
@@ -23,7 +23,7 @@ from cl_runner.said import Said
 class ReplayOnline(Method):
     """Each example that is trained on may enter the memory, uniformly over all that came by (algorithm 2, reservoir).
 
-    The loss is the mean over a batch and what is drawn for it; what was drawn does not enter again.
+    The loss is the mean over a batch and what is drawn for it; what is replayed does not enter again.
     """
 
     size: Count
@@ -46,8 +46,9 @@ class ReplayOnline(Method):
         new, *more = steps[0]
         chance = random.Random(learner.seed_of("replay_online", task.index, step))
         old = recall(learner.tasks, chance.choices(self.memory, k=len(new.examples))) if self.memory else []
-        enter(self.memory, self.size, self.seen, new.examples, chance)
-        self.seen += len(new.examples)
+        own = own_of(new.examples, task, learner.tasks)
+        enter(self.memory, self.size, self.seen, own, chance)
+        self.seen += len(own)
         if not old:
             return steps
         of_new, of_old = (sum(learner.family.targets(examples)) for examples in (new.examples, old))
