@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cl_runner.compose import check
 from cl_runner.config import Backbone, Hardware
 from cl_runner.damage import read_config
-from cl_runner.data.task import outlines
+from cl_runner.data.task import Task, outlines
 from cl_runner.digests import Damaged, read_json
 from cl_runner.families.base import Family
 from cl_runner.methods.base import Chain
@@ -23,8 +24,36 @@ from cl_runner.probes.base import Probe
 from cl_runner.registry import PartKind
 
 
-def rebuild(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The untrained starting model of a run and its tokenizer, from the run's own configuration.
+@dataclass(frozen=True)
+class Rebuilt:
+    """A run's model with all that its methods added, and what made it.
+
+    Attributes:
+        tasks: without their examples.
+        checkpoint: that the model came from; None = generated.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    method: Chain
+    family: Family
+    tasks: Sequence[Task]
+    checkpoint: str | None
+    seed: int
+
+    def backbone(self, folder: Path) -> str:
+        """The model without what methods added, as from_pretrained takes it; a generated one is written to `folder`."""
+        if self.checkpoint is not None:
+            return self.checkpoint
+        self.family.build(self.seed)[0].save_pretrained(folder / "backbone")
+        return str(folder / "backbone")
+
+
+def rebuild(folder: Path, begun: int = 1) -> Rebuilt:
+    """The untrained starting model of a run, from the run's own configuration.
+
+    Args:
+        begun: tasks whose parameters exist.
 
     Raises:
         ValueError: what the run's folder says of it cannot be used, or its checkpoint is not there.
@@ -34,11 +63,15 @@ def rebuild(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise Damaged(folder / "data.json", "does not hold the labels of a run")
     transformers.utils.logging.disable_progress_bar()
-    model, tokenizer = build_family(config.backbone, labels).build(config.seed)
+    family = build_family(config.backbone, labels)
+    model, tokenizer = family.build(config.seed)
     tasks = outlines(config.task_order, config.task)
-    built = build_method(config.method).build(model, tasks, config.seed, config.task_order.restart)
+    method = build_method(config.method)
+    built = method.build(model, tasks, config.seed, config.task_order.restart)
     assert isinstance(built, PreTrainedModel)
-    return built, tokenizer
+    for index in range(1, 1 if config.task_order.restart else begun):
+        method.grow(built, index, config.seed)
+    return Rebuilt(built, tokenizer, method, family, tasks, config.backbone.checkpoint, config.seed)
 
 
 def build_family(backbone: Backbone, labels: Sequence[str]) -> Family:

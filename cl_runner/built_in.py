@@ -30,6 +30,11 @@ METHODS = {
     "masked_kl": "masked_kl:MaskedKL",
     "icl": "icl:ICL",
     "multi_task": "multi_task:MultiTask",
+    "seq_lora": "seq_lora:SeqLoRA",
+    "inc_lora": "inc_lora:IncLoRA",
+    "o_lora": "o_lora:OLoRA",
+    "lora": "lora:LoRA",
+    "osf": "osf:OSF",
 }
 
 #: Node of the configuration -> file:class.

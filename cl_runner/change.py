@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cl_runner.data.task import Task
@@ -34,6 +36,7 @@ class Changes:
         self._learner, self._folder, self._keep, self._methods = learner, folder, keep, methods
         self.chain: list[str] = []
         self.base = self.weights = weights_hash(learner.parameters())
+        self._first = frozenset(learner.parameters())  # names at the start
         self._rest: dict[str, str] = {}
 
     def restart(self) -> None:
@@ -47,7 +50,7 @@ class Changes:
     def _fixed(self) -> dict[str, Tensor]:
         """Tensors of which something must stay what it is while the task trains; none where all of the model learns."""
         everything: dict[str, Tensor] = dict(self._learner.parameters())
-        whole = self._learner.before.keys()
+        whole = {*self._learner.before, *self._learner.what.merged}
         if self._learner.selected:
             return everything  # whose selected entries are left out
         return {name: p for name, p in everything.items() if name not in whole} if whole else {}
@@ -60,7 +63,7 @@ class Changes:
         """
         learner = self._learner
         now, before, selected = learner.parameters(), learner.before, learner.selected
-        names = [*learner.params(), *learner.what.written]
+        names = dict.fromkeys([*learner.params(), *learner.what.written, *learner.what.merged])
         changes = {
             name: Change(learner.part(name, now[name].detach()), selected.get(name), before[name]) for name in names
         }
@@ -81,7 +84,7 @@ class Changes:
         # Of a tensor without selected entries the certificate's digest is the whole tensor's.
         digested = {name: digest for name, digest in untouched.items() if name not in selected}
         after = combine(digested | tensor_digests({n: p for n, p in now.items() if n not in digested}))
-        stored = self._write(task, changes, after)
+        stored = self._write(task, self._from_nothing(changes), after)
         backbone = [p for name, p in now.items() if name not in learner.added]
         model_bytes = sum(p.numel() * p.element_size() for p in backbone)
         return detail | {
@@ -92,6 +95,14 @@ class Changes:
             "model_parameters": sum(p.numel() for p in backbone),
             "model_bytes": model_bytes,
             "stored_share_percent": 100 * stored / model_bytes,
+        }
+
+    def _from_nothing(self, changes: Mapping[str, Change]) -> dict[str, Change]:
+        """Changes; of parameters that exist since this task from zeros, so that the snapshot holds their values."""
+        earlier = describe_snapshot(self.files()[-1]).shapes if self.chain else self._first
+        return {
+            name: change if name in earlier else dataclasses.replace(change, old=torch.zeros_like(change.values))
+            for name, change in changes.items()
         }
 
     def _write(self, task: Task, changes: Mapping[str, Change], after: str) -> int:

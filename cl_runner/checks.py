@@ -15,6 +15,7 @@ from cl_runner.config import Config, Hardware
 from cl_runner.groups import option_of
 from cl_runner.overrides import COMMAND, written
 from cl_runner.parts import PartSpec, family_kind, method_spec, probe_spec
+from cl_runner.said import texts
 
 Nodes = Mapping[str, Mapping[str, Any]]
 
@@ -119,6 +120,14 @@ def idle_notes(config: Config) -> list[str]:
     if config.task_order.joint and idle:
         reason = "every task learns the data of all tasks so far"
         said.append(f"joint: {reason}, so that there is little for {' and '.join(idle)} to protect")
+    kind = family_kind(config.backbone.family)
+    recalling = [n for n, s in specs.items() if texts(s.recalls, s.schema, config.method[n], kind)]
+    for name in [name for name, spec in specs.items() if spec.renews and recalling]:
+        left = "a classifier's head alone" if kind == "classifier" else "nothing"
+        said.append(
+            f"{name}: each task trains weights that no earlier one had, of which {' and '.join(recalling)} found out "
+            f"nothing there, and so acts on {left}"
+        )
     return said
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from statistics import fmean as mean
 from typing import Any
 
+from torch import Tensor
+
 from cl_runner import checkpoint, outputs
 from cl_runner.change import Changes
 from cl_runner.compose import Request
@@ -90,9 +92,12 @@ class Journal(Watch):
         self.step, self.changes.chain, self._outputs = saved["step"], saved["chain"], saved["outputs"]
         self._learner.clock.load_state_dict(saved["clock"])
         self._method.load_state_dict(saved["method"])
+        for task in self._learner.tasks[: saved["task"]]:
+            self._learner.grow(task)
         if self.changes.chain:
             files = list(self.changes.files())
-            apply_chain(self._learner.parameters(), files)
+            weights: dict[str, Tensor] = dict(self._learner.parameters())
+            apply_chain(weights, files)
             self.changes.weights = describe_snapshot(files[-1]).weights
         if self.rows:  # what a file lost that nothing reads back
             write_matrices(self._folder, self._names, self.rows)

@@ -47,6 +47,7 @@ def learn_task(
         fresh: whether the method's state does not hold yet what it finds out before the task.
     """
     learner.measured.change = task.importance
+    learner.grow(task)
     if fresh:
         learner.measured.begin()
         with learner.clock.phase("prepare"):
@@ -71,6 +72,7 @@ def learn_task(
             lambda progress, numbers: watch.on_step(task, progress, numbers),
             (lambda: watch.validate(task)) if training.select == "best_validation" else None,
         )
+    method.conclude(learner, task)
     watch.on_trained(task, entries, best)
     learner.finish()
     method.after_task(learner, task)

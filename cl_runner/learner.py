@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
@@ -37,6 +37,8 @@ class Hooks(Protocol):
 
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module: ...
 
+    def grow(self, model: nn.Module, index: int, seed: int) -> None: ...
+
     def before_forward(self, learner: Learner, batch: Batch) -> Batch: ...
 
     def predict(self, learner: Learner, batch: Batch, inner: Predict) -> list[Prediction]: ...
@@ -61,7 +63,6 @@ class Learner:
     Attributes:
         method: whose hooks surround every pass.
         measuring: the family as it reads texts for importance, which may be cut shorter there.
-        added: names of parameters that the method brought along; the others are the backbone's.
         task: the one under way; None between tasks.
         what: trains in it, as the method said.
         before: what trains, or was written, as it was before the task, by name, in the shape of `part`.
@@ -93,11 +94,12 @@ class Learner:
         warn: Callable[[str], None] = print,
     ):
         self.method = method
-        backbone = {name for name, _ in model.named_parameters()}
+        backbone = list(model.parameters())
         self.restart = order is not None and order.restart
         self.joint = order is not None and order.joint
         self.model = method.build(model, tasks, seed, self.restart).to(device)
-        self.added = frozenset(name for name, _ in self.model.named_parameters() if name not in backbone)
+        # By what they are: a method may call the backbone's own another name.
+        self._backbone = {id(parameter): parameter for parameter in backbone}
         self.family = family
         self.measuring = measuring or family
         self.tasks = tasks
@@ -122,6 +124,11 @@ class Learner:
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter of the model by name, whether it trains or not."""
         return dict(self.model.named_parameters())
+
+    @property
+    def added(self) -> frozenset[str]:
+        """Names of parameters that the method brought along; the others are the backbone's."""
+        return frozenset(name for name, p in self.model.named_parameters() if id(p) not in self._backbone)
 
     def params(self) -> dict[str, nn.Parameter]:
         """The parameters that train in the task under way, or some of whose entries do, by name."""
@@ -157,6 +164,11 @@ class Learner:
         return full.view(-1)[self.selected[name].to(full.device)] if name in self.selected else full
 
     # the task under way
+    def grow(self, task: Task) -> None:
+        """A task begins: parameters that exist from it on, where tasks follow on each other."""
+        if task.index and not self.restart:
+            self.method.grow(self.model, task.index, self.seed)
+
     def choose(self, task: Task, what: Trained | None) -> None:
         """A task begins, and this is what trains in it; None = all that may."""
         self.task, self.what = task, what or Trained()
@@ -172,6 +184,15 @@ class Learner:
         for name, values in self.what.written.items():
             self.before[name] = parameters[name].detach().clone()
             parameters[name].copy_(values)
+
+    @torch.no_grad()
+    def merge(self, values: Iterable[tuple[str, Tensor]]) -> None:
+        """Set tensors of `what.merged` to what the task made of them, by name; `before` has what they were."""
+        parameters = self.parameters()
+        for name, value in values:
+            assert name in self.what.merged, f"{name} was not said to be merged into"
+            self.before[name] = parameters[name].detach().clone()
+            parameters[name].copy_(value)
 
     @contextmanager
     def holding(self) -> Iterator[Held]:

@@ -75,6 +75,8 @@ class Asks(NamedTuple):
 Epochs = Callable[[Sequence[int], Sequence[int]], Sequence[int]]
 #: (training examples of each task before, batches of the task, examples in all of them) -> what joins them.
 Adds = Callable[[Sequence[int], int, int], Added]
+#: Changes an architecture without weights.
+Adapts = Callable[["PreTrainedModel"], object]
 #: examples of a batch -> examples of the largest part of a step.
 LargestPart = Callable[[int], int]
 
@@ -147,6 +149,8 @@ class Needs:
         clustered: the largest scores lie in few input columns; others scatter.
         listed: entries of the tensors that train as a whole, by parameter name.
         retrieves: what trains "retrieved".
+        adapts: changes an architecture into the one that trains the last task, which `listed` names parameters of.
+        merged: entries of the tensors that what trains is merged into when a task is over, by parameter name.
         optimizer: what trains it; None = the training's.
         measures: data that importance is measured on.
         measured: entries of what it is measured of, by parameter name; None = of all weights, "selected" = of the
@@ -182,6 +186,8 @@ class Needs:
     clustered: bool = False
     listed: Mapping[str, int] = dataclasses.field(default_factory=dict)
     retrieves: Retrieves | None = None
+    adapts: Adapts | None = None
+    merged: Mapping[str, int] = dataclasses.field(default_factory=dict)
     optimizer: OptimizerName | None = None
     measures: frozenset[Measures] = frozenset()
     measured: Mapping[str, int] | Literal["selected"] | None = None

@@ -55,6 +55,8 @@ class PartSpec:
     protects: bool = False
     directs: bool = False
     joins: bool = False
+    renews: bool = False
+    recalls: Said = ""
     trains_nothing: bool = False
     routes: bool = False
     measures: bool = True
@@ -82,11 +84,11 @@ def method_spec(name: str, node: Mapping[str, Any] | None = None) -> PartSpec:
 
 @functools.cache
 def _method_spec(cls: Any) -> PartSpec:
-    flags = ("chooses", "isolates", "protects", "directs", "joins", "trains_nothing", "routes", "measures")
+    acting = ("chooses", "isolates", "protects", "directs", "joins", "renews", "recalls", "trains_nothing")
     return PartSpec(
         _schema(cls),
         cls.families,
-        **{name: getattr(cls, name) for name in (*flags, *SPOKEN)},
+        **{name: getattr(cls, name) for name in (*acting, "routes", "measures", *SPOKEN)},
         text=_text(cls),
     )
 

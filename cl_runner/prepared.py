@@ -20,6 +20,7 @@ from cl_runner.families.base import Family, Unanswerable
 from cl_runner.methods.base import Chain, Method
 from cl_runner.optimizer import unused_patterns
 from cl_runner.parts import family_kind
+from cl_runner.planning.tasks import ask
 from cl_runner.pretrained.places import folder_of, is_folder, metrics_of
 from cl_runner.probes.base import Probe
 
@@ -73,6 +74,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
     skeleton = family.skeleton()
     said = family.verify(skeleton)
     method.check(skeleton, longest)
+    ask(method, config, skeleton)  # says as well what does not fit the tasks
     _check_training(config.training, [name for name, _ in skeleton.named_parameters()], method)
     joint = [
         dataclasses.replace(task, train=tuple(e for seen in tasks[: i + 1] for e in seen.train))

@@ -24,6 +24,7 @@ class Trained:
         selected: flat positions by parameter name. If there are some, nothing but these entries trains.
         selectable: entries of every parameter that they were selected from.
         written: what the method itself sets when the task begins, by parameter name, apart from what trains.
+        merged: names of tensors that what trains is merged into when training is over.
         learning_rate: the peak; None = the training's.
         rates: peaks of some parameters, by a pattern of their names (`*` stands for anything); the first that fits.
         optimizer: None = the training's.
@@ -33,6 +34,7 @@ class Trained:
     selected: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     selectable: Mapping[str, int] = dataclasses.field(default_factory=dict)
     written: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    merged: Collection[str] = ()
     learning_rate: float | None = None
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     optimizer: OptimizerName | None = None

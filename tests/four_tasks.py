@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def four_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         def named_parameters(self, *_: object, **__: object):  # type: ignore[no-untyped-def]
             yield from ((name, nn.Parameter(weight)) for name, weight in starting_weights().items())
 
-    monkeypatch.setattr(cl_runner.build, "rebuild", lambda run: (Model(), None))
+    monkeypatch.setattr(cl_runner.build, "rebuild", lambda run, begun: SimpleNamespace(model=Model()))
     (folder / "config.yaml").write_text("seed: 0\n")
     return folder, history, moved
 

@@ -92,6 +92,12 @@ ROWS = (
     Row("masked_kl", 1.0, ("t5",)),
     Row("[masked_kl,piece_s]", 0.001, ("bert",)),
     Row("icl", 0.0, ("llama", "t5")),
+    # What trains is beside the weights, or joins them at the end.
+    Row("seq_lora", -1, ("bert", "gpt2")),
+    Row("inc_lora", -1, ("bert", "llama")),
+    Row("o_lora", -1, ("bert", "t5")),
+    Row("lora", -1, ("bert", "llama")),
+    Row("osf", -1, ("bert", "llama")),
     Row("slm", 0.0, ("bert", "llama", "t5", "gpt2")),
     Row("slm_ti", 0.0, ("bert", "llama")),
     Row("slm_prompt", 0.0, ("bert", "llama", "t5", "gpt2")),
@@ -114,6 +120,8 @@ every = pytest.mark.parametrize(("row", "family"), TABLE, ids=[f"{row.choice}-{f
 
 def options_of(row: Row, family: str, *more: str) -> list[str]:
     chosen = [f"method={row.choice}", f"backbone=tiny_{family}", *more]
+    if row.trained == -1:
+        chosen.append(f"method.{row.choice}.learning_rate=null")
     if row.choice.startswith("slm"):
         chosen += [*tiny_encoder(), "method.slm.learning_rate=null", "backbone.max_length=44"]
     return chosen
@@ -134,10 +142,17 @@ def test_learns_and_moves_only_what_it_may(row: Row, family: str, tmp_path: Path
     before = weights_of(learner)
     losses = learn(learner, method, tasks[1], config)
     after = weights_of(learner)
+    new = {name: torch.full_like(value, torch.nan) for name, value in after.items() if name not in before}
+    before |= new
     moved = {name: (after[name] != before[name]).flatten() for name in before}
     total = sum(m.numel() for m in moved.values())
     count = sum(int(m.sum()) for m in moved.values())
-    if learner.added:
+    if row.trained == -1:
+        (chooser,) = (m for m in method.methods.values() if m.chooses)
+        may = chooser.trains(learner, tasks[1])
+        own = {name for name, flags in moved.items() if bool(flags.any())}
+        assert own and own <= {*may.of(learner.model), *may.merged}
+    elif learner.added:
         own = {name for name, flags in moved.items() if bool(flags.any())}
         assert own <= learner.added and all(".01" in name for name in own), "something of another task moved"
         assert "slm.values.01" in own
@@ -166,6 +181,7 @@ def test_state_round_trip_gives_the_same_second_task(row: Row, family: str, tmp_
     config = tiny_config(tmp_path, *options_of(row, family))
     learner, method, tasks = tiny_learner(config)
     learn(learner, method, tasks[0], config)
+    learner.grow(tasks[1])
     method.select(learner, tasks[1])
     learner.choose(tasks[1], method.trains(learner, tasks[1]))
     method.before_task(learner, tasks[1])

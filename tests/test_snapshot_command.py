@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,6 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 import cl_runner.build
@@ -29,7 +28,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[dic
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]
     tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)})
 
-    def rebuild(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def rebuild(folder: Path, begun: int = 1) -> SimpleNamespace:
         assert folder == tmp_path
         torch.manual_seed(0)
         config = BertConfig(
@@ -41,11 +40,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[dic
             max_position_embeddings=16,
             num_labels=2,
         )
-        return AutoModelForSequenceClassification.from_config(config), tokenizer
+        return SimpleNamespace(model=AutoModelForSequenceClassification.from_config(config), tokenizer=tokenizer)
 
     monkeypatch.setattr(cl_runner.build, "rebuild", rebuild)
     (tmp_path / "config.yaml").write_text("seed: 0\n")
-    model, _ = rebuild(tmp_path)
+    model = rebuild(tmp_path).model
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     return tmp_path, make_run(tmp_path, weights, {"classifier.weight": None, "bert.pooler.dense.bias": [2]})
 

@@ -6,14 +6,15 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cl_runner.sparse.bits import weights_hash
 from cl_runner.sparse.chain import (
     apply_chain,
     apply_snapshot,
+    begin_parameters,
     check_same_model,
     empty_weights,
     kinds,
@@ -21,6 +22,9 @@ from cl_runner.sparse.chain import (
 )
 from cl_runner.sparse.snapshots import Description, Snapshot, describe_snapshot, read_snapshot
 from cl_runner.sparse.stored_header import Unusable
+
+if TYPE_CHECKING:
+    from cl_runner.build import Rebuilt
 
 
 @dataclass(frozen=True)
@@ -159,8 +163,12 @@ def check_weights(described: Mapping[Path, Description], run: Path) -> tuple[lis
                     weights, reached = starting_weights(run), ""
                 except ValueError as error:
                     return problems, str(error)
+            snapshot = read_snapshot(file)
+            # A task that follows on another may have brought parameters.
+            new = [name for name in header.shapes if name not in weights and reached]
+            begin_parameters(weights, snapshot, file, new)
             check_same_model(header, str(file), *kinds(weights), "the weights before it")
-            apply_snapshot(weights, read_snapshot(file))
+            apply_snapshot(weights, snapshot)
             found = weights_hash(weights)
             if found != header.weights:
                 raise Unusable(file, f"the restored weights are {found[:12]}, but should be {header.weights[:12]}")
@@ -175,14 +183,17 @@ def starting_weights(run: Path | None) -> dict[str, Tensor]:
     """The untrained weights of a run."""
     if run is None:
         raise ValueError("the starting model is needed, and its run is not known. Name the snapshot as RUN:TASK")
-    model, _ = rebuild_model(run)
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return {name: parameter.detach() for name, parameter in rebuild_model(run).model.named_parameters()}
 
 
-def rebuild_model(run: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The untrained starting model of a run and its tokenizer."""
+def rebuild_model(run: Path, begun: int = 1) -> Rebuilt:
+    """The untrained starting model of a run.
+
+    Args:
+        begun: tasks whose parameters exist.
+    """
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} has no config.yaml, so its starting model cannot be built")
     from cl_runner.build import rebuild
 
-    return rebuild(run)
+    return rebuild(run, begun)

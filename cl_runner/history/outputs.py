@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from cl_runner.arguments import SNAPSHOT, unwritable
@@ -29,7 +30,7 @@ from cl_runner.history.history import (
 )
 from cl_runner.plain import say
 from cl_runner.sparse.chain import apply_chain
-from cl_runner.sparse.snapshots import read_snapshot, save_snapshot
+from cl_runner.sparse.snapshots import describe_snapshot, read_snapshot, save_snapshot
 from cl_runner.sparse.versions import (
     OnConflict,
     compose_in_sequence,
@@ -128,22 +129,30 @@ def export(run: Path, after: str, output: Path) -> int:
     if os.path.exists(output) and not os.path.isdir(output):
         raise ValueError(f"cannot write {output}: it is not a folder; choose a new one")
     chain = chain_to(_after(run, after), run)
-    model, tokenizer = rebuild_model(run)
+    rebuilt = rebuild_model(run, describe_snapshot(chain[-1]).index + 1)
+    model = rebuilt.model
     added = _added(model)
-    if added:
+    weights: dict[str, Tensor] = dict(model.named_parameters())
+    apply_chain(weights, chain)
+    how: str | None = f"from_pretrained({str(output)!r})"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if added:
+            how = rebuilt.method.export(model, rebuilt.tasks, output, rebuilt.backbone(output))
+        else:
+            model.save_pretrained(output)
+        if how is not None:
+            rebuilt.tokenizer.save_pretrained(output)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(output, ignore_errors=True)  # new or empty before, see above
+        raise unwritable(output, error) from None
+    if how is None:
+        shutil.rmtree(output)
         raise ValueError(
             f"the method of {run} added {len(added)} tensors, such as {added[0]}, which a model of from_pretrained has "
             f"no place for. All weights in one file: {SNAPSHOT} restore {run} --after {after} --output FILE.safetensors"
         )
-    apply_chain(dict(model.named_parameters()), chain)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(output)
-        tokenizer.save_pretrained(output)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(output, ignore_errors=True)  # new or empty before, see above
-        raise unwritable(output, error) from None
-    say(f"{output}: the model after {after} with its tokenizer; load it with from_pretrained({str(output)!r})")
+    say(f"{output}: the model after {after} with its tokenizer; load it with {how}")
     return 0
 
 

@@ -79,6 +79,16 @@ class Heads(nn.Module):
         owner = self.owner[task]
         return [] if owner is None else [self.weight[owner], self.bias[owner]]
 
+    def whole(self, task: int) -> dict[str, Tensor]:
+        """Weight and bias of a usual layer with a task's own rows; other labels are out of the question."""
+        head = self.head_of[task]
+        weight = self.weight[head].detach()
+        full = {"weight": weight.new_zeros(self.out_features, weight.shape[1])}
+        full["bias"] = weight.new_full((self.out_features,), -torch.inf)
+        for part, rows in (("weight", weight), ("bias", self.bias[head].detach())):
+            full[part][self.labels[task]] = rows
+        return full
+
     def _places(self) -> list[int]:
         """Where each label's row stands among all heads' rows: the latest task's own, else the first."""
         found: dict[int, int] = {}

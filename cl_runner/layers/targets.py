@@ -23,10 +23,12 @@ class Target:
 
 #: Projections of an attention layer, as `module_of` calls them.
 KINDS = ("query", "key", "value", "attention_output")
+#: All linear layers of a block.
+LINEAR = (*KINDS, "query_key_value", "ffn_gate", "ffn_input", "ffn_output")
 
 
-def all_projections(model: nn.Module, cross_attention: bool) -> list[Target]:
-    """Every projection of `KINDS` in the model's order.
+def all_projections(model: nn.Module, cross_attention: bool, among: Sequence[str] = KINDS) -> list[Target]:
+    """Every layer of some kinds in the model's order.
 
     Args:
         cross_attention: whether a decoder's attention to its encoder counts as well.
@@ -37,7 +39,7 @@ def all_projections(model: nn.Module, cross_attention: bool) -> list[Target]:
         if weight is None or weight.dim() != 2 or isinstance(module, nn.Embedding) or f"{name}.weight" in never:
             continue
         crosses = "EncDecAttention" in name or "encoder_attn" in name
-        if module_of(f"{name}.weight") in KINDS and (cross_attention or not crosses):
+        if module_of(f"{name}.weight") in among and (cross_attention or not crosses):
             rows, columns = weight.shape
             sizes = (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
             found.append(Target(name, module, *sizes))
@@ -64,3 +66,30 @@ def find_targets(model: nn.Module, kinds: Sequence[str], cross_attention: bool, 
                 f"Type: {option}=[{present[-1] if present else kind}]"
             )
     return [target for target in projections if module_of(f"{target.name}.weight") in kinds]
+
+
+def linear_layers(model: nn.Module, kinds: Sequence[str], option: str) -> list[Target]:
+    """The linear layers of these kinds, a decoder's attention to its encoder among them.
+
+    Where query, key and value are one layer, it stands for each of them.
+
+    Args:
+        kinds: some of `LINEAR`; empty = all of them.
+        option: the key that lists them, for the message.
+
+    Raises:
+        ValueError: a kind has no layer in this backbone.
+    """
+    found = {target: module_of(f"{target.name}.weight") for target in all_projections(model, True, LINEAR)}
+    present = [kind for kind in LINEAR if kind in found.values()]
+    wanted = set(kinds or present)
+    if "query_key_value" in present and wanted & {"query", "key", "value"}:
+        wanted = wanted - {"query", "key", "value"} | {"query_key_value"}
+    missing = [kind for kind in LINEAR if kind in wanted and kind not in present]
+    if missing or not found:
+        raise ValueError(
+            f"{option}: this backbone has no {missing[0] if missing else 'linear'} layers; it has "
+            f"{', '.join(present) or 'none that are known'}. "
+            f"Type: {option}=[{', '.join(kind for kind in present if kind in wanted) or ', '.join(present)}]"
+        )
+    return [target for target, kind in found.items() if kind in wanted]

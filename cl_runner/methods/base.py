@@ -1,8 +1,9 @@
 """A continual-learning method as a few small hooks, and a chain of methods, which is a method again.
 
-The order around a task: `select` (of the method that chooses, fresh tasks only) -> `trains` (redone on resume) ->
-`before_task` (fresh tasks only) -> `data` -> training -> `after_task`. What hooks of fresh tasks find out is named in
-`state`; what trains, as it was before the task, is `learner.before`, on resume as well.
+The order around a task: `grow` -> `select` (of the method that chooses, fresh tasks only) -> `trains` -> `before_task`
+(fresh tasks only) -> `data` -> training -> `conclude` -> `after_task`; `grow` and `trains` are redone on resume. What
+hooks of fresh tasks find out is named in `state`; what trains, as it was before the task, is `learner.before`, on
+resume as well.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Method:
     protects: ClassVar[bool] = False  # acts against forgetting, which is idle beside a method that isolates
     directs: ClassVar[bool] = False  # `grads` promises where a step goes, which another such method would undo
     joins: ClassVar[bool] = False  # all data of old tasks are learned in every step: there is nothing to protect
+    renews: ClassVar[bool] = False  # each task trains parameters that no earlier one had, a classifier's head aside
+    recalls: ClassVar[Said] = ""  # not empty: what it knows of a weight it found out in earlier tasks
     trains_nothing: ClassVar[bool] = False  # nor does anything beside it have a step to act on
     routes: ClassVar[bool] = False  # an example is given what its task learned, as far as the method can tell the task
     # What people are told of it: a text, or texts by the value of an option (cl_runner/said.py). None: it does not say.
@@ -48,7 +51,7 @@ class Method:
 
     def __init_subclass__(cls) -> None:
         declared = {"state", "families", "chooses", "isolates", "measures", "protects", "routes"}
-        declared |= {"directs", "joins", "trains_nothing"}
+        declared |= {"directs", "joins", "renews", "trains_nothing"}
         fields = {name for name, kind in cls.__annotations__.items() if "ClassVar" not in str(kind)}
         hidden = fields & {name for name in vars(Method) if not name.startswith("_")} - declared
         assert not hidden, f"{cls.__name__}: fields {sorted(hidden)} hide the hooks of the same name"
@@ -63,6 +66,16 @@ class Method:
             restart: every task starts from the pretrained weights.
         """
         return model
+
+    def grow(self, model: nn.Module, index: int, seed: int) -> None:
+        """A later task begins: add the parameters that exist from now on, at values that the same arguments give again.
+
+        Also on resume, for each later task that had begun, in their order; not where tasks start from pretrained
+        weights.
+
+        Args:
+            index: of the task, from 1.
+        """
 
     def check(self, skeleton: nn.Module, longest: int) -> None:
         """Raise ValueError if the options do not fit the backbone.
@@ -103,6 +116,13 @@ class Method:
         own `task` and `row`.
         """
         return epochs
+
+    def conclude(self, learner: Learner, task: Task) -> None:
+        """Training is over and the model not kept yet: what was learned beside the model's own tensors joins them.
+
+        The place for `learner.merge`, where `Trained.merged` named the tensors; once more if the run dies before the
+        model is kept.
+        """
 
     def after_task(self, learner: Learner, task: Task) -> None:
         """What to remember of a finished task."""
@@ -151,6 +171,20 @@ class Method:
         """
         return {}
 
+    def export(self, model: nn.Module, tasks: Sequence[Task], folder: Path, base: str) -> str | None:
+        """Write a model that the method changed the structure of as other libraries load it.
+
+        Args:
+            model: after some tasks; it is of no use afterwards.
+            tasks: all of the run.
+            folder: to write into.
+            base: the backbone, as from_pretrained takes it.
+
+        Returns:
+            How it is loaded; None: there is no such form.
+        """
+        return None
+
     # resume
     def state_dict(self) -> dict[str, Any]:
         """The attributes named in `state`; not overridden but by the chain."""
@@ -177,6 +211,10 @@ class Chain(Method):
         for method in self.methods.values():
             model = method.build(model, tasks, seed, restart)
         return model
+
+    def grow(self, model: nn.Module, index: int, seed: int) -> None:
+        for method in self.methods.values():
+            method.grow(model, index, seed)
 
     def check(self, skeleton: nn.Module, longest: int) -> None:
         for method in self.methods.values():
@@ -206,6 +244,10 @@ class Chain(Method):
         for method in self.methods.values():
             epochs = method.data(learner, task, epochs)
         return epochs
+
+    def conclude(self, learner: Learner, task: Task) -> None:
+        for method in self.methods.values():
+            method.conclude(learner, task)
 
     def after_task(self, learner: Learner, task: Task) -> None:
         for method in self.methods.values():
@@ -240,6 +282,10 @@ class Chain(Method):
     def describe(self, learner: Learner, task: Task, folder: Path) -> dict[str, Any]:
         found = {name: method.describe(learner, task, folder) for name, method in self.methods.items()}
         return {name: numbers for name, numbers in found.items() if numbers}
+
+    def export(self, model: nn.Module, tasks: Sequence[Task], folder: Path, base: str) -> str | None:
+        said = (method.export(model, tasks, folder, base) for method in self.methods.values())
+        return next((one for one in said if one is not None), None)
 
     def predict(self, learner: Learner, batch: Batch, inner: Predict) -> list[Prediction]:
         for method in reversed(self.methods.values()):

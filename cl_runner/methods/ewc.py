@@ -32,6 +32,7 @@ class EWC(Method):
 
     state: ClassVar[tuple[str, ...]] = ("fisher",)
     protects: ClassVar[bool] = True
+    recalls: ClassVar[Said] = {"fisher_data": {"last_task": "its Fisher"}}
     keeps: ClassVar[Said] = {
         "fisher_data": {
             "old_tasks": "the Fisher: 4 bytes per trained weight",
@@ -66,7 +67,8 @@ class EWC(Method):
     def after_task(self, learner: Learner, task: Task) -> None:
         if self.fisher_data == "last_task":
             new = {name: found.to(learner.device) for name, found in fisher(learner, task.train).items()}
-            self.fisher = {name: f + self.decay * self.fisher[name] if self.fisher else f for name, f in new.items()}
+            old = self.fisher
+            self.fisher = {name: f + self.decay * old[name] if name in old else f for name, f in new.items()}
 
     def grads(self, learner: Learner) -> None:
         assert learner.task is not None

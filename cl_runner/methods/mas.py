@@ -36,6 +36,7 @@ class MAS(Method):
 
     state: ClassVar[tuple[str, ...]] = ("importance",)
     protects: ClassVar[bool] = True
+    recalls: ClassVar[Said] = "its importance"
     keeps: ClassVar[Said] = "the importance: 4 bytes per weight of the model"
     old_data: ClassVar[Said] = ""
     told: ClassVar[Said] = ""
@@ -57,7 +58,7 @@ class MAS(Method):
                     found[name] = found[name].add_(new) if name in found else new
                 learner.progress("importance", done, len(chosen))
         old = self.importance
-        self.importance = {name: new + self.decay * old[name] if old else new for name, new in found.items()}
+        self.importance = {name: new + self.decay * old[name] if name in old else new for name, new in found.items()}
 
     def grads(self, learner: Learner) -> None:
         assert learner.task is not None

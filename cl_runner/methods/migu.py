@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ class MIGU(Method):
 
     def __post_init__(self) -> None:
         self.channels: dict[str, Tensor] = {}  # 1 for those of a block's input that learn, by the block's name
+        self._watched: WeakSet[nn.Module] = WeakSet()
+        self._task: Task | None = None
         self._sums: dict[str, Tensor] = {}  # of |output| or |hidden state|, by the layer's or block's name
         self._counts: dict[str, float] = {}
         self._masks: list[Tensor] = []  # of the tokens that are no padding: of texts, of answers a decoder reads
@@ -52,15 +55,22 @@ class MIGU(Method):
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         return Needs()
 
-    def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
+    def _watch(self, model: nn.Module) -> None:
+        """Count what layers and blocks answer and read, of all that are there now.
+
+        Of an adapter, A is known by its own output, and B by that of the layer that it is added to.
+        """
         inside = [block for stack in blocks([name for name, _ in model.named_parameters()]).values() for block in stack]
         for name, module in model.named_modules():
+            if module in self._watched:
+                continue
             if self.form == "inputs" and name in inside:
                 module.register_forward_pre_hook(self._reads(name))
-            linear = isinstance(module, nn.Linear | Conv1D) and any(name.startswith(f"{block}.") for block in inside)
-            if self.form == "outputs" and linear:
+            linear = isinstance(module, nn.Linear | Conv1D) or hasattr(module, "lora_B")
+            within = any(name.startswith(f"{block}.") for block in inside)
+            if self.form == "outputs" and linear and within and not re.search(r"\.(base_layer|lora_B\..*)$", name):
                 module.register_forward_hook(self._answers(name))
-        return model
+            self._watched.add(module)
 
     def _reads(self, name: str) -> Any:
         return lambda module, given: self._count(name, given[0])
@@ -95,6 +105,7 @@ class MIGU(Method):
         if self.form == "outputs" or not learner.has_old_tasks(task):
             return
         learner.model.eval()
+        self._watch(learner.model)
         self._clear()
         self._counting = True
         for batch in learner.sorted_batches(task.train, 32):
@@ -107,6 +118,9 @@ class MIGU(Method):
     # outputs: every step
     def prepare(self, learner: Learner, part: Part, batch: Batch) -> Batch:
         assert learner.task is not None
+        if self._task is not learner.task:  # all that trains is there now
+            self._watch(learner.model)
+            self._task = learner.task
         self._counting = self.form == "outputs" and learner.has_old_tasks(learner.task)
         return batch
 
@@ -126,6 +140,7 @@ class MIGU(Method):
         """1 where a tensor's gradient stays, to be broadcast; None = everywhere."""
         owner, _, kind = name.rpartition(".")
         inward = isinstance(learner.model.get_submodule(owner), Conv1D)  # [inputs, outputs], not [outputs, inputs]
+        owner = owner.partition(".lora_B.")[0]
         if owner in self._sums and kind == "weight":
             strength = self._sums[owner] / self._counts[owner]
             rows = (strength >= strength.quantile(self.threshold)).float()

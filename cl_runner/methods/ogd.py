@@ -52,6 +52,7 @@ class OGD(Method):
 
     state: ClassVar[tuple[str, ...]] = ("basis", "names")
     protects: ClassVar[bool] = True
+    recalls: ClassVar[Said] = "directions of its gradients"
     directs: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     keeps: ClassVar[Said] = "{examples} gradients of each task: 4 bytes per trained weight each"
@@ -77,7 +78,7 @@ class OGD(Method):
         with learner.clock.phase("importance"):
             for done, example in enumerate(chosen, start=1):
                 found = learner.gradient([example], 1, of=right_logit)
-                extend(self.basis, {name: found[name] for name in self.names})
+                extend(self.basis, {name: found[name] for name in self.names if name in found})
                 learner.progress("importance", done, len(chosen))
 
     def data(self, learner: Learner, task: Task, epochs: list[Sequence[Example]]) -> list[Sequence[Example]]:

@@ -15,7 +15,7 @@ def pull_back(learner: Learner, strength: float, importance: Mapping[str, Tensor
     The penalty is quadratic, so its gradient is written down, not traced.
 
     Args:
-        importance: by name, of what trains or of whole tensors; None = 1 everywhere.
+        importance: by name, of what trains or of whole tensors, 0 where there is none; None = 1 everywhere.
 
     Returns:
         The penalty.
@@ -24,6 +24,8 @@ def pull_back(learner: Learner, strength: float, importance: Mapping[str, Tensor
     for name, values in learner.trained.items():
         moved = values.detach() - learner.before[name]  # from theta_old, of the weights that train
         pull = moved
+        if importance is not None and name not in importance:  # it exists since this task
+            continue
         if importance is not None:
             weight = importance[name]
             pull = (weight if weight.shape == values.shape else learner.part(name, weight)) * moved

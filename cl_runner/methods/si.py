@@ -32,6 +32,7 @@ class SI(Method):
 
     state: ClassVar[tuple[str, ...]] = ("importance", "path", "moved", "positions")
     protects: ClassVar[bool] = True
+    recalls: ClassVar[Said] = "its importance"
     measures: ClassVar[bool] = False
     keeps: ClassVar[Said] = (
         "the importance: 4 bytes per weight of the model; in a task what it adds: 16 bytes per trained weight"

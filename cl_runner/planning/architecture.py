@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cl_runner.families.freezing import frozen
+from cl_runner.needs import Adapts
 from cl_runner.planning.imitation import Device, Imitation
 from cl_runner.planning.retrieval import Retrieving
 from cl_runner.planning.setting import Setting, TaskNumbers
@@ -28,12 +29,18 @@ class Architecture:
     """
 
     def __init__(self, skeleton: Callable[[], PreTrainedModel]):
-        self._imitation = functools.cache(lambda dtype, device: Imitation(skeleton(), dtype, device))
+        def imitate(dtype: torch.dtype, device: Device, adapts: Adapts | None) -> Imitation:
+            model = skeleton()
+            if adapts is not None:
+                adapts(model)
+            return Imitation(model, dtype, device)
+
+        self._imitation = functools.cache(imitate)
         self._retrieving: dict[tuple[torch.dtype, Device], Retrieving] = {}
 
     def imitation(self, s: Setting) -> Imitation:
-        """The same model for all settings with its type of weights and device."""
-        return self._imitation(s.dtype, s.device)
+        """The same model for all settings with its type of weights and device, and what their methods add to it."""
+        return self._imitation(s.dtype, s.device, s.needs.adapts)
 
     def retrieving(self, s: Setting) -> Retrieving:
         """What gives the texts of an imitation their values."""

@@ -33,7 +33,9 @@ def disk_bytes(architecture: Architecture, s: Setting) -> dict[str, int]:
         if s.encoder is not None:
             assert s.needs.retrieves is not None
             change = 4 * (trained + s.needs.retrieves.slots * s.encoder.query)
-        whole = task.trains in ("all", "listed")
+        if s.needs.merged:
+            change += item * sum(s.needs.merged.values())
+        whole = task.trains == "all" or s.needs.merged or (task.trains == "listed" and s.needs.adapts is None)
         if s.snapshots == "all" or (s.snapshots == "sparse" and not (whole and number)):
             kept += change
         else:

@@ -52,8 +52,8 @@ class Prices:
         return self._known[key]
 
     def _place(self, s: Setting, key: object) -> Path | None:
-        """Where the costs of a pass lie, by all that they depend on; what texts retrieve is not told by any key."""
-        if self._store is None or s.needs.retrieves is not None:
+        """Where the costs of a pass lie, by all that they depend on; no key tells what methods add to a model."""
+        if self._store is None or s.needs.retrieves is not None or s.needs.adapts is not None:
             return None
         config = self.architecture.imitation(s).model.config
         depends = (

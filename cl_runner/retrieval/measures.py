@@ -151,6 +151,9 @@ class _Clocked:
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
         return self._method.build(model, tasks, seed, restart)
 
+    def grow(self, model: nn.Module, index: int, seed: int) -> None:
+        self._method.grow(model, index, seed)
+
     def predict(self, learner: Learner, batch: Batch, inner: Predict) -> list[Prediction]:
         return self._method.predict(learner, batch, inner)
 

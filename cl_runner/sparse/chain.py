@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,11 +34,12 @@ def apply_snapshot(weights: Mapping[str, Tensor], snapshot: Snapshot) -> None:
             flat[index] = flat[index] ^ stored
 
 
-def apply_chain(weights: Mapping[str, Tensor], paths: Sequence[Path]) -> None:
+def apply_chain(weights: MutableMapping[str, Tensor], paths: Sequence[Path]) -> None:
     """Lead weights through a chain of snapshots, in place, and check that they end bit by bit as promised.
 
     Args:
-        weights: those before the first snapshot, of any content if that is whole; on any device.
+        weights: those before the first snapshot, of any content if that is whole; on any device. Parameters that exist
+            since a later task are added, or of any content.
         paths: snapshots in the order of their tasks, each the parent of the next.
 
     Raises:
@@ -51,10 +52,11 @@ def apply_chain(weights: Mapping[str, Tensor], paths: Sequence[Path]) -> None:
     for (earlier, before), (path, header) in pairwise(zip(paths, headers, strict=True)):
         if header.parent != before.weights:
             raise _broken(path, header.parent, str(earlier), before.weights)
-    for path, header in zip(paths, headers, strict=True):
-        check_same_model(header, str(path), *kinds(weights), "the starting weights")
+    begun = _begun(weights, paths, headers)
     for path in paths:
-        apply_snapshot(weights, read_snapshot(path))
+        snapshot = read_snapshot(path)
+        begin_parameters(weights, snapshot, path, begun[path])
+        apply_snapshot(weights, snapshot)
     found, expected = weights_hash(weights), headers[-1].weights
     if found == expected:
         return
@@ -62,10 +64,44 @@ def apply_chain(weights: Mapping[str, Tensor], paths: Sequence[Path]) -> None:
         # Hashing the starting weights first would double the time of every good chain; a bad one can be undone.
         for path in reversed(paths):
             apply_snapshot(weights, read_snapshot(path))
-        start = weights_hash(weights)
+        start = weights_hash({name: weights[name] for name in headers[0].shapes})
         if start != headers[0].parent:
             raise _broken(paths[0], headers[0].parent, "the starting weights", start)
     raise Unusable(paths[-1], f"the restored weights are {found[:12]}, but should be {expected[:12]}")
+
+
+def _begun(weights: Mapping[str, Tensor], paths: Sequence[Path], headers: Sequence[Header]) -> dict[Path, list[str]]:
+    """The parameters that exist since each snapshot's task; ValueError unless every snapshot fits the weights."""
+    later = {name for header in headers[1:] for name in header.shapes if name not in headers[0].shapes}
+    shapes, dtypes = kinds({name: tensor for name, tensor in weights.items() if name not in later})
+    begun = {}
+    for path, header in zip(paths, headers, strict=True):
+        begun[path] = [name for name in header.shapes if name in later and name not in shapes]
+        for name in begun[path]:
+            there = name in weights  # of a model that has the parameters of all its tasks already
+            shapes[name] = tuple(weights[name].shape) if there else header.shapes[name]
+            dtypes[name] = weights[name].dtype if there else header.dtypes[name]
+        check_same_model(header, str(path), shapes, dtypes, "the starting weights")
+    return begun
+
+
+@torch.no_grad()
+def begin_parameters(
+    weights: MutableMapping[str, Tensor], snapshot: Snapshot, path: Path, names: Collection[str]
+) -> None:
+    """Parameters that exist since a snapshot's task are zeros before it.
+
+    Raises:
+        Damaged: one of them is not there as a whole.
+    """
+    for name in names:
+        change = snapshot.changes.get(name)
+        if change is None or change.index is not None:
+            raise Unusable(path, f"the parameter {name} exists since this task, and is not in it as a whole")
+        if name in weights:
+            weights[name].zero_()
+        else:
+            weights[name] = torch.zeros(snapshot.header.shapes[name], dtype=snapshot.header.dtypes[name])
 
 
 def read_weights(paths: Sequence[Path], base: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

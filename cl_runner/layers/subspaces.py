@@ -1,0 +1,97 @@
+"""Layers whose weights are cut at a singular value, on peft's OSF layers: the larger ones' directions are kept.
+
+"Sculpting Subspaces" (OSF, arXiv:2504.07097): W = U S V^T; of the directions of the largest singular values nothing
+changes, and the rest U_low S_low V_low^T learns at right angles to them. A layer is called `query.base_layer` by peft.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from peft import OSFConfig
+from peft.tuners.osf.layer import Linear
+from torch import Tensor, nn
+
+
+class Subspaces:
+    """The cuts of some linear layers, one at a time.
+
+    Args:
+        model: whose layers are wrapped.
+        layers: full names of nn.Linear layers.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str]):
+        self._model, self._layers = model, list(layers)
+        self._config = OSFConfig(target_modules=self._layers)
+        for name in self._layers:
+            layer = model.get_submodule(name)
+            # Made around a layer without weights, whose singular values nobody has to find.
+            wrapped = Linear(copy.deepcopy(layer).to("meta"), "none", self._config, effective_rank=1)
+            wrapped.delete_adapter("none")
+            wrapped.base_layer = layer
+            model.set_submodule(name, wrapped)
+
+    def cut(self, name: str, kept_share: float) -> None:
+        """Find the singular values of all weights, and keep the directions of the largest.
+
+        Args:
+            kept_share: of the singular values of a weight.
+        """
+        for _, layer in self.layers():
+            width = min(layer.in_features, layer.out_features)
+            kept = min(max(int(width * kept_share), 1), width - 1)
+            layer.update_layer(name, kept, self._config)
+            layer.set_adapter([name])
+
+    def parameters(self, name: str) -> list[str]:
+        """Names of what learns."""
+        return [f"{path}.osf_svd_params.{name}.{part}" for path in self._layers for part in ("U_low", "S_low", "V_low")]
+
+    def beneath(self) -> list[str]:
+        """Names of the weights."""
+        return [f"{path}.base_layer.weight" for path in self._layers]
+
+    def layers(self) -> Iterator[tuple[str, Any]]:
+        """Names and modules."""
+        for path in self._layers:
+            yield path, self._model.get_submodule(path)
+
+    @torch.no_grad()
+    def merged(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """Names of the weights and what they are with what was learned, one after the other."""
+        for path, layer in self.layers():
+            weight = cast(nn.Linear, layer.base_layer).weight
+            yield f"{path}.base_layer.weight", weight + layer.get_delta_weight(name).to(weight.dtype)
+
+    def turned(self, name: str, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """U_low and V_low without what lies along the kept directions: names and values.
+
+        Args:
+            values: by parameter name.
+        """
+        for path, layer in self.layers():
+            place = f"{path}.osf_svd_params.{name}"
+            # peft holds the kept directions themselves only where the others do not span all of the rest.
+            kept, rest = dict(layer._osf_U_high.items()), layer._osf_U_low_init[name]
+            outward = values[f"{place}.U_low"].detach()
+            along = kept[name] @ (kept[name].T @ outward) if name in kept else outward - rest @ (rest.T @ outward)
+            yield f"{place}.U_low", outward - along
+            kept, rest = dict(layer._osf_V_high.items()), layer._osf_V_low_init[name]
+            inward = values[f"{place}.V_low"].detach()
+            along = (inward @ kept[name].T) @ kept[name] if name in kept else inward - (inward @ rest.T) @ rest
+            yield f"{place}.V_low", inward - along
+
+    def remove(self, name: str) -> None:
+        """No cut any more."""
+        for _, layer in self.layers():
+            layer.delete_adapter(name)
+            layer._detach_hooks()
+
+    def unwrap(self) -> None:
+        """The model has its own layers and names again."""
+        for path, layer in list(self.layers()):
+            self._model.set_submodule(path, layer.base_layer)
