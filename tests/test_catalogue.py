@@ -17,6 +17,7 @@ from cl_runner.catalogue.entries import Entry, entry
 from cl_runner.combinations import combinations, plainest, refusal
 from cl_runner.compose import compose
 from cl_runner.groups import nodes_of, options
+from cl_runner.methods.base import Method
 from cl_runner.needs import Needs
 from cl_runner.parts import method_spec, part_class
 from cl_runner.planning.numbers import skeleton
@@ -90,7 +91,8 @@ def test_what_is_kept_is_what_plans_count(name: str) -> None:
         if not keeps:
             assert not any(held) and (not state or chosen == "migu"), f"{chosen} keeps {state} {held}"
         elif not state and not any(held):
-            assert spec.old_data, f"{chosen} keeps nothing: {keeps}"
+            grows = part_class("methods", name).grow is not Method.grow  # what it keeps lies in the model
+            assert spec.old_data or grows, f"{chosen} keeps nothing: {keeps}"
         said = " ".join(keeps)
         per_weight = re.search(r"(\d+) bytes per weight of the model", said)
         assert int(per_weight[1] if per_weight else 0) == needs.weight_bytes, chosen
@@ -226,8 +228,13 @@ def test_methods_of_the_users_own(
     assert found == [("method.mine.size", 3, "of it"), ("method.mine.rate", 0.5, "of its own")]
     assert half["nodes"][0]["options"][1]["value"] == 0.25 and [n["key"] for n in half["nodes"]][1:] == ["method.si"]
     assert ewc["nodes"][0]["key"] == "method.lwf", "the user's file replaces ours"
+    found = {"gentle": "pack.it:Gentle of the package pack 1.0", "mine": "pack.it:Mine of the package pack 1.0"}
+    monkeypatch.setattr("cl_runner.catalogue.command.installed", lambda kind: found)
     assert run_command(["methods", "--config-dir", "mine"]) == 0
-    assert "not tried" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "not tried" in shown
+    assert "The installed pack.it:Gentle of the package pack 1.0 brings the method gentle." in shown
+    assert "brings the method mine" not in shown, "it has a file"
 
 
 @pytest.mark.parametrize(

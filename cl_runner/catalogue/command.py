@@ -114,12 +114,14 @@ def _notes(found: Sequence[Entry]) -> list[str]:
         "trains: - = what another method of its chain chooses, or all weights",
         f"old data: of earlier tasks, {_legend([one.old_data for one in found], OLD_DATA)}",
         f"task told: of a question in a test, {_legend([one.told for one in found], TOLD)}",
-        f"tried beside: of {', '.join(COMPANIONS)} those that the tests chain with it; the others are refused",
+        f"tried beside: of {', '.join(COMPANIONS)} that the tests chain with it; others are it, or refused",
     ]
+    brought = {node.key.partition(".")[2] for one in found for node in one.nodes}
     lines += [
         f"The installed {place} brings the method {name}. To choose it, a file method/{name}.yaml holds `{name}:` and "
         "its options, in a folder that --config-dir names."
         for name, place in installed("methods").items()
+        if name not in brought
     ]
     return [*lines, f"All of one: {COMMAND} methods NAME"]
 

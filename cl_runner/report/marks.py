@@ -46,7 +46,7 @@ def _note(column: str, groups: Sequence[Group]) -> str:
             said.setdefault(sign, []).append(meaning)
     if not set(found) <= set(meanings):
         said[UNSAID] = ["the method does not say it"]
-    told = "; ".join(f"{sign} {', '.join(texts)}" for sign, texts in said.items())
+    told = "; ".join(f"{sign} {' or '.join(texts)}" for sign, texts in said.items())
     return f"{column} (papers: {papers}): {told or none}"
 
 
