@@ -1,0 +1,300 @@
+"""The table of methods: what is known of each before it runs, and cells of it, a method on a family, as they learn.
+
+A cell learns two small tasks. What tests ask of it is found out once: the second task is learned again from its middle,
+and again in smaller passes, from what a run would have saved.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pictures
+import torch
+from tiny import Losses, tiny_config, tiny_encoder, tiny_learner
+from torch import Tensor
+
+from cl_runner.change import Changes
+from cl_runner.checkpoint import pack, unpack
+from cl_runner.config import Config
+from cl_runner.data.task import Task
+from cl_runner.groups import nodes_of
+from cl_runner.learn import learn_task
+from cl_runner.learner import Learner
+from cl_runner.methods.base import Chain
+from cl_runner.parts import method_spec
+from cl_runner.train import Progress
+
+#: Tiny backbones by the kind of family that a method claims.
+BACKBONES = {"classifier": ("bert",), "causal": ("llama", "gpt2"), "seq2seq": ("t5",), "image_text": ("llava",)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a method before it runs.
+
+    Attributes:
+        choice: method=<choice>.
+        trained: share of the backbone's weights that learn a later task: 1 = all, 0 = none.
+        families: that every run of the tests tries; `claimed` has all.
+        only: names of the tensors of which something may move in a later task, whole names by a pattern.
+        by_pass: why what is learned depends on the passes that a batch is cut into, if it does; else it does not.
+        refuses: what is said to families that the method cannot serve although its class claims them.
+    """
+
+    choice: str
+    trained: float
+    families: tuple[str, ...] = ("bert",)
+    only: str = ".*"
+    by_pass: str = ""
+    refuses: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """The methods of the chain with their options."""
+        names = self.choice.strip("[]").split(",")
+        return {node: values for name in names for node, values in nodes_of(name).items()}
+
+    @property
+    def claimed(self) -> tuple[str, ...]:
+        """Backbones of all families that all methods of the chain claim."""
+        specs = [method_spec(node) for node in self.nodes]
+        return tuple(
+            name
+            for kind, names in BACKBONES.items()
+            for name in names
+            if all(kind in spec.families for spec in specs)
+        )
+
+
+HEAD = r"classifier\.\w+|lm_head\.weight"
+NORMS = r".*(norm|LayerNorm|ln_|layer_norm|layrnorm).*"
+TIED = "tied to the word embeddings"
+#: The whole model's own weights, and those that retrieval adds for the second task.
+ONE_RETRIEVAL = "one retrieval for all texts of a micro-batch, as released (method.slm.scope=batch)"
+OWN = r"slm\.\w+\.01"
+
+ROWS = (
+    Row("seq_ft", 1.0, ("bert", "gpt2")),
+    Row("frozen", 0.0, ("llama",)),
+    Row("ewc", 1.0, ("bert", "t5")),
+    Row("ewc_online", 1.0, ("llama",)),
+    Row("ewc_piece", 1.0),
+    Row("lwf", 1.0, ("bert", "llama")),
+    Row("lwf_piece", 1.0, ("bert", "t5")),
+    Row("ewc_lwf", 1.0),
+    Row("mas", 1.0, ("bert", "t5")),
+    Row("si", 1.0, ("bert", "llama")),
+    Row("l2", 1.0),
+    Row("gem", 1.0, ("bert", "llama")),
+    Row("agem", 1.0, ("bert", "t5")),
+    Row("ogd", 1.0),
+    Row("replay", 1.0, ("bert", "t5")),
+    Row("replay_online", 1.0, ("bert", "llama")),
+    Row("der", 1.0, ("bert", "gpt2")),
+    Row("opr", 1.0, ("bert", "llama")),
+    Row("opr_sc", 1.0, ("t5",)),
+    Row("multi_task", 1.0, ("bert", "llama")),
+    Row("icl", 0.0, ("t5",)),
+    Row("migu", 1.0, ("bert", "gpt2", "t5")),
+    Row("migu_piece", 1.0, ("llama",)),
+    Row("bitfit", 0.24, ("bert",), rf".*bias|{HEAD}", refuses={"t5": TIED}),
+    Row("layer_norm", 0.06, ("bert", "llama"), NORMS),
+    Row("head_only", 0.24, ("llama",), HEAD, refuses={"gpt2": TIED, "t5": TIED}),
+    Row("first_layers", 0.42, ("t5",), r".*\.(layers?|h|block)\.0\..*"),
+    Row("last_layers", 0.5, ("bert",), rf".*\.(layers?|h|block)\.1\..*|{HEAD}"),
+    Row("magnitude_smallest", 0.005),
+    Row("magnitude_largest", 0.001, ("llama",)),
+    Row("pe", 0.005, ("bert", "t5")),
+    Row("pe_main", 0.005),
+    Row("pe_rand", 0.005, ("t5",)),
+    Row("pe_select", 0.005, ("llama",)),
+    Row("pe_0.1", 0.001, ("llama",)),
+    Row("pe_qkv", 0.005, ("bert",), r".*\.(query|key|value)\.weight"),
+    Row("piece_f", 0.001, ("bert", "t5")),
+    Row("piece_s", 0.001, ("llama", "gpt2")),
+    Row("piece_f_1", 0.01, ("t5",)),
+    Row("piece_s_1", 0.01),
+    Row("piece_rand", 0.001),
+    Row("piece_rand_1", 0.01, ("llama",)),
+    Row("slm", 0.0, ("bert", "t5", "gpt2"), OWN),
+    Row("slm_ti", 0.0, ("llama",), OWN),
+    Row("slm_prompt", 0.0, ("gpt2",), OWN),
+    Row("slm_adapter", 0.0, ("t5",), OWN),
+    Row("slm_release", 0.0, ("bert",), OWN, ONE_RETRIEVAL),
+    Row("slm_bert", 0.0, ("bert",), OWN),
+    Row("slm_t5", 0.0, ("t5",), OWN),
+    Row("slm_llama", 0.0, ("llama",), OWN),
+    Row("slm_llama_release", 0.0, ("llama",), OWN, ONE_RETRIEVAL),
+    # Several at once.
+    Row("[replay,lwf,piece_s]", 0.001, ("t5",)),
+    Row("[replay_online,ewc,lwf]", 1.0, ("llama",)),
+    Row("[der,ewc,piece_s]", 0.001),
+    Row("[ogd,bitfit]", 0.25, ("bert", "llama"), rf".*bias|{HEAD}"),
+    Row("[agem,mas,si,piece_s]", 0.001),
+    Row("[opr,lwf,piece_s]", 0.001),
+)
+
+SMALL = (
+    "task_order.base.train=24",
+    "task_order.incremental.train=16",
+    "training.base.epochs=4",
+    "training.incremental.epochs=4",
+    "training.base.batch_size=24",
+    "training.incremental.batch_size=16",
+    "training.base.learning_rate=2e-3",
+    "training.incremental.learning_rate=1e-3",
+    "training.weight_decay=0.1",
+    "training.epsilon=1e-5",  # steps are smooth in the gradients: rounding stays small
+    "backbone.dropout=0.0",
+)
+#: Memories that do not outweigh a task of 16 examples.
+FEW = {
+    "replay_online": ("method.replay_online.size=24",),
+    "der": ("method.der.size=9",),
+    "gem": ("method.gem.size=12", "method.gem.batch_size=5"),
+    "agem": ("method.agem.size=12", "method.agem.batch_size=5"),
+    "ogd": ("method.ogd.examples=5",),
+    "opr": ("method.opr.budget=4", "method.opr.candidates=8"),
+}
+REVIEWS = (
+    "task_order.tasks=[{name: base, domains: [novels, films]}, {name: kettles}]",
+    "task_order.base.test=8",
+    "task_order.incremental.test=4",
+)
+
+
+#: Random models whose texts differ in their middle: with the default 0.02 nothing but biases learns in a few steps.
+SPREAD = "++backbone.architecture={initializer_range: 0.2}"
+
+
+def configured(choice: str, family: str, root: Path, *more: str) -> Config:
+    """Two small tasks for a method on a family's tiny backbone."""
+    nodes = Row(choice, 1).nodes
+    options = [f"method={choice}", *SMALL, *(option for node in nodes for option in FEW.get(node, ())), *more]
+    options += [f"method.{node}.learning_rate=null" for node in nodes if nodes[node].get("learning_rate")]
+    if family in ("bert", "llama", "gpt2"):
+        options.append(SPREAD)
+    if "slm" in nodes:
+        options += tiny_encoder()
+    if family != "llava":
+        options.append("backbone.max_length=44")
+    if family == "llava":
+        return pictures.config(_pictures(root), f"root={root}", *(o for o in options if o != "backbone.dropout=0.0"))
+    return tiny_config(root, f"backbone=tiny_{family}", *REVIEWS, *options)
+
+
+def _pictures(root: Path) -> Path:
+    folder = root / "pictures"
+    return folder if folder.is_dir() else pictures.data(folder)
+
+
+def saved(tree: Any) -> Any:
+    """As a checkpoint holds it and gives it back."""
+    tensors: dict[str, Tensor] = {}
+    return unpack(pack(tree, tensors), tensors)
+
+
+class Recorded(Losses):
+    """A task as the run sees it: what it changes and certifies, and what a checkpoint in its middle would hold."""
+
+    def __init__(self, learner: Learner, method: Chain, folder: Path, middle: int):
+        super().__init__()
+        self._learner, self._method, self._middle = learner, method, middle
+        self._changes = Changes(learner, folder, "none", {})
+        self.prepared: Any = None
+        self.inside: Any = None
+        self.training: Any = None
+        self.entries = 0
+        self.allowed: dict[str, Tensor | None] = {}
+
+    def on_prepared(self, task: Task) -> None:
+        self.prepared = saved(self._method.state_dict())
+
+    def on_begin(self, task: Task) -> None:
+        learner = self._learner
+        self._changes.begins()
+        self.before = learner.weights() | {name: learner.before[name].clone() for name in learner.what.written}
+        self.added = set(learner.added)
+        self.allowed = {name: learner.selected.get(name) for name in [*learner.params(), *learner.what.written]}
+
+    def on_step(self, task: Task, progress: Progress, numbers: dict[str, float]) -> None:
+        super().on_step(task, progress, numbers)
+        if progress.step == self._middle:
+            self.inside, self.training = saved(self._method.state_dict()), saved(progress.state_dict())
+
+    def on_trained(self, task: Task, entries: int, best: object) -> None:
+        self.entries = entries
+        self.after = self._learner.weights()
+        self.detail = self._changes.keep(task, entries)
+
+
+class Cell:
+    """A method on a family that has learned two tasks.
+
+    Attributes:
+        first, second: the two tasks, as they were learned.
+        losses: of each task's training examples, before and after it was learned.
+        state: of the method in the end.
+    """
+
+    def __init__(self, row: Row, family: str, root: Path, *more: str):
+        self.row, self.family = row, family
+        self.config = configured(row.choice, family, root, *more)
+        self.learner, self.method, self.tasks = tiny_learner(self.config)
+        self.method.check(self.learner.family.skeleton(), self.config.backbone.max_length)
+        self.losses: list[tuple[float, float]] = []
+        self.first = self._learn(0, root)
+        self.between = self.learner.weights()
+        self.second = self._learn(1, root)
+        self.state = saved(self.method.state_dict())
+
+    def _learn(self, index: int, root: Path) -> Recorded:
+        task = self.tasks[index]
+        watch = Recorded(self.learner, self.method, root, middle=2)
+        before = loss_of(self.learner, task)
+        learn_task(self.learner, self.method, task, self.config.training, watch)
+        after = loss_of(self.learner, task)
+        # What retrieval gives a text is another thing while its own task trains.
+        routes = any(method_spec(node).routes for node in self.row.nodes)
+        self.losses.append((watch.losses[0], watch.losses[-1]) if routes else (before, after))
+        return watch
+
+    def again(self, state: Any, resume: Any, *more: str) -> tuple[Learner, Chain, list[float]]:
+        """The second task from a saved state, in another process as it were."""
+        config = self.config
+        if more:
+            training = config.training.model_dump()
+            for override in more:
+                key, _, value = override.partition("=")
+                *path, last = key.split(".")
+                functools.reduce(dict.__getitem__, path, training)[last] = int(value)
+            config = config.model_copy(update={"training": type(config.training).model_validate(training)})
+        learner, method, tasks = tiny_learner(config)
+        learner.put(self.between)
+        method.load_state_dict(saved(state))
+        watch = Losses()
+        learn_task(learner, method, tasks[1], config.training, watch, resume=saved(resume), fresh=False)
+        return learner, method, watch.losses
+
+
+@torch.no_grad()
+def loss_of(learner: Learner, task: Task) -> float:
+    """The mean loss of a task's training examples, without dropout."""
+    learner.model.eval()
+    return float(learner.forward(learner.collate(task.train)).loss)
+
+
+def moved(cell: Cell) -> dict[str, Tensor]:
+    """Which entries the second task moved, by name, flattened."""
+    before, after = cell.second.before, cell.second.after
+    return {name: (after[name] != before[name]).flatten() for name in before}
+
+
+def fits(pattern: str, name: str) -> bool:
+    """Whether a whole name is of a pattern."""
+    return re.fullmatch(pattern, name) is not None
