@@ -15,13 +15,15 @@ from typing import Any
 
 import pictures
 import torch
+from omegaconf import OmegaConf
 from tiny import Losses, tiny_config, tiny_encoder, tiny_learner
 from torch import Tensor
 
+from cl_runner.build import build_family, build_method
 from cl_runner.change import Changes
 from cl_runner.checkpoint import pack, unpack
 from cl_runner.config import Config
-from cl_runner.data.task import Task
+from cl_runner.data.task import Task, build_tasks, label_union
 from cl_runner.groups import nodes_of
 from cl_runner.learn import learn_task
 from cl_runner.learner import Learner
@@ -51,32 +53,34 @@ class Row:
     families: tuple[str, ...] = ("bert",)
     only: str = ".*"
     by_pass: str = ""
-    refuses: Mapping[str, str] = field(default_factory=dict)
+    refuses: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def choices(self) -> list[str]:
+        """The options of the chain."""
+        return self.choice.strip("[]").split(",")
 
     @property
     def nodes(self) -> dict[str, dict[str, Any]]:
         """The methods of the chain with their options."""
-        names = self.choice.strip("[]").split(",")
-        return {node: values for name in names for node, values in nodes_of(name).items()}
+        return {node: values for name in self.choices for node, values in nodes_of(name).items()}
 
     @property
     def claimed(self) -> tuple[str, ...]:
         """Backbones of all families that all methods of the chain claim."""
         specs = [method_spec(node) for node in self.nodes]
         return tuple(
-            name
-            for kind, names in BACKBONES.items()
-            for name in names
-            if all(kind in spec.families for spec in specs)
+            name for kind, names in BACKBONES.items() for name in names if all(kind in spec.families for spec in specs)
         )
 
 
 HEAD = r"classifier\.\w+|lm_head\.weight"
 NORMS = r".*(norm|LayerNorm|ln_|layer_norm|layrnorm).*"
 TIED = "tied to the word embeddings"
-#: The whole model's own weights, and those that retrieval adds for the second task.
+#: What retrieval adds for the second task.
+BERT_ALONE = dict.fromkeys(("llama", "gpt2", "t5", "llava"), "matches no parameter")
 ONE_RETRIEVAL = "one retrieval for all texts of a micro-batch, as released (method.slm.scope=batch)"
-OWN = r"slm\.\w+\.01"
+OWN = r"slm\.\w+\.01|classifier\.\w+\.01"
 
 ROWS = (
     Row("seq_ft", 1.0, ("bert", "gpt2")),
@@ -90,11 +94,17 @@ ROWS = (
     Row("mas", 1.0, ("bert", "t5")),
     Row("si", 1.0, ("bert", "llama")),
     Row("l2", 1.0),
+    Row("masked_kl", 1.0, ("bert", "llama")),
     Row("gem", 1.0, ("bert", "llama")),
     Row("agem", 1.0, ("bert", "t5")),
     Row("ogd", 1.0),
     Row("replay", 1.0, ("bert", "t5")),
+    Row("replay_trace", 1.0),
+    Row("replay_piece", 1.0),
+    Row("replay_migu", 1.0),
+    Row("replay_idbr", 1.0),
     Row("replay_online", 1.0, ("bert", "llama")),
+    Row("replay_online_piece", 1.0),
     Row("der", 1.0, ("bert", "gpt2")),
     Row("opr", 1.0, ("bert", "llama")),
     Row("opr_sc", 1.0, ("t5",)),
@@ -114,7 +124,13 @@ ROWS = (
     Row("pe_rand", 0.005, ("t5",)),
     Row("pe_select", 0.005, ("llama",)),
     Row("pe_0.1", 0.001, ("llama",)),
-    Row("pe_qkv", 0.005, ("bert",), r".*\.(query|key|value)\.weight"),
+    Row(
+        "pe_qkv",
+        0.005,
+        ("bert",),
+        r".*\.(query|key|value)\.weight",
+        refuses=BERT_ALONE,
+    ),
     Row("piece_f", 0.001, ("bert", "t5")),
     Row("piece_s", 0.001, ("llama", "gpt2")),
     Row("piece_f_1", 0.01, ("t5",)),
@@ -124,7 +140,7 @@ ROWS = (
     Row("slm", 0.0, ("bert", "t5", "gpt2"), OWN),
     Row("slm_ti", 0.0, ("llama",), OWN),
     Row("slm_prompt", 0.0, ("gpt2",), OWN),
-    Row("slm_adapter", 0.0, ("t5",), OWN),
+    Row("slm_adapter", 0.0, ("t5",), OWN, refuses={"gpt2": "separate query, key and value projections"}),
     Row("slm_release", 0.0, ("bert",), OWN, ONE_RETRIEVAL),
     Row("slm_bert", 0.0, ("bert",), OWN),
     Row("slm_t5", 0.0, ("t5",), OWN),
@@ -134,7 +150,7 @@ ROWS = (
     Row("[replay,lwf,piece_s]", 0.001, ("t5",)),
     Row("[replay_online,ewc,lwf]", 1.0, ("llama",)),
     Row("[der,ewc,piece_s]", 0.001),
-    Row("[ogd,bitfit]", 0.25, ("bert", "llama"), rf".*bias|{HEAD}"),
+    Row("[ogd,bitfit]", 0.25, ("bert", "llama"), rf".*bias|{HEAD}", refuses={"t5": TIED}),
     Row("[agem,mas,si,piece_s]", 0.001),
     Row("[opr,lwf,piece_s]", 0.001),
 )
@@ -172,20 +188,26 @@ REVIEWS = (
 SPREAD = "++backbone.architecture={initializer_range: 0.2}"
 
 
-def configured(choice: str, family: str, root: Path, *more: str) -> Config:
-    """Two small tasks for a method on a family's tiny backbone."""
-    nodes = Row(choice, 1).nodes
-    options = [f"method={choice}", *SMALL, *(option for node in nodes for option in FEW.get(node, ())), *more]
-    options += [f"method.{node}.learning_rate=null" for node in nodes if nodes[node].get("learning_rate")]
-    if family in ("bert", "llama", "gpt2"):
-        options.append(SPREAD)
-    if "slm" in nodes:
-        options += tiny_encoder()
-    if family != "llava":
-        options.append("backbone.max_length=44")
+@functools.cache
+def two_tasks(family: str, root: Path) -> Config:
+    """Two small tasks on a family's tiny backbone; a method's nodes are still to be put in."""
+    options = ["method=seq_ft", *SMALL]
     if family == "llava":
-        return pictures.config(_pictures(root), f"root={root}", *(o for o in options if o != "backbone.dropout=0.0"))
-    return tiny_config(root, f"backbone=tiny_{family}", *REVIEWS, *options)
+        return pictures.config(_pictures(root), f"root={root}", *(o for o in options if "dropout" not in o))
+    spread = [SPREAD] if family in ("bert", "llama", "gpt2") else []
+    return tiny_config(root, f"backbone=tiny_{family}", "backbone.max_length=44", *REVIEWS, *spread, *options)
+
+
+def configured(row: Row, family: str, root: Path) -> Config:
+    """The same for a method, whose option need not be composed anew for each family: test_conf.py composes all."""
+    options = [option for node in row.nodes for option in FEW.get(node, ())]
+    options += [
+        f"method.{node}.learning_rate=null" for node, values in row.nodes.items() if values.get("learning_rate")
+    ]
+    if "slm" in row.nodes:
+        options += tiny_encoder()
+    nodes = OmegaConf.merge({"method": row.nodes}, OmegaConf.from_dotlist(options))
+    return two_tasks(family, root).model_copy(update=OmegaConf.to_container(nodes))
 
 
 def _pictures(root: Path) -> Path:
@@ -197,6 +219,14 @@ def saved(tree: Any) -> Any:
     """As a checkpoint holds it and gives it back."""
     tensors: dict[str, Tensor] = {}
     return unpack(pack(tree, tensors), tensors)
+
+
+def check(row: Row, family: str, root: Path) -> None:
+    """As a run does before weights are loaded."""
+    config = configured(row, family, root)
+    tasks = build_tasks(config.task_order, config.task)
+    skeleton = build_family(config.backbone, label_union(tasks)).skeleton()
+    build_method(config.method).check(skeleton, config.backbone.max_length)
 
 
 class Recorded(Losses):
@@ -242,11 +272,11 @@ class Cell:
         state: of the method in the end.
     """
 
-    def __init__(self, row: Row, family: str, root: Path, *more: str):
-        self.row, self.family = row, family
-        self.config = configured(row.choice, family, root, *more)
+    def __init__(self, row: Row, family: str, root: Path):
+        check(row, family, root)
+        self.row = row
+        self.config = configured(row, family, root)
         self.learner, self.method, self.tasks = tiny_learner(self.config)
-        self.method.check(self.learner.family.skeleton(), self.config.backbone.max_length)
         self.losses: list[tuple[float, float]] = []
         self.first = self._learn(0, root)
         self.between = self.learner.weights()
@@ -264,6 +294,14 @@ class Cell:
         self.losses.append((watch.losses[0], watch.losses[-1]) if routes else (before, after))
         return watch
 
+    def beside(self, *companions: str) -> Learner:
+        """Both tasks learned anew, in a chain with others that are given no weight."""
+        config = self.config.model_copy(update={"method": {**self.config.method, **idle_nodes(*companions)}})
+        learner, method, tasks = tiny_learner(config)
+        for task in tasks[:2]:
+            learn_task(learner, method, task, config.training, Losses())
+        return learner
+
     def again(self, state: Any, resume: Any, *more: str) -> tuple[Learner, Chain, list[float]]:
         """The second task from a saved state, in another process as it were."""
         config = self.config
@@ -280,6 +318,11 @@ class Cell:
         watch = Losses()
         learn_task(learner, method, tasks[1], config.training, watch, resume=saved(resume), fresh=False)
         return learner, method, watch.losses
+
+
+def idle_nodes(*choices: str) -> dict[str, dict[str, Any]]:
+    """Penalties and distillations whose term is 0."""
+    return {node: {**values, "strength": 0.0} for choice in choices for node, values in nodes_of(choice).items()}
 
 
 @torch.no_grad()

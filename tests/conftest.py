@@ -25,10 +25,6 @@ DRAWN = ("test_report", "test_atlas", "test_run", "test_wandb")
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--every-family", action="store_true", help="methods on every family that they claim")
-
-
 @pytest.fixture(scope="session")
 def prices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What passes of the tiny models cost, for all runs of this process."""

@@ -1,207 +1,23 @@
-"""One table: every method through every invariant."""
+"""EWC, LwF, sparse training and chains against their definitions; options read from the source."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import TINY, learn, tiny_config, tiny_encoder, tiny_learner, weights_of
+from tiny import TINY, learn, tiny_config, tiny_learner, weights_of
 
 from cl_runner.batch import Part
 from cl_runner.built_in import METHODS
 from cl_runner.compose import compose
-from cl_runner.groups import options
 from cl_runner.importance import fisher
 from cl_runner.methods.base import Chain, Method
 from cl_runner.methods.ewc import EWC
-from cl_runner.methods.selector import Selector
 from cl_runner.optimizer import build_optimizer, decays
 from cl_runner.parts import method_spec
 from cl_runner.prepared import prepare
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is known of a method before it runs."""
-
-    choice: str  # method=<choice>
-    trained: float  # share of the weights that learn a later task: 1 = all, 0 = none
-    families: tuple[str, ...] = ("bert", "llama", "gpt2", "t5")
-
-
-ROWS = (
-    Row("seq_ft", 1.0),
-    Row("frozen", 0.0, ("bert", "llama")),
-    Row("ewc", 1.0),
-    Row("lwf", 1.0),
-    Row("ewc_lwf", 1.0, ("bert",)),
-    Row("ewc_piece", 1.0, ("bert",)),
-    Row("lwf_piece", 1.0, ("llama",)),
-    Row("pe", 0.005),
-    Row("pe_rand", 0.005, ("bert", "t5")),
-    Row("pe_select", 0.005, ("bert", "llama")),
-    # Presets of one class that differ in numbers: a family each.
-    Row("pe_main", 0.005, ("bert",)),
-    Row("pe_0.1", 0.001, ("llama",)),
-    Row("pe_qkv", 0.005, ("bert",)),  # names of BERT's matrices
-    Row("layer_norm", 0.06),
-    Row("piece_f", 0.001),
-    Row("piece_s", 0.001),
-    Row("piece_f_1", 0.01, ("t5",)),
-    Row("piece_s_1", 0.01, ("bert",)),
-    Row("piece_rand", 0.001, ("bert", "llama")),
-    Row("piece_rand_1", 0.01, ("llama",)),
-    Row("[ewc,lwf,pe_select]", 0.005),
-    Row("replay", 1.0),
-    Row("replay_online", 1.0),
-    # Presets of one class that differ in numbers: a family each.
-    Row("replay_trace", 1.0, ("llama",)),
-    Row("replay_piece", 1.0, ("bert",)),
-    Row("replay_online_piece", 1.0, ("bert",)),
-    Row("replay_migu", 1.0, ("t5",)),
-    Row("replay_idbr", 1.0, ("bert",)),
-    Row("der", 1.0),
-    Row("[replay,lwf,piece_s]", 0.001, ("bert", "t5")),
-    Row("[replay_online,ewc,lwf]", 1.0, ("bert", "llama")),
-    Row("[der,ewc,piece_s]", 0.001, ("bert", "llama")),
-    Row("gem", 1.0, ("bert",)),
-    Row("agem", 1.0, ("llama",)),
-    Row("[agem,piece_s]", 0.001, ("bert",)),
-    Row("[ogd,bitfit]", 0.25, ("bert", "llama")),
-    Row("ogd", 1.0, ("bert",)),
-    Row("l2", 1.0, ("bert",)),
-    Row("mas", 1.0, ("t5",)),
-    Row("si", 1.0, ("bert",)),
-    Row("[mas,si,piece_s]", 0.001, ("bert",)),
-    Row("ewc_online", 1.0, ("bert",)),
-    Row("bitfit", 0.24, ("bert", "llama")),
-    Row("head_only", 0.24, ("llama",)),
-    Row("first_layers", 0.42, ("t5",)),
-    Row("last_layers", 0.3, ("bert",)),
-    Row("magnitude_smallest", 0.005, ("bert",)),
-    Row("magnitude_largest", 0.001, ("llama",)),
-    Row("migu", 1.0, ("bert", "t5")),
-    Row("migu_piece", 1.0, ("llama",)),
-    Row("opr", 1.0, ("bert", "llama")),
-    Row("opr_sc", 1.0, ("t5",)),
-    Row("[opr,lwf,piece_s]", 0.001, ("bert",)),
-    Row("multi_task", 1.0, ("bert",)),
-    Row("masked_kl", 1.0, ("t5",)),
-    Row("[masked_kl,piece_s]", 0.001, ("bert",)),
-    Row("icl", 0.0, ("llama", "t5")),
-    # What trains is beside the weights, or joins them at the end.
-    Row("seq_lora", -1, ("bert", "gpt2")),
-    Row("inc_lora", -1, ("bert", "llama")),
-    Row("o_lora", -1, ("bert", "t5")),
-    Row("lora", -1, ("bert", "llama")),
-    Row("osf", -1, ("bert", "llama")),
-    Row("slm", 0.0, ("bert", "llama", "t5", "gpt2")),
-    Row("slm_ti", 0.0, ("bert", "llama")),
-    Row("slm_prompt", 0.0, ("bert", "llama", "t5", "gpt2")),
-    Row("slm_adapter", 0.0, ("bert", "llama", "t5")),
-    Row("slm_release", 0.0, ("bert",)),
-    Row("slm_bert", 0.0, ("bert",)),
-    Row("slm_t5", 0.0, ("t5",)),
-    Row("slm_llama", 0.0, ("llama",)),
-    Row("slm_llama_release", 0.0, ("llama",)),
-)
-#: Of the tied GPT-2 some rows are enough: its layers are the other architectures' but for Conv1D and the tie.
-TABLE = [
-    (r, f)
-    for r in ROWS
-    for f in r.families
-    if f != "gpt2" or r.choice in ("seq_ft", "pe", "piece_s", "replay", "der", "slm", "slm_prompt")
-]
-every = pytest.mark.parametrize(("row", "family"), TABLE, ids=[f"{row.choice}-{family}" for row, family in TABLE])
-
-
-def options_of(row: Row, family: str, *more: str) -> list[str]:
-    chosen = [f"method={row.choice}", f"backbone=tiny_{family}", *more]
-    if row.trained == -1:
-        chosen.append(f"method.{row.choice}.learning_rate=null")
-    if row.choice.startswith("slm"):
-        chosen += [*tiny_encoder(), "method.slm.learning_rate=null", "backbone.max_length=44"]
-    return chosen
-
-
-def test_the_table_has_every_method() -> None:
-    assert {row.choice for row in ROWS if "[" not in row.choice} == set(options("method"))
-
-
-@every
-def test_learns_and_moves_only_what_it_may(row: Row, family: str, tmp_path: Path) -> None:
-    config = tiny_config(
-        tmp_path, *options_of(row, family, "training.base.learning_rate=3e-3", "training.weight_decay=0.5")
-    )
-    learner, method, tasks = tiny_learner(config)
-    losses = learn(learner, method, tasks[0], config)
-    assert row.choice == "icl" or sum(losses[-6:]) < sum(losses[:6]), "the base task is not learned"
-    before = weights_of(learner)
-    losses = learn(learner, method, tasks[1], config)
-    after = weights_of(learner)
-    new = {name: torch.full_like(value, torch.nan) for name, value in after.items() if name not in before}
-    before |= new
-    moved = {name: (after[name] != before[name]).flatten() for name in before}
-    total = sum(m.numel() for m in moved.values())
-    count = sum(int(m.sum()) for m in moved.values())
-    if row.trained == -1:
-        (chooser,) = (m for m in method.methods.values() if m.chooses)
-        may = chooser.trains(learner, tasks[1])
-        own = {name for name, flags in moved.items() if bool(flags.any())}
-        assert own and own <= {*may.of(learner.model), *may.merged}
-    elif learner.added:
-        own = {name for name, flags in moved.items() if bool(flags.any())}
-        assert own <= learner.added and all(".01" in name for name in own), "something of another task moved"
-        assert "slm.values.01" in own
-        assert ("slm.keys.01" in own) == (row.choice != "slm_release"), "there from the first task on"
-    elif row.trained == 0:
-        assert count == 0 and losses == []
-    elif row.trained == 1:
-        assert count > 0.5 * total
-    else:
-        assert 0 < count <= 1.3 * row.trained * total
-        (selector,) = (m for m in method.methods.values() if m.chooses)
-        if not isinstance(selector, Selector):
-            assert all(
-                not bool(flags.any()) or name in selector.candidates(learner.model) for name, flags in moved.items()
-            )
-            return
-        for name, flags in moved.items():
-            allowed = torch.zeros_like(flags)
-            if name in selector.indices:
-                allowed[selector.indices[name]] = True
-            assert not bool((flags & ~allowed).any()), f"{name}: a fixed weight moved"
-
-
-@every
-def test_state_round_trip_gives_the_same_second_task(row: Row, family: str, tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, *options_of(row, family))
-    learner, method, tasks = tiny_learner(config)
-    learn(learner, method, tasks[0], config)
-    learner.grow(tasks[1])
-    method.select(learner, tasks[1])
-    learner.choose(tasks[1], method.trains(learner, tasks[1]))
-    method.before_task(learner, tasks[1])
-    state = copied(method.state_dict())
-    weights = weights_of(learner)
-    first = learn(learner, method, tasks[1], config, fresh=False)
-    again, fresh, _ = tiny_learner(config)
-    again.put(weights)
-    fresh.load_state_dict(state)
-    second = learn(again, fresh, tasks[1], config, fresh=False)
-    assert first == second
-    left, right = weights_of(learner), weights_of(again)
-    assert all(torch.equal(left[name], right[name]) for name in left)
-
-
-def copied(tree: Any) -> Any:
-    from cl_runner.checkpoint import pack, unpack
-
-    tensors: dict[str, torch.Tensor] = {}
-    return unpack(pack(tree, tensors), tensors)
 
 
 @pytest.mark.parametrize("name", METHODS)
