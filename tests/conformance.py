@@ -44,6 +44,7 @@ class Row:
         trained: share of the backbone's weights that learn a later task: 1 = all, 0 = none.
         families: that every run of the tests tries; `claimed` has all.
         only: names of the tensors of which something may move in a later task, whole names by a pattern.
+        ends_on_old: the last epoch of a task goes over old examples alone, so that its own loss may rise again.
         by_pass: why what is learned depends on the passes that a batch is cut into, if it does; else it does not.
         refuses: what is said to families that the method cannot serve although its class claims them.
     """
@@ -53,6 +54,7 @@ class Row:
     families: tuple[str, ...] = ("bert",)
     only: str = ".*"
     by_pass: str = ""
+    ends_on_old: bool = False
     refuses: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
@@ -99,8 +101,8 @@ ROWS = (
     Row("agem", 1.0, ("bert", "t5")),
     Row("ogd", 1.0),
     Row("replay", 1.0, ("bert", "t5")),
-    Row("replay_trace", 1.0),
-    Row("replay_piece", 1.0),
+    Row("replay_trace", 1.0, ends_on_old=True),
+    Row("replay_piece", 1.0, ends_on_old=True),
     Row("replay_migu", 1.0),
     Row("replay_idbr", 1.0),
     Row("replay_online", 1.0, ("bert", "llama")),
