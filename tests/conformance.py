@@ -79,6 +79,8 @@ class Row:
 HEAD = r"classifier\.\w+|lm_head\.weight"
 NORMS = r".*(norm|LayerNorm|ln_|layer_norm|layrnorm).*"
 TIED = "tied to the word embeddings"
+#: An adapter, and of a classifier the head, or its rows of a task's own.
+LORA = r".*\.lora_\w+\.{0}(\.weight)?|classifier\.\w+(\.{0})?"
 #: What retrieval adds for the second task.
 BERT_ALONE = dict.fromkeys(("llama", "gpt2", "t5", "llava"), "matches no parameter")
 ONE_RETRIEVAL = "one retrieval for all texts of a micro-batch, as released (method.slm.scope=batch)"
@@ -139,6 +141,11 @@ ROWS = (
     Row("piece_s_1", 0.01),
     Row("piece_rand", 0.001),
     Row("piece_rand_1", 0.01, ("llama",)),
+    Row("seq_lora", 0.01, ("bert", "gpt2"), LORA.format("00")),
+    Row("inc_lora", 0.01, ("bert", "llama"), LORA.format("01")),
+    Row("o_lora", 0.01, ("bert", "t5"), LORA.format("01")),
+    Row("lora", 0.0, ("bert", "llama"), LORA.format("01")),
+    Row("osf", 0.9, ("bert", "llama"), rf".*\.base_layer\.weight|{HEAD}", refuses={"gpt2": "Conv1D"}),
     Row("slm", 0.0, ("bert", "t5", "gpt2"), OWN),
     Row("slm_ti", 0.0, ("llama",), OWN),
     Row("slm_prompt", 0.0, ("gpt2",), OWN),
@@ -170,7 +177,7 @@ SMALL = (
     "training.epsilon=1e-5",  # steps are smooth in the gradients: rounding stays small
     "backbone.dropout=0.0",
 )
-#: Memories that do not outweigh a task of 16 examples.
+#: Memories that do not outweigh a task of 16 examples; no dropout, of which smaller passes draw another.
 FEW = {
     "replay_online": ("method.replay_online.size=24",),
     "der": ("method.der.size=9",),
@@ -178,6 +185,7 @@ FEW = {
     "agem": ("method.agem.size=12", "method.agem.batch_size=5"),
     "ogd": ("method.ogd.examples=5",),
     "opr": ("method.opr.budget=4", "method.opr.candidates=8"),
+    **{node: (f"method.{node}.dropout=0.0",) for node in ("seq_lora", "inc_lora", "o_lora", "lora")},
 }
 REVIEWS = (
     "task_order.tasks=[{name: base, domains: [novels, films]}, {name: kettles}]",
@@ -252,7 +260,8 @@ class Recorded(Losses):
         self._changes.begins()
         self.before = learner.weights() | {name: learner.before[name].clone() for name in learner.what.written}
         self.added = set(learner.added)
-        self.allowed = {name: learner.selected.get(name) for name in [*learner.params(), *learner.what.written]}
+        names = [*learner.params(), *learner.what.written, *learner.what.merged]
+        self.allowed = {name: learner.selected.get(name) for name in names}
 
     def on_step(self, task: Task, progress: Progress, numbers: dict[str, float]) -> None:
         super().on_step(task, progress, numbers)
@@ -337,7 +346,7 @@ def loss_of(learner: Learner, task: Task) -> float:
 def moved(cell: Cell) -> dict[str, Tensor]:
     """Which entries the second task moved, by name, flattened."""
     before, after = cell.second.before, cell.second.after
-    return {name: (after[name] != before[name]).flatten() for name in before}
+    return {name: (after[name] != before[name]).flatten() for name in before if name in after}
 
 
 def fits(pattern: str, name: str) -> bool:
