@@ -169,7 +169,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="1;2,3", help="in stages: every row runs a stage before the next one begins")
     parser.add_argument("--show", action="store_true", help="print what was chosen and the lines, run nothing")
     parser.add_argument("overrides", nargs="*")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     study: Study = STUDIES[asked.study]
     names = asked.only.split(",") if asked.only else list(study.rows)
     unknown = [name for name in names if name not in study.rows]
