@@ -1,13 +1,13 @@
-"""The study of all baselines: three tries of one number for each method, then its runs at the chosen one.
+"""The study of all baselines: two tries of one number for each method, then its runs at the better one.
 
-    python scripts/baselines_study.py cl_text data_root=DATA            # choose, then seed 1, then seeds 2 and 3
+    python scripts/baselines_study.py cl_text data_root=DATA            # tries, then seed 1, then seeds 2 and 3
     python scripts/baselines_study.py cl_text data_root=DATA --show     # what was chosen, and the lines of the runs
     python scripts/baselines_study.py trace_english data_root=DATA backbone.checkpoint=FOLDER
 
-The number is the learning rate of what a method trains, or, of one that holds old tasks by a penalty, its strength. It
-is chosen on seed 0 and the first order by the mean over the tasks' validation examples after the last task; of equal
-ones the first. Seed 0 counts in no result. The same line goes on after an interruption: finished runs are skipped.
-Overrides that are added reach every run.
+The number is the learning rate of what a method trains or, of one that holds what is old by a penalty, its strength: the
+preset's and a much larger one. It is chosen on seed 0 and the first order, by validation examples of all tasks after the
+last one: their mean accuracy, or of language models their mean loss; of equal ones the first. Seed 0 counts in no
+result. The same line goes on after an interruption: finished runs are skipped. Overrides that are added reach every run.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cl_runner.report.folder import find_runs
+from cl_runner.report.folder import Run, find_runs
 from cl_runner.report.grouping import identity
 
 TOP = Path(__file__).resolve().parents[1]
 RATE = "training.base.learning_rate"
-WHOLE = (3e-5, 1e-4, 3e-4)
-FEW = (1e-3, 3e-3, 1e-2)
+Tries = tuple[float, float]
+#: Of memories: as many examples of each task, and of all earlier ones together.
+Sizes = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method, what it is given besides, and the number that is chosen for it."""
+    """A method, the number that is chosen for it, what it is given besides."""
 
     method: str
-    key: str = RATE
-    tries: tuple[float, ...] = WHOLE
+    key: str
+    tries: Tries
     given: tuple[str, ...] = ()
     bound: str = ""  # joint or single_task, which is added to the order
 
@@ -47,12 +48,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """Rows by name in the order of running, the orders they run on, and where runs lie."""
+    """Rows by name in the order of running, and the orders they run on."""
 
     experiment: str
     orders: tuple[str, ...]
     rows: dict[str, Row]
-    score: str = "average_accuracy"  # by which a try is chosen: higher is better
+    score: Callable[[Run], float]  # by which a try is chosen: higher is better
+    of_tries: tuple[str, ...] = ()  # overrides
 
     @property
     def root(self) -> Path:
@@ -60,67 +62,94 @@ class Study:
         return Path("outputs") / f"baselines_{self.experiment}"
 
 
-def _piece(name: str) -> Row:
-    """A method of PIECE or a control of it: a new head needs the first task whole."""
-    return Row(name, "method.piece.learning_rate", FEW, ("method.piece.first_task=whole",))
+def rows(whole: Tries, few: Tries, head: Tries, memory: Sizes, first_task: str) -> dict[str, Row]:
+    """What both studies run.
+
+    Args:
+        whole, few, head: learning rates where all weights train, a small part of them, the head alone.
+        first_task: of methods that train a part and no head: encoders need `whole` for a new one.
+    """
+    each, together = memory
+    piece, pe = "method.piece.learning_rate", "method.pe.learning_rate"
+    first = (f"method.piece.first_task={first_task}",)
+    budget = f"method.opr.budget={together}"
+    return {
+        "seq_ft": Row("seq_ft", RATE, whole),
+        "joint": Row("seq_ft", RATE, whole, bound="joint"),
+        "single_task": Row("seq_ft", RATE, whole, bound="single_task"),
+        "replay": Row("replay", RATE, whole),
+        "frozen": Row("frozen", RATE, whole),
+        "ewc": Row("ewc", "method.ewc.strength", (0.35, 3.5e4)),
+        "lwf": Row("lwf", "method.lwf.strength", (1.0, 10.0)),
+        "gem": Row("gem", RATE, whole, (f"method.gem.size={each}",)),
+        "agem": Row("agem", RATE, whole, (f"method.agem.size={each}",)),
+        "piece_s": Row("piece_s", piece, few, first),
+        "opr": Row("opr", RATE, whole, (budget,)),
+        "pe": Row("pe", pe, few),
+        "replay_online": Row("replay_online", RATE, whole, (f"method.replay_online.size={together}",)),
+        "der": Row("der", "method.der.alpha", (0.5, 0.1), (f"method.der.size={together}",)),
+        "replay+piece_s": Row("[replay,piece_s]", piece, few, first),
+        "opr+piece_s": Row("[opr,piece_s]", piece, few, (*first, budget)),
+        "multi_task": Row("multi_task", RATE, whole),
+        "mas": Row("mas", "method.mas.strength", (1.0, 100.0)),
+        "si": Row("si", "method.si.strength", (0.1, 1e4)),
+        "ewc_online": Row("ewc_online", "method.ewc.strength", (0.35, 3.5e4)),
+        "l2": Row("l2", "method.l2.strength", (0.01, 1.0)),
+        "lwf_piece": Row("lwf_piece", "method.lwf.strength", (0.5, 5.0)),
+        "masked_kl": Row("masked_kl", "method.masked_kl.strength", (1.0, 10.0)),
+        "opr_sc": Row("opr_sc", RATE, whole, (budget,)),
+        "ogd": Row("ogd", RATE, whole),
+        "migu": Row("migu", RATE, whole),
+        "migu_piece": Row("migu_piece", RATE, whole),
+        "head_only": Row("head_only", RATE, head, ("training.rates=null",)),
+        "last_layers": Row("last_layers", RATE, whole),
+        "layer_norm": Row(
+            "layer_norm", "method.layer_norm.learning_rate", few, (f"method.layer_norm.first_task={first_task}",)
+        ),
+        "piece_f": Row("piece_f", piece, few, first),
+        "piece_rand": Row("piece_rand", piece, few, first),
+        "magnitude_largest": Row("magnitude_largest", piece, few, first),
+        "magnitude_smallest": Row("magnitude_smallest", pe, few),
+        "pe_rand": Row("pe_rand", pe, few),
+        "pe_select": Row("pe_select", pe, few),
+        "ewc_lwf": Row("ewc_lwf", "method.lwf.strength", (1.0, 10.0)),
+    }
+
+
+def mean_accuracy(run: Run) -> float:
+    """In percent, after the last task."""
+    return run.metrics["average_accuracy"]
+
+
+def mean_loss(run: Run) -> float:
+    """Minus the mean over tasks of the loss on their answers after the last task, in nats per token."""
+    names, values = run.ability
+    return -float(values[-1, [names.index(f"task_loss/{task}") for task in run.tasks]].mean())
 
 
 ENCODERS = Study(
     "cl_text",
     ("cl_text_4", "cl_text_6"),
     {
-        "seq_ft": Row("seq_ft"),
-        "joint": Row("seq_ft", bound="joint"),
-        "single_task": Row("seq_ft", bound="single_task"),
-        "replay": Row("replay"),
-        "frozen": Row("frozen"),
-        "ewc": Row("ewc", "method.ewc.strength", (0.35, 35.0, 3500.0)),
-        "lwf": Row("lwf", "method.lwf.strength", (0.1, 1.0, 10.0)),
-        "gem": Row("gem", given=("method.gem.size=32",)),
-        "agem": Row("agem", given=("method.agem.size=32",)),
-        "pe": Row("pe", "method.pe.learning_rate", FEW),
-        "piece_s": _piece("piece_s"),
-        "slm": Row("slm", "method.slm.learning_rate", (3e-4, 1e-3, 3e-3)),
-        "replay_online": Row("replay_online", given=("method.replay_online.size=96",)),
-        "der": Row("der", "method.der.alpha", (0.1, 0.3, 1.0), ("method.der.size=96",)),
-        "multi_task": Row("multi_task"),
-        "opr": Row("opr", given=("method.opr.budget=96",)),
-        "opr_sc": Row("opr_sc", given=("method.opr.budget=96",)),
-        "replay+piece_s": Row(
-            "[replay,piece_s]", "method.piece.learning_rate", FEW, ("method.piece.first_task=whole",)
-        ),
-        "opr+piece_s": Row(
-            "[opr,piece_s]",
-            "method.piece.learning_rate",
-            FEW,
-            ("method.piece.first_task=whole", "method.opr.budget=96"),
-        ),
-        "mas": Row("mas", "method.mas.strength", (1.0, 100.0, 10000.0)),
-        "si": Row("si", "method.si.strength", (0.1, 10.0, 1000.0)),
-        "ewc_online": Row("ewc_online", "method.ewc.strength", (0.35, 35.0, 3500.0)),
-        "l2": Row("l2", "method.l2.strength", (0.01, 1.0, 100.0)),
-        "lwf_piece": Row("lwf_piece", "method.lwf.strength", (0.5, 2.0, 8.0)),
-        "masked_kl": Row("masked_kl", "method.masked_kl.strength", (0.1, 1.0, 10.0)),
-        "ogd": Row("ogd"),
-        "migu": Row("migu"),
-        "migu_piece": Row("migu_piece"),
-        "bitfit": Row("bitfit", "method.parts.learning_rate", FEW),
-        "head_only": Row("head_only", RATE, (3e-3, 1e-2, 3e-2), ("training.rates=null",)),
-        "last_layers": Row("last_layers"),
-        "layer_norm": Row(
-            "layer_norm", "method.layer_norm.learning_rate", FEW, ("method.layer_norm.first_task=whole",)
-        ),
-        "piece_f": _piece("piece_f"),
-        "piece_rand": _piece("piece_rand"),
-        "magnitude_largest": _piece("magnitude_largest"),
-        "magnitude_smallest": Row("magnitude_smallest", "method.pe.learning_rate", FEW),
-        "pe_rand": Row("pe_rand", "method.pe.learning_rate", FEW),
-        "pe_select": Row("pe_select", "method.pe.learning_rate", FEW),
-        "ewc_lwf": Row("ewc_lwf", "method.lwf.strength", (0.1, 1.0, 10.0)),
-        "slm_ti": Row("slm_ti", "method.slm.learning_rate", (3e-4, 1e-3, 3e-3)),
+        **rows((1e-4, 3e-5), (3e-3, 1e-2), (1e-2, 3e-2), (32, 96), "whole"),
+        "bitfit": Row("bitfit", "method.parts.learning_rate", (3e-3, 1e-2)),
+        "slm": Row("slm", "method.slm.learning_rate", (1e-3, 3e-3)),
+        "slm_ti": Row("slm_ti", "method.slm.learning_rate", (1e-3, 3e-3)),
     },
+    mean_accuracy,
 )
-STUDIES = {study.experiment: study for study in (ENCODERS,)}
+DECODERS = Study(
+    "trace_english",
+    ("trace_english",),
+    {
+        **rows((1e-3, 3e-3), (1e-2, 3e-2), (1e-3, 3e-3), (10, 30), "selected"),
+        "icl": Row("icl", "method.icl.shots", (1, 6)),
+        "first_layers": Row("first_layers", RATE, (1e-3, 3e-3)),
+    },
+    mean_loss,
+    ("probe.task_loss.split=validation",),
+)
+STUDIES = {study.experiment: study for study in (ENCODERS, DECODERS)}
 
 
 def line(study: Study, row: Row, asked: Sequence[str]) -> list[str]:
@@ -131,7 +160,7 @@ def line(study: Study, row: Row, asked: Sequence[str]) -> list[str]:
 def tries_line(study: Study, row: Row, added: Sequence[str]) -> list[str]:
     """The tries of a row, scored on validation examples."""
     tries = f"{row.key}={','.join(f'{value:g}' for value in row.tries)}"
-    place = ["seed=0", "evaluation.split=validation", f"root={study.root}_tries"]
+    place = ["seed=0", "evaluation.split=validation", *study.of_tries, f"root={study.root}_tries"]
     return line(study, row, [tries, f"task_order={row.order(study.orders[0])}", *place, *added])
 
 
@@ -148,7 +177,7 @@ def chosen(study: Study, row: Row) -> tuple[float, dict[float, float]] | None:
     method = row.method.strip("[]").replace(",", "+")
     folders = [folder / method for folder in sorted(root.glob("*")) if (folder / method).is_dir()]
     runs = find_runs(folders)[0] if folders else []
-    scores = {float(identity(run)[row.key]): run.metrics[study.score] for run in runs}
+    scores = {float(identity(run)[row.key]): study.score(run) for run in runs}
     if set(row.tries) - set(scores):
         return None
     return max(row.tries, key=lambda value: scores[value]), {value: scores[value] for value in row.tries}
