@@ -4,10 +4,11 @@
     python scripts/baselines_study.py cl_text data_root=DATA --show     # what was chosen, and the lines of the runs
     python scripts/baselines_study.py trace_english data_root=DATA backbone.checkpoint=FOLDER
 
-The number is the learning rate of what a method trains or, of one that holds what is old by a penalty, its strength: the
-preset's and a much larger one. It is chosen on seed 0 and the first order, by validation examples of all tasks after the
-last one: their mean accuracy, or of language models their mean loss; of equal ones the first. Seed 0 counts in no
-result. The same line goes on after an interruption: finished runs are skipped. Overrides that are added reach every run.
+The number is the learning rate of what a method trains or, of one that holds what is old by a penalty, its strength:
+the preset's and a much larger one. It is chosen on seed 0 and the first order, by validation examples of all tasks
+after the last one: their mean accuracy, or of language models their mean loss; of equal ones the first. Seed 0 counts
+in no result. The same line goes on after an interruption: finished runs are skipped. Overrides that are added reach
+every run.
 """
 
 from __future__ import annotations
