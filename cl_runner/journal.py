@@ -210,6 +210,7 @@ class Journal(Watch):
         self._say_changes(self.details[task.index])
         with self._learner.clock.phase("describe"):
             self.details[task.index]["method"] = self._method.describe(self._learner, task, self._folder)
+        self.details[task.index]["method_bytes"] = checkpoint.size(self._method.state_dict())
         self.save("begin", task.index + 1)
 
     def _say_changes(self, detail: dict[str, Any]) -> None:

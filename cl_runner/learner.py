@@ -67,6 +67,7 @@ class Learner:
         what: trains in it, as the method said.
         before: what trains, or was written, as it was before the task, by name, in the shape of `part`.
         terms: what methods logged in the current step.
+        replayed: examples of earlier tasks that steps trained on, or took the gradient of, in this session.
         pass_size: examples of a training pass, at most.
         measured: importance that was measured in the task under way.
         cache: a folder that other runs share, or None.
@@ -115,6 +116,7 @@ class Learner:
         self.what = Trained()
         self.before: dict[str, Tensor] = {}
         self.terms: dict[str, float] = {}
+        self.replayed = 0
         self.pass_size = 1
         self._held: Held | None = None
         self.evaluation = evaluation
@@ -313,6 +315,7 @@ class Learner:
         for value in values.values():
             value.requires_grad_(True)
             value.grad = None
+        self.count_replayed(examples)
         weights = self.family.targets(examples)
         for start in range(0, len(examples), size):
             share = sum(weights[start : start + size]) / sum(weights)
@@ -378,6 +381,11 @@ class Learner:
         return torch.stack([row for row in rows if row is not None])
 
     # logging
+    def count_replayed(self, examples: Sequence[Example]) -> None:
+        """Of examples that a step trains on or takes the gradient of, count those of earlier tasks."""
+        if self.task is not None:
+            self.replayed += sum(0 <= example.task < self.task.index for example in examples)
+
     def log(self, name: str, value: float) -> None:
         """A number of this step for metrics.jsonl, W&B and the console."""
         self.terms[name] = value

@@ -39,6 +39,8 @@ FORMULAS: dict[str, str] = {
     "forgetting/chaudhry18": "mean_{u<T} (max_{u<=l<T} A[l,u] - A[T,u]), the best since the task was trained, without "
     "the row `start` (Chaudhry et al. 2018, whose max also covers l < u)",
     "forgetting/first_minus_last": "mean_{u<T} (A[u,u] - A[T,u]): right after training minus at the end",
+    "retained_share": "100 sum_{u<T} A[T,u] / sum_{u<T} A[u,u]: what the tasks before the last score at the end, as a "
+    "share of what they scored right after training",
     "forgetting/slm_after_k": "mean_{u<k} (max_{1<=l<k} A[l,u] - A[k,u]), of the cells measured: forgetting after k "
     "tasks, whose max also covers l < u (SLM, ICLR 2024, eq. 8)",
     "bwt/gem": "1/(T-1) sum_{u<T} (A[T,u] - A[u,u]): backward transfer (Lopez-Paz & Ranzato 2017)",
@@ -147,6 +149,10 @@ def derived_arrays(rows: Floats, test_examples: Sequence[int] | None = None) -> 
         gained = last - diagonal
         numbers["forgetting/chaudhry18"] = forgetting_matrix(rows)[..., -1, :-1].mean(axis=-1)
         numbers["forgetting/first_minus_last"] = (diagonal - last)[..., :-1].mean(axis=-1)
+        learned = diagonal[..., :-1].sum(axis=-1)
+        share = np.full(learned.shape, np.nan)
+        np.divide(100 * last[..., :-1].sum(axis=-1), learned, out=share, where=learned > 0)
+        numbers["retained_share"] = share
         best = np.fmax.accumulate(trained, axis=-2)
         for k in range(2, count + 1):
             fallen = best[..., k - 2, : k - 1] - trained[..., k - 1, : k - 1]

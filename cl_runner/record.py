@@ -163,14 +163,15 @@ def throughput(folder: Path, task: Task, entries: int) -> dict[str, float]:
 
     Returns:
         `steps` (batches), `optimizer_steps`, `train_examples` (of the task's own), `examples_seen` (that went through
-        training, with all that methods added), `tokens`, `tokens_per_second`, `padding_share`, and the share of the
-        device's products that the model needed (model FLOPs utilisation).
+        training, with all that methods added), `replayed_examples` (`Learner.replayed`), `tokens`, `tokens_per_second`,
+        `padding_share`, and the share of the device's products that the model needed (model FLOPs utilisation).
     """
     counted: dict[str, float] = {
         "train_examples": len(task.train),
         "steps": 0,
         "optimizer_steps": 0,
         "examples_seen": 0,
+        "replayed_examples": 0,
     }
     if not entries:
         return counted
@@ -185,6 +186,7 @@ def throughput(folder: Path, task: Task, entries: int) -> dict[str, float]:
         "steps": len(steps),
         "optimizer_steps": sum(line["optimizer_steps"] for line in steps),
         "examples_seen": sum(line["examples"] for line in steps),
+        "replayed_examples": sum(line["replayed_examples"] for line in steps),
         "tokens": tokens,
         "tokens_per_second": tokens / seconds,
         "padding_share": 1 - tokens / positions,

@@ -174,6 +174,7 @@ def train_task(
             torch.manual_seed(derive_seed(learner.seed, "step", task.index, number))
             factor = learning_rate_factor(number, steps, training.schedule, training.warmup)
             found: list[_Step] = []
+            replayed = learner.replayed
             for parts in method.steps(learner, task, number, [[Part(chosen)]]):
                 found.append(_backward(learner, method, parts, stage.micro_batch))
                 method.grads(learner)
@@ -196,6 +197,7 @@ def train_task(
                     "gradient_norm": found[0].norm,
                     **{name: value for one in found for name, value in one.terms.items()},
                     "examples": sum(one.examples for one in found),
+                    "replayed_examples": learner.replayed - replayed,
                     "optimizer_steps": len(found),
                     "tokens": tokens,
                     "padding_share": 1 - tokens / sum(one.padded for one in found),
@@ -276,6 +278,7 @@ def _backward(learner: Learner, method: Method, parts: Sequence[Part], micro_bat
                 done.terms[name] = done.terms.get(name, 0.0) + share * value
             done.padded += sum(batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch)
         done.examples += len(examples)
+        learner.count_replayed(examples)
         done.tokens += sum(lengths)
     learner.terms = done.terms
     return done

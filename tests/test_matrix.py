@@ -51,6 +51,7 @@ def test_every_number_of_a_hand_worked_matrix() -> None:
             "forgetting/first_minus_last": ((80 - 60) + (70 - 75)) / 2,  # 7.5
             "forgetting/slm_after_2": 80 - 90,
             "forgetting/slm_after_3": ((90 - 60) + (70 - 75)) / 2,
+            "retained_share": 100 * (60 + 75) / (80 + 70),  # 90
             "bwt/gem": -7.5,
             "bwt/trace": -7.5,
             "bwt/all_tasks": ((60 - 80) + (75 - 70) + 0) / 3,  # -5

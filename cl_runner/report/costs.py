@@ -9,31 +9,54 @@ from cl_runner.report.folder import Run
 from cl_runner.report.text_table import Table
 
 COSTS = {
+    "trainable_weights/later_tasks": "weights that train, mean over the tasks after the first",
     "trainable_share/later_tasks": "100 x trainable / all parameters, mean over the tasks after the first",
+    "stored_weights/later_tasks": "weights that a snapshot holds, mean over the tasks after the first",
     "stored_bytes/later_tasks": "bytes of a snapshot, mean over the tasks after the first",
+    "method_bytes/most": "bytes that methods hold when a task is done, of the task where they are most",
+    "replayed_examples/later_tasks": "examples of earlier tasks that steps trained on or took the gradient of, each "
+    "time counted, mean over the tasks after the first",
+    "peak_memory/largest_phase": "the largest peak of memory of a run's phases: of the device, on a CPU of the process",
     "online_seconds/later_tasks": "preparation and training, mean over the tasks after the first",
     "offline_seconds/later_tasks": "all between tasks, such as importance, mean over the tasks after the first",
 }
-_OF_A_TASK: dict[str, Callable[[Mapping[str, Any]], float]] = {
+#: What a task costs; None of a run of an earlier version, which did not note it.
+_OF_A_TASK: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
+    "trainable_weights/later_tasks": lambda task: task["trainable"],
     "trainable_share/later_tasks": lambda task: 100 * task["trainable"] / task["model_parameters"],
+    "stored_weights/later_tasks": lambda task: task["stored"],
     "stored_bytes/later_tasks": lambda task: task["stored_bytes"],
+    "replayed_examples/later_tasks": lambda task: task.get("replayed_examples"),
     "online_seconds/later_tasks": lambda task: task["online_seconds"],
     "offline_seconds/later_tasks": lambda task: task["offline_seconds"],
 }
 
 
 def costs(run: Run) -> dict[str, float]:
-    """The numbers of `COSTS`; empty if the run has no task after the first, or is unfinished."""
+    """The numbers of `COSTS` that are known; empty if the run has no task after the first, or is unfinished."""
     later = run.details[1:]
     if not later:
         return {}
-    return {name: sum(cost(task) for task in later) / len(later) for name, cost in _OF_A_TASK.items()}
+    found: dict[str, float] = {}
+    for name, cost in _OF_A_TASK.items():
+        values = [value for task in later if (value := cost(task)) is not None]
+        if len(values) == len(later):
+            found[name] = sum(values) / len(later)
+    held = [task["method_bytes"] for task in run.details if "method_bytes" in task]
+    if held:
+        found["method_bytes/most"] = max(held)
+    peaks = run.summary.get("peak_memory_mib")
+    if peaks:
+        found["peak_memory/largest_phase"] = 2**20 * max(peaks.values())
+    return {name: found[name] for name in COSTS if name in found}
 
 
 def cost_text(name: str, value: float, unit: bool = True) -> str:
     """A cost as people read it."""
-    if name.startswith("stored_bytes"):
+    if name.startswith(("stored_bytes", "method_bytes", "peak_memory")):
         return bytes_text(value)
+    if name.startswith(("trainable_weights", "stored_weights", "replayed_examples")):
+        return f"{value:,.0f}"
     if name.startswith("trainable_share"):
         return f"{value:.3g} %" if unit else f"{value:.3g}"
     return f"{value:.1f} s" if unit else f"{value:.1f}"

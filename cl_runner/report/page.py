@@ -39,6 +39,7 @@ HEADLINE = (
     "average_accuracy",
     "forgetting/chaudhry18",
     "bwt/gem",
+    "retained_share",
     "first_task/last",
     "plasticity/diagonal",
     *RETRIEVALS,

@@ -32,6 +32,7 @@ METRICS = (
     "average_accuracy",
     "forgetting/chaudhry18",
     "bwt/gem",
+    "retained_share",
     "first_task/after_first",
     "first_task/last",
     "plasticity/diagonal",
