@@ -63,11 +63,12 @@ class Study:
         return Path("outputs") / f"baselines_{self.experiment}"
 
 
-def rows(whole: Tries, few: Tries, head: Tries, memory: Sizes, first_task: str) -> dict[str, Row]:
+def rows(whole: Tries, few: Tries, adapters: Tries, head: Tries, memory: Sizes, first_task: str) -> dict[str, Row]:
     """What both studies run.
 
     Args:
-        whole, few, head: learning rates where all weights train, a small part of them, the head alone.
+        whole, few, adapters, head: learning rates where all weights train, a small part of them, low-rank adapters, the
+            head alone.
         first_task: of methods that train a part and no head: encoders need `whole` for a new one.
     """
     each, together = memory
@@ -113,6 +114,13 @@ def rows(whole: Tries, few: Tries, head: Tries, memory: Sizes, first_task: str) 
         "magnitude_smallest": Row("magnitude_smallest", pe, few),
         "pe_rand": Row("pe_rand", pe, few),
         "pe_select": Row("pe_select", pe, few),
+        "seq_lora": Row("seq_lora", "method.seq_lora.learning_rate", adapters),
+        "inc_lora": Row("inc_lora", "method.inc_lora.learning_rate", adapters),
+        "o_lora": Row("o_lora", "method.o_lora.learning_rate", adapters),
+        "lora": Row("lora", "method.lora.learning_rate", adapters),
+        "osf": Row("osf", "method.osf.learning_rate", whole),
+        "lwf+seq_lora": Row("[lwf,seq_lora]", "method.seq_lora.learning_rate", adapters),
+        "ewc+o_lora": Row("[ewc,o_lora]", "method.o_lora.learning_rate", adapters),
         "ewc_lwf": Row("ewc_lwf", "method.lwf.strength", (1.0, 10.0)),
     }
 
@@ -132,7 +140,7 @@ ENCODERS = Study(
     "cl_text",
     ("cl_text_4", "cl_text_6"),
     {
-        **rows((1e-4, 3e-5), (3e-3, 1e-2), (1e-2, 3e-2), (32, 96), "whole"),
+        **rows((1e-4, 3e-5), (3e-3, 1e-2), (1e-3, 3e-3), (1e-2, 3e-2), (32, 96), "whole"),
         "bitfit": Row("bitfit", "method.parts.learning_rate", (3e-3, 1e-2)),
         "slm": Row("slm", "method.slm.learning_rate", (1e-3, 3e-3)),
         "slm_ti": Row("slm_ti", "method.slm.learning_rate", (1e-3, 3e-3)),
@@ -143,7 +151,7 @@ DECODERS = Study(
     "trace_english",
     ("trace_english",),
     {
-        **rows((1e-3, 3e-3), (1e-2, 3e-2), (1e-3, 3e-3), (10, 30), "selected"),
+        **rows((1e-3, 3e-3), (1e-2, 3e-2), (3e-3, 1e-2), (1e-3, 3e-3), (10, 30), "selected"),
         "icl": Row("icl", "method.icl.shots", (1, 6)),
         "first_layers": Row("first_layers", RATE, (1e-3, 3e-3)),
     },

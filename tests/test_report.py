@@ -210,8 +210,11 @@ def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path) -> None:
 
 def test_costs_are_means_over_later_tasks(tmp_path: Path) -> None:
     assert costs(read_run(make_run(tmp_path))) == {
+        "trainable_weights/later_tasks": 5,
         "trainable_share/later_tasks": 0.5,
+        "stored_weights/later_tasks": 5,
         "stored_bytes/later_tasks": 40,
+        "peak_memory/largest_phase": 512 * 2**20,
         "online_seconds/later_tasks": 3.5,  # (3 + 4) / 2
         "offline_seconds/later_tasks": 2.0,
     }
