@@ -239,7 +239,17 @@ def test_what_was_trained_on_is_counted(tmp_path: Path) -> None:
     assert [base[key] for key in ("train_examples", "steps", "optimizer_steps", "examples_seen")] == [48, 12, 12, 96]
     assert [second[key] for key in ("steps", "optimizer_steps", "examples_seen")] == [6, 9, 48 + 12]
     assert [third[key] for key in ("steps", "optimizer_steps", "examples_seen")] == [6, 12, 48 + 24]
+    assert [one["replayed_examples"] for one in (base, second, third)] == [0, 12, 24]
     assert 0 <= second["padding_share"] < 1
+
+
+def test_gradients_of_a_memory_are_replayed_examples(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "method=gem", "method.gem.size=5", "method.gem.batch_size=null")
+    learner, method, tasks = tiny_learner(config)
+    learn(learner, method, tasks[0], config)
+    assert learner.replayed == 0
+    losses = learn(learner, method, tasks[1], config)
+    assert learner.replayed == 5 * len(losses)
 
 
 @pytest.mark.parametrize("memory", ["replay_online", "der"])
