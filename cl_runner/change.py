@@ -18,6 +18,9 @@ from cl_runner.sparse.bits import combine, tensor_digests, weights_hash
 from cl_runner.sparse.certificate import certify, rest_digests
 from cl_runner.sparse.snapshots import Change, describe_snapshot, read_snapshot, write_snapshot
 
+#: Of a model: what a task changed as whole tensors is large from there on, and left out by snapshots.save=sparse.
+LARGE_SHARE = 0.1
+
 
 class Changes:
     """The chain of snapshots that leads from the starting model to the model as it is now.
@@ -108,8 +111,10 @@ class Changes:
     def _write(self, task: Task, changes: Mapping[str, Change], after: str) -> int:
         """Bytes of the snapshot, which joins the chain."""
         now = self._learner.parameters()
-        whole = any(c.index is None for name, c in changes.items() if name not in self._learner.added)
-        kept = self._keep == "all" or (self._keep == "sparse" and not (whole and task.index))
+        added = self._learner.added
+        dense = sum(c.values.numel() for name, c in changes.items() if c.index is None and name not in added)
+        large = dense > LARGE_SHARE * sum(p.numel() for name, p in now.items() if name not in added)
+        kept = self._keep == "all" or (self._keep == "sparse" and not (large and task.index))
         path = self._folder / ("snapshots" if kept else "state") / f"{task.index:02d}_{task.name}.safetensors"
         path.parent.mkdir(exist_ok=True)
         stored = write_snapshot(

@@ -352,7 +352,7 @@ class Checkpoint(Schema):
 class Snapshots(Schema):
     """Which tasks' changes are kept as snapshots."""
 
-    save: Literal["all", "sparse", "none"]  # sparse: leave out later tasks that changed whole tensors
+    save: Literal["all", "sparse", "none"]  # sparse: leave out later tasks that changed a tenth as whole tensors
 
 
 class Wandb(Schema):

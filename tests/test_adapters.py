@@ -300,3 +300,16 @@ def test_migu_knows_a_and_b_by_what_they_answer(tmp_path: Path) -> None:
             expected = kept[name] * rows[:, None]
             assert 0 < int(rows.sum()) < len(rows)
             torch.testing.assert_close(learner.trained[f"{prefix}.lora_{name}.00.weight"].grad, expected)
+
+
+def test_a_plan_asks_about_an_architecture_that_nothing_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a past run of another method, whose time is known, the plan of one with adapters is what it was alone."""
+    finished(tmp_path, "method=o_lora")
+    for method in ("seq_ft", "o_lora", "osf"):
+        shown = []
+        for root in (tmp_path / "alone", tmp_path):
+            assert run_command(["plan", *tiny(root, f"method={method}")]) == 0
+            shown.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("Trains")])
+        assert shown[0] == shown[1] != []

@@ -75,15 +75,20 @@ class Subspaces:
         """
         for path, layer in self.layers():
             place = f"{path}.osf_svd_params.{name}"
-            # peft holds the kept directions themselves only where the others do not span all of the rest.
-            kept, rest = dict(layer._osf_U_high.items()), layer._osf_U_low_init[name]
-            outward = values[f"{place}.U_low"].detach()
-            along = kept[name] @ (kept[name].T @ outward) if name in kept else outward - rest @ (rest.T @ outward)
-            yield f"{place}.U_low", outward - along
-            kept, rest = dict(layer._osf_V_high.items()), layer._osf_V_low_init[name]
-            inward = values[f"{place}.V_low"].detach()
-            along = (inward @ kept[name].T) @ kept[name] if name in kept else inward - (inward @ rest.T) @ rest
-            yield f"{place}.V_low", inward - along
+            for part, kept, rest in (
+                ("U_low", layer._osf_U_high, layer._osf_U_low_init[name]),
+                ("V_low", layer._osf_V_high, layer._osf_V_low_init[name]),
+            ):
+                # Directions are columns of U, and rows of V. peft holds those that are kept only where the others do
+                # not span all of the rest.
+                found = values[f"{place}.{part}"].detach()
+                turned, rest = (found, rest) if part == "U_low" else (found.T, rest.T)
+                if name in kept:
+                    along = (kept[name] if part == "U_low" else kept[name].T).to(found.dtype)
+                    turned = turned - along @ (along.T @ turned)
+                else:
+                    turned = rest.to(found.dtype) @ (rest.to(found.dtype).T @ turned)
+                yield f"{place}.{part}", turned if part == "U_low" else turned.T
 
     def remove(self, name: str) -> None:
         """No cut any more."""

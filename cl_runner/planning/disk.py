@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cl_runner.change import LARGE_SHARE
 from cl_runner.planning.architecture import Architecture
 from cl_runner.planning.setting import Setting, TaskNumbers
 
@@ -33,10 +34,13 @@ def disk_bytes(architecture: Architecture, s: Setting) -> dict[str, int]:
         if s.encoder is not None:
             assert s.needs.retrieves is not None
             change = 4 * (trained + s.needs.retrieves.slots * s.encoder.query)
-        if s.needs.merged:
-            change += item * sum(s.needs.merged.values())
-        whole = task.trains == "all" or s.needs.merged or (task.trains == "listed" and s.needs.adapts is None)
-        if s.snapshots == "all" or (s.snapshots == "sparse" and not (whole and number)):
+        dense = sum(s.needs.merged.values())
+        if dense:
+            change = item * dense  # into which what trains has gone
+        if task.trains in ("all", "listed") and s.needs.adapts is None:
+            dense += trained
+        large = dense > LARGE_SHARE * architecture.parameters(s)
+        if s.snapshots == "all" or (s.snapshots == "sparse" and not (large and number)):
             kept += change
         else:
             hidden = max(hidden, change)

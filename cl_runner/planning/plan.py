@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,8 +69,8 @@ def _plan_run(
     model = skeleton(config.backbone, labels)
     counts, lengths = counts_of(config, tasks), text_lengths(family, tasks)
     s = setting_of(config, counts, model, "cuda" if gpu else "cpu", lengths)
-    made = [model]  # another one is only needed for weights of another type
-    planner = Planner(lambda: made.pop() if made else skeleton(config.backbone, labels), 0, price_store(config))
+    # An imitation is made in place, and methods change it; of past runs others are asked about the same architecture.
+    planner = Planner(lambda: copy.deepcopy(model), 0, price_store(config))
     planner.memory(s)
     if not gpu:
         # After the passes were priced: what that left in the process is in a run's as well.
