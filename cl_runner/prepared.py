@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from cl_runner.config import Backbone, Config, Training
 from cl_runner.data.task import Task, label_union
 from cl_runner.evaluate import evaluation_examples
 from cl_runner.families.base import Family, Unanswerable
+from cl_runner.groups import option_of
 from cl_runner.methods.base import Chain, Method
 from cl_runner.optimizer import unused_patterns
 from cl_runner.parts import family_kind
@@ -74,7 +75,9 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
     skeleton = family.skeleton()
     said = family.verify(skeleton)
     method.check(skeleton, longest)
-    ask(method, config, skeleton)  # says as well what does not fit the tasks
+    needs = ask(method, config, skeleton)  # says as well what does not fit the tasks
+    if needs.later == "listed":
+        _check_acting(config, method, skeleton, needs.listed)
     _check_training(config.training, [name for name, _ in skeleton.named_parameters()], method)
     joint = [
         dataclasses.replace(task, train=tuple(e for seen in tasks[: i + 1] for e in seen.train))
@@ -92,6 +95,18 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
         cache=Path(config.root) / "cache" if config.importance.cache_gb else None,
         said=said,
     )
+
+
+def _check_acting(config: Config, method: Chain, skeleton: nn.Module, trained: Collection[str]) -> None:
+    """Every method has something to do with these parameters, or a ValueError says what to type."""
+    for name, each in method.methods.items():
+        if not each.acts_on(skeleton, trained):
+            others = [option_of(other, node) for other, node in config.method.items() if other != name]
+            kept = others[0] if len(others) == 1 else f"[{','.join(others)}]"
+            raise ValueError(
+                f"{name} acts on nothing that {method.chooser} trains, so that it would have nothing to do. "
+                f"Type: method={kept}"
+            )
 
 
 def _measuring(config: Config, family: Family, labels: Sequence[str]) -> Family:

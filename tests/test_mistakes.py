@@ -89,6 +89,7 @@ MISTAKES = [
         r"bitfit and head_only are settings of one method, parts, .* they differ in names. "
         r"Type: .*'method=\[ewc,bitfit\]'.* or: .*'method=\[ewc,head_only\]'.* method.parts.names=\[\]\)",
     ),
+    (["method=[head_only,ewc,migu]"], r"migu acts on nothing that parts trains.* Type: method=\[head_only,ewc\]"),
     (
         ["method=[ewc_online,pe_main]"],
         r"one method, ewc, .* differ in fisher_data, decay. Type: .* method=ewc_online .* or: .* method=pe_main ",

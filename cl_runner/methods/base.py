@@ -8,7 +8,7 @@ resume as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -84,6 +84,15 @@ class Method:
             skeleton: the architecture without weights.
             longest: tokens that the model may have to read at once, of an answer as well where it reads its own.
         """
+
+    def acts_on(self, skeleton: nn.Module, trained: Collection[str]) -> bool:
+        """Whether it has something to do where these parameters alone train, as whole tensors.
+
+        Args:
+            skeleton: the architecture without weights.
+            trained: names, of adapters as they are called in the model that has them.
+        """
+        return True
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs | None:
         """What the plan of a run has to know; None: the method does not say, and the plan names it.

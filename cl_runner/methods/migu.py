@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 from weakref import WeakSet
@@ -51,6 +52,16 @@ class MIGU(Method):
         self._masks: list[Tensor] = []  # of the tokens that are no padding: of texts, of answers a decoder reads
         self._counting = False
         self._training = False  # the pass under way, and not one for old outputs
+
+    def acts_on(self, skeleton: nn.Module, trained: Collection[str]) -> bool:
+        names, modules = [name for name, _ in skeleton.named_parameters()], dict(skeleton.named_modules())
+        inside = tuple(f"{block}." for stack in blocks(names).values() for block in stack)
+        for name in trained:
+            layer, _, kind = name.rpartition(".")
+            linear = kind == "weight" and (isinstance(modules.get(layer), nn.Linear | Conv1D) or "lora_" in layer)
+            if name.startswith(inside) and (linear or self.form == "inputs"):
+                return True
+        return False
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         return Needs()
