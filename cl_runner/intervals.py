@@ -45,6 +45,16 @@ def read_answers(folder: Path, row: int) -> dict[str, list[tuple[str, str]]]:
     return _kept(files[0], lambda answer: (str(answer["answer"]), str(answer["prediction"]))) if files else {}
 
 
+def read_predictions(folder: Path, row: int) -> dict[str, list[tuple[str, float | None]]]:
+    """Prediction of each test example and its confidence by task, as a run kept them with a row of the matrix.
+
+    Raises:
+        Damaged: the file of predictions is.
+    """
+    (path,) = (folder / "predictions").glob(f"{row:02d}_*.jsonl")
+    return _kept(path, lambda answer: (str(answer["prediction"]), answer["confidence"]))
+
+
 def _kept(path: Path, wanted: Callable[[Mapping[str, Any]], Kept]) -> dict[str, list[Kept]]:
     """What is wanted of each line of a file of predictions, by task."""
     found: dict[str, list[Kept]] = {}

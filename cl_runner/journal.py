@@ -17,7 +17,9 @@ from cl_runner.change import Changes
 from cl_runner.compose import Request
 from cl_runner.data.task import Task
 from cl_runner.evaluate import evaluate, evaluation_examples, scores, scores_of_labels
+from cl_runner.families.base import Prediction
 from cl_runner.interrupt import Interrupted, Stop
+from cl_runner.intervals import read_predictions
 from cl_runner.learn import Watch
 from cl_runner.learner import Learner
 from cl_runner.matrix import START
@@ -249,16 +251,24 @@ class Journal(Watch):
 
     # the matrix
     def evaluate(self, after: str) -> None:
-        """A row of the matrix, with the predictions it was counted from, and what the probes measure."""
+        """A row of the matrix, with the predictions it was counted from, and what the probes measure.
+
+        Where every task begins anew, those before it keep the answers of their own models, which nothing changes.
+        """
         options = self._config.evaluation
         tasks = list(self._learner.tasks)
         seen = tasks if options.tasks == "all" else tasks[: len(self.rows)]
+        kept = tasks[: max(0, len(self.rows) - 1)] if self._learner.restart else []
         with self._learner.clock.phase("evaluate"):
-            found = evaluate(self._learner, self._method, seen, options, after) if seen else {}
+            asked = [task for task in seen if task not in kept]
+            found = evaluate(self._learner, self._method, asked, options, after) if asked else {}
             self._shown.close()
+            recorded = {name: outputs.record(answers) for name, answers in found.items()}
+            if kept:
+                before = read_predictions(self._folder, len(self.rows) - 1)
+                found = {task.name: [Prediction(*one) for one in before[task.name]] for task in kept} | found
             scored = scores(seen, found, options)
             beside = scores_of_labels(seen, found, options)
-        recorded = {name: outputs.record(answers) for name, answers in found.items()}
         self._moved = outputs.changes(self._outputs, recorded, after)
         if after == START or not self._learner.restart:  # where every task begins anew, the start is what was before it
             self._outputs = recorded

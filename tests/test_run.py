@@ -195,7 +195,15 @@ def test_single_task_starts_from_the_pretrained_weights(tmp_path: Path) -> None:
         "training.weight_decay=0",
         "task_order.tasks=[{name: base, domains: [novels, films]}]",
     )
-    assert rows_of(folder)["base"][0] == rows_of(alone)["base"][0]
+    rows = rows_of(folder)
+    assert rows["base"][0] == rows_of(alone)["base"][0]
+    # A task's own model answers its questions, whatever was learned since.
+    names = list(rows)[1:]
+    for number, name in enumerate(names):
+        assert {rows[later][number] for later in names[number:]} == {rows[name][number]}
+    metrics = read(folder, "summary.json")["metrics"]
+    assert metrics["forgetting/chaudhry18"] == 0 and metrics["retained_share"] == 100
+    assert metrics["average_accuracy"] == pytest.approx(metrics["plasticity/diagonal"])
     from cl_runner.sparse.snapshots import describe_snapshot
 
     chain = [describe_snapshot(path) for path in sorted((folder / "snapshots").iterdir())]
