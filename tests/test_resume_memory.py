@@ -15,12 +15,12 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
     ("method", "backbone", "deaths"),
     [
         ("[replay,lwf,ewc]", "tiny_bert", (4, 9)),
-        ("[replay_online,lwf,piece_s]", "tiny_llama", (9,)),
+        ("[replay_online,lwf,migu,piece_s]", "tiny_llama", (9,)),
         ("[der,ewc,piece_s]", "tiny_bert", (4, 9)),
         ("[der,lwf]", "tiny_t5", (9,)),
         ("[masked_kl,agem,si,mas,piece_s]", "tiny_bert", (9,)),
         ("[opr,ogd,bitfit]", "tiny_bert", (9,)),
-        ("[gem,migu]", "tiny_llama", (9,)),
+        ("[gem,lwf]", "tiny_llama", (9,)),
     ],
 )
 def test_death_with_a_memory(
