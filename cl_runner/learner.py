@@ -296,13 +296,18 @@ class Learner:
             return self.family.answer(self.model, self.method.before_forward(self, batch), how)
 
     def gradient(
-        self, examples: Sequence[Example], size: int, of: Callable[[Output], Tensor] | None = None
+        self,
+        examples: Sequence[Example],
+        size: int,
+        of: Callable[[Output], Tensor] | None = None,
+        names: Collection[str] | None = None,
     ) -> dict[str, Tensor]:
         """A gradient by what trains now, or between tasks by all that may; `.grad` stays what it is.
 
         Args:
             size: examples of a pass; changes memory and rounding only.
             of: a mean over a pass's targets, to be differentiated; None = the loss.
+            names: of what the gradient is wanted between tasks, as far as it is there; None = of all that may train.
 
         Returns:
             That of the mean over all targets of `examples`: by name, in the shape of `part`.
@@ -310,7 +315,7 @@ class Learner:
         values = self.trained
         if not values:
             parameters = self.parameters()
-            values = {name: parameters[name] for name in self.measurable()}
+            values = {n: parameters[n] for n in self.measurable() if names is None or n in names}
         kept = {name: (value.requires_grad, value.grad) for name, value in values.items()}
         for value in values.values():
             value.requires_grad_(True)

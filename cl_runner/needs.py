@@ -155,10 +155,12 @@ class Needs:
         measures: data that importance is measured on.
         measured: entries of what it is measured of, by parameter name; None = of all weights, "selected" = of the
             candidates where the chain selects.
+        one_by_one: whether it is a pass for each example, whatever `importance` says of batches.
         sums: numbers per weight that the importance pass fills: Fisher, or gradient and Fisher.
         sum_item: bytes of each.
         mean_bytes: per weight, of the mean that the method takes of those sums.
         entry_bytes: held per trained entry from a task with old ones on, apart from its values before.
+        task_bytes: held per trained entry while a task trains, the first one included.
         weight_bytes: held per weight from the first task on.
         example_bytes: held per training example from a task with old ones on.
         memory_bytes: held for a memory of old examples from the first task on.
@@ -191,10 +193,12 @@ class Needs:
     optimizer: OptimizerName | None = None
     measures: frozenset[Measures] = frozenset()
     measured: Mapping[str, int] | Literal["selected"] | None = None
+    one_by_one: bool = False
     sums: int = 1
     sum_item: int = 4
     mean_bytes: int = 0
     entry_bytes: int = 0
+    task_bytes: int = 0
     weight_bytes: int = 0
     example_bytes: int = 0
     memory_bytes: int = 0
@@ -238,10 +242,12 @@ def combine(said: Mapping[str, Needs | None], chooser: str | None) -> Needs:
         chosen,
         measures=frozenset().union(*(needs.measures for needs in measuring)),
         measured=_measured(measuring, chosen),
+        one_by_one=bool(measuring) and all(needs.one_by_one for needs in measuring),
         sums=max((needs.sums for needs in measuring), default=1),
         sum_item=max((needs.sum_item for needs in measuring), default=4),
         mean_bytes=max((needs.mean_bytes for needs in known), default=0),
         entry_bytes=sum(needs.entry_bytes for needs in known),
+        task_bytes=sum(needs.task_bytes for needs in known),
         weight_bytes=sum(needs.weight_bytes for needs in known),
         example_bytes=sum(needs.example_bytes for needs in known),
         memory_bytes=sum(needs.memory_bytes for needs in known),

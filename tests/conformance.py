@@ -211,16 +211,21 @@ def two_tasks(family: str, root: Path) -> Config:
     return tiny_config(root, f"backbone=tiny_{family}", "backbone.max_length=44", *REVIEWS, *spread, *options)
 
 
-def configured(row: Row, family: str, root: Path) -> Config:
-    """The same for a method, whose option need not be composed anew for each family: test_conf.py composes all."""
+def nodes_for(row: Row) -> dict[str, Any]:
+    """What `method` holds of a configuration: the option need not be composed anew; test_conf.py composes all."""
     options = [option for node in row.nodes for option in FEW.get(node, ())]
-    options += [
-        f"method.{node}.learning_rate=null" for node, values in row.nodes.items() if values.get("learning_rate")
-    ]
+    own = [node for node, values in row.nodes.items() if values.get("learning_rate")]
+    options += [f"method.{node}.learning_rate=null" for node in own]
     if "slm" in row.nodes:
         options += tiny_encoder()
-    nodes = OmegaConf.merge({"method": row.nodes}, OmegaConf.from_dotlist(options))
-    return two_tasks(family, root).model_copy(update=OmegaConf.to_container(nodes))
+    found = OmegaConf.to_container(OmegaConf.merge({"method": row.nodes}, OmegaConf.from_dotlist(options)))
+    assert isinstance(found, dict)
+    return found["method"]
+
+
+def configured(row: Row, family: str, root: Path) -> Config:
+    """Two small tasks for a method."""
+    return two_tasks(family, root).model_copy(update={"method": nodes_for(row)})
 
 
 def _pictures(root: Path) -> Path:

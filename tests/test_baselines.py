@@ -302,6 +302,18 @@ def test_parts_by_name(tmp_path: Path) -> None:
     assert found["last_layers"] == {name for name in names if ".layer.1." in name} | head
 
 
+def test_parts_that_fit_nothing_are_said(tmp_path: Path) -> None:
+    """A LLaMA has no biases: `bitfit` is its head alone."""
+    config = tiny_config(tmp_path, "method=bitfit", "backbone=tiny_llama")
+    learner, method, tasks = tiny_learner(config)
+    said: list[str] = []
+    learner.warn = said.append
+    for task in tasks[:2]:
+        method.select(learner, task)
+    (line,) = said
+    assert "nothing of this backbone fits *bias" in line and "1 other tensors alone, as method=head_only does" in line
+
+
 def test_parts_that_are_not_there_are_refused(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "method=head_only", "backbone=tiny_t5")
     learner, method, _ = tiny_learner(config)
@@ -375,6 +387,8 @@ def test_a_gradient_between_tasks_is_of_all_weights_and_leaves_no_trace(tmp_path
     before = weights_of(learner)
     found = learner.gradient(tasks[0].train[:4], 2)
     assert set(found) == set(learner.measurable())
+    bias = learner.gradient(tasks[0].train[:4], 2, names=["classifier.bias"])
+    assert list(bias) == ["classifier.bias"] and torch.equal(bias["classifier.bias"], found["classifier.bias"])
     assert not any(p.requires_grad or p.grad is not None for p in learner.parameters().values())
     assert all(torch.equal(before[name], p) for name, p in learner.parameters().items())
     assert isinstance(learner.model, nn.Module)

@@ -73,7 +73,7 @@ class GEM(Method):
         def adds(earlier: Sequence[int], batches: int, examples: int) -> Added:
             return Added(batches * sum(min(drawn, kept) for kept in earlier))
 
-        return Needs(entry_bytes=4 * len(outline.tasks), adds=adds)
+        return Needs(entry_bytes=4 * (len(outline.tasks) - 1), adds=adds)
 
     def data(self, learner: Learner, task: Task, epochs: list[Sequence[Example]]) -> list[Sequence[Example]]:
         before = learner.old_tasks(task)

@@ -45,7 +45,7 @@ class MAS(Method):
         self.importance: dict[str, Tensor] = {}
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
-        return Needs(measures=frozenset({"last_task"}), mean_bytes=4, weight_bytes=4)
+        return Needs(measures=frozenset({"last_task"}), one_by_one=True, mean_bytes=4, weight_bytes=4)
 
     def after_task(self, learner: Learner, task: Task) -> None:
         chosen = cap(task.train, learner.measured.now.max_examples, learner.seed_of("importance", "examples"))

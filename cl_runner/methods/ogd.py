@@ -77,8 +77,7 @@ class OGD(Method):
         chosen = cap(task.train, self.examples, learner.seed_of("ogd", task.index))
         with learner.clock.phase("importance"):
             for done, example in enumerate(chosen, start=1):
-                found = learner.gradient([example], 1, of=right_logit)
-                extend(self.basis, {name: found[name] for name in self.names if name in found})
+                extend(self.basis, learner.gradient([example], 1, of=right_logit, names=self.names))
                 learner.progress("importance", done, len(chosen))
 
     def data(self, learner: Learner, task: Task, epochs: list[Sequence[Example]]) -> list[Sequence[Example]]:

@@ -90,6 +90,16 @@ class Parts(Method):
             or any(fnmatchcase(name, pattern) for pattern in self.names)
         }
 
+    def select(self, learner: Learner, task: Task) -> None:
+        """Nothing to select; but a name that fits nothing leaves a method that is called another one."""
+        known = learner.parameters()
+        missing = [pattern for pattern in self.names if not any(fnmatchcase(name, pattern) for name in known)]
+        if missing and task.index == 0:
+            learner.warn(
+                f"Note: nothing of this backbone fits {', '.join(missing)} of method.{self.node}.names, so that it "
+                f"trains {len(self.candidates(learner.model))} other tensors alone, as method=head_only does"
+            )
+
     def trains(self, learner: Learner, task: Task) -> Trained:
         if task.index == 0 and self.first_task == "whole":
             return Trained()

@@ -48,7 +48,7 @@ class SI(Method):
         self._step: dict[str, tuple[Tensor, Tensor]] = {}  # gradient and values before the optimizer's step
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
-        return Needs(weight_bytes=4, entry_bytes=16)
+        return Needs(weight_bytes=4, task_bytes=16)
 
     def before_task(self, learner: Learner, task: Task) -> None:
         self.path, self.moved, self.positions = {}, {}, dict(learner.selected)
@@ -81,3 +81,4 @@ class SI(Method):
                 old.view(-1)[self.positions[name].to(old.device)] += new
             else:
                 old += new
+        self.path, self.moved, self._step = {}, {}, {}

@@ -16,7 +16,7 @@ def checkpoint_bytes(architecture: Architecture, s: Setting, task: TaskNumbers) 
     trained = architecture.trained(s, task)
     size = (8 if s.selects_epoch else 4) * trained + s.optimizer.state_bytes(architecture.shapes(s, task))
     size += s.needs.weight_bytes * architecture.parameters(s) + s.memory_bytes
-    size += architecture.kept_bytes(s, task)
+    size += architecture.kept_bytes(s, task) + s.needs.task_bytes * trained
     if task.later:
         size += s.needs.entry_bytes * trained + s.needs.example_bytes * task.examples
     return size + (8 * trained if task.trains == "selected" else 0)  # positions

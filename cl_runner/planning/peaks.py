@@ -41,7 +41,7 @@ def held_bytes(prices: Prices, s: Setting, base_bytes: int) -> tuple[int, int]:
     fixed = base_bytes + (entries * s.dtype.itemsize + 4 * s.stored) * (2 if s.restart else 1)
     of_methods = s.needs.weight_bytes * entries + s.memory_bytes
     tasks = [task for task in s.tasks if task.trains != "nothing"]
-    found = [(_held(prices, s, task), _held_by_methods(prices, s, task)) for task in tasks]
+    found = [(_held(prices, s, task), _held_while_training(prices, s, task)) for task in tasks]
     held, own = max(found, default=(0, 0))
     return fixed + of_methods + held, of_methods + own
 
@@ -117,12 +117,17 @@ def _held_by_methods(prices: Prices, s: Setting, task: TaskNumbers) -> int:
     return kept + s.needs.entry_bytes * prices.architecture.trained(s, task) + s.needs.example_bytes * task.examples
 
 
+def _held_while_training(prices: Prices, s: Setting, task: TaskNumbers) -> int:
+    """The same, and what they hold until the task is over."""
+    return _held_by_methods(prices, s, task) + s.needs.task_bytes * prices.architecture.trained(s, task)
+
+
 def _held(prices: Prices, s: Setting, task: TaskNumbers) -> int:
     """What training a task adds to the weights and to what the methods hold for good, between two steps."""
     trained, item = prices.architecture.trained(s, task), _item(s, task)
     held = item * trained  # their values before the task
     held += s.optimizer.state_bytes(prices.architecture.shapes(s, task))
-    held += _held_by_methods(prices, s, task)
+    held += _held_while_training(prices, s, task)
     if s.selects_epoch:
         held += 4 * trained  # their best values so far
     if task.trains == "selected":

@@ -150,7 +150,7 @@ class Prices:
     def importance(self, s: Setting) -> Cost:
         """One forward and backward pass of the importance phase, without its sums."""
         s = s.measuring()
-        examples = s.importance_batch if s.per_example else s.importance_micro_batch
+        examples = s.importance_pass
 
         def square(parameter: Tensor) -> None:
             assert parameter.grad is not None
@@ -174,7 +174,7 @@ class Prices:
                 parameter.requires_grad_(True)
             handles = [parameter.register_post_accumulate_grad_hook(square) for parameter in wanted]
             try:
-                if s.importance_micro_batch == 1:
+                if examples == 1:
                     self._loss_sum(model, s, examples).backward()
                 else:
                     self._output(model, s, examples).loss.backward()

@@ -95,7 +95,7 @@ def _importance(prices: Prices, s: Setting, speed: Speed) -> float:
         return 0.0
     s, architecture = s.measuring(), prices.architecture
     measured = architecture.measured(s)
-    size = s.importance_batch if s.per_example else s.importance_micro_batch
+    size = s.importance_pass
     # Each example's (or micro-batch's) weight gradients are formed, squared and added by themselves.
     entries = architecture.in_products(s, measured) if s.per_example else sum(measured.values())
     products = 2 * entries * s.mean_whole if s.per_example else 0.0

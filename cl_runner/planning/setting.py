@@ -109,7 +109,15 @@ class Setting:
     @property
     def per_example(self) -> bool:
         """Whether one importance pass over a batch gives every example's own gradient; else it is one micro-batch."""
-        return self.importance_micro_batch == 1 and self.needs.sum_item == 4
+        return self.importance_micro_batch == 1 and self.needs.sum_item == 4 and not self.needs.one_by_one
+
+    @property
+    def importance_pass(self) -> int:
+        """Examples of an importance pass."""
+        if self.needs.one_by_one:
+            return 1
+        most = max((task.measured for task in self.tasks), default=0)
+        return min(self.importance_batch if self.per_example else self.importance_micro_batch, max(1, most))
 
     @property
     def stored(self) -> int:
