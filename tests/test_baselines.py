@@ -384,6 +384,7 @@ def test_a_gradient_between_tasks_is_of_all_weights_and_leaves_no_trace(tmp_path
     config = tiny_config(tmp_path, "method=piece_s")
     learner, method, tasks = tiny_learner(config)
     learn(learner, method, tasks[0], config)
+    learner.model.eval()
     before = weights_of(learner)
     found = learner.gradient(tasks[0].train[:4], 2)
     assert set(found) == set(learner.measurable())
