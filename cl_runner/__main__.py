@@ -146,6 +146,7 @@ def _main(typed: list[str]) -> int:
 
 def _request(given: argparse.Namespace) -> int:
     from cl_runner.compose import compose
+    from cl_runner.groups import GROUPS
     from cl_runner.overrides import COMMAND, check_once, command_line, key_of, nearest, quoted
 
     overrides, folders = given.overrides, given.config_dir
@@ -155,7 +156,7 @@ def _request(given: argparse.Namespace) -> int:
             if overrides[0] in COMMANDS:
                 raise ValueError(_command_first(overrides, folders))
             known = nearest(overrides[0], COMMANDS)
-            if known:
+            if known and overrides[0].partition("/")[0] not in GROUPS:
                 line = " ".join([COMMAND, known, *map(quoted, overrides[1:])])
                 said = f"there is no command {overrides[0]!r}; commands: {', '.join(COMMANDS)}."
                 raise ValueError(f"{said}\nNearest: {known!r}. Type: {line}")
