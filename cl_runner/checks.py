@@ -51,6 +51,13 @@ def check_chain(methods: Nodes, family: str, folders: Sequence[Path] = ()) -> No
             f"{', '.join(directing[:-1])} and {directing[-1]} each change where a step goes, and the later one would "
             f"undo what the earlier one made sure of. Type: {lines[0]} (or {', or '.join(lines[1:])})"
         )
+    back = [name for name in methods if specs[name].goes_back]
+    for name in [name for name in methods if specs[name].rebuilds and back]:
+        lines = [_choice([n for n in methods if n not in without], methods, folders) for without in (back, [name])]
+        raise ValueError(
+            f"{name} makes what it trains of the weights anew for every task, from which {' and '.join(back)} finds no "
+            f"way back to the starting model. Type: {lines[0]} (or {lines[1]})"
+        )
     kind = family_kind(family)
     for name, spec in specs.items():
         if kind not in spec.families:

@@ -56,6 +56,8 @@ class PartSpec:
     directs: bool = False
     joins: bool = False
     renews: bool = False
+    rebuilds: bool = False
+    goes_back: bool = False
     recalls: Said = ""
     trains_nothing: bool = False
     routes: bool = False
@@ -84,11 +86,11 @@ def method_spec(name: str, node: Mapping[str, Any] | None = None) -> PartSpec:
 
 @functools.cache
 def _method_spec(cls: Any) -> PartSpec:
-    acting = ("chooses", "isolates", "protects", "directs", "joins", "renews", "recalls", "trains_nothing")
+    acting = ("chooses", "isolates", "protects", "directs", "joins", "renews", "recalls", "rebuilds", "goes_back")
     return PartSpec(
         _schema(cls),
         cls.families,
-        **{name: getattr(cls, name) for name in (*acting, "routes", "measures", *SPOKEN)},
+        **{name: getattr(cls, name) for name in (*acting, "trains_nothing", "routes", "measures", *SPOKEN)},
         text=_text(cls),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +79,21 @@ def test_the_starting_model_is_found_again(chosen: tuple[str, ...], tmp_path: Pa
     assert "masked_kl" not in method.prepare(learner, unlabelled, learner.collate(part.examples))
     batch = method.prepare(learner, part, learner.collate(part.examples))
     torch.testing.assert_close(batch["masked_kl"], first, rtol=0, atol=0)
+
+
+def test_adapters_that_joined_the_weights_are_left_behind(tmp_path: Path) -> None:
+    chosen = ("method=[masked_kl,o_lora]", "method.o_lora.merge=true", "backbone=tiny_llama", "backbone.max_length=32")
+    config = tiny_config(tmp_path, *chosen)
+    learner, method, tasks = tiny_learner(config)
+    part = Part(tasks[0].train[:4])
+    start, _ = _outputs(learner, part)
+    for task in tasks[:2]:
+        learn(learner, method, task, config)
+    kept: Any = method.methods["masked_kl"]
+    now, _ = _outputs(learner, part)
+    with learner.at(kept.values, kept.positions):
+        back, _ = _outputs(learner, part)
+    assert torch.equal(back, start) and not torch.allclose(now, start, atol=1e-3)
 
 
 def _outputs(learner: Learner, part: Part) -> tuple[Tensor, Tensor]:

@@ -89,6 +89,10 @@ MISTAKES = [
         r"bitfit and head_only are settings of one method, parts, .* they differ in names. "
         r"Type: .*'method=\[ewc,bitfit\]'.* or: .*'method=\[ewc,head_only\]'.* method.parts.names=\[\]\)",
     ),
+    (
+        ["method=[ewc,osf,masked_kl]"],
+        r"osf makes .* masked_kl finds no way .* Type: method=\[ewc,osf\] \(or method=\[ewc,masked_kl\]\)",
+    ),
     (["method=[head_only,ewc,migu]"], r"migu acts on nothing that parts trains.* Type: method=\[head_only,ewc\]"),
     (
         ["method=[ewc_online,pe_main]"],

@@ -40,6 +40,8 @@ class Method:
     joins: ClassVar[bool] = False  # all data of old tasks are learned in every step: there is nothing to protect
     renews: ClassVar[bool] = False  # each task trains parameters that no earlier one had, a classifier's head aside
     recalls: ClassVar[Said] = ""  # not empty: what it knows of a weight it found out in earlier tasks
+    rebuilds: ClassVar[bool] = False  # its layers compute with what it makes of the weights anew for each task
+    goes_back: ClassVar[bool] = False  # computes with the weights as they were at the start
     trains_nothing: ClassVar[bool] = False  # nor does anything beside it have a step to act on
     routes: ClassVar[bool] = False  # an example is given what its task learned, as far as the method can tell the task
     # What people are told of it: a text, or texts by the value of an option (cl_runner/said.py). None: it does not say.
@@ -51,7 +53,7 @@ class Method:
 
     def __init_subclass__(cls) -> None:
         declared = {"state", "families", "chooses", "isolates", "measures", "protects", "routes"}
-        declared |= {"directs", "joins", "renews", "trains_nothing"}
+        declared |= {"directs", "joins", "renews", "trains_nothing", "rebuilds", "goes_back"}
         fields = {name for name, kind in cls.__annotations__.items() if "ClassVar" not in str(kind)}
         hidden = fields & {name for name in vars(Method) if not name.startswith("_")} - declared
         assert not hidden, f"{cls.__name__}: fields {sorted(hidden)} hide the hooks of the same name"

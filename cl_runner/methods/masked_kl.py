@@ -39,6 +39,7 @@ class MaskedKL(Method):
 
     state: ClassVar[tuple[str, ...]] = ("values", "positions")
     measures: ClassVar[bool] = False
+    goes_back: ClassVar[bool] = True
     keeps: ClassVar[Said] = "the starting values of what trained so far: 4 bytes per weight that did"
     old_data: ClassVar[Said] = ""
     told: ClassVar[Said] = ""
@@ -61,7 +62,7 @@ class MaskedKL(Method):
 
     def before_task(self, learner: Learner, task: Task) -> None:
         parameters = learner.parameters()
-        for name in [*learner.params(), *learner.what.written]:
+        for name in [*learner.params(), *learner.what.written, *learner.what.merged]:
             whole, known = parameters[name].detach(), self.positions.get(name)
             if name in self.values and known is None:
                 continue

@@ -41,6 +41,7 @@ class OSF(Method):
     measures: ClassVar[bool] = False
     protects: ClassVar[bool] = True
     renews: ClassVar[bool] = True
+    rebuilds: ClassVar[bool] = True
     learns: ClassVar[Said] = "the directions of the smaller singular values but {kept_share}, a classifier's head"
     keeps: ClassVar[Said] = ""
     old_data: ClassVar[Said] = ""
