@@ -123,6 +123,37 @@ def test_lwf_term_by_hand(tmp_path: Path) -> None:
     assert float(method.loss(learner, part, batch, output)) == pytest.approx(2.0 * (1.0 + 4.0) / 2)
 
 
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("choice", ["lwf", "lwf_piece"])
+def test_gradient_of_lwf_by_hand(choice: str, family: str, tmp_path: Path) -> None:
+    """In fp64: 2 s (y - y'), and s T (softmax(y / T) - softmax(y' / T)), beside w (softmax(y) - label)."""
+    options = ("backbone.dropout=0.0", "training.base.epochs=1")
+    config = tiny_config(tmp_path, f"method={choice}", f"backbone=tiny_{family}", *options)
+    learner, method, tasks = tiny_learner(config)
+    learn(learner, method, tasks[0], config)
+    learner.choose(tasks[1], None)
+    method.before_task(learner, tasks[1])
+    method.data(learner, tasks[1], [tasks[1].train])
+    learner.begin()
+    learner.model.eval()
+    part = Part(tasks[1].train[3:8])
+    with torch.no_grad():
+        old = learner.forward(learner.collate(part.examples)).logits.double()
+        for values in learner.parameters().values():
+            values.add_(0.05 * torch.randn(values.shape, generator=torch.Generator().manual_seed(0)))
+    batch = method.prepare(learner, part, learner.collate(part.examples))
+    output = learner.forward(batch)
+    loss = output.loss + method.loss(learner, part, batch, output)
+    (found,) = torch.autograd.grad(loss, output.logits)
+    new, lwf = output.logits.detach().double(), method.methods["lwf"]
+    labels = new.softmax(-1) - torch.nn.functional.one_hot(output.targets, new.shape[1])
+    distances = 2 * (new - old) if choice == "lwf" else 2.0 * ((new / 2.0).softmax(-1) - (old / 2.0).softmax(-1))
+    assert (lwf.label_weight, lwf.temperature) == ((1.0, None) if choice == "lwf" else (0.5, 2.0))
+    expected = (lwf.label_weight * labels + lwf.strength * distances) / len(new)
+    assert float(distances.abs().max()) > 1e-3
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-7)
+
+
 def test_lwf_pulls_towards_the_old_outputs(tmp_path: Path) -> None:
     def drift(choice: str) -> float:
         config = tiny_config(tmp_path, f"method={choice}", "training.incremental.learning_rate=3e-3")
