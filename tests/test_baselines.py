@@ -17,6 +17,7 @@ from cl_runner.learner import Learner
 from cl_runner.methods.gem import multipliers
 from cl_runner.methods.parts import head_of
 from cl_runner.methods.projection import product
+from cl_runner.sparse.importance import cap
 
 
 def begun(tmp_path: Path, *overrides: str) -> tuple[Learner, Any, list[Any], Any]:
@@ -108,6 +109,12 @@ def test_ogd_keeps_an_orthonormal_basis_and_steps_outside_it(tmp_path: Path) -> 
     assert 1 <= len(ogd.basis) <= 5
     basis = torch.stack([torch.cat([t.flatten() for t in v.values()]) for v in ogd.basis]).double()
     assert torch.allclose(basis @ basis.T, torch.eye(len(basis), dtype=torch.float64), atol=1e-5)
+    (example, *_) = cap(tasks[0].train, 5, learner.seed_of("ogd", 0))
+    output = learner.forward(learner.collate([example]))
+    weights = learner.parameters()
+    right = output.logits[0, output.targets[0]]
+    first = torch.cat([g.flatten() for g in torch.autograd.grad(right, [weights[n] for n in ogd.basis[0]])])
+    assert torch.allclose((first / first.norm()).double(), basis[0], atol=1e-5), "the gradient of the right logit"
     with learner.holding():
         names = list(learner.trained)
         assert set(names) == set(ogd.basis[0])
