@@ -192,8 +192,13 @@ def test_two_experiments_in_one_root_are_told_apart(tmp_path: Path, capsys: pyte
 
 
 def test_published_results_hold_everything_but_paths_of_the_machine(tmp_path: Path) -> None:
-    make_run(tmp_path / "runs", seed=0, last=70)
-    make_run(tmp_path / "runs", seed=1, last=74)
+    for seed, last in ((0, 70), (1, 74)):
+        folder = make_run(tmp_path / "runs", seed=seed, last=last)
+        given = "method=pe\nbackbone.checkpoint=/somewhere/model\nseed=1\ndata_root=/somewhere/data\n"
+        (folder / "overrides.txt").write_text(given)
+        config = OmegaConf.load(folder / "config.yaml")
+        config.backbone.checkpoint = "/somewhere/model"
+        OmegaConf.save(config, folder / "config.yaml")
     runs = find_runs([tmp_path / "runs"])[0]
     line = "python -m cl_runner -m method=pe seed=0,1 data_root=/somewhere/data"
     paths = published(runs, tmp_path / "published" / "small", line)
@@ -204,7 +209,7 @@ def test_published_results_hold_everything_but_paths_of_the_machine(tmp_path: Pa
     assert results["environments"][0]["hardware"]["cores"] == 2
     assert results["data"][0]["test_examples"] == {"base": 20, "b": 10, "c": 10}
     assert results["runs"][1]["accuracy"][-1] == [74, 74, 74]
-    assert results["runs"][1]["overrides"] == ["method=pe", "seed=1"]
+    assert results["runs"][1]["overrides"] == ["method=pe", "backbone.checkpoint=FOLDER", "seed=1"]
     markdown = paths[1].read_text(encoding="utf-8")
     assert "72.00 ± 2.83" in markdown and "base 30/20" in markdown and "torch 2.9" in markdown
     assert not [path for path in paths if "/somewhere" in path.read_text(encoding="utf-8")]

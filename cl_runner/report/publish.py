@@ -19,7 +19,7 @@ from cl_runner.report.text_table import as_markdown
 def published(runs: Sequence[Run], folder: Path, command: str) -> list[Path]:
     """Write results.json and results.md of completed runs.
 
-    Paths of the machine that computed them (data root, output root) are replaced by names.
+    Paths of the machine that computed them (data root, output root, a checkpoint's folder) are replaced by names.
 
     Args:
         folder: such as outputs/published/<name>.
@@ -31,6 +31,8 @@ def published(runs: Sequence[Run], folder: Path, command: str) -> list[Path]:
     roots = {str(run.config["data_root"]) for run in runs}
     # A relative root, such as the default `data`, tells nothing about a machine.
     hidden = {root: "DATA" for root in roots if Path(root).is_absolute()}
+    checkpoints = {str(run.config["backbone"].get("checkpoint")) for run in runs}
+    hidden |= {folder: "FOLDER" for folder in checkpoints if Path(folder).is_absolute()}
     environments: list[dict[str, Any]] = []
     data: list[dict[str, Any]] = []
     entries = []
