@@ -25,7 +25,7 @@ def match(
         types: `module_types` of the model; needed for `exclude_modules` only.
 
     Raises:
-        ValueError: a pattern fits no name, a module type owns none, or no name is left.
+        ValueError: a pattern fits no name, a module type owns none of the model, or no name is left.
     """
     for pattern in [*include, *exclude]:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -34,7 +34,7 @@ def match(
     if exclude_modules:
         assert types is not None, "exclude_modules without types"
         owners = {name: types[name] for name in names}
-        _check_types(exclude_modules, sorted(set().union(*owners.values())))
+        _check_types(exclude_modules, sorted(set().union(*types.values())))  # those that stay frozen have theirs, too
     kept = [
         name
         for name in names

@@ -103,6 +103,7 @@ def test_exclude_modules() -> None:
     assert match(names, [], [], ["Half", "Embedding"], types) == ["norm.weight", "norm.bias", "out.bias"]
     assert match(names, [], ["*.bias"], ["Linear"], types) == ["norm.weight"]
     assert match(names, ["up.*", "emb.*"], [], ["Embedding"], types) == ["up.weight", "up.bias"]
+    assert match(names[1:], [], [], ["Embedding"], types) == names[1:], "embeddings that the backbone keeps frozen"
 
 
 @pytest.mark.parametrize(
