@@ -58,7 +58,7 @@ class GEM(Method):
     measures: ClassVar[bool] = False
     keeps: ClassVar[Said] = (
         "{size} examples of each task, as numbers of rows; in a step the gradient of each memory: "
-        "4 bytes per trained weight and task"
+        "4 bytes per trained weight and old task"
     )
     old_data: ClassVar[Said] = "gradients"
     told: ClassVar[Said] = ""
