@@ -71,6 +71,7 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
         arguments.append("backbone.max_length=64" if classifies else "backbone.max_length=512")
     if config.training.select == "best_validation":
         arguments += [f"task_order.{stage}.validation=6" for stage in ("base", "incremental")]
+    arguments += ["backbone.frozen=[]"] if config.backbone.frozen else []  # layers of its own backbone, by name
     arguments += tiny_encoder() if "slm" in config.method else []
     arguments += ["probe=none"] if "lm_eval" in config.probe else []  # it fetches its questions
     arguments += ["protocol=standard"] if config.evaluation.scoring != "standard" else []  # reviews have no release
