@@ -88,7 +88,8 @@ class Changes:
         digested = {name: digest for name, digest in untouched.items() if name not in selected}
         after = combine(digested | tensor_digests({n: p for n, p in now.items() if n not in digested}))
         stored = self._write(task, self._from_nothing(changes), after)
-        backbone = [p for name, p in now.items() if name not in learner.added]
+        added = learner.added
+        backbone = [p for name, p in now.items() if name not in added]
         model_bytes = sum(p.numel() * p.element_size() for p in backbone)
         return detail | {
             "trainable": entries,

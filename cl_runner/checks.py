@@ -33,19 +33,19 @@ def check_chain(methods: Nodes, family: str, folders: Sequence[Path] = ()) -> No
     specs = {name: method_spec(name, node) for name, node in methods.items()}
     choosers = [name for name in methods if specs[name].chooses]
     if len(choosers) > 1:
-        lines = [_choice(_without(specs, choosers, kept), methods, folders) for kept in choosers]
+        lines = [choice(_without(specs, choosers, kept), methods, folders) for kept in choosers]
         raise ValueError(
             f"{', '.join(choosers[:-1])} and {choosers[-1]} {'both' if len(choosers) == 2 else 'all'} decide what "
             f"trains; a chain has one that does. Type: {lines[0]} (or {', or '.join(lines[1:])})"
         )
     for name in methods:
         for reason, idle in _idle(name, specs):
-            kept = _choice([other for other in methods if other not in idle], methods, folders)
+            kept = choice([other for other in methods if other not in idle], methods, folders)
             raise ValueError(f"{name} {reason}, so that {' and '.join(idle)} would have nothing to do. Type: {kept}")
     directing = [name for name in methods if specs[name].directs]
     if len(directing) > 1:
         lines = [
-            _choice([n for n in methods if n == kept or n not in directing], methods, folders) for kept in directing
+            choice([n for n in methods if n == kept or n not in directing], methods, folders) for kept in directing
         ]
         raise ValueError(
             f"{', '.join(directing[:-1])} and {directing[-1]} each change where a step goes, and the later one would "
@@ -53,7 +53,7 @@ def check_chain(methods: Nodes, family: str, folders: Sequence[Path] = ()) -> No
         )
     back = [name for name in methods if specs[name].goes_back]
     for name in [name for name in methods if specs[name].rebuilds and back]:
-        lines = [_choice([n for n in methods if n not in without], methods, folders) for without in (back, [name])]
+        lines = [choice([n for n in methods if n not in without], methods, folders) for without in (back, [name])]
         raise ValueError(
             f"{name} makes what it trains of the weights anew for every task, from which {' and '.join(back)} finds no "
             f"way back to the starting model. Type: {lines[0]} (or {lines[1]})"
@@ -93,7 +93,7 @@ def _without(specs: Mapping[str, PartSpec], choosers: Sequence[str], kept: str) 
     return [name for name in names if name not in {*idle, *directing[1:]}]
 
 
-def _choice(names: Sequence[str], methods: Nodes, folders: Sequence[Path]) -> str:
+def choice(names: Sequence[str], methods: Nodes, folders: Sequence[Path] = ()) -> str:
     """The override that chooses some of the methods."""
     found = [option_of(name, methods[name], folders) for name in names]
     return f"method={found[0]}" if len(found) == 1 else f"method=[{','.join(found)}]"

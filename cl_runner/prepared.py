@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from cl_runner.build import build_family, build_method, build_probes, prepare_hardware
+from cl_runner.checks import choice
 from cl_runner.config import Backbone, Config, Training
 from cl_runner.data.task import Task, label_union
 from cl_runner.evaluate import evaluation_examples
 from cl_runner.families.base import Family, Unanswerable
-from cl_runner.groups import option_of
 from cl_runner.methods.base import Chain, Method
+from cl_runner.needs import Needs
 from cl_runner.optimizer import unused_patterns
 from cl_runner.parts import family_kind
 from cl_runner.planning.tasks import ask
@@ -34,7 +35,7 @@ class Prepared:
         measuring: the family as importance reads texts.
         tasks: as they are trained; joint training is an order whose tasks hold all data so far.
         own_tasks: each with its own data.
-        skeleton: the architecture without weights, before a method adds to it.
+        needs: what the methods say that they need.
         cache: a folder that runs share, or None.
         said: what the run should say of its checkpoint.
     """
@@ -44,7 +45,7 @@ class Prepared:
     device: torch.device
     family: Family
     measuring: Family
-    skeleton: nn.Module
+    needs: Needs
     method: Chain
     probes: Mapping[str, Probe]
     cache: Path | None
@@ -89,7 +90,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
         device=device,
         family=family,
         measuring=_measuring(config, family, label_union(tasks)),
-        skeleton=skeleton,
+        needs=needs,
         method=method,
         probes=probes,
         cache=Path(config.root) / "cache" if config.importance.cache_gb else None,
@@ -101,11 +102,10 @@ def _check_acting(config: Config, method: Chain, skeleton: nn.Module, trained: C
     """Every method has something to do with these parameters, or a ValueError says what to type."""
     for name, each in method.methods.items():
         if not each.acts_on(skeleton, trained):
-            others = [option_of(other, node) for other, node in config.method.items() if other != name]
-            kept = others[0] if len(others) == 1 else f"[{','.join(others)}]"
+            kept = choice([other for other in config.method if other != name], config.method)
             raise ValueError(
                 f"{name} acts on nothing that {method.chooser} trains, so that it would have nothing to do. "
-                f"Type: method={kept}"
+                f"Type: {kept}"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -177,13 +178,17 @@ def _meaning(said: Sequence[str]) -> str:
     return "; here: ".join(said)
 
 
+@functools.cache
+def _companions() -> dict[str, dict[str, dict[str, Any]]]:
+    return {companion: nodes_of(companion) for companion in COMPANIONS}
+
+
 def _beside(nodes: Mapping[str, Mapping[str, Any]], folders: Sequence[Path]) -> dict[str, str | None] | None:
     """Of `COMPANIONS` those that are none of these methods: None = the tests chain them, or why they are refused."""
     if any(name not in METHODS or TARGET in node for name, node in nodes.items()):
         return None
-    brought = {companion: nodes_of(companion) for companion in COMPANIONS}
     return {
         companion: refused({**nodes, **others}, folders)
-        for companion, others in brought.items()
+        for companion, others in _companions().items()
         if not others.keys() & nodes.keys()
     }

@@ -1,14 +1,10 @@
-"""Adapters on peft's layers: of which task, on which layers, and what a task made of the weights beneath.
-
-An adapter is called by its task's number. A layer that has or had one is renamed by peft: `query.weight` becomes
-`query.base_layer.weight`.
-"""
+"""Adapters on peft's layers: of which task, on which layers. An adapter is called by its task's number."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -18,9 +14,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cl_runner.layers.peft_folder import add_up, write
+from cl_runner.layers.wrapped import Wrapped
 
 
-class Adapters:
+class Adapters(Wrapped):
     """Low-rank adapters of one kind (Hu et al. 2022, arXiv:2106.09685): W x + (alpha / r) B A x.
 
     Args:
@@ -34,9 +31,9 @@ class Adapters:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str], options: dict[str, Any]):
+        super().__init__(model)
         transposed = isinstance(model.get_submodule(layers[0]), Conv1D)
         self._config = LoraConfig(target_modules=list(layers), fan_in_fan_out=transposed, **options)
-        self._model = model
         self._tuner: LoraModel | None = None
         self.names: dict[str, list[str]] = {}
         self.start: dict[str, Tensor] = {}
@@ -73,24 +70,8 @@ class Adapters:
         assert self._tuner is not None
         write(folder, self._tuner, add_up(self._tuner, names, self.start), **how)
 
-    def unwrap(self) -> None:
-        """Take all layers for adapters out of the model, which has its own names again."""
-        for name, layer in list(self.layers()):
-            self._model.set_submodule(name, layer.get_base_layer())
-
     def layers(self) -> Iterator[tuple[str, Any]]:
         """Names and modules of what has or had adapters."""
         for name, module in self._model.named_modules():
             if isinstance(module, LoraLayer):
                 yield name, module
-
-    def beneath(self) -> list[str]:
-        """Names of the weights that adapters are added to."""
-        return [f"{name}.base_layer.weight" for name, _ in self.layers()]
-
-    @torch.no_grad()
-    def merged(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """What the weights beneath are with an adapter's product added: names and values, one after the other."""
-        for path, layer in self.layers():
-            weight = cast(nn.Linear, layer.get_base_layer()).weight
-            yield f"{path}.base_layer.weight", weight + cast(Any, layer).get_delta_weight(name).to(weight.dtype)

@@ -11,8 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
+
+from cl_runner.data.task import Task, label_union
 
 Head = Literal["shared", "by_num_labels", "per_task"]
+
+
+def classifies(model: nn.Module) -> bool:
+    """Whether a model ends with a head for labels, and not with words."""
+    return isinstance(model, PreTrainedModel) and model.get_output_embeddings() is None
 
 
 def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
@@ -79,6 +87,11 @@ class Heads(nn.Module):
         owner = self.owner[task]
         return [] if owner is None else [self.weight[owner], self.bias[owner]]
 
+    def names_in(self, model: nn.Module, task: int) -> list[str]:
+        """Names of what a task learns in the model that the heads are a part of."""
+        own = {id(parameter) for parameter in self.trained_by(task)}
+        return [name for name, parameter in model.named_parameters() if id(parameter) in own]
+
     def whole(self, task: int) -> dict[str, Tensor]:
         """Weight and bias of a usual layer with a task's own rows; other labels are out of the question."""
         head = self.head_of[task]
@@ -115,3 +128,12 @@ class Heads(nn.Module):
             columns = torch.tensor(self.labels[task], device=hidden.device)
             logits = logits.index_put((mine[:, None], columns[None]), own.to(logits.dtype))
         return logits
+
+
+def make_heads(model: nn.Module, tasks: Sequence[Task], kind: Head, restart: bool) -> Heads | None:
+    """What answers in place of a classifier's last layer, each task with its own labels; None for language models."""
+    if not classifies(model):
+        return None
+    place = {label: row for row, label in enumerate(label_union(tasks))}
+    labels = [[place[label] for label in task.labels] for task in tasks]
+    return Heads(find_head(model)[1], labels, [f"{task.index:02d}" for task in tasks], kind, restart)

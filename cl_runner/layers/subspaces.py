@@ -1,22 +1,23 @@
 """Layers whose weights are cut at a singular value, on peft's OSF layers: the larger ones' directions are kept.
 
 "Sculpting Subspaces" (OSF, arXiv:2504.07097): W = U S V^T; of the directions of the largest singular values nothing
-changes, and the rest U_low S_low V_low^T learns at right angles to them. A layer is called `query.base_layer` by peft.
+changes, and the rest U_low S_low V_low^T learns at right angles to them.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-import torch
 from peft import OSFConfig
 from peft.tuners.osf.layer import Linear
 from torch import Tensor, nn
 
+from cl_runner.layers.wrapped import Wrapped
 
-class Subspaces:
+
+class Subspaces(Wrapped):
     """The cuts of some linear layers, one at a time.
 
     Args:
@@ -25,7 +26,8 @@ class Subspaces:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str]):
-        self._model, self._layers = model, list(layers)
+        super().__init__(model)
+        self._layers = list(layers)
         self._config = OSFConfig(target_modules=self._layers)
         for name in self._layers:
             layer = model.get_submodule(name)
@@ -51,21 +53,10 @@ class Subspaces:
         """Names of what learns."""
         return [f"{path}.osf_svd_params.{name}.{part}" for path in self._layers for part in ("U_low", "S_low", "V_low")]
 
-    def beneath(self) -> list[str]:
-        """Names of the weights."""
-        return [f"{path}.base_layer.weight" for path in self._layers]
-
     def layers(self) -> Iterator[tuple[str, Any]]:
         """Names and modules."""
         for path in self._layers:
             yield path, self._model.get_submodule(path)
-
-    @torch.no_grad()
-    def merged(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """Names of the weights and what they are with what was learned, one after the other."""
-        for path, layer in self.layers():
-            weight = cast(nn.Linear, layer.base_layer).weight
-            yield f"{path}.base_layer.weight", weight + layer.get_delta_weight(name).to(weight.dtype)
 
     def turned(self, name: str, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """U_low and V_low without what lies along the kept directions: names and values.
@@ -95,8 +86,3 @@ class Subspaces:
         for _, layer in self.layers():
             layer.delete_adapter(name)
             layer._detach_hooks()
-
-    def unwrap(self) -> None:
-        """The model has its own layers and names again."""
-        for path, layer in list(self.layers()):
-            self._model.set_submodule(path, layer.base_layer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,12 @@ import torch
 from torch import nn
 
 from cl_runner.batch import Batch
-from cl_runner.data.task import Task, label_union
-from cl_runner.layers.heads import Heads, find_head
+from cl_runner.data.task import Task
+from cl_runner.layers.heads import find_head, make_heads
 from cl_runner.learner import Learner
 from cl_runner.methods.inc_lora import IncLoRA
-from cl_runner.methods.low_rank import classifier_head, loading, task_type
+from cl_runner.methods.low_rank import loading, name_of, task_type
 from cl_runner.said import Said
-from cl_runner.trained import Trained
 
 
 @dataclass
@@ -33,13 +31,10 @@ class LoRA(IncLoRA):
 
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
         self.acting: list[str] = []  # the adapter of each example of the batch under way; empty = the one there is
-        self.heads: Heads | None = None
         super().build(model, tasks, seed, restart)
-        if classifier_head(model):
-            place = {label: row for row, label in enumerate(label_union(tasks))}
-            labels = [[place[label] for label in task.labels] for task in tasks]
-            self.last, linear = find_head(model)
-            self.heads = Heads(linear, labels, [f"{task.index:02d}" for task in tasks], "per_task", restart)
+        self.heads = make_heads(model, tasks, "per_task", restart)
+        if self.heads is not None:
+            self.last = find_head(model)[0]
             model.set_submodule(self.last, self.heads)
         for _, layer in self.adapters.layers():
             layer.register_forward_pre_hook(self._choose, with_kwargs=True)
@@ -48,17 +43,14 @@ class LoRA(IncLoRA):
     def _choose(self, layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
         return given, named | {"adapter_names": self.acting} if self.acting else named
 
-    def trains(self, learner: Learner, task: Task) -> Trained:
-        own = {id(parameter) for parameter in self.heads.trained_by(task.index)} if self.heads else set()
-        names = [name for name, parameter in learner.parameters().items() if id(parameter) in own]
-        adapter = self.adapters.names[self.adapter_of(learner, task)]
-        return dataclasses.replace(super().trains(learner, task), names=[*adapter, *names])
+    def head_names(self, learner: Learner, task: Task) -> list[str]:
+        return [] if self.heads is None else self.heads.names_in(learner.model, task.index)
 
     def before_forward(self, learner: Learner, batch: Batch) -> Batch:
         tasks = [example.task for example in batch.examples] or [-1] * len(batch["input_ids"])
-        known = {f"{index:02d}" for index in tasks} & self.adapters.names.keys()
-        names = [f"{index:02d}" if f"{index:02d}" in known else "__base__" for index in tasks]
-        self.acting = [] if learner.restart else names
+        names = [name_of(index) for index in tasks]
+        known = self.adapters.names
+        self.acting = [] if learner.restart else [name if name in known else "__base__" for name in names]
         if self.heads is not None:
             self.heads.tasks = torch.tensor(tasks, device=learner.device)
         return batch

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,7 +15,9 @@ from transformers import PreTrainedModel
 from cl_runner.config import Count, Positive
 from cl_runner.data.task import Task
 from cl_runner.layers.adapters import Adapters
+from cl_runner.layers.heads import classifies
 from cl_runner.layers.targets import Target, linear_layers
+from cl_runner.layers.wrapped import Wrapped
 from cl_runner.learner import Learner, derive_seed
 from cl_runner.methods.base import Method
 from cl_runner.methods.parts import head_of
@@ -83,15 +84,19 @@ class LowRank(Method):
 
     def add(self, index: int, seed: int) -> None:
         """The adapter of a task, at values that depend on the run's seed and the task alone."""
-        if _name(index) not in self.adapters.names:
-            self.adapters.add(_name(index), derive_seed(seed, "adapter", index))
+        if name_of(index) not in self.adapters.names:
+            self.adapters.add(name_of(index), derive_seed(seed, "adapter", index))
 
     def adapter_of(self, learner: Learner, task: Task) -> str:
         """The adapter that a task trains."""
-        return _name(0 if learner.restart else task.index)
+        return name_of(0 if learner.restart else task.index)
+
+    def head_names(self, learner: Learner, task: Task) -> list[str]:
+        """Names of a classifier's head that a task trains."""
+        return self.head
 
     def trains(self, learner: Learner, task: Task) -> Trained:
-        names = [*self.adapters.names[self.adapter_of(learner, task)], *self.head]
+        names = [*self.adapters.names[self.adapter_of(learner, task)], *self.head_names(learner, task)]
         return Trained(names=names, learning_rate=self.learning_rate)
 
     def count(self, outline: Outline) -> int:
@@ -99,19 +104,14 @@ class LowRank(Method):
         return 1 if outline.restart else len(outline.tasks)
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
-        attach = functools.partial(self._attach, count=self.count(outline))
-        adapted = copy.deepcopy(skeleton)
-        adapters = attach(adapted)
-        sizes = {name: p.numel() for name, p in adapted.named_parameters()}
-        trained = [*list(adapters.names.values())[-1], *classifier_head(adapted)]
-        return Needs(first="listed", later="listed", listed={name: sizes[name] for name in trained}, adapts=attach)
+        def attach(model: nn.Module) -> list[str]:
+            adapters = self.make(model)
+            for index in range(self.count(outline)):
+                adapters.add(name_of(index), 0)
+            adapters.use(list(adapters.names))
+            return list(adapters.names.values())[-1]
 
-    def _attach(self, model: nn.Module, count: int) -> Adapters:
-        adapters = self.make(model)
-        for index in range(count):
-            adapters.add(_name(index), 0)
-        adapters.use(list(adapters.names))
-        return adapters
+        return needs_of(skeleton, attach)
 
     def export(self, model: nn.Module, tasks: Sequence[Task], folder: Path, base: str) -> str | None:
         head = {name: model.get_parameter(name).detach() for name in self.head}
@@ -122,13 +122,38 @@ class LowRank(Method):
 def classifier_head(model: nn.Module) -> list[str]:
     """Names of a classifier's head; of a language model, whose output layer is pretrained, none."""
     assert isinstance(model, PreTrainedModel)
-    return sorted(head_of(model)) if model.get_output_embeddings() is None else []
+    return sorted(head_of(model)) if classifies(model) else []
+
+
+def needs_of(skeleton: nn.Module, adapts: Callable[[nn.Module], Sequence[str]]) -> Needs:
+    """What trains is beside the weights of an architecture, and a classifier's head.
+
+    Args:
+        adapts: adds it to an architecture, and says the names of what of it trains.
+    """
+    adapted = copy.deepcopy(skeleton)
+    names = [*adapts(adapted), *classifier_head(adapted)]
+    sizes = {name: p.numel() for name, p in adapted.named_parameters()}
+    return Needs(first="listed", later="listed", listed={name: sizes[name] for name in names}, adapts=adapts)
+
+
+def sizes_beneath(targets: Sequence[Target]) -> dict[str, int]:
+    """Entries of the weights beneath, by the names that they have then."""
+    return {f"{target.name}.base_layer.weight": target.width_in * target.width_out for target in targets}
+
+
+def save_unwrapped(model: nn.Module, layers: Wrapped, folder: Path) -> str:
+    """A model whose weights hold all that was learned, as transformers saves it; how it is loaded."""
+    layers.unwrap()
+    assert isinstance(model, PreTrainedModel)
+    model.save_pretrained(folder)
+    return f"from_pretrained({str(folder)!r})"
 
 
 def task_type(model: nn.Module) -> str | None:
     """What peft calls that which a model does; None where it has no name for it."""
     assert isinstance(model, PreTrainedModel)
-    if model.get_output_embeddings() is None:
+    if classifies(model):
         return "SEQ_CLS"
     if model.config.is_encoder_decoder:
         return "SEQ_2_SEQ_LM"
@@ -138,10 +163,11 @@ def task_type(model: nn.Module) -> str | None:
 def loading(model: nn.Module, base: str, folder: Path) -> str:
     """How an exported adapter is loaded, to be typed."""
     assert isinstance(model, PreTrainedModel)
-    classes = f", num_labels={model.config.num_labels}" if model.get_output_embeddings() is None else ""
+    classes = f", num_labels={model.config.num_labels}" if classifies(model) else ""
     backbone = f"transformers.{type(model).__name__}.from_pretrained({base!r}{classes})"
     return f"peft.PeftModel.from_pretrained({backbone}, {str(folder)!r})"
 
 
-def _name(index: int) -> str:
+def name_of(index: int) -> str:
+    """What a task's adapter is called."""
     return f"{index:02d}"

@@ -16,6 +16,7 @@ from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
+from cl_runner.methods.teacher import output_at
 from cl_runner.needs import Needs, Outline
 from cl_runner.said import Said
 
@@ -94,12 +95,7 @@ class LwF(Method):
         rows = torch.tensor([self.rows.get(example, -1) for example in batch.examples], device=learner.device)
         if self.recorded is not None:
             return batch | {"lwf": self.recorded.to(learner.device)[rows], "lwf_new": rows >= 0}
-        training = learner.model.training
-        learner.model.eval()
-        with torch.no_grad(), learner.at(learner.before):
-            logits = learner.forward(batch).logits
-        learner.model.train(training)
-        return batch | {"lwf": self._of(logits), "lwf_new": rows >= 0}
+        return batch | {"lwf": self._of(output_at(learner, batch, learner.before).logits), "lwf_new": rows >= 0}
 
     def loss(self, learner: Learner, part: Part, batch: Batch, output: Output) -> Tensor | float:
         if "lwf" not in batch:

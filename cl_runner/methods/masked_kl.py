@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 from cl_runner.batch import Batch, Output, Part
 from cl_runner.config import NonNegative
 from cl_runner.data.task import Task
+from cl_runner.layers.heads import classifies
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
+from cl_runner.methods.teacher import output_at
 from cl_runner.needs import Needs, Outline
 from cl_runner.said import Said
 
@@ -50,8 +52,7 @@ class MaskedKL(Method):
 
     def check(self, skeleton: nn.Module, longest: int) -> None:
         assert isinstance(skeleton, PreTrainedModel)
-        classifies = skeleton.get_output_embeddings() is None
-        if classifies and (skeleton.config.num_labels or 0) < 3:
+        if classifies(skeleton) and (skeleton.config.num_labels or 0) < 3:
             raise ValueError(
                 f"method.{self.node} compares the labels beside the right one, and of two labels only one is left: "
                 "it needs three at least. Type: method=lwf (in a chain: lwf in its place)"
@@ -81,11 +82,7 @@ class MaskedKL(Method):
     def prepare(self, learner: Learner, part: Part, batch: Batch) -> Batch:
         if not part.labels:
             return batch
-        training = learner.model.training
-        learner.model.eval()
-        with torch.no_grad(), learner.at(self.values, self.positions):
-            output = learner.forward(batch)
-        learner.model.train(training)
+        output = output_at(learner, batch, self.values, self.positions)
         return batch | {"masked_kl": of_the_others(output.logits, output.targets)}
 
     def loss(self, learner: Learner, part: Part, batch: Batch, output: Output) -> Tensor | float:

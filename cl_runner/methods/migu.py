@@ -54,8 +54,7 @@ class MIGU(Method):
         self._training = False  # the pass under way, and not one for old outputs
 
     def acts_on(self, skeleton: nn.Module, trained: Collection[str]) -> bool:
-        names, modules = [name for name, _ in skeleton.named_parameters()], dict(skeleton.named_modules())
-        inside = tuple(f"{block}." for stack in blocks(names).values() for block in stack)
+        inside, modules = _inside(skeleton), dict(skeleton.named_modules())
         for name in trained:
             layer, _, kind = name.rpartition(".")
             linear = kind == "weight" and (isinstance(modules.get(layer), nn.Linear | Conv1D) or "lora_" in layer)
@@ -71,15 +70,15 @@ class MIGU(Method):
 
         Of an adapter, A is known by its own output, and B by that of the layer that it is added to.
         """
-        inside = [block for stack in blocks([name for name, _ in model.named_parameters()]).values() for block in stack]
+        inside = _inside(model)
         for name, module in model.named_modules():
             if module in self._watched:
                 continue
-            if self.form == "inputs" and name in inside:
+            if self.form == "inputs" and f"{name}." in inside:
                 module.register_forward_pre_hook(self._reads(name))
             linear = isinstance(module, nn.Linear | Conv1D) or hasattr(module, "lora_B")
-            within = any(name.startswith(f"{block}.") for block in inside)
-            if self.form == "outputs" and linear and within and not re.search(r"\.(base_layer|lora_B\..*)$", name):
+            counts = linear and name.startswith(inside) and not re.search(r"\.(base_layer|lora_B\..*)$", name)
+            if self.form == "outputs" and counts:
                 module.register_forward_hook(self._answers(name))
             self._watched.add(module)
 
@@ -163,3 +162,9 @@ class MIGU(Method):
         if shape[0 if inward else -1] != len(channels):
             return None
         return channels[:, None] if inward and len(shape) > 1 else channels
+
+
+def _inside(model: nn.Module) -> tuple[str, ...]:
+    """How the names of what lies in a block begin."""
+    names = [name for name, _ in model.named_parameters()]
+    return tuple(f"{block}." for stack in blocks(names).values() for block in stack)

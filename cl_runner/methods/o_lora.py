@@ -10,12 +10,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from cl_runner.config import NonNegative
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.inc_lora import IncLoRA
+from cl_runner.methods.low_rank import name_of, save_unwrapped, sizes_beneath
 from cl_runner.needs import Needs, Outline
 from cl_runner.said import Said
 from cl_runner.trained import Trained
@@ -45,7 +45,7 @@ class OLoRA(IncLoRA):
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
         super().build(model, tasks, seed, restart)
         if self.merge:
-            self.adapters.remove("00")
+            self.adapters.remove(name_of(0))
         return model
 
     def grow(self, model: nn.Module, index: int, seed: int) -> None:
@@ -62,10 +62,7 @@ class OLoRA(IncLoRA):
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         said = super().needs(skeleton, outline)
-        if not self.merge:
-            return said
-        sizes = {f"{target.name}.weight": target.width_in * target.width_out for target in self.targeted(skeleton)}
-        return dataclasses.replace(said, merged=sizes)
+        return dataclasses.replace(said, merged=sizes_beneath(self.targeted(skeleton))) if self.merge else said
 
     def count(self, outline: Outline) -> int:
         return 1 if self.merge else super().count(outline)
@@ -89,12 +86,9 @@ class OLoRA(IncLoRA):
         learner.log("o_lora", penalty)
 
     def export(self, model: nn.Module, tasks: Sequence[Task], folder: Path, base: str) -> str | None:
-        if not self.merge:
-            return super().export(model, tasks, folder, base)
-        self.adapters.unwrap()
-        assert isinstance(model, PreTrainedModel)
-        model.save_pretrained(folder)
-        return f"from_pretrained({str(folder)!r})"
+        if self.merge:
+            return save_unwrapped(model, self.adapters, folder)
+        return super().export(model, tasks, folder, base)
 
     def conclude(self, learner: Learner, task: Task) -> None:
         name, weights = self.adapter_of(learner, task), learner.parameters()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from cl_runner.config import Fraction, Positive
 from cl_runner.data.task import Task
@@ -18,7 +17,7 @@ from cl_runner.layers.subspaces import Subspaces
 from cl_runner.layers.targets import Target, linear_layers
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
-from cl_runner.methods.low_rank import classifier_head
+from cl_runner.methods.low_rank import classifier_head, name_of, needs_of, save_unwrapped, sizes_beneath
 from cl_runner.needs import Needs, Outline
 from cl_runner.said import Said
 from cl_runner.trained import Trained
@@ -63,9 +62,13 @@ class OSF(Method):
         """Of the singular values that a task keeps."""
         return self.kept_share[index] if isinstance(self.kept_share, list) else self.kept_share
 
+    def make(self, model: nn.Module) -> Subspaces:
+        """The layers of a model, none of which is cut yet."""
+        return Subspaces(model, [target.name for target in self.targeted(model)])
+
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
         self.head = classifier_head(model)
-        self.subspaces = Subspaces(model, [target.name for target in self.targeted(model)])
+        self.subspaces = self.make(model)
         return model
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
@@ -76,24 +79,15 @@ class OSF(Method):
             )
         smallest = min(self.kept_share) if isinstance(self.kept_share, list) else self.kept_share
 
-        def adapt(model: nn.Module) -> Subspaces:
-            subspaces = Subspaces(model, [target.name for target in self.targeted(model)])
-            subspaces.cut("00", smallest)
-            return subspaces
+        def cut(model: nn.Module) -> list[str]:
+            subspaces = self.make(model)
+            subspaces.cut(name_of(0), smallest)
+            return subspaces.parameters(name_of(0))
 
-        adapted = copy.deepcopy(skeleton)
-        names = [*adapt(adapted).parameters("00"), *classifier_head(adapted)]
-        sizes = {name: p.numel() for name, p in adapted.named_parameters()}
-        return Needs(
-            first="listed",
-            later="listed",
-            listed={name: sizes[name] for name in names},
-            adapts=adapt,
-            merged={f"{t.name}.base_layer.weight": t.width_in * t.width_out for t in self.targeted(skeleton)},
-        )
+        return dataclasses.replace(needs_of(skeleton, cut), merged=sizes_beneath(self.targeted(skeleton)))
 
     def trains(self, learner: Learner, task: Task) -> Trained:
-        name = f"{task.index:02d}"
+        name = name_of(task.index)
         self.subspaces.cut(name, self.share(task.index))
         return Trained(
             names=[*self.subspaces.parameters(name), *self.head],
@@ -107,18 +101,15 @@ class OSF(Method):
             return
         assert learner.task is not None
         weights = learner.parameters()
-        for name, turned in self.subspaces.turned(f"{learner.task.index:02d}", learner.trained):
+        for name, turned in self.subspaces.turned(name_of(learner.task.index), learner.trained):
             learner.trained[name].copy_(turned)
             if weights[name] is not learner.trained[name]:
                 weights[name].copy_(turned)
 
     def conclude(self, learner: Learner, task: Task) -> None:
-        name = f"{task.index:02d}"
+        name = name_of(task.index)
         learner.merge(self.subspaces.merged(name))
         self.subspaces.remove(name)
 
     def export(self, model: nn.Module, tasks: Sequence[Task], folder: Path, base: str) -> str | None:
-        self.subspaces.unwrap()
-        assert isinstance(model, PreTrainedModel)
-        model.save_pretrained(folder)
-        return f"from_pretrained({str(folder)!r})"
+        return save_unwrapped(model, self.subspaces, folder)

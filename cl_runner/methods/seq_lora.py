@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
-from cl_runner.methods.low_rank import LowRank
+from cl_runner.methods.low_rank import LowRank, name_of
 from cl_runner.needs import Outline
 from cl_runner.said import Said
 
@@ -31,7 +31,7 @@ class SeqLoRA(LowRank):
         }
 
     def adapter_of(self, learner: Learner, task: Task) -> str:
-        return "00"
+        return name_of(0)
 
     def count(self, outline: Outline) -> int:
         return 1

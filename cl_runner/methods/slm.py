@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from cl_runner.batch import Batch
 from cl_runner.config import Count, Encoder, Positive, Whole
-from cl_runner.data.task import Task, label_union
+from cl_runner.data.task import Task
 from cl_runner.families.base import Prediction
-from cl_runner.layers.heads import Heads, find_head
+from cl_runner.layers.heads import classifies, find_head, make_heads
 from cl_runner.layers.increments import Increments
 from cl_runner.layers.prefixes import GatedPrefixes, attention_layers
 from cl_runner.layers.prompts import Prompts
@@ -114,7 +114,7 @@ class SLM(Method):
                 f"method.slm.top_k={self.top_k}, but the first task has {self.slots} slots only. "
                 f"Type: method.slm.top_k={self.slots}"
             )
-        if self.head == "per_task" and not self.task_identity and _classifies(skeleton):
+        if self.head == "per_task" and not self.task_identity and classifies(skeleton):
             raise ValueError(
                 "method.slm.head=per_task is told every example's task, so that retrieval may know it too. "
                 "Type: method=slm_ti (or method.slm.head=shared)"
@@ -150,7 +150,7 @@ class SLM(Method):
         keys = torch.cat([new_keys(self.groups, self.slots, width, generator) for _ in tasks], 1)
         self.values = self.make_values(model)
         rows = torch.cat([self.values.initial(self.slots, generator) for _ in tasks])
-        self.heads = self.make_heads(model, tasks, restart)
+        self.heads = make_heads(model, tasks, self.head, restart)
         if self.heads is not None:
             model.set_submodule(find_head(model)[0], self.heads)
         self.values.attach(model)
@@ -161,7 +161,7 @@ class SLM(Method):
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         assert isinstance(skeleton, PreTrainedModel)
         tasks, restart = outline.tasks, outline.restart
-        width, heads = self.make_values(skeleton).width, self.make_heads(skeleton, tasks, restart)
+        width, heads = self.make_values(skeleton).width, make_heads(skeleton, tasks, self.head, restart)
         of_head = [sum(p.numel() for p in heads.trained_by(task.index)) if heads else 0 for task in tasks]
         nearest = self.top_k * (self.groups if self.aggregate == "per_group" else 1)
         given = min(nearest, self.slots * (1 if self.task_identity or restart else len(tasks)))
@@ -181,14 +181,6 @@ class SLM(Method):
         )
         return Needs(first="retrieved", later="retrieved", retrieves=retrieves)
 
-    def make_heads(self, model: nn.Module, tasks: Sequence[Task], restart: bool) -> Heads | None:
-        """What answers in place of a classifier's last layer; None for language models."""
-        if not _classifies(model):
-            return None
-        place = {label: row for row, label in enumerate(label_union(tasks))}
-        labels = [[place[label] for label in task.labels] for task in tasks]
-        return Heads(find_head(model)[1], labels, [f"{task.index:02d}" for task in tasks], self.head, restart)
-
     def make_values(self, model: PreTrainedModel) -> Values:
         """What a slot's value is, for this architecture.
 
@@ -200,7 +192,7 @@ class SLM(Method):
             return Increments(targets, self.rank)
         if self.value == "prompt":
             pad = model.config.pad_token_id
-            return Prompts(model, self.prompt_length, 0 if pad is None else pad, first=int(_classifies(model)))
+            return Prompts(model, self.prompt_length, 0 if pad is None else pad, first=int(classifies(model)))
         layers = attention_layers(
             all_projections(model, self.cross_attention),
             option="method.slm.value=adapter",
@@ -298,8 +290,7 @@ class SLM(Method):
         self._remember(learner, task)
         names = [f"slm.values.{self.names[task.index]}"]
         if self.heads is not None:
-            own = {id(parameter) for parameter in self.heads.trained_by(task.index)}
-            names += [name for name, parameter in learner.parameters().items() if id(parameter) in own]
+            names += self.heads.names_in(learner.model, task.index)
         return Trained(names=names, written=self.new_keys, learning_rate=self.learning_rate)
 
     def after_task(self, learner: Learner, task: Task) -> None:
@@ -390,7 +381,3 @@ class SLM(Method):
         if task.index == len(learner.tasks) - 1:
             described["timing"] = measure_time(learner, self.queries, learner.tasks)
         return described
-
-
-def _classifies(model: nn.Module) -> bool:
-    return type(model).__name__.endswith("ForSequenceClassification")

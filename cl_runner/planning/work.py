@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cl_runner.config import Config
 from cl_runner.planning.numbers import asked_after, counts_of
-from cl_runner.planning.tasks import ask, task_numbers
+from cl_runner.planning.tasks import task_numbers
 from cl_runner.prepared import Prepared
 
 #: What an example costs beside one that trains: a forward pass, and one with every weight's gradient by itself.
@@ -15,7 +15,7 @@ MEASURED = 1.2
 def units(config: Config, prepared: Prepared) -> dict[str, float]:
     """`<task>/<phase>`, or `<phase>` before the first task -> expected cost, in examples that train."""
     counts = counts_of(config, prepared.own_tasks)
-    needs = ask(prepared.method, config, prepared.skeleton)
+    needs = prepared.needs
     sizes = [each.evaluated for each in counts]
     seen = config.evaluation.tasks == "seen"
     passes = [each for probe in prepared.probes.values() for each in probe.passes(sizes) or ()]
