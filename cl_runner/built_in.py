@@ -35,6 +35,8 @@ METHODS = {
     "o_lora": "o_lora:OLoRA",
     "lora": "lora:LoRA",
     "osf": "osf:OSF",
+    "prompt_tuning": "prompt_tuning:PromptTuning",
+    "prog_prompt": "prog_prompt:ProgPrompt",
 }
 
 #: Node of the configuration -> file:class.

@@ -172,6 +172,7 @@ class Needs:
         start_values: whether of everything that trains is held what it was before the first task.
         asks: what it lets the model answer between tasks; None = nothing.
         shots: examples that stand before every question, as far as they fit.
+        room: tokens that are put before each text, whatever it retrieves.
         teacher: what the outputs of training are compared with, if anything.
         teaches_first: whether they are in a task without old ones as well.
         epochs: how many examples each epoch goes through; None = the task's own.
@@ -208,6 +209,7 @@ class Needs:
     start_values: bool = False
     asks: Asks | None = None
     shots: int = 0
+    room: int = 0
     teacher: Teacher | None = None
     teaches_first: bool = False
     epochs: Epochs | None = None

@@ -191,8 +191,7 @@ class SLM(Method):
             targets = find_targets(model, self.targets, self.cross_attention, option="method.slm.targets")
             return Increments(targets, self.rank)
         if self.value == "prompt":
-            pad = model.config.pad_token_id
-            return Prompts(model, self.prompt_length, 0 if pad is None else pad, first=int(classifies(model)))
+            return Prompts(model, self.prompt_length, first=int(classifies(model)))
         layers = attention_layers(
             all_projections(model, self.cross_attention),
             option="method.slm.value=adapter",

@@ -154,13 +154,14 @@ def setting_of(
             "the run itself is not concerned"
         )
     tasks = task_numbers(config, needs, counts)
-    encoder, encoder_length = None, 0
+    encoder, encoder_length, room = None, 0, needs.room
     if needs.retrieves is not None:
         encoder = encoder_of(needs.retrieves)
         longest = max(lengths.prompts)
         # Of a text that is cut for the backbone the encoder reads more.
         encoder_length = encoder.tokens if longest >= config.backbone.max_length else min(encoder.tokens, longest)
-        room = needs.retrieves.room
+        room += needs.retrieves.room
+    if room:
         lengths = dataclasses.replace(
             lengths, prompts=[n + room for n in lengths.prompts], whole=[n + room for n in lengths.whole]
         )

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedModel
 
 from cl_runner.batch import Batch
 from cl_runner.config import Encoder
-from cl_runner.layers.prompts import Prompts, reader_of
+from cl_runner.layers.before import reader_of
+from cl_runner.layers.prompts import Prompts
 from cl_runner.layers.values import Retrieved
 from cl_runner.needs import Retrieves
 from cl_runner.planning.imitation import Cost, Imitation, Ledger

@@ -1,0 +1,83 @@
+"""Progressive Prompts (Razdaibiedina et al., ICLR 2023, arXiv:2301.12314): a prompt for each task, before those of old."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from cl_runner.batch import Batch
+from cl_runner.data.task import Task, label_union
+from cl_runner.layers.heads import Heads, find_head
+from cl_runner.learner import Learner
+from cl_runner.methods.soft_prompt import SoftPrompt, name_of
+from cl_runner.needs import Outline
+from cl_runner.said import Said
+
+
+@dataclass
+class ProgPrompt(SoftPrompt):
+    """A text of task t is read as [P_t; P_t-1; ...; P_1; x], of which task t trains P_t; its task is told.
+
+    The last layer of a classifier has rows of each task's own, and knows no other labels than those. Without
+    `progressive` it is read as [P_t; x], and tasks share nothing. A task still to come has of these what is there.
+    """
+
+    progressive: bool
+    start: Literal["vocabulary", "previous"]
+
+    isolates: ClassVar[bool] = True
+    renews: ClassVar[bool] = True
+    learns: ClassVar[Said] = "a prompt of {length} vectors for each task, and rows of a classifier's head"
+    keeps: ClassVar[Said] = "the prompts of all tasks: 4 bytes per number"
+    told: ClassVar[Said] = "task"
+
+    def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
+        super().build(model, tasks, seed, restart)
+        self.heads: Heads | None = None
+        if self.head:
+            place = {label: row for row, label in enumerate(label_union(tasks))}
+            labels = [[place[label] for label in task.labels] for task in tasks]
+            last, linear = find_head(model)
+            self.heads = Heads(linear, labels, [name_of(task.index) for task in tasks], "per_task", restart)
+            model.set_submodule(last, self.heads)
+        return model
+
+    def grow(self, model: nn.Module, index: int, seed: int) -> None:
+        new = name_of(index) not in self.prompts.values
+        self.add(index, seed)
+        if new and self.start == "previous":
+            with torch.no_grad():
+                self.prompts.values[name_of(index)].copy_(self.prompts.of(name_of(index - 1)))
+
+    def given(self, learner: Learner, task: int) -> list[str]:
+        if learner.restart:
+            return [name_of(0)] if task >= 0 else []
+        own = range(task, -1 if self.progressive else task - 1, -1)
+        return [name_of(index) for index in own if name_of(index) in self.prompts.values]
+
+    def place(self, name: str) -> int:
+        return int(name) if self.progressive else 0
+
+    def trained_name(self, learner: Learner, task: Task) -> str:
+        return name_of(0 if learner.restart else task.index)
+
+    def heads_of(self, learner: Learner, task: Task) -> list[str]:
+        own = {id(parameter) for parameter in self.heads.trained_by(task.index)} if self.heads else set()
+        return [name for name, parameter in learner.parameters().items() if id(parameter) in own]
+
+    def begins(self, learner: Learner, task: Task) -> bool:
+        return self.start == "vocabulary" or not learner.has_old_tasks(task)
+
+    def counts(self, outline: Outline) -> tuple[int, int]:
+        count = 1 if outline.restart else len(outline.tasks)
+        return count, count if self.progressive else 1
+
+    def before_forward(self, learner: Learner, batch: Batch) -> Batch:
+        if self.heads is not None:
+            tasks = [example.task for example in batch.examples] or [-1] * len(batch["input_ids"])
+            self.heads.tasks = torch.tensor(tasks, device=learner.device)
+        return super().before_forward(learner, batch)
