@@ -37,6 +37,7 @@ METHODS = {
     "osf": "osf:OSF",
     "prompt_tuning": "prompt_tuning:PromptTuning",
     "prog_prompt": "prog_prompt:ProgPrompt",
+    "l2p": "l2p:L2P",
 }
 
 #: Node of the configuration -> file:class.

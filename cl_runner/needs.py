@@ -173,6 +173,7 @@ class Needs:
         asks: what it lets the model answer between tasks; None = nothing.
         shots: examples that stand before every question, as far as they fit.
         room: tokens that are put before each text, whatever it retrieves.
+        queries: whether every text is read once more before a pass, without gradients, for a vector of it.
         teacher: what the outputs of training are compared with, if anything.
         teaches_first: whether they are in a task without old ones as well.
         epochs: how many examples each epoch goes through; None = the task's own.
@@ -210,6 +211,7 @@ class Needs:
     asks: Asks | None = None
     shots: int = 0
     room: int = 0
+    queries: bool = False
     teacher: Teacher | None = None
     teaches_first: bool = False
     epochs: Epochs | None = None

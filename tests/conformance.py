@@ -84,6 +84,7 @@ LORA = r".*\.lora_\w+\.{0}(\.weight)?|classifier\.\w+(\.{0})?"
 #: What retrieval adds for the second task.
 BERT_ALONE = dict.fromkeys(("llama", "gpt2", "t5", "llava"), "matches no parameter")
 ONE_RETRIEVAL = "one retrieval for all texts of a micro-batch, as released (method.slm.scope=batch)"
+PROMPT = r"prompts\.\w+\.01.*|classifier\.\w+\.01"
 OWN = r"slm\.\w+\.01|classifier\.\w+\.01"
 
 ROWS = (
@@ -149,6 +150,13 @@ ROWS = (
     Row("o_lora_piece", 0.01, ("llama",), LORA.format("01")),
     Row("lora", 0.0, ("bert", "llama"), LORA.format("01")),
     Row("osf", 0.9, ("bert", "llama"), rf".*\.base_layer\.weight|{HEAD}", refuses={"gpt2": "Conv1D"}),
+    Row("prompt_tuning", 0.01, ("bert", "llama"), rf"prompts\..*|{HEAD}"),
+    Row("prog_prompt", 0.0, ("bert", "t5", "gpt2"), PROMPT),
+    Row("prog_prompt_bert", 0.0, ("bert",), PROMPT),
+    Row("prog_prompt_trace", 0.0, ("llama",), PROMPT),
+    Row("prompt_per_task", 0.0, ("bert",), PROMPT),
+    Row("l2p", 0.01, ("bert", "llama"), rf"prompts\..*|{HEAD}"),
+    Row("l2p_trace", 0.01, ("t5",), rf"prompts\..*|{HEAD}"),
     Row("slm", 0.0, ("bert", "t5", "gpt2"), OWN),
     Row("slm_ti", 0.0, ("llama",), OWN),
     Row("slm_prompt", 0.0, ("gpt2",), OWN),

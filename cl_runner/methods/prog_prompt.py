@@ -1,4 +1,4 @@
-"""Progressive Prompts (Razdaibiedina et al., ICLR 2023, arXiv:2301.12314): a prompt for each task, before those of old."""
+"""Progressive Prompts (Razdaibiedina et al., ICLR 2023, arXiv:2301.12314): each task's prompt before earlier ones."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from cl_runner.batch import Batch
 from cl_runner.data.task import Task, label_union
 from cl_runner.layers.heads import Heads, find_head
 from cl_runner.learner import Learner
+from cl_runner.methods.low_rank import classifier_head
 from cl_runner.methods.soft_prompt import SoftPrompt, name_of
 from cl_runner.needs import Outline
 from cl_runner.said import Said
@@ -36,15 +38,15 @@ class ProgPrompt(SoftPrompt):
     told: ClassVar[Said] = "task"
 
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
-        super().build(model, tasks, seed, restart)
+        assert isinstance(model, PreTrainedModel)
         self.heads: Heads | None = None
-        if self.head:
+        if classifier_head(model):  # before a prompt's network is there, whose layers could be taken for it
             place = {label: row for row, label in enumerate(label_union(tasks))}
             labels = [[place[label] for label in task.labels] for task in tasks]
             last, linear = find_head(model)
             self.heads = Heads(linear, labels, [name_of(task.index) for task in tasks], "per_task", restart)
             model.set_submodule(last, self.heads)
-        return model
+        return super().build(model, tasks, seed, restart)
 
     def grow(self, model: nn.Module, index: int, seed: int) -> None:
         new = name_of(index) not in self.prompts.values

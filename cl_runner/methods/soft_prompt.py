@@ -108,7 +108,7 @@ class SoftPrompt(Method):
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         assert isinstance(skeleton, PreTrainedModel)
         count, given = self.counts(outline)
-        self._check_positions(skeleton, given)
+        check_positions(self.node, skeleton, self.longest, given, self.length)
         adapt = functools.partial(self._imitate, count=count, given=given)
         adapted = copy.deepcopy(skeleton)
         prompts = adapt(adapted)
@@ -116,18 +116,6 @@ class SoftPrompt(Method):
         names = [f"prompts.{name}" for name in prompts.parameters_of(name_of(count - 1))]
         listed = {name: sizes[name] for name in [*names, *classifier_head(skeleton)]}
         return Needs(first="listed", later="listed", listed=listed, adapts=adapt, room=given * self.length)
-
-    def _check_positions(self, skeleton: PreTrainedModel, count: int) -> None:
-        positions = most_positions(skeleton)
-        if positions is None or self.longest is None or self.longest + count * self.length <= positions:
-            return
-        fitting = (positions - self.longest) // count
-        shorter = f"backbone.max_length=N, with N smaller by {self.longest + count * self.length - positions}"
-        raise ValueError(
-            f"method.{self.node} puts {count} x {self.length} vectors before a text, and the backbone reads {positions} "
-            f"tokens, of which texts may take {self.longest}. Type: "
-            + (f"method.{self.node}.length={fitting} (or {shorter})" if fitting > 0 else shorter)
-        )
 
     def _imitate(self, model: PreTrainedModel, count: int, given: int) -> SoftPrompts:
         prompts, table = SoftPrompts(), model.get_input_embeddings().get_parameter("weight")
@@ -206,3 +194,17 @@ class SoftPrompt(Method):
 def name_of(index: int) -> str:
     """The prompt of a task, by its number."""
     return f"{index:02d}"
+
+
+def check_positions(node: str, skeleton: PreTrainedModel, longest: int | None, count: int, length: int) -> None:
+    """Texts of so many tokens have room for prompts, or a ValueError says what to type."""
+    positions = most_positions(skeleton)
+    if positions is None or longest is None or longest + count * length <= positions:
+        return
+    fitting = (positions - longest) // count
+    shorter = f"backbone.max_length=N, with N smaller by {longest + count * length - positions}"
+    raise ValueError(
+        f"method.{node} puts {count} x {length} vectors before a text, and the backbone reads {positions} tokens, of "
+        f"which texts may take {longest}. Type: "
+        + (f"method.{node}.length={fitting} (or {shorter})" if fitting > 0 else shorter)
+    )

@@ -91,6 +91,10 @@ class Prices:
         def run(model: PreTrainedModel) -> None:
             with checkpointing(model, s.gradient_checkpointing):
                 old = None
+                if s.needs.queries:
+                    model.eval()
+                    with torch.no_grad():
+                        self._output(model, s, examples)
                 if teacher in ("logits", "probabilities"):
                     model.eval()
                     with torch.no_grad():
@@ -201,6 +205,8 @@ class Prices:
             def work(model: PreTrainedModel, given: Any) -> Any:
                 model.eval()
                 with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16"):
+                    if s.needs.queries and given is None:  # the first stage
+                        stage(model, given)
                     return stage(model, given)
 
             return work
