@@ -172,7 +172,8 @@ class Needs:
         start_values: whether of everything that trains is held what it was before the first task.
         asks: what it lets the model answer between tasks; None = nothing.
         shots: examples that stand before every question, as far as they fit.
-        room: tokens that are put before each text, whatever it retrieves.
+        room: tokens that are put before each text, whatever it retrieves, in the last task.
+        room_grows: tokens by which it grows with each task.
         queries: whether every text is read once more before a pass, without gradients, for a vector of it.
         teacher: what the outputs of training are compared with, if anything.
         teaches_first: whether they are in a task without old ones as well.
@@ -211,6 +212,7 @@ class Needs:
     asks: Asks | None = None
     shots: int = 0
     room: int = 0
+    room_grows: int = 0
     queries: bool = False
     teacher: Teacher | None = None
     teaches_first: bool = False

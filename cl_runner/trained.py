@@ -23,7 +23,7 @@ class Trained:
         names: parameters that train as a whole; None = all of them, an empty collection = none.
         selected: flat positions by parameter name. If there are some, nothing but these entries trains.
         selectable: entries of every parameter that they were selected from.
-        written: what the method itself sets when the task begins, by parameter name, apart from what trains.
+        written: what the method itself sets when the task begins, by parameter name; of what trains, where it begins.
         merged: names of tensors that what trains is merged into when training is over.
         learning_rate: the peak; None = the training's.
         rates: peaks of some parameters, by a pattern of their names (`*` stands for anything); the first that fits.

@@ -188,7 +188,8 @@ SMALL = (
     "training.epsilon=1e-5",  # steps are smooth in the gradients: rounding stays small
     "backbone.dropout=0.0",
 )
-#: Memories that do not outweigh a task of 16 examples; no dropout, of which smaller passes draw another.
+#: Memories that do not outweigh a task of 16 examples, prompts that tiny backbones have room for; no dropout, of which
+#: smaller passes draw another.
 FEW = {
     "replay_online": ("method.replay_online.size=24",),
     "der": ("method.der.size=9",),
@@ -196,6 +197,7 @@ FEW = {
     "agem": ("method.agem.size=12", "method.agem.batch_size=5"),
     "ogd": ("method.ogd.examples=5",),
     "opr": ("method.opr.budget=4", "method.opr.candidates=8"),
+    "prog_prompt": ("method.prog_prompt.length=3",),
     **{node: (f"method.{node}.dropout=0.0",) for node in ("seq_lora", "inc_lora", "o_lora", "lora")},
 }
 REVIEWS = (
@@ -316,9 +318,10 @@ class Cell:
         before = loss_of(self.learner, task)
         learn_task(self.learner, self.method, task, self.config.training, watch)
         after = loss_of(self.learner, task)
-        # What retrieval gives a text is another thing while its own task trains.
-        routes = any(method_spec(node).routes for node in self.row.nodes)
-        self.losses.append((watch.losses[0], watch.losses[-1]) if routes else (before, after))
+        # What retrieval gives a text, and prompts of tasks, is another thing while its own task trains.
+        specs = [method_spec(node) for node in self.row.nodes]
+        others = any(spec.routes or (spec.renews and spec.isolates) for spec in specs)
+        self.losses.append((watch.losses[0], watch.losses[-1]) if others else (before, after))
         return watch
 
     def beside(self, *companions: str) -> Learner:

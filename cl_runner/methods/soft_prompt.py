@@ -115,7 +115,14 @@ class SoftPrompt(Method):
         sizes = {name: p.numel() for name, p in adapted.named_parameters()}
         names = [f"prompts.{name}" for name in prompts.parameters_of(name_of(count - 1))]
         listed = {name: sizes[name] for name in [*names, *classifier_head(skeleton)]}
-        return Needs(first="listed", later="listed", listed=listed, adapts=adapt, room=given * self.length)
+        return Needs(
+            first="listed",
+            later="listed",
+            listed=listed,
+            adapts=adapt,
+            room=given * self.length,
+            room_grows=self.length if given > 1 else 0,
+        )
 
     def _imitate(self, model: PreTrainedModel, count: int, given: int) -> SoftPrompts:
         prompts, table = SoftPrompts(), model.get_input_embeddings().get_parameter("weight")

@@ -78,6 +78,7 @@ class Prices:
 
     def train(self, s: Setting, task: TaskNumbers) -> Cost:
         """One forward and backward pass of training a task, with the gradients it leaves."""
+        s = s.within(task)
         trains, later, examples, accumulates = task.trains, task.later, s.pass_size(task), s.accumulates(task)
         columns = self.architecture.kept_columns(s) if trains == "selected" else {}
         half = s.dtype.itemsize < 4

@@ -196,6 +196,16 @@ class Setting:
         length = probe.tokens // 2 if self.family == "seq2seq" else 1
         return dataclasses.replace(self, max_length=max(1, length), answers=said)
 
+    def within(self, task: TaskNumbers) -> Setting:
+        """The same run as the texts of a task are read, whose prompts are fewer than in the last one."""
+        fewer = self.needs.room_grows * (len(self.tasks) - 1 - self.tasks.index(task))
+        if not fewer:
+            return self
+        answers = self.answers
+        if answers is not None:
+            answers = dataclasses.replace(answers, max_whole=answers.max_whole - fewer)
+        return dataclasses.replace(self, max_length=self.max_length - fewer, answers=answers)
+
     def at_mean(self) -> Setting:
         """The same run if every example had the mean length."""
         answers = self.answers
