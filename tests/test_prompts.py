@@ -80,6 +80,33 @@ def test_prompts_stand_in_the_order_of_the_paper(backbone: str, tmp_path: Path) 
         torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_classifier_reads_what_the_release_puts_behind_the_padding(tmp_path: Path) -> None:
+    """There a text without [CLS] is padded to seq_len, P_1 to P_t follow, and the state of P_t's first vector counts.
+
+    Positions are 1 to seq_len, and for each prompt 0, and those that go on behind (`get_pos_id`).
+    """
+    options = ("method.prog_prompt.length=3", "method.prog_prompt.learning_rate=0.05")
+    learner, chain, tasks, config = learned(tmp_path, "prog_prompt", *options, tasks=3)
+    prompts, bert = chain.methods["prog_prompt"].prompts, learner.model.bert
+    mixed = [tasks[2].test[0], tasks[0].test[1], tasks[1].test[2], tasks[2].test[3]]
+    found = learner.features(learner.collate(mixed))
+    seq_len = config.backbone.max_length - 1
+    for row, example in enumerate(mixed):
+        chain.methods["prog_prompt"].before.stop()
+        text = learner.collate([example])["input_ids"][0, 1:].tolist()
+        padding = seq_len - len(text)
+        words = bert.embeddings.word_embeddings(torch.tensor(text + [0] * padding))
+        embedded, positions = [words], [*range(1, seq_len + 1)]
+        for index in range(example.task + 1):
+            embedded.append(prompts.values[f"{index:02d}"])
+            positions += [0, *range(seq_len + 1 + 2 * index, seq_len + 3 + 2 * index)]
+        mask = [1] * len(text) + [0] * padding + [1] * 3 * (example.task + 1)
+        given = {"attention_mask": torch.tensor([mask]), "position_ids": torch.tensor([positions])}
+        states = bert(inputs_embeds=torch.cat(embedded)[None], **given).last_hidden_state[0]
+        torch.testing.assert_close(found[row], states[seq_len + 3 * example.task], rtol=1e-4, atol=1e-5)
+
+
 def test_networks_are_the_releases() -> None:
     names = {"mlp1": ["Linear", "ReLU", "Linear"], "mlp2": ["Linear", "ReLU", "Linear", "Tanh", "Linear"]}
     for kind, layers in names.items():
@@ -168,8 +195,9 @@ def test_answers_with_a_cache_are_those_without(method: str, backbone: str, tmp_
     assert sure == pytest.approx(alone, rel=1e-4)
 
 
-@pytest.mark.parametrize("query", ["model", "embedding"])
-@pytest.mark.parametrize("backbone", ["tiny_bert", "tiny_llama"])
+@pytest.mark.parametrize(
+    ("backbone", "query"), [("tiny_bert", "model"), ("tiny_llama", "model"), ("tiny_llama", "embedding")]
+)
 def test_a_text_chooses_the_nearest_keys(backbone: str, query: str, tmp_path: Path) -> None:
     """Query, choice, order, loss and its gradient, by their definitions; padding and answers are no part of a query."""
     options = (f"backbone={backbone}", f"method.l2p.query={query}", "method.l2p.length=2", "method.l2p.top_n=2")
@@ -262,23 +290,10 @@ def test_what_cannot_be_is_refused(
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize(
-    ("method", "backbone", "options"),
-    [
-        (
-            "prog_prompt",
-            "tiny_bert",
-            ("length=3", "start=previous", "mlp=mlp1", "bottleneck=4"),
-        ),
-        ("l2p", "tiny_llama", ("diversify=true",)),
-    ],
-)
-def test_death_with_prompts(
-    method: str, backbone: str, options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = [f"method={method}", f"backbone={backbone}", "backbone.max_length=40"]
-    given += [f"method.{method}.{option}" for option in options]
-    given += ["task_order.base.train=24"]
+def test_death_with_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("length=3", "start=previous", "mlp=mlp1", "bottleneck=4")
+    given = ["method=prog_prompt", "backbone.max_length=40", "task_order.base.train=24"]
+    given += [f"method.prog_prompt.{option}" for option in options]
 
     def typed(root: Path) -> list[str]:
         return tiny_words(*command(root), *given)
