@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from cl_runner.layers.before import Before, Imitated
 from cl_runner.layers.pool import Pool
 from cl_runner.learner import Learner, derive_seed
 from cl_runner.methods.base import Method
-from cl_runner.methods.low_rank import classifier_head
+from cl_runner.methods.low_rank import classifier_head, needs_of
 from cl_runner.methods.soft_prompt import check_positions
 from cl_runner.needs import Needs, Outline
 from cl_runner.read_if import ReadIf
@@ -99,29 +99,21 @@ class L2P(Method):
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         assert isinstance(skeleton, PreTrainedModel)
         check_positions(self.node, skeleton, self.longest, self.top_n, self.length)
-        head = classifier_head(skeleton)
-        adapted = copy.deepcopy(skeleton)
-        self._imitate(adapted)
-        sizes = {name: p.numel() for name, p in adapted.named_parameters()}
-        return Needs(
-            first="listed",
-            later="listed",
-            listed={name: sizes[name] for name in [*self._learned(), *head]},
-            adapts=self._imitate,
-            room=self.top_n * self.length,
-            queries=self.query == "model",
-        )
+        room, asks = self.top_n * self.length, self.query == "model"
+        return dataclasses.replace(needs_of(skeleton, self._imitate), room=room, queries=asks)
 
     def _learned(self) -> list[str]:
         return ["prompts.values", *(["prompts.keys"] if self.key == "learned" else [])]
 
-    def _imitate(self, model: PreTrainedModel) -> None:
+    def _imitate(self, model: nn.Module) -> list[str]:
+        assert isinstance(model, PreTrainedModel)
         table = model.get_input_embeddings().get_parameter("weight")
         width = self._query_width(model)
         with torch.device(table.device):
             pool = Pool(torch.empty(self.pool, self.length, table.shape[1]), torch.empty(self.pool, width))
         model.add_module("prompts", pool)
         Imitated(model, functools.partial(pool.first, self.top_n))
+        return self._learned()
 
     # around a task
     def trains(self, learner: Learner, task: Task) -> Trained:

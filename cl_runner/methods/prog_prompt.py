@@ -11,10 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cl_runner.batch import Batch
-from cl_runner.data.task import Task, label_union
-from cl_runner.layers.heads import Heads, find_head
+from cl_runner.data.task import Task
+from cl_runner.layers.heads import find_head, make_heads
 from cl_runner.learner import Learner
-from cl_runner.methods.low_rank import classifier_head
 from cl_runner.methods.soft_prompt import SoftPrompt, name_of
 from cl_runner.needs import Outline
 from cl_runner.said import Said
@@ -39,13 +38,10 @@ class ProgPrompt(SoftPrompt):
 
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
         assert isinstance(model, PreTrainedModel)
-        self.heads: Heads | None = None
-        if classifier_head(model):  # before a prompt's network is there, whose layers could be taken for it
-            place = {label: row for row, label in enumerate(label_union(tasks))}
-            labels = [[place[label] for label in task.labels] for task in tasks]
-            last, linear = find_head(model)
-            self.heads = Heads(linear, labels, [name_of(task.index) for task in tasks], "per_task", restart)
-            model.set_submodule(last, self.heads)
+        # Before a prompt's network is there, whose layers could be taken for a classifier's last one.
+        self.heads = make_heads(model, tasks, "per_task", restart)
+        if self.heads is not None:
+            model.set_submodule(find_head(model)[0], self.heads)
         return super().build(model, tasks, seed, restart)
 
     def grow(self, model: nn.Module, index: int, seed: int) -> None:
@@ -68,8 +64,7 @@ class ProgPrompt(SoftPrompt):
         return name_of(0 if learner.restart else task.index)
 
     def heads_of(self, learner: Learner, task: Task) -> list[str]:
-        own = {id(parameter) for parameter in self.heads.trained_by(task.index)} if self.heads else set()
-        return [name for name, parameter in learner.parameters().items() if id(parameter) in own]
+        return [] if self.heads is None else self.heads.names_in(learner.model, task.index)
 
     def begins(self, learner: Learner, task: Task) -> bool:
         return self.start == "vocabulary" or not learner.has_old_tasks(task)

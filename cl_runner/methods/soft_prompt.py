@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import functools
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -19,10 +19,11 @@ from cl_runner.batch import Batch
 from cl_runner.config import Count, Positive
 from cl_runner.data.task import Task
 from cl_runner.layers.before import Before, Imitated, most_positions, takes_positions
+from cl_runner.layers.heads import classifies
 from cl_runner.layers.soft_prompts import SoftPrompts, network
 from cl_runner.learner import Learner, derive_seed
 from cl_runner.methods.base import Method
-from cl_runner.methods.low_rank import classifier_head
+from cl_runner.methods.low_rank import classifier_head, needs_of
 from cl_runner.needs import Needs, Outline
 from cl_runner.read_if import ReadIf
 from cl_runner.said import Said
@@ -71,7 +72,7 @@ class SoftPrompt(Method):
     def check(self, skeleton: nn.Module, longest: int) -> None:
         assert isinstance(skeleton, PreTrainedModel)
         self.longest = longest
-        if classifier_head(skeleton) and not takes_positions(skeleton):
+        if classifies(skeleton) and not takes_positions(skeleton):
             raise ValueError(
                 f"method.{self.node} tells a classifier the position of every vector, and {skeleton.config.model_type} "
                 "takes none. Type: backbone=bert_base (or method=slm_prompt)"
@@ -110,21 +111,12 @@ class SoftPrompt(Method):
         count, given = self.counts(outline)
         check_positions(self.node, skeleton, self.longest, given, self.length)
         adapt = functools.partial(self._imitate, count=count, given=given)
-        adapted = copy.deepcopy(skeleton)
-        prompts = adapt(adapted)
-        sizes = {name: p.numel() for name, p in adapted.named_parameters()}
-        names = [f"prompts.{name}" for name in prompts.parameters_of(name_of(count - 1))]
-        listed = {name: sizes[name] for name in [*names, *classifier_head(skeleton)]}
-        return Needs(
-            first="listed",
-            later="listed",
-            listed=listed,
-            adapts=adapt,
-            room=given * self.length,
-            room_grows=self.length if given > 1 else 0,
-        )
+        grows = self.length if given > 1 else 0
+        return dataclasses.replace(needs_of(skeleton, adapt), room=given * self.length, room_grows=grows)
 
-    def _imitate(self, model: PreTrainedModel, count: int, given: int) -> SoftPrompts:
+    def _imitate(self, model: nn.Module, count: int, given: int) -> list[str]:
+        """What trains in the last task."""
+        assert isinstance(model, PreTrainedModel)
         prompts, table = SoftPrompts(), model.get_input_embeddings().get_parameter("weight")
         for index in range(count):
             with torch.device(table.device):
@@ -132,7 +124,7 @@ class SoftPrompt(Method):
             prompts.add(name_of(index), values, through)
         model.add_module("prompts", prompts)
         Imitated(model, functools.partial(prompts.all, [name_of(index) for index in range(count - given, count)]))
-        return prompts
+        return [f"prompts.{name}" for name in prompts.parameters_of(name_of(count - 1))]
 
     # around a task
     def trains(self, learner: Learner, task: Task) -> Trained:
