@@ -38,6 +38,7 @@ METHODS = {
     "prompt_tuning": "prompt_tuning:PromptTuning",
     "prog_prompt": "prog_prompt:ProgPrompt",
     "l2p": "l2p:L2P",
+    "mbpa": "mbpa:MbPA",
 }
 
 #: Node of the configuration -> file:class.
