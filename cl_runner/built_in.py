@@ -39,6 +39,7 @@ METHODS = {
     "prog_prompt": "prog_prompt:ProgPrompt",
     "l2p": "l2p:L2P",
     "mbpa": "mbpa:MbPA",
+    "idbr": "idbr:IDBR",
 }
 
 #: Node of the configuration -> file:class.

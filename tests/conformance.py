@@ -113,6 +113,7 @@ ROWS = (
     Row("der", 1.0, ("bert", "gpt2")),
     Row("mbpa", 1.0, ("bert", "llama")),
     Row("mbpa_1", 1.0),
+    Row("idbr", 1.0),
     Row("mbpa_adam", 1.0, ("t5",)),
     Row("opr", 1.0, ("bert", "llama")),
     Row("opr_sc", 1.0, ("t5",)),
@@ -199,6 +200,7 @@ FEW = {
     "gem": ("method.gem.size=12", "method.gem.batch_size=5"),
     "agem": ("method.agem.size=12", "method.agem.batch_size=5"),
     "ogd": ("method.ogd.examples=5",),
+    "idbr": ("method.idbr.every=2", "method.idbr.batch_size=5", "method.idbr.share=0.25"),
     "mbpa": (
         "method.mbpa.every=2",
         "method.mbpa.batch_size=5",

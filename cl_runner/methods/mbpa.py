@@ -59,7 +59,7 @@ class MbPA(Method):
     measures: ClassVar[bool] = False
     keeps: ClassVar[Said] = (
         "{share} of the examples of each task, as numbers of rows, with a key of each: 4 bytes per number of a hidden "
-        "state; beside the model the backbone as it was at the start, which is read anew and not stored"
+        "state; the backbone as it was at the start, read anew and not stored: 4 bytes per weight of the model"
     )
     old_data: ClassVar[Said] = "learned"
     told: ClassVar[Said] = ""
