@@ -74,7 +74,7 @@ def test_local_steps_are_those_of_autograd(learned: Any, optimizer: str) -> None
     other.model.eval()
     trained = {n: p.requires_grad_() for n, p in other.parameters().items() if n in mbpa.adapted}
     make: Any = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam
-    steps = make(trained.values(), lr=0.01, **({"momentum": 0.9} if optimizer == "sgd" else {}))
+    steps = make(trained.values(), lr=0.01, **({"momentum": 0.9} if optimizer == "sgd" else {"eps": 1e-6}))
     for _ in range(mbpa.local_steps):
         steps.zero_grad()
         batch = other.collate(examples)

@@ -176,7 +176,7 @@ class MbPA(Method):
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(moving.values(), lr=self.local_rate, momentum=self.momentum)
         else:
-            optimizer = torch.optim.Adam(moving.values(), lr=self.local_rate)
+            optimizer = torch.optim.Adam(moving.values(), lr=self.local_rate, eps=1e-6)  # of transformers' AdamW
         learner.model.eval()
         for _ in range(self.local_steps):
             with torch.enable_grad():
