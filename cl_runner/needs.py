@@ -71,6 +71,22 @@ class Asks(NamedTuple):
     reads: bool
 
 
+class LocalSteps(NamedTuple):
+    """Steps that are made before each answer to a question, from the weights as they are, and undone after it.
+
+    Attributes:
+        examples: of a step.
+        pass_size: of them in one pass, at most.
+        steps: before each answer.
+        entry_bytes: held per entry that trains.
+    """
+
+    examples: int
+    pass_size: int
+    steps: int
+    entry_bytes: int
+
+
 #: (training examples of each task before, examples of each epoch) -> examples of each epoch.
 Epochs = Callable[[Sequence[int], Sequence[int]], Sequence[int]]
 #: (training examples of each task before, batches of the task, examples in all of them) -> what joins them.
@@ -171,6 +187,7 @@ class Needs:
         levers: all such options of a chain, which alone has them.
         start_values: whether of everything that trains is held what it was before the first task.
         asks: what it lets the model answer between tasks; None = nothing.
+        local: what it lets the model learn before each answer, once a task is over; None = nothing.
         shots: examples that stand before every question, as far as they fit.
         room: tokens that are put before each text, whatever it retrieves, in the last task.
         room_grows: tokens by which it grows with each task.
@@ -210,6 +227,7 @@ class Needs:
     levers: tuple[Lever, ...] = ()
     start_values: bool = False
     asks: Asks | None = None
+    local: LocalSteps | None = None
     shots: int = 0
     room: int = 0
     room_grows: int = 0
@@ -266,6 +284,7 @@ def combine(said: Mapping[str, Needs | None], chooser: str | None) -> Needs:
         ),
         start_values=any(needs.start_values for needs in known),
         asks=next((needs.asks for needs in known if needs.asks is not None), None),
+        local=next((needs.local for needs in known if needs.local is not None), None),
         shots=max((needs.shots for needs in known), default=0),
         teacher=min(teachers, key=lambda teacher: teacher == "kept", default=None),
         teaches_first=any(needs.teaches_first for needs in known),

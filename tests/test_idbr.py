@@ -216,6 +216,7 @@ def test_nothing_is_old_where_each_task_starts_anew(tmp_path: Path) -> None:
     assert method.methods["idbr"].memory == [] and "idbr/old" not in learner.terms
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_death_in_the_middle_of_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = [*FEW, "backbone.dropout=0.1", "evaluation.tasks=seen", "task_order.base.train=24"]
     options += ["training.incremental.micro_batch=3"]

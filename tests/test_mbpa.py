@@ -8,12 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from plans import numbers_of
 from test_replay import two_tasks
 from test_resume import command, dies_and_goes_on
 from tiny import learn, seeded, tiny_config, tiny_learner, tiny_words
 
+from cl_runner.compose import compose
 from cl_runner.evaluate import evaluate
 from cl_runner.methods.memory import own_examples, place_of, recall
+from cl_runner.planning.architecture import Architecture
+from cl_runner.planning.numbers import skeleton
+from cl_runner.planning.peaks import peak_bytes
+from cl_runner.planning.prices import Prices
+from cl_runner.planning.seconds import seconds
+from cl_runner.planning.speed import Speed
 from cl_runner.retrieval import nearest
 from cl_runner.retrieval.nearest import Nearest
 
@@ -176,11 +184,29 @@ def test_nothing_is_kept_of_other_tasks_where_each_starts_anew(tmp_path: Path) -
     assert [place_of(e) for e in own_examples(tasks[1])] == sorted(mbpa.memory[0]) and len(mbpa.keys) == 1
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_death_in_the_middle_of_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory, keys and the counter of batches go on, and so do the answers."""
-    options = [*FEW, "backbone=tiny_llama", "evaluation.tasks=seen", "task_order.base.train=24"]
+    options = [*FEW[:2], "method.mbpa.local_steps=1", "method.mbpa.every=4", "evaluation.tasks=seen"]
 
     def typed(root: Path) -> list[str]:
-        return tiny_words(*command(root), *options, "task_order.base.test=4", "task_order.incremental.test=4")
+        return tiny_words(*command(root), *options, "task_order.base.test=3", "task_order.incremental.test=2")
 
     dies_and_goes_on(typed, (9,), "accuracy.csv", tmp_path, monkeypatch)
+
+
+def test_plans_know_what_answers_cost() -> None:
+    """Passes of local steps before each answer after a task, in time and memory; none before the first task."""
+    options = ["method=mbpa", "method.mbpa.pass_size=8", "evaluation.tasks=all", "evaluation.batch_size=1"]
+    few, many = (numbers_of(*options, f"method.mbpa.local_steps={steps}") for steps in (0, 6))
+    assert few.adapting() is None and many.adapted == 3 * (20 + 10 + 10) < many.evaluated == 4 * (20 + 10 + 10)
+    adapting, task = many.adapting() or (many, many.tasks[0])
+    assert adapting.pass_size(task) == 8 and task.largest_part == 32 and task.trains == "all"
+    config = compose(tiny_words(*options)).config
+    prices = Prices(Architecture(lambda: skeleton(config.backbone, 3)))
+    speed = Speed(flops_per_second=1e9, bytes_per_second=1e12, seconds_per_operation=0.0)
+    one = speed.seconds(prices.train(adapting, task), many.mean_whole / many.max_whole)
+    more = seconds(prices, many, speed)["evaluate"] - seconds(prices, few, speed)["evaluate"]
+    assert more == pytest.approx(120 * 6 * 4 * one, rel=0.01)
+    weights = prices.architecture.parameters(many)
+    assert peak_bytes(prices, many, "evaluate", 0) - peak_bytes(prices, few, "evaluate", 0) > 20 * weights

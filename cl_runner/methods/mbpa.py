@@ -23,7 +23,7 @@ from cl_runner.families.base import Prediction
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method, Predict
 from cl_runner.methods.memory import Place, kept_examples, own_examples, own_of, place_of, recall
-from cl_runner.needs import Added, Needs, Outline
+from cl_runner.needs import Added, LocalSteps, Needs, Outline
 from cl_runner.read_if import ReadIf
 from cl_runner.retrieval.nearest import Nearest, check_search
 from cl_runner.said import Said
@@ -88,6 +88,13 @@ class MbPA(Method):
         return Needs(
             weight_bytes=next(skeleton.parameters()).element_size(),
             example_bytes=math.ceil(4 * width * self.share),
+            local=LocalSteps(
+                self.neighbours,
+                self.pass_size,
+                self.local_steps,
+                # What they began at, what they are now, their gradients, and the optimizer's one or two numbers.
+                16 if self.optimizer == "sgd" else 20,
+            ),
             adds=adds,
             largest_part=lambda batch: max(batch, self.batch_size),
         )

@@ -173,6 +173,7 @@ def setting_of(
     batch = 0 if training.group_by_length else training.incremental.batch_size
     seen = config.evaluation.tasks == "seen"
     evaluated = [each.evaluated * (len(tasks) - i if seen else len(tasks) + 1) for i, each in enumerate(counts)]
+    adapted = [each.evaluated * (len(tasks) - (i if seen else 0)) for i, each in enumerate(counts)]
     learned = [each.evaluated * (1 if order.restart else len(tasks) - i) for i, each in enumerate(counts)]
     asked = [sum(of_task) for of_task in itertools.zip_longest(*asked_after(config, needs, counts), fillvalue=0)]
     asked += [0] * (len(counts) - len(asked))
@@ -207,6 +208,7 @@ def setting_of(
         cache_bytes=int(importance.cache_gb * 1e9),
         family=family_kind(config.backbone.family),
         answers=None if classifies else _answers(config, evaluated, learned, lengths, batch),
+        adapted=sum(adapted) if needs.local is not None else 0,
         asked=sum(asked),
         asked_answers=None if classifies else _answers(config, asked, asked, lengths, batch),
         encoder=encoder,

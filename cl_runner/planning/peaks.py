@@ -73,7 +73,7 @@ def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
     # What the methods held for a task is there until they hold it for the next one.
     fixed += max((_held_by_methods(prices, s, task) for task in s.tasks), default=0)
     if phase == "evaluate":
-        return fixed + _evaluation(prices, s)
+        return fixed + max(_evaluation(prices, s), _local(prices, s))
     if phase == "answers":
         return fixed + _evaluation(prices, s.asking())
     if phase == "probe":
@@ -95,6 +95,18 @@ def _evaluation(prices: Prices, s: Setting) -> int:
     costs = [cost for stages in prices.evaluate(s).values() for cost in stages]
     share = HEAP_SHARE if s.answers is None else PROMPT_HEAP_SHARE
     return max(_held_by_pass(cost, s.device, share) for cost in costs)
+
+
+def _local(prices: Prices, s: Setting) -> int:
+    """Bytes that steps before an answer take: all weights as they were, what is held of those that train, a pass."""
+    adapting, local = s.adapting(), s.needs.local
+    if adapting is None or local is None:
+        return 0
+    adapted, task = adapting
+    held = s.dtype.itemsize * prices.architecture.parameters(s) + local.entry_bytes * prices.architecture.trained(
+        s, task
+    )
+    return held + _held_by_pass(prices.train(adapted, task), s.device)
 
 
 def sums_bytes(prices: Prices, s: Setting) -> int:

@@ -51,7 +51,7 @@ def seconds(prices: Prices, s: Setting, speed: Speed) -> dict[str, float]:
     found = {
         "train": _training(prices, s, speed),
         "importance": _importance(prices, s, speed),
-        "evaluate": evaluation,
+        "evaluate": evaluation + _local(prices, s, speed),
         "select": evaluation * validated / s.evaluated if validated else 0.0,
     }
     if s.asked:
@@ -128,6 +128,18 @@ def _evaluation(prices: Prices, s: Setting, speed: Speed) -> float:
         prompt, labels = ways["labels"]
         found += (speed.seconds(prompt, share) + speed.seconds(labels)) * s.answers.by_label / s.evaluation_batch
     return found
+
+
+def _local(prices: Prices, s: Setting, speed: Speed) -> float:
+    """Of the steps before answers."""
+    adapting, local = s.adapting(), s.needs.local
+    if adapting is None or local is None:
+        return 0.0
+    adapted, task = adapting
+    passes = local.examples / adapted.pass_size(task)
+    of_a_step = speed.seconds(prices.train(adapted, task), _share(s)) * passes
+    of_a_step += local.entry_bytes * prices.architecture.trained(s, task) / speed.bytes_per_second
+    return s.adapted * local.steps * of_a_step
 
 
 def _weights_read(prices: Prices, s: Setting, speed: Speed) -> float:

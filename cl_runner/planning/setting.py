@@ -101,6 +101,7 @@ class Setting:
     encoder_length: int = 0  # tokens of the longest of them, as its encoder reads it
     importance_max_length: int | None = None  # tokens of a text, and of its answer, in the importance pass
 
+    adapted: int = 0  # of those evaluated, such that local steps come before their answers
     asked: int = 0  # prompts that a method lets the model answer between tasks
     asked_answers: Answers | None = None  # of language models, to these
     probes: tuple[ProbePass, ...] = ()  # of one measurement
@@ -134,6 +135,17 @@ class Setting:
         of_levers = sum(lever.memory_bytes for lever in self.needs.levers)
         filled = sum(lever.memory_bytes * min(lever.value, seen) // lever.value for lever in self.needs.levers)
         return self.needs.memory_bytes - of_levers + filled
+
+    def adapting(self) -> tuple[Setting, TaskNumbers] | None:
+        """What local steps before answers train, as if it were a task; None if there are none."""
+        local = self.needs.local
+        training = [task for task in self.tasks if task.trains != "nothing"]
+        if local is None or not local.steps or not training:
+            return None
+        task = dataclasses.replace(training[-1], largest_part=local.examples, several_parts=False)
+        needs = dataclasses.replace(self.needs, teacher=None)
+        sizes = dict.fromkeys(self.micro_batch, local.pass_size)
+        return dataclasses.replace(self, micro_batch=sizes, needs=needs), task
 
     def pass_size(self, task: TaskNumbers) -> int:
         """Examples of the largest pass of training a task."""
