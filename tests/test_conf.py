@@ -67,15 +67,18 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
         f"probe.{node}.{few}" for node in config.probe if node == "held_text" for few in ("texts=3", "tokens=8")
     ]
     classifies = config.backbone.family == "classifier"
+    positions = 63 if "idbr" in config.method else 64  # one is its separator's
     if config.backbone.max_length > (64 if classifies else 1024):
         arguments.append("backbone.max_length=64" if classifies else "backbone.max_length=512")
     if "prog_prompt" in config.method and classifies:  # a tiny backbone has 64 positions
         arguments = [o for o in arguments if not o.startswith("backbone.max_length")]
         arguments += ["backbone.max_length=40", "method.prog_prompt.length=3"]
+        arguments.append(f"backbone.max_length={positions}" if classifies else "backbone.max_length=512")
     if config.training.select == "best_validation":
         arguments += [f"task_order.{stage}.validation=6" for stage in ("base", "incremental")]
     arguments += ["backbone.frozen=[]"] if config.backbone.frozen else []  # layers of its own backbone, by name
     arguments += tiny_encoder() if "slm" in config.method else []
+    arguments += ["method.mbpa.local_steps=1", "method.mbpa.neighbours=4"] if "mbpa" in config.method else []
     arguments += ["probe=none"] if "lm_eval" in config.probe else []  # it fetches its questions
     arguments += ["protocol=standard"] if config.evaluation.scoring != "standard" else []  # reviews have no release
     same = compose(arguments).hash
