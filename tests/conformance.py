@@ -200,7 +200,7 @@ FEW = {
     "gem": ("method.gem.size=12", "method.gem.batch_size=5"),
     "agem": ("method.agem.size=12", "method.agem.batch_size=5"),
     "ogd": ("method.ogd.examples=5",),
-    "idbr": ("method.idbr.every=2", "method.idbr.batch_size=5", "method.idbr.share=0.25"),
+    "idbr": ("method.idbr.every=2", "method.idbr.batch_size=5", "method.idbr.share=0.25", "method.idbr.kept=random"),
     "mbpa": (
         "method.mbpa.every=2",
         "method.mbpa.batch_size=5",

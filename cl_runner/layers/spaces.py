@@ -37,6 +37,7 @@ class Spaces(nn.Module):
         self.out_features = labels
         self.general, self.specific = nn.Linear(width, size), nn.Linear(width, size)
         self.labels, self.tasks, self.order = nn.Linear(2 * size, labels), nn.Linear(size, tasks), nn.Linear(size, 2)
+        self.names: list[str] = []  # of the model's parameters that are read: not those passed by
         self.types: Tensor | None = None  # [B, L]: of the next pass, which half a token is of
         self.states: Tensor | None = None  # [B, width]: of the pass under way
         self.found: Found | None = None
@@ -65,6 +66,9 @@ class Spaces(nn.Module):
         def after(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             self.states = output[0][:, 0]
 
+        read = {id(p) for name, p in encoder.named_parameters() if not name.startswith("pooler.")}
+        read |= {id(p) for p in self.parameters()}
+        self.names = [name for name, p in model.named_parameters() if id(p) in read]
         encoder.register_forward_pre_hook(before, with_kwargs=True)
         encoder.register_forward_hook(after, with_kwargs=True)
         return name

@@ -75,7 +75,7 @@ class IDBR(Method):
     chooses: ClassVar[bool] = True
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False
-    learns: ClassVar[Said] = "all weights, and two spaces of {size} numbers between encoder and labels"
+    learns: ClassVar[Said] = "the encoder, and two spaces of {size} numbers between it and the labels"
     keeps: ClassVar[Said] = "{share} of the examples of each task, as numbers of rows"
     old_data: ClassVar[Said] = "learned"
     told: ClassVar[Said] = ""
@@ -119,7 +119,7 @@ class IDBR(Method):
 
     # around a task
     def trains(self, learner: Learner, task: Task) -> Trained:
-        return Trained(rates={f"{self.head}.tasks.*": self.task_rate})
+        return Trained(names=self.spaces.names, rates={f"{self.head}.tasks.*": self.task_rate})
 
     def after_task(self, learner: Learner, task: Task) -> None:
         if learner.restart:
@@ -225,7 +225,9 @@ class IDBR(Method):
                 terms["task"] = self.task_strength * functional.cross_entropy(logits, tasks)
         for name, term in terms.items():
             learner.log(f"idbr/{name}", float(term.detach()))
-        return torch.stack(list(terms.values())).sum()
+        loss = torch.stack(list(terms.values())).sum()
+        # As in the release the optimizer goes on with the layer of tasks where nothing is replayed.
+        return loss if "idbr_general" not in batch else loss + 0.0 * found.tasks.sum()
 
     # afterwards
     def describe(self, learner: Learner, task: Task, folder: Path) -> dict[str, Any]:
