@@ -5,6 +5,7 @@ What a part goes together with follows from what its class says of itself, so th
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_runner.config import Config, Hardware
-from cl_runner.groups import option_of
+from cl_runner.groups import backbones_of, option_of
 from cl_runner.overrides import COMMAND, written
 from cl_runner.parts import PartSpec, family_kind, method_spec, probe_spec
 from cl_runner.said import texts
@@ -20,13 +21,14 @@ from cl_runner.said import texts
 Nodes = Mapping[str, Mapping[str, Any]]
 
 
-def check_chain(methods: Nodes, family: str, folders: Sequence[Path] = ()) -> None:
+def check_chain(methods: Nodes, family: str, folders: Sequence[Path] = (), backbone: str = "") -> None:
     """The methods fit each other and the backbone's family, or a ValueError names the corrected override.
 
     Args:
         methods: node -> its options, as under `method`.
         family: what the backbone says of itself.
         folders: the user's own configuration files.
+        backbone: its name.
     """
     if not methods:
         raise ValueError("no method is chosen. Type: method=seq_ft for plain fine-tuning")
@@ -62,7 +64,15 @@ def check_chain(methods: Nodes, family: str, folders: Sequence[Path] = ()) -> No
     for name, spec in specs.items():
         if kind not in spec.families:
             supported = ", ".join(spec.families)
-            raise ValueError(f"method {name} supports the families {supported}, not {kind}; choose another backbone")
+            instead = _instead(name, specs, backbone) or choice([name], methods, folders)
+            raise ValueError(f"method {name} supports the families {supported}, not {kind}. Type: {instead}")
+
+
+def _instead(name: str, specs: Mapping[str, PartSpec], backbone: str) -> str:
+    """The override of a backbone that a method goes together with, called much alike; "" if its chain does not."""
+    families = [kind for kind in specs[name].families if all(kind in spec.families for spec in specs.values())]
+    fitting = backbones_of(families)
+    return f"backbone={difflib.get_close_matches(backbone, fitting, n=1, cutoff=0)[0]}" if fitting else ""
 
 
 def _idle(name: str, specs: Mapping[str, PartSpec]) -> Iterator[tuple[str, list[str]]]:

@@ -132,7 +132,7 @@ def check(resolved: dict[str, Any], folders: Sequence[Path] = ()) -> Config:
         config = Config.model_validate(resolved)
     except ValidationError as error:
         raise explain(error, Config, resolved) from None
-    check_chain(config.method, config.backbone.family, folders)
+    check_chain(config.method, config.backbone.family, folders, config.backbone.name)
     for name, node in config.method.items():
         check_options(f"method.{name}", node, method_spec(name, node))
     check_order(config)

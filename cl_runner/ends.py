@@ -103,7 +103,9 @@ def finish(request: Request, prepared: Prepared, journal: Journal, scene: Scene)
         page = error.path
         console.line(f"Note: {error}")
     if journal.wandb is not None:
-        journal.wandb.summary({**summary["metrics"], "online_seconds": summary["online_seconds"]})
+        answered = summary["tasks_detail"][-1].get("milliseconds_per_example")
+        told = {"online_seconds": summary["online_seconds"], "milliseconds_per_example": answered}
+        journal.wandb.summary({**summary["metrics"], **told})
         images = {path.stem: path for path in sorted((request.folder / "plots").glob("*.png"))}
         journal.wandb.tables(["after", *names], *tables(names, journal.rows), images)
     shown = [

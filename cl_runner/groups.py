@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,13 @@ def purpose(group: str, option: str, folders: Sequence[Path] = ()) -> str:
 def brings_tasks(order: str, folders: Sequence[Path] = ()) -> bool:
     """Whether an option of group `task_order` lists tasks; others, such as joint, change an order that does."""
     return bool(re.search(r"^\s*tasks:", _first(f"task_order/{order}.yaml", folders).read_text(encoding="utf-8"), re.M))
+
+
+def backbones_of(families: Collection[str]) -> list[str]:
+    """The package's options of group `backbone` of these families, without those that read a folder of the user's."""
+    nodes = {option: _parsed(file_of("backbone", option).read_text(encoding="utf-8")) for option in options("backbone")}
+    mine = {option: node for option, node in nodes.items() if not str(node["checkpoint"]).startswith(".")}
+    return [option for option, node in mine.items() if node["family"] in families]
 
 
 def starts_from(option: str, folders: Sequence[Path] = ()) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import fmean as mean
@@ -84,6 +84,7 @@ class Journal(Watch):
         self.step = 0
         self._outputs: dict[str, outputs.Recorded] = {}  # of every test set, before the task under way
         self._moved: dict[str, dict[str, Any]] = {}  # since then
+        self._milliseconds: float | None = None  # of an example of the last evaluation
         self.wandb: WandbLog | None = None
         self._metrics: MetricsLog | None = None
 
@@ -212,7 +213,8 @@ class Journal(Watch):
         self._say_changes(self.details[task.index])
         with self._learner.clock.phase("describe"):
             self.details[task.index]["method"] = self._method.describe(self._learner, task, self._folder)
-        self.details[task.index]["method_bytes"] = checkpoint.size(self._method.state_dict())
+        self.details[task.index]["method_bytes"] = checkpoint.size(self._method.state_dict()) + self._stored()
+        self.details[task.index]["milliseconds_per_example"] = self._milliseconds
         self.save("begin", task.index + 1)
 
     def _say_changes(self, detail: dict[str, Any]) -> None:
@@ -261,7 +263,9 @@ class Journal(Watch):
         kept = tasks[: max(0, len(self.rows) - 1)] if self._learner.restart else []
         with self._learner.clock.phase("evaluate"):
             asked = [task for task in seen if task not in kept]
+            started = time.perf_counter()
             found = evaluate(self._learner, self._method, asked, options, after) if asked else {}
+            self._answered(time.perf_counter() - started, asked)
             self._shown.close()
             recorded = {name: outputs.record(answers) for name, answers in found.items()}
             if kept:
@@ -286,6 +290,18 @@ class Journal(Watch):
         write_matrices(self._folder, self._names, self.rows)
         self._console.row(after, shown)
         self._probe(after)
+
+    def _answered(self, seconds: float, tasks: Sequence[Task]) -> None:
+        """Test sets were answered in so many seconds: what an example took, with all that was done for it before."""
+        examples = [e for task in tasks for e in evaluation_examples(task, self._config.evaluation.split)]
+        if examples:
+            seconds += self._method.ahead(self._learner, examples)
+            self._milliseconds = 1000 * seconds / len(examples)
+
+    def _stored(self) -> int:
+        """Bytes of what methods keep outside of checkpoints."""
+        store = self._learner.store
+        return sum(path.stat().st_size for path in store.iterdir()) if store is not None and store.is_dir() else 0
 
     def validate(self, task: Task) -> float:
         options = self._config.evaluation.model_copy(update={"split": "validation"})

@@ -71,6 +71,7 @@ class Learner:
         pass_size: examples of a training pass, at most.
         measured: importance that was measured in the task under way.
         cache: a folder that other runs share, or None.
+        store: a folder for what methods keep beside checkpoints and can make again, while the run goes on, or None.
         warn: tells the user something.
         evaluation: of the configuration, or None.
         told: of an example's true task, what methods and answers may use for once: which it is, its labels.
@@ -90,6 +91,7 @@ class Learner:
         measured: Measured | None = None,
         measuring: Family | None = None,
         cache: Path | None = None,
+        store: Path | None = None,
         clock: Clock | None = None,
         progress: Progress | None = None,
         warn: Callable[[str], None] = print,
@@ -109,6 +111,7 @@ class Learner:
         self.precision = precision
         self.measured = measured or Measured()
         self.cache = cache
+        self.store = store
         self.clock = clock or Clock()
         self.progress: Progress = progress or (lambda phase, done, total: None)
         self.warn = warn

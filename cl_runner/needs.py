@@ -179,6 +179,7 @@ class Needs:
         task_bytes: held per trained entry while a task trains, the first one included.
         weight_bytes: held per weight from the first task on.
         example_bytes: held per training example from a task with old ones on.
+        kept_example_bytes: on disk while the run goes on, and read from there, per training example of all tasks.
         memory_bytes: held for a memory of old examples from the first task on.
         directions: examples of each task before, at most, of which a gradient in fp32 is held, of all entries of the
             tensors of which something trained in it.
@@ -221,6 +222,7 @@ class Needs:
     task_bytes: int = 0
     weight_bytes: int = 0
     example_bytes: int = 0
+    kept_example_bytes: int = 0
     memory_bytes: int = 0
     directions: int = 0
     sized_by: tuple[str, int] | None = None
@@ -274,6 +276,7 @@ def combine(said: Mapping[str, Needs | None], chooser: str | None) -> Needs:
         task_bytes=sum(needs.task_bytes for needs in known),
         weight_bytes=sum(needs.weight_bytes for needs in known),
         example_bytes=sum(needs.example_bytes for needs in known),
+        kept_example_bytes=sum(needs.kept_example_bytes for needs in known),
         memory_bytes=sum(needs.memory_bytes for needs in known),
         directions=sum(needs.directions for needs in known),
         sized_by=None,

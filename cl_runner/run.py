@@ -138,6 +138,7 @@ class Run:
             measured=Measured(config.importance),
             measuring=prepared.measuring,
             cache=prepared.cache,
+            store=self.request.folder / "state" / "kept",
             clock=scene.clock,
             progress=scene.shown,
             warn=scene.console.line,

@@ -211,6 +211,8 @@ def test_family_that_a_method_does_not_support() -> None:
         ValueError, match="method slm supports the families classifier, causal, seq2seq, not image_text"
     ):
         check_chain({"slm": {}}, "image_text")
+    with pytest.raises(ValueError, match=r"supports the families classifier, not causal\. Type: backbone=tiny_bert$"):
+        check_chain({"idbr": {}}, "causal", backbone="tiny_llama")
 
 
 def test_checkpoint_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,13 @@ from run_folders import MARK, MASKS, SAMPLED, Links, assert_self_contained, make
 from cl_runner.report import command
 from cl_runner.report.ability import change_text, changes, describe
 from cl_runner.report.atlas import random_jaccard, read_atlas
-from cl_runner.report.costs import bytes_text, certificate_text, costs
+from cl_runner.report.costs import bytes_text, certificate_text, cost_text, costs, time_table
 from cl_runner.report.drawing import layer_names, layer_order
 from cl_runner.report.folder import find_runs, read_run
 from cl_runner.report.grouping import group_runs
 from cl_runner.report.html import breakable, render
 from cl_runner.report.page import write_run_report
+from cl_runner.report.publish import published
 from cl_runner.report.tables import (
     long_table,
     table_shape,
@@ -218,6 +219,25 @@ def test_costs_are_means_over_later_tasks(tmp_path: Path) -> None:
         "online_seconds/later_tasks": 3.5,  # (3 + 4) / 2
         "offline_seconds/later_tasks": 2.0,
     }
+
+
+def test_what_an_answer_costs_stands_in_every_table(tmp_path: Path) -> None:
+    """Of the evaluation after the last task, by one name in the file and in what is made of it."""
+    for method, value in (("pe", 1.25), ("ewc", 340.0)):
+        path = make_run(tmp_path, method=method) / "summary.json"
+        summary = json.loads(path.read_text())
+        for number, task in enumerate(summary["tasks_detail"], start=-2):
+            task["milliseconds_per_example"] = value + number
+        path.write_text(json.dumps(summary))
+    runs = [read_run(path.parent) for path in sorted(tmp_path.rglob("summary.json"))]
+    name = "milliseconds_per_example/at_test"
+    assert [costs(run)[name] for run in runs] == [340.0, 1.25]
+    table = long_table(group_runs(runs))
+    assert [row[table.header.index(name)] for row in table.rows] == ["340.0", "1.2"]
+    assert cost_text(name, 1.25) == "1.2 ms" and "milliseconds_per_example, test" in time_table(runs[0].details).header
+    published(runs, tmp_path / "published", "a command")
+    found = json.loads((tmp_path / "published" / "results.json").read_text())["runs"]
+    assert [run["metrics"][name] for run in found] == [340.0, 1.25]
 
 
 def test_bytes_are_read_in_their_largest_unit() -> None:

@@ -174,6 +174,10 @@ class Method:
         """Wrap the prediction: route, retrieve, adapt."""
         return inner(batch)
 
+    def ahead(self, learner: Learner, examples: Sequence[Example]) -> float:
+        """Seconds that were spent on these questions of a test before they were asked, such as on encoding them."""
+        return 0.0
+
     # afterwards
     def describe(self, learner: Learner, task: Task, folder: Path) -> dict[str, Any]:
         """What is worth knowing once a task is learned and evaluated, for its entry in summary.json.
@@ -289,6 +293,9 @@ class Chain(Method):
         for method in self.methods.values():
             batch = method.before_forward(learner, batch)
         return batch
+
+    def ahead(self, learner: Learner, examples: Sequence[Example]) -> float:
+        return sum(method.ahead(learner, examples) for method in self.methods.values())
 
     def describe(self, learner: Learner, task: Task, folder: Path) -> dict[str, Any]:
         found = {name: method.describe(learner, task, folder) for name, method in self.methods.items()}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,9 @@ from cl_runner.methods.base import Method, Predict
 from cl_runner.methods.memory import Place, kept_examples, own_examples, own_of, place_of, recall
 from cl_runner.needs import Added, LocalSteps, Needs, Outline
 from cl_runner.read_if import ReadIf
-from cl_runner.retrieval.nearest import Nearest, check_search
+from cl_runner.retrieval.nearest import Nearest, has_faiss
 from cl_runner.said import Said
+from cl_runner.tensor_files import read_cached, write_tensors
 
 #: Texts of one pass of the key network.
 AT_ONCE = 64
@@ -54,29 +55,34 @@ class MbPA(Method):
     pass_size: Count
     search: Literal["exact", "faiss"]
 
-    state: ClassVar[tuple[str, ...]] = ("memory", "keys", "batches", "adapted")
+    state: ClassVar[tuple[str, ...]] = ("memory", "batches", "adapted")
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     keeps: ClassVar[Said] = (
-        "{share} of the examples of each task, as numbers of rows, with a key of each: 4 bytes per number of a hidden "
-        "state; the backbone as it was at the start, read anew and not stored: 4 bytes per weight of the model"
+        "{share} of the examples of each task, as numbers of rows, with a key of each on disk: 4 bytes per number of a "
+        "hidden state; the backbone as it was at the start, read anew and not stored: 4 bytes per weight of the model"
     )
     old_data: ClassVar[Said] = "learned"
     told: ClassVar[Said] = ""
 
     def __post_init__(self) -> None:
-        self.memory: list[list[Place]] = []  # of each task that began
-        self.keys: list[Tensor] = []  # [places, width] of each task that is over
         self.batches = 0  # of all tasks
         self.adapted: list[str] = []  # parameters that local steps move: those that trained last
+        self._places: list[list[Place]] = []  # of each task that began
         self._entered: set[tuple[int, int]] = set()
         self._chosen: dict[int, set[int]] = {}  # rows of a task that enter the memory
         self._network: nn.Module | None = None
-        self._nearest: Nearest | None = None
-        self._spent, self._answered = 0.0, 0  # seconds, examples
+        self._keys: dict[int, Tensor] = {}  # [places, width] of tasks that are over
+        self._nearest: tuple[Nearest, list[Place]] | None = None
 
-    def check(self, skeleton: nn.Module, longest: int) -> None:
-        check_search(self.search, f"method.{self.node}.search")
+    @property
+    def memory(self) -> list[Tensor]:
+        """Task and row of each example, [n, 2], of each task that began."""
+        return [torch.tensor(places, dtype=torch.int32).view(-1, 2) for places in self._places]
+
+    @memory.setter
+    def memory(self, kept: list[Tensor]) -> None:
+        self._places = [places.tolist() for places in kept]
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         assert isinstance(skeleton, PreTrainedModel)
@@ -87,12 +93,12 @@ class MbPA(Method):
 
         return Needs(
             weight_bytes=next(skeleton.parameters()).element_size(),
-            example_bytes=math.ceil(4 * width * self.share),
+            kept_example_bytes=math.ceil(4 * width * self.share),
             local=LocalSteps(
                 self.neighbours,
                 self.pass_size,
                 self.local_steps,
-                # What they began at, what they are now, their gradients, and the optimizer's one or two numbers.
+                # What they began at, what they are now, the optimizer's gradients, and its one or two numbers.
                 16 if self.optimizer == "sgd" else 20,
             ),
             adds=adds,
@@ -102,8 +108,13 @@ class MbPA(Method):
     # training
     def before_task(self, learner: Learner, task: Task) -> None:
         if learner.restart:
-            self.memory, self.keys, self._entered, self._nearest = [], [], set(), None
-        self.memory.append([])
+            self._places, self._keys, self._entered, self._nearest = [], {}, set(), None
+        if self.search == "faiss" and not has_faiss() and task.index == 0:
+            learner.warn(
+                "Note: FAISS is not installed. The same neighbours are found without it, more slowly where there are "
+                "many. For FAISS type: pip install faiss-cpu"
+            )
+        self._places.append([])
         self.adapted = list(learner.params()) or self.adapted
 
     def steps(self, learner: Learner, task: Task, step: int, steps: list[list[Part]]) -> list[list[Part]]:
@@ -112,18 +123,18 @@ class MbPA(Method):
         if self.batches % self.every:
             return steps
         chance = random.Random(learner.seed_of("mbpa", task.index, step))
-        places = [place for kept in self.memory for place in kept]
+        places = [place for kept in self._places for place in kept]
         drawn = recall(learner.tasks, chance.sample(places, min(len(places), self.batch_size)))
         return [*steps, [Part(drawn, kind="replay")]] if drawn else steps
 
     def _enter(self, learner: Learner, examples: Sequence[Example]) -> None:
         if not self._entered:
-            self._entered = {(task, row) for kept in self.memory for task, row in kept}
+            self._entered = {(task, row) for kept in self._places for task, row in kept}
         for example in examples:
             place = place_of(example)
             if tuple(place) not in self._entered and example.row in self._rows(learner, example.task):
                 self._entered.add((example.task, example.row))
-                self.memory[-1].append(place)
+                self._places[-1].append(place)
 
     def _rows(self, learner: Learner, index: int) -> set[int]:
         """Rows of a task that may enter: a share, drawn once."""
@@ -136,15 +147,46 @@ class MbPA(Method):
 
     def after_task(self, learner: Learner, task: Task) -> None:
         with learner.clock.phase("keys"):
-            examples = recall(learner.tasks, self.memory[-1])
-            rows: list[Tensor | None] = [None] * len(examples)
-            for positions in learner.by_length(examples, AT_ONCE, answers=False):
-                found = self._key(learner, learner.collate([examples[i] for i in positions], answers=False))
-                for position, row in zip(positions, found, strict=True):
-                    rows[position] = row
-                learner.progress("keys", sum(row is not None for row in rows), len(examples))
-            self.keys.append(torch.stack([r for r in rows if r is not None]) if rows else torch.empty(0, 0))
+            self._make_keys(learner, len(self._places) - 1)
         self._nearest = None
+
+    def _make_keys(self, learner: Learner, number: int) -> None:
+        """Of a task that is over, into a file where the run has a folder, from which they are read page by page."""
+        examples = recall(learner.tasks, self._places[number])
+        rows: list[Tensor] = [torch.empty(0)] * len(examples)
+        done = 0
+        for positions in learner.by_length(examples, AT_ONCE, answers=False):
+            found = self._key(learner, learner.collate([examples[i] for i in positions], answers=False))
+            for position, row in zip(positions, found, strict=True):
+                rows[position] = row
+            done += len(positions)
+            learner.progress("keys", done, len(examples))
+        self._keys[number] = torch.stack(rows) if rows else torch.empty(0, 0)
+        if rows and learner.store is not None:
+            write_tensors(self._file(learner.store, number), {"keys": self._keys.pop(number)}, self._said(number))
+
+    def _file(self, store: Path, number: int) -> Path:
+        return store / f"{self.node}_{number:02d}.safetensors"
+
+    def _said(self, number: int) -> dict[str, str]:
+        """Whose keys they are: a file of another memory is not this one's."""
+        return {"places": hashlib.sha256(self.memory[number].numpy().tobytes()).hexdigest()}
+
+    def _keys_of(self, learner: Learner, number: int) -> Tensor:
+        """Made anew if what lies on disk is not what was written: the frozen backbone gives the same ones again."""
+        if number not in self._keys and learner.store is not None and self._places[number]:
+            path = self._file(learner.store, number)
+            if not path.is_file():
+                learner.warn(f"Note: {path} is gone. It is made anew from the examples")
+            kept = read_cached(path, learner.warn)
+            if kept is None or kept[1] != self._said(number):
+                self._make_keys(learner, number)
+                kept = read_cached(path, learner.warn)
+            assert kept is not None, "it was written just now"
+            self._keys[number] = kept[0]["keys"]
+        elif number not in self._keys:  # in a process that goes on
+            self._make_keys(learner, number)
+        return self._keys[number]
 
     @torch.no_grad()
     def _key(self, learner: Learner, batch: Batch) -> Tensor:
@@ -160,25 +202,31 @@ class MbPA(Method):
 
     # inference
     def predict(self, learner: Learner, batch: Batch, inner: Predict) -> list[Prediction]:
-        """One by one; while a task trains, and validates, the weights answer as they are."""
-        if learner.task is not None or not self.local_steps or not any(len(keys) for keys in self.keys):
+        """One by one, each at weights of its own: those of the run are never written, whatever ends an answer.
+
+        While a task trains, and validates, the weights answer as they are.
+        """
+        if learner.task is not None or not self.local_steps or not any(self._places):
             return inner(batch)
-        started = time.perf_counter()
-        self._nearest = self._nearest or Nearest(torch.cat([keys for keys in self.keys if len(keys)]), self.search)
-        places = [place for kept in self.memory[: len(self.keys)] for place in kept]
+        if self._nearest is None:
+            known = [number for number, places in enumerate(self._places) if places]
+            keys = [self._keys_of(learner, number) for number in known]
+            places = [place for number in known for place in self._places[number]]
+            self._nearest = Nearest(keys, self.search), places
+        nearest, places = self._nearest
         found: list[Prediction] = []
-        for row, positions in enumerate(self._nearest(self._key(learner, batch), self.neighbours).tolist()):
-            with learner.restored():
+        for row, positions in enumerate(nearest(self._key(learner, batch), self.neighbours).tolist()):
+            own = {name: p.detach().clone() for name, p in learner.parameters().items() if name in self.adapted}
+            with learner.at(own):
                 self.adapt(learner, recall(learner.tasks, [places[position] for position in positions]))
                 found += inner(batch.rows(row, row + 1))
-        self._spent, self._answered = self._spent + time.perf_counter() - started, self._answered + len(found)
         return found
 
     def adapt(self, learner: Learner, examples: Sequence[Example]) -> None:
         """Local steps on some examples, without dropout; what moves stays moved."""
         parameters = {name: p for name, p in learner.parameters().items() if name in self.adapted}
-        start = {name: p.detach().float().clone() for name, p in parameters.items()}
-        moving = {name: nn.Parameter(values.clone()) for name, values in start.items()}
+        moving = {name: nn.Parameter(p.detach().float()) for name, p in parameters.items()}  # of fp32 the same numbers
+        start = {name: p.detach().clone() for name, p in moving.items()}
         optimizer: torch.optim.Optimizer
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(moving.values(), lr=self.local_rate, momentum=self.momentum)
@@ -194,13 +242,10 @@ class MbPA(Method):
             optimizer.step()
             with torch.no_grad():
                 for name, values in moving.items():
-                    parameters[name].copy_(values)
+                    if parameters[name].dtype != values.dtype:
+                        parameters[name].copy_(values)
 
     # afterwards
     def describe(self, learner: Learner, task: Task, folder: Path) -> dict[str, Any]:
-        """How much is kept, and what an answer cost since the last task."""
-        found: dict[str, Any] = {"memory": sum(len(kept) for kept in self.memory)}
-        if self._answered:
-            found["milliseconds_per_example"] = 1000 * self._spent / self._answered
-        self._spent, self._answered = 0.0, 0
-        return found
+        """Examples in the memory."""
+        return {"memory": sum(map(len, self._places))}

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from cl_runner.batch import Batch
 from cl_runner.config import Count, Encoder, Positive, Whole
+from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Prediction
 from cl_runner.layers.heads import classifies, find_head, make_heads
@@ -357,6 +358,9 @@ class SLM(Method):
         owner = torch.arange(first, end, device=true_task.device).repeat_interleave(self.slots)
         own = owner == true_task[:, None]
         return own | ~own.any(1, keepdim=True)
+
+    def ahead(self, learner: Learner, examples: Sequence[Example]) -> float:
+        return 0.0 if self.queries is None else self.queries.seconds([example.prompt for example in examples])
 
     # afterwards
     def describe(self, learner: Learner, task: Task, folder: Path) -> dict[str, Any]:

@@ -22,6 +22,11 @@ def checkpoint_bytes(architecture: Architecture, s: Setting, task: TaskNumbers) 
     return size + (8 * trained if task.trains == "selected" else 0)  # positions
 
 
+def kept_examples_bytes(s: Setting) -> int:
+    """Of what methods keep of examples outside of checkpoints."""
+    return s.needs.kept_example_bytes * s.kept_examples
+
+
 def disk_bytes(architecture: Architecture, s: Setting) -> dict[str, int]:
     """Bytes on disk: "snapshots" and "predictions" stay, "state while running" goes when the run is done."""
     item = s.dtype.itemsize
@@ -53,7 +58,8 @@ def disk_bytes(architecture: Architecture, s: Setting) -> dict[str, int]:
         "cached importance": _cached(architecture, s),
         **queries,
         "predictions": round(s.evaluated * (PREDICTION_BYTES + TOKEN_BYTES * said)),
-        "state while running": 2 * state + hidden,  # the state before goes when the next one is complete
+        # The state before goes when the next one is complete.
+        "state while running": 2 * state + hidden + kept_examples_bytes(s),
     }
 
 

@@ -208,6 +208,7 @@ def setting_of(
         cache_bytes=int(importance.cache_gb * 1e9),
         family=family_kind(config.backbone.family),
         answers=None if classifies else _answers(config, evaluated, learned, lengths, batch),
+        kept_examples=max(each.train for each in counts) if order.restart else sum(each.train for each in counts),
         adapted=sum(adapted) if needs.local is not None else 0,
         asked=sum(asked),
         asked_answers=None if classifies else _answers(config, asked, asked, lengths, batch),

@@ -5,7 +5,7 @@ Memory is what the process (on a GPU: its allocator) holds.
 
 from __future__ import annotations
 
-from cl_runner.planning.disk import checkpoint_bytes
+from cl_runner.planning.disk import checkpoint_bytes, kept_examples_bytes
 from cl_runner.planning.imitation import Cost, Device
 from cl_runner.planning.prices import Prices
 from cl_runner.planning.setting import Setting, TaskNumbers
@@ -73,7 +73,7 @@ def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
     # What the methods held for a task is there until they hold it for the next one.
     fixed += max((_held_by_methods(prices, s, task) for task in s.tasks), default=0)
     if phase == "evaluate":
-        return fixed + max(_evaluation(prices, s), _local(prices, s))
+        return fixed + kept_examples_bytes(s) + max(_evaluation(prices, s), _local(prices, s))
     if phase == "answers":
         return fixed + _evaluation(prices, s.asking())
     if phase == "probe":
@@ -98,14 +98,12 @@ def _evaluation(prices: Prices, s: Setting) -> int:
 
 
 def _local(prices: Prices, s: Setting) -> int:
-    """Bytes that steps before an answer take: all weights as they were, what is held of those that train, a pass."""
+    """Bytes that steps before an answer take: what is held of the weights that train, and a pass."""
     adapting, local = s.adapting(), s.needs.local
     if adapting is None or local is None:
         return 0
     adapted, task = adapting
-    held = s.dtype.itemsize * prices.architecture.parameters(s) + local.entry_bytes * prices.architecture.trained(
-        s, task
-    )
+    held = local.entry_bytes * prices.architecture.trained(s, task)
     return held + _held_by_pass(prices.train(adapted, task), s.device)
 
 

@@ -101,6 +101,7 @@ class Setting:
     encoder_length: int = 0  # tokens of the longest of them, as its encoder reads it
     importance_max_length: int | None = None  # tokens of a text, and of its answer, in the importance pass
 
+    kept_examples: int = 0  # training examples that a method may keep: of all tasks, or of one that starts anew
     adapted: int = 0  # of those evaluated, such that local steps come before their answers
     asked: int = 0  # prompts that a method lets the model answer between tasks
     asked_answers: Answers | None = None  # of language models, to these
@@ -143,9 +144,10 @@ class Setting:
         if local is None or not local.steps or not training:
             return None
         task = dataclasses.replace(training[-1], largest_part=local.examples, several_parts=False)
+        tasks = tuple(task if each is training[-1] else each for each in self.tasks)
         needs = dataclasses.replace(self.needs, teacher=None)
         sizes = dict.fromkeys(self.micro_batch, local.pass_size)
-        return dataclasses.replace(self, micro_batch=sizes, needs=needs), task
+        return dataclasses.replace(self, tasks=tasks, micro_batch=sizes, needs=needs), task
 
     def pass_size(self, task: TaskNumbers) -> int:
         """Examples of the largest pass of training a task."""

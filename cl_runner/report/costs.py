@@ -19,6 +19,8 @@ COSTS = {
     "peak_memory/largest_phase": "the largest peak of memory of a run's phases: of the device, on a CPU of the process",
     "online_seconds/later_tasks": "preparation and training, mean over the tasks after the first",
     "offline_seconds/later_tasks": "all between tasks, such as importance, mean over the tasks after the first",
+    "milliseconds_per_example/at_test": "from a question to its answer, mean over the test sets after the last task: "
+    "wall time of that evaluation, with all that was done for its questions, such as encoding, retrieval, local steps",
 }
 #: What a task costs; None of a run of an earlier version, which did not note it.
 _OF_A_TASK: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
@@ -48,6 +50,9 @@ def costs(run: Run) -> dict[str, float]:
     peaks = run.summary.get("peak_memory_mib")
     if peaks:
         found["peak_memory/largest_phase"] = 2**20 * max(peaks.values())
+    answered = run.details[-1].get("milliseconds_per_example")
+    if answered is not None:
+        found["milliseconds_per_example/at_test"] = answered
     return {name: found[name] for name in COSTS if name in found}
 
 
@@ -59,6 +64,8 @@ def cost_text(name: str, value: float, unit: bool = True) -> str:
         return f"{value:,.0f}"
     if name.startswith("trainable_share"):
         return f"{value:.3g} %" if unit else f"{value:.3g}"
+    if name.startswith("milliseconds_per_example"):
+        return f"{value:.1f} ms" if unit else f"{value:.1f}"
     return f"{value:.1f} s" if unit else f"{value:.1f}"
 
 
@@ -119,6 +126,7 @@ THROUGHPUT: dict[str, tuple[str, Callable[[float], str]]] = {
     "tokens_per_second": ("tokens / s", lambda value: f"{value:,.0f}"),
     "padding_share": ("padding, %", lambda value: f"{100 * value:.1f}"),
     "model_flops_share": ("model FLOPs, % of the device's", lambda value: f"{100 * value:.1f}"),
+    "milliseconds_per_example": ("milliseconds_per_example, test", lambda value: f"{value:.1f}"),
 }
 
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 #: Of the kept files; changes when they hold something else.
-FORMAT = 2
+FORMAT = 3
 #: Texts of one pass of the encoder.
 AT_ONCE = 64
 KEY = "method.slm.encoder.checkpoint"
@@ -102,6 +103,7 @@ class Queries:
         self._hash: str | None = None
         self._width = check_encoder(options)
         self._sets: list[Tensor] = []
+        self._seconds: list[float] = []  # of a text of each set
         self._places: dict[str, tuple[int, int]] = {}  # of a text: which set, which row
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -119,12 +121,21 @@ class Queries:
             return
         path = self._cache / f"{self._key(whole)}.safetensors" if self._cache and len(whole) > AT_ONCE else None
         kept = read_cached(path, self._warn) if path is not None else None
-        vectors = self._encode(whole) if kept is None else kept[0]["queries"]
-        if path is not None and kept is None:
-            write_tensors(path, {"queries": vectors})
+        if kept is None:
+            started = time.perf_counter()
+            vectors, seconds = self._encode(whole), (time.perf_counter() - started) / len(whole)
+            if path is not None:
+                write_tensors(path, {"queries": vectors}, {"seconds": repr(seconds)})
+        else:
+            vectors, seconds = kept[0]["queries"], float(kept[1]["seconds"])
         for row, text in enumerate(whole):
             self._places.setdefault(text, (len(self._sets), row))
         self._sets.append(vectors)
+        self._seconds.append(seconds)
+
+    def seconds(self, texts: Sequence[str]) -> float:
+        """What encoding these texts took, where it was done: in this run, or in one that shares its vectors."""
+        return sum(self._seconds[self._places[text][0]] for text in texts)
 
     def longer(self, texts: Sequence[str]) -> tuple[int, int]:
         """How many of the texts are longer than the encoder reads, which sees their beginning; and how much it reads.

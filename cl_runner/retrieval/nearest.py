@@ -1,8 +1,9 @@
-"""Which of many kept vectors are nearest to others: exactly, or by an index of FAISS where there are very many."""
+"""Which of many kept vectors are nearest to others: over all distances, or by FAISS where there are very many."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,45 +13,37 @@ if TYPE_CHECKING:
     import numpy as np
 
 Search = Literal["exact", "faiss"]
-#: Vectors from which on an index is worth its training; fewer are searched exactly.
+#: Vectors from which on FAISS is worth a copy of them; fewer are searched here.
 MANY = 10_000
 #: Numbers of a part of the distances' differences, at most: 64 MB in fp32.
 AT_ONCE = 2**24
+#: Squares of distances that differ by less may stand in another order in FAISS, which computes them by products.
+ROUNDING = 1e-4
 
 
-def check_search(search: Search, key: str) -> None:
-    """Raise ValueError if the library that a search needs is missing.
-
-    Args:
-        key: of the option.
-    """
-    if search == "faiss" and importlib.util.find_spec("faiss") is None:
-        raise ValueError(
-            f"{key}=faiss searches by the library FAISS, which is not installed. Type: pip install faiss-cpu "
-            f"(or {key}=exact)"
-        )
+def has_faiss() -> bool:
+    """Whether the library is installed."""
+    return importlib.util.find_spec("faiss") is not None
 
 
 class Nearest:
-    """Kept vectors [N, width], to be asked for the nearest ones by Euclidean distance.
+    """Kept vectors, to be asked for the nearest ones by Euclidean distance; both searches find the same ones.
 
     Args:
-        search: `faiss` = an inverted file of about sqrt(N) cells, of which an eighth is searched: nearly all of the
-            nearest are found, in a fraction of the time.
+        vectors: [N, width] in parts, fp32 on the CPU; they may lie in files.
+        search: `faiss` = by that library, if it is installed and the vectors are many.
     """
 
-    def __init__(self, vectors: Tensor, search: Search = "exact"):
-        self.vectors = vectors.float().cpu()
+    def __init__(self, vectors: Sequence[Tensor], search: Search = "exact"):
+        self._vectors = vectors
+        self._count = sum(map(len, vectors))
         self._index: Any = None
-        if search == "faiss" and len(vectors) >= MANY:
+        if search == "faiss" and self._count >= MANY and has_faiss():
             import faiss
 
-            cells = int(len(vectors) ** 0.5)
-            width = vectors.shape[1]
-            self._index = faiss.IndexIVFFlat(faiss.IndexFlatL2(width), width, cells)
-            self._index.train(self._rows(self.vectors))
-            self._index.add(self._rows(self.vectors))
-            self._index.nprobe = max(1, cells // 8)
+            self._index = faiss.IndexFlatL2(vectors[0].shape[1])
+            for part in vectors:
+                self._index.add(self._rows(part))
 
     def __call__(self, asked: Tensor, count: int) -> Tensor:
         """[B, K] positions of the vectors nearest to each of [B, width], nearest first; of equal ones the first.
@@ -58,19 +51,34 @@ class Nearest:
         Args:
             count: K, or all vectors if there are fewer.
         """
-        count = min(count, len(self.vectors))
-        asked = asked.float().cpu()
-        if self._index is not None:
-            found = torch.from_numpy(self._index.search(self._rows(asked), count)[1])
-            if bool((found >= 0).all()):  # else the cells that were searched hold too few
-                return found
-        return torch.stack([self._exactly(one, count) for one in asked])
+        count, asked = min(count, self._count), asked.float().cpu()
+        if self._index is None:
+            return torch.stack([self._exactly(one, count) for one in asked])
+        candidates = torch.from_numpy(self._index.search(self._rows(asked), min(2 * count + 16, self._count))[1])
+        return torch.stack([self._among(row, one, count) for row, one in zip(candidates, asked, strict=True)])
 
     def _exactly(self, one: Tensor, count: int) -> Tensor:
         # Differences, not products: of vectors that nearly agree a product's rounding would say which is nearer.
-        parts = self.vectors.split(max(1, AT_ONCE // self.vectors.shape[1]))
-        squares = torch.cat([(part - one).square().sum(1) for part in parts])
+        rows = max(1, AT_ONCE // one.numel())
+        squares = torch.cat([(part - one).square().sum(1) for whole in self._vectors for part in whole.split(rows)])
         return squares.sort(stable=True).indices[:count]
+
+    def _among(self, candidates: Tensor, one: Tensor, count: int) -> Tensor:
+        """The nearest of what FAISS found, unless others are as near as the last of them, up to rounding."""
+        places = candidates.sort().values
+        squares = (torch.stack([self._row(place) for place in places.tolist()]) - one).square().sum(1)
+        nearest = squares.sort(stable=True)
+        margin = ROUNDING * float(one.square().sum() + nearest.values[-1])
+        if len(places) < self._count and nearest.values[-1] - nearest.values[count - 1] <= margin:
+            return self._exactly(one, count)
+        return places[nearest.indices[:count]]
+
+    def _row(self, place: int) -> Tensor:
+        for part in self._vectors:
+            if place < len(part):
+                return part[place]
+            place -= len(part)
+        raise IndexError(place)
 
     @staticmethod
     def _rows(vectors: Tensor) -> np.ndarray:
