@@ -254,6 +254,19 @@ def test_what_trained_adapts(tmp_path: Path) -> None:
     assert moved and moved <= set(mbpa.adapted)
 
 
+def test_of_selected_entries_no_others_adapt(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "method=[mbpa,piece_s]", *FEW[1:], "training.max_steps=2")
+    learner, method, tasks = tiny_learner(config)
+    learn(learner, method, tasks[0], config)
+    mbpa, before = method.methods["mbpa"], learner.weights()
+    with learner.restored():
+        mbpa.adapt(learner, tasks[0].train[:4])
+        for name, value in learner.weights().items():
+            moved = (value != before[name]).view(-1).nonzero()[:, 0]
+            assert set(moved.tolist()) <= set(mbpa.entries.get(name, torch.empty(0)).tolist())
+            assert name not in mbpa.entries or len(moved), name
+
+
 def test_nothing_is_kept_of_other_tasks_where_each_starts_anew(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, *FEW)
     learner, method, tasks = tiny_learner(config)

@@ -55,7 +55,7 @@ class MbPA(Method):
     pass_size: Count
     search: Literal["exact", "faiss"]
 
-    state: ClassVar[tuple[str, ...]] = ("memory", "batches", "adapted")
+    state: ClassVar[tuple[str, ...]] = ("memory", "batches", "adapted", "entries")
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     keeps: ClassVar[Said] = (
@@ -68,6 +68,7 @@ class MbPA(Method):
     def __post_init__(self) -> None:
         self.batches = 0  # of all tasks
         self.adapted: list[str] = []  # parameters that local steps move: those that trained last
+        self.entries: dict[str, Tensor] = {}  # flat positions of those of which some entries trained
         self._places: list[list[Place]] = []  # of each task that began
         self._entered: set[tuple[int, int]] = set()
         self._chosen: dict[int, set[int]] = {}  # rows of a task that enter the memory
@@ -115,7 +116,9 @@ class MbPA(Method):
                 "many. For FAISS type: pip install faiss-cpu"
             )
         self._places.append([])
-        self.adapted = list(learner.params()) or self.adapted
+        if learner.params():
+            self.adapted = list(learner.params())
+            self.entries = {name: positions.cpu() for name, positions in learner.selected.items()}
 
     def steps(self, learner: Learner, task: Task, step: int, steps: list[list[Part]]) -> list[list[Part]]:
         self._enter(learner, own_of(steps[0][0].examples, task, learner.tasks))
@@ -238,6 +241,10 @@ class MbPA(Method):
                 gradients = learner.gradient(examples, self.pass_size, names=self.adapted)
             with torch.no_grad():
                 for name, gradient in gradients.items():
+                    if name in self.entries:
+                        positions = self.entries[name].to(gradient.device)
+                        some = gradient.view(-1)[positions]
+                        gradient.zero_().view(-1)[positions] = some
                     moving[name].grad = gradient.float() + 2 * self.strength * (moving[name] - start[name])
             optimizer.step()
             with torch.no_grad():
