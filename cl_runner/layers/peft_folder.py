@@ -1,4 +1,4 @@
-"""An adapter as a folder that peft loads onto the backbone it was made for."""
+"""An adapter, or a prompt, as a folder that peft loads onto the backbone it was made for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig
 from peft.tuners.lora import LoraModel
 from safetensors.torch import save_file
 from torch import Tensor
@@ -65,6 +65,27 @@ def write(
         inference_mode=True,
         init_lora_weights=True,
         modules_to_save=sorted({n.partition(".")[0] for n in head}) or None,
+    )
+    config.save_pretrained(str(folder))
+
+
+def write_prompt(folder: Path, vectors: Tensor, base: str, task_type: str | None) -> None:
+    """The same two files for vectors [count, columns] before every text, which no decoder's answer has before it.
+
+    Args:
+        base, task_type: as for an adapter.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"prompt_embeddings": vectors.detach().cpu().contiguous()}
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    count, columns = vectors.shape
+    config = PromptTuningConfig(
+        base_model_name_or_path=base,
+        task_type=task_type,
+        inference_mode=True,
+        num_virtual_tokens=count,
+        token_dim=columns,
+        num_transformer_submodules=1,
     )
     config.save_pretrained(str(folder))
 

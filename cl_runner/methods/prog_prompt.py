@@ -49,10 +49,10 @@ class ProgPrompt(SoftPrompt):
         self.add(index, seed)
         if new and self.start == "previous":
             with torch.no_grad():
-                self.prompts.values[name_of(index)].copy_(self.prompts.of(name_of(index - 1)))
+                self.prompts.values[name_of(index)].copy_(self.prompts.values[name_of(index - 1)])
 
-    def given(self, learner: Learner, task: int) -> list[str]:
-        if learner.restart:
+    def given(self, task: int) -> list[str]:
+        if self.restart:
             return [name_of(0)] if task >= 0 else []
         own = range(task, -1 if self.progressive else task - 1, -1)
         return [name_of(index) for index in own if name_of(index) in self.prompts.values]
@@ -60,8 +60,8 @@ class ProgPrompt(SoftPrompt):
     def place(self, name: str) -> int:
         return int(name) if self.progressive else 0
 
-    def trained_name(self, learner: Learner, task: Task) -> str:
-        return name_of(0 if learner.restart else task.index)
+    def trained_name(self, task: Task) -> str:
+        return name_of(0 if self.restart else task.index)
 
     def heads_of(self, learner: Learner, task: Task) -> list[str]:
         return [] if self.heads is None else self.heads.names_in(learner.model, task.index)

@@ -17,10 +17,10 @@ class PromptTuning(SoftPrompt):
 
     learns: ClassVar[Said] = "one prompt of {length} vectors, and a classifier's head"
 
-    def given(self, learner: Learner, task: int) -> list[str]:
+    def given(self, task: int) -> list[str]:
         return [name_of(0)]
 
-    def trained_name(self, learner: Learner, task: Task) -> str:
+    def trained_name(self, task: Task) -> str:
         return name_of(0)
 
     def begins(self, learner: Learner, task: Task) -> bool:

@@ -7,6 +7,7 @@ import functools
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -20,10 +21,11 @@ from cl_runner.config import Count, Positive
 from cl_runner.data.task import Task
 from cl_runner.layers.before import Before, Imitated, most_positions, takes_positions
 from cl_runner.layers.heads import classifies
+from cl_runner.layers.peft_folder import write_prompt
 from cl_runner.layers.soft_prompts import SoftPrompts, network
 from cl_runner.learner import Learner, derive_seed
 from cl_runner.methods.base import Method
-from cl_runner.methods.low_rank import classifier_head, needs_of
+from cl_runner.methods.low_rank import classifier_head, loading, needs_of, task_type
 from cl_runner.needs import Needs, Outline
 from cl_runner.read_if import ReadIf
 from cl_runner.said import Said
@@ -57,11 +59,11 @@ class SoftPrompt(Method):
         self.longest: int | None = None  # tokens of a text, once it is known
 
     @abstractmethod
-    def given(self, learner: Learner, task: int) -> list[str]:
+    def given(self, task: int) -> list[str]:
         """Names of the prompts that an example of a task is given, from the first to the last that its model reads."""
 
     @abstractmethod
-    def trained_name(self, learner: Learner, task: Task) -> str:
+    def trained_name(self, task: Task) -> str:
         """The prompt that a task trains."""
 
     def counts(self, outline: Outline) -> tuple[int, int]:
@@ -80,6 +82,7 @@ class SoftPrompt(Method):
 
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
         assert isinstance(model, PreTrainedModel)
+        self.restart = restart
         self.head = classifier_head(model)
         self.before = Before(model)
         self.before.attach(model)
@@ -128,7 +131,7 @@ class SoftPrompt(Method):
 
     # around a task
     def trains(self, learner: Learner, task: Task) -> Trained:
-        name = self.trained_name(learner, task)
+        name = self.trained_name(task)
         names = [f"prompts.{one}" for one in self.prompts.parameters_of(name)]
         heads = self.heads_of(learner, task)
         rates = {"prompts.networks.*": self.mlp_learning_rate, **dict.fromkeys(heads, self.head_learning_rate)}
@@ -156,10 +159,20 @@ class SoftPrompt(Method):
         values[0] = self.before.embedding.get_parameter("weight").detach()[token].float()
         return {f"prompts.values.{name}": values}
 
+    def export(self, model: nn.Module, tasks: Sequence[Task], folder: Path, base: str) -> str | None:
+        if self.head:  # peft leaves [CLS] where it is, and tells no vector its position
+            return None
+        apart = self.isolates and not self.restart
+        places = {int(name): folder / tasks[int(name)].name if apart else folder for name in self.prompts.values}
+        for index, place in places.items():
+            write_prompt(place, self.prompts.all(self.given(index)), base=base, task_type=task_type(model))
+        others = f" and so on for each of {len(places)} tasks" if apart else ""
+        return f"{loading(model, base, places[0])}{others}"
+
     # every pass of the model
     def before_forward(self, learner: Learner, batch: Batch) -> Batch:
         tasks = [example.task for example in batch.examples] or [-1] * len(batch["input_ids"])
-        names = {task: self.given(learner, task) for task in dict.fromkeys(tasks)}
+        names = {task: self.given(task) for task in dict.fromkeys(tasks)}
         if not any(names.values()):
             self.before.stop()
             return batch
