@@ -30,6 +30,8 @@ RATE = "training.base.learning_rate"
 Tries = tuple[float, float]
 #: Of memories: as many examples of each task, and of all earlier ones together.
 Sizes = tuple[int, int]
+#: Prompts move little in the steps that weights need.
+LONGER = ("training.base.epochs=6", "training.incremental.epochs=6")
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,14 @@ class Study:
         return Path("outputs") / f"baselines_{self.experiment}"
 
 
-def rows(whole: Tries, few: Tries, adapters: Tries, head: Tries, memory: Sizes, first_task: str) -> dict[str, Row]:
+def rows(
+    whole: Tries, few: Tries, adapters: Tries, prompts: Tries, head: Tries, memory: Sizes, first_task: str
+) -> dict[str, Row]:
     """What both studies run.
 
     Args:
-        whole, few, adapters, head: learning rates where all weights train, a small part of them, low-rank adapters, the
-            head alone.
+        whole, few, adapters, prompts, head: learning rates where all weights train, a small part of them, low-rank
+            adapters, vectors before texts, the head alone.
         first_task: of methods that train a part and no head: encoders need `whole` for a new one.
     """
     each, together = memory
@@ -121,6 +125,10 @@ def rows(whole: Tries, few: Tries, adapters: Tries, head: Tries, memory: Sizes, 
         "osf": Row("osf", "method.osf.learning_rate", whole),
         "lwf+seq_lora": Row("[lwf,seq_lora]", "method.seq_lora.learning_rate", adapters),
         "ewc+o_lora": Row("[ewc,o_lora]", "method.o_lora.learning_rate", adapters),
+        "prompt_tuning": Row("prompt_tuning", "method.prompt_tuning.learning_rate", prompts, LONGER),
+        "prog_prompt": Row("prog_prompt", "method.prog_prompt.learning_rate", prompts, LONGER),
+        "prompt_per_task": Row("prompt_per_task", "method.prog_prompt.learning_rate", prompts, LONGER),
+        "l2p": Row("l2p", "method.l2p.learning_rate", prompts, LONGER),
         "ewc_lwf": Row("ewc_lwf", "method.lwf.strength", (1.0, 10.0)),
     }
 
@@ -140,7 +148,7 @@ ENCODERS = Study(
     "cl_text",
     ("cl_text_4", "cl_text_6"),
     {
-        **rows((1e-4, 3e-5), (3e-3, 1e-2), (1e-3, 3e-3), (1e-2, 3e-2), (32, 96), "whole"),
+        **rows((1e-4, 3e-5), (3e-3, 1e-2), (1e-3, 3e-3), (1e-2, 1e-1), (1e-2, 3e-2), (32, 96), "whole"),
         "bitfit": Row("bitfit", "method.parts.learning_rate", (3e-3, 1e-2)),
         "slm": Row("slm", "method.slm.learning_rate", (1e-3, 3e-3)),
         "slm_ti": Row("slm_ti", "method.slm.learning_rate", (1e-3, 3e-3)),
@@ -151,7 +159,7 @@ DECODERS = Study(
     "trace_english",
     ("trace_english",),
     {
-        **rows((1e-3, 3e-3), (1e-2, 3e-2), (3e-3, 1e-2), (1e-3, 3e-3), (10, 30), "selected"),
+        **rows((1e-3, 3e-3), (1e-2, 3e-2), (3e-3, 1e-2), (3e-1, 1.0), (1e-3, 3e-3), (10, 30), "selected"),
         "icl": Row("icl", "method.icl.shots", (1, 6)),
         "first_layers": Row("first_layers", RATE, (1e-3, 3e-3)),
     },

@@ -70,9 +70,9 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
     positions = 63 if "idbr" in config.method else 64  # one is its separator's
     if config.backbone.max_length > (64 if classifies else 1024):
         arguments.append(f"backbone.max_length={positions}" if classifies else "backbone.max_length=512")
-    if "prog_prompt" in config.method and classifies:  # a tiny backbone has 64 positions
+    if "prog_prompt" in config.method:  # a tiny backbone has 64 positions, or 1,024 with those of answers
         arguments = [o for o in arguments if not o.startswith("backbone.max_length")]
-        arguments += ["backbone.max_length=40", "method.prog_prompt.length=3"]
+        arguments += ["backbone.max_length=40", *(["method.prog_prompt.length=3"] if classifies else [])]
     if config.training.select == "best_validation":
         arguments += [f"task_order.{stage}.validation=6" for stage in ("base", "incremental")]
     arguments += ["backbone.frozen=[]"] if config.backbone.frozen else []  # layers of its own backbone, by name
