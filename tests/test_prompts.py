@@ -264,12 +264,16 @@ def test_what_others_chose_is_farther_away(tmp_path: Path) -> None:
 
 
 def test_a_batch_of_no_examples_is_read_all_the_same(tmp_path: Path) -> None:
-    learner, _, tasks, _ = learned(tmp_path, "l2p", "backbone=tiny_llama", tasks=1)
+    """Those of probes have ids and a mask alone."""
+    learner, chain, tasks, _ = learned(tmp_path, "l2p", "backbone=tiny_llama", tasks=1)
     batch = learner.collate(tasks[0].test[:2], answers=False)
-    nobody = Batch(dict(batch))
+    nobody = Batch({name: batch[name] for name in ("input_ids", "attention_mask")})
+    chosen = []
     for one in (batch, nobody):
         found = learner.method.before_forward(learner, one)
         assert found["input_ids"].shape[1] == batch["input_ids"].shape[1] + 15
+        chosen.append(chain.methods["l2p"].chosen)
+    assert torch.equal(*chosen)
 
 
 @pytest.mark.parametrize(
