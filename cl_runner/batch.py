@@ -45,12 +45,14 @@ class Part:
     Attributes:
         kind: what the hooks `prepare` and `loss` know it by; "new" is the batch that the loop drew.
         labels: whether the answers' own loss counts, or only what methods add to it.
+        answers: token ids that are read and learned in place of the examples' own answers; None = those.
     """
 
     examples: Sequence[Example]
     weight: float = 1.0
     kind: str = "new"
     labels: bool = True
+    answers: Sequence[Sequence[int]] | None = None
 
 
 @dataclass

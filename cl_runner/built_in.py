@@ -40,6 +40,7 @@ METHODS = {
     "l2p": "l2p:L2P",
     "mbpa": "mbpa:MbPA",
     "idbr": "idbr:IDBR",
+    "sdft": "sdft:SDFT",
 }
 
 #: Node of the configuration -> file:class.

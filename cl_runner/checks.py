@@ -60,6 +60,15 @@ def check_chain(methods: Nodes, family: str, folders: Sequence[Path] = (), backb
             f"{name} makes what it trains of the weights anew for every task, from which {' and '.join(back)} finds no "
             f"way back to the starting model. Type: {lines[0]} (or {lines[1]})"
         )
+    for name in [name for name in methods if specs[name].writes]:
+        others = [other for other in methods if specs[other].by_answers or specs[other].routes]
+        if others:
+            lines = [choice([n for n in methods if n not in without], methods, folders) for without in (others, [name])]
+            reason = "goes by the right answers" if specs[others[0]].by_answers else "goes by the words of a question"
+            raise ValueError(
+                f"{name} learns what the model answers itself, taught by it with the right answer in the question, and "
+                f"{others[0]} {reason}. Type: {lines[0]} (or {lines[1]})"
+            )
     kind = family_kind(family)
     for name, spec in specs.items():
         if kind not in spec.families:

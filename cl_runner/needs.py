@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Trains = Literal["all", "selected", "listed", "retrieved", "nothing"]
 #: All data before a task; its own, of a task that selects; its own, when it is over.
 Measures = Literal["old_tasks", "new_task", "last_task"]
-#: Outputs of the old weights, computed for every batch, or logits that were kept.
-Teacher = Literal["logits", "probabilities", "kept"]
+#: Outputs of other weights, computed for every batch, or logits that were kept.
+Teacher = Literal["logits", "probabilities", "log_probabilities", "kept"]
 
 
 class Added(NamedTuple):
@@ -85,6 +85,20 @@ class LocalSteps(NamedTuple):
     pass_size: int
     steps: int
     entry_bytes: int
+
+
+class Writes(NamedTuple):
+    """Answers that the model writes to the prompts of every batch, and learns in place of the data's.
+
+    Attributes:
+        tokens: of an answer, at most; None = as many as a test allows.
+        batch_size: prompts that are answered at once.
+        shown: tokens that the teacher reads beside the prompt.
+    """
+
+    tokens: int | None
+    batch_size: int
+    shown: int
 
 
 #: (training examples of each task before, examples of each epoch) -> examples of each epoch.
@@ -189,6 +203,7 @@ class Needs:
         start_values: whether of everything that trains is held what it was before the first task.
         asks: what it lets the model answer between tasks; None = nothing.
         local: what it lets the model learn before each answer, once a task is over; None = nothing.
+        writes: what the model writes itself in every batch; None = nothing.
         shots: examples that stand before every question, as far as they fit.
         room: tokens that are put before each text, whatever it retrieves, in the last task.
         room_grows: tokens by which it grows with each task.
@@ -230,6 +245,7 @@ class Needs:
     start_values: bool = False
     asks: Asks | None = None
     local: LocalSteps | None = None
+    writes: Writes | None = None
     shots: int = 0
     room: int = 0
     room_grows: int = 0
@@ -288,6 +304,7 @@ def combine(said: Mapping[str, Needs | None], chooser: str | None) -> Needs:
         start_values=any(needs.start_values for needs in known),
         asks=next((needs.asks for needs in known if needs.asks is not None), None),
         local=next((needs.local for needs in known if needs.local is not None), None),
+        writes=next((needs.writes for needs in known if needs.writes is not None), None),
         shots=max((needs.shots for needs in known), default=0),
         teacher=min(teachers, key=lambda teacher: teacher == "kept", default=None),
         teaches_first=any(needs.teaches_first for needs in known),

@@ -60,6 +60,8 @@ class PartSpec:
     goes_back: bool = False
     recalls: Said = ""
     trains_nothing: bool = False
+    writes: bool = False
+    by_answers: bool = False
     routes: bool = False
     measures: bool = True
     learns: Said = None
@@ -87,10 +89,11 @@ def method_spec(name: str, node: Mapping[str, Any] | None = None) -> PartSpec:
 @functools.cache
 def _method_spec(cls: Any) -> PartSpec:
     acting = ("chooses", "isolates", "protects", "directs", "joins", "renews", "recalls", "rebuilds", "goes_back")
+    telling = ("trains_nothing", "writes", "by_answers", "routes", "measures")
     return PartSpec(
         _schema(cls),
         cls.families,
-        **{name: getattr(cls, name) for name in (*acting, "trains_nothing", "routes", "measures", *SPOKEN)},
+        **{name: getattr(cls, name) for name in (*acting, *telling, *SPOKEN)},
         text=_text(cls),
     )
 

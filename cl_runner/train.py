@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_runner.batch import Part
+from cl_runner.batch import Batch, Part
 from cl_runner.config import Stage, Training
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
@@ -250,6 +250,28 @@ class _Step:
                 )
 
 
+def _number(term: Tensor | float) -> float:
+    return float(term.detach()) if isinstance(term, Tensor) else term
+
+
+def _sizes(learner: Learner, part: Part) -> tuple[list[int], list[int]]:
+    """Tokens and targets of each example of a part."""
+    family, examples = learner.family, part.examples
+    if part.answers is None:
+        return family.lengths(examples), family.targets(examples)
+    targets = [len(answer) for answer in part.answers]
+    prompts = family.lengths(examples, answers=False)
+    return [prompt + answer for prompt, answer in zip(prompts, targets, strict=True)], targets
+
+
+def _collated(learner: Learner, part: Part, rows: Sequence[int]) -> Batch:
+    """Some examples of a part, by their places in it."""
+    examples = [part.examples[i] for i in rows]
+    if part.answers is None:
+        return learner.collate(examples)
+    return learner.family.answered(learner.collate(examples, answers=False), [part.answers[i] for i in rows])
+
+
 def _backward(learner: Learner, method: Method, parts: Sequence[Part], micro_batch: int | None) -> _Step:
     """Forward and backward of all parts of a step, each in passes of `micro_batch`; gradients add up."""
     done = _Step()
@@ -257,7 +279,7 @@ def _backward(learner: Learner, method: Method, parts: Sequence[Part], micro_bat
         examples: Sequence[Example] = part.examples
         if not examples:
             continue
-        lengths, weights = learner.family.lengths(examples), learner.family.targets(examples)
+        lengths, weights = _sizes(learner, part)
         size = micro_batch or len(examples)
         places = list(range(len(examples)))
         if size < len(places):  # texts of similar length share a pass
@@ -266,14 +288,14 @@ def _backward(learner: Learner, method: Method, parts: Sequence[Part], micro_bat
             rows = places[start : start + size]
             share = sum(weights[i] for i in rows) / sum(weights)  # of the part's mean over its targets
             learner.terms = {}
-            batch = method.prepare(learner, part, learner.collate([examples[i] for i in rows]))
+            batch = method.prepare(learner, part, _collated(learner, part, rows))
             output = learner.forward(batch)
             extra = method.loss(learner, part, batch, output)
             loss = output.loss + extra if part.labels else extra
             if isinstance(loss, Tensor) and loss.requires_grad:
                 (loss * (share * part.weight)).backward()
             if part.kind == "new":
-                done.loss += share * float(output.loss.detach())
+                done.loss += share * _number(output.loss if part.labels else extra)
             for name, value in learner.terms.items():
                 done.terms[name] = done.terms.get(name, 0.0) + share * value
             done.padded += sum(batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch)

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from tiny import Losses, tiny_config, tiny_encoder, tiny_learner
 from torch import Tensor
 
+from cl_runner.batch import Part
 from cl_runner.build import build_family, build_method
 from cl_runner.change import Changes
 from cl_runner.checkpoint import pack, unpack
@@ -29,7 +30,7 @@ from cl_runner.learn import learn_task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Chain
 from cl_runner.parts import method_spec
-from cl_runner.train import Progress
+from cl_runner.train import Progress, _backward
 
 #: Tiny backbones by the kind of family that a method claims.
 BACKBONES = {"classifier": ("bert",), "causal": ("llama", "gpt2"), "seq2seq": ("t5",), "image_text": ("llava",)}
@@ -100,6 +101,7 @@ ROWS = (
     Row("si", 1.0, ("bert", "llama")),
     Row("l2", 1.0),
     Row("masked_kl", 1.0, ("bert", "llama")),
+    Row("sdft", 1.0, ("llama",)),
     Row("gem", 1.0, ("bert", "llama")),
     Row("agem", 1.0, ("bert", "t5")),
     Row("ogd", 1.0),
@@ -177,6 +179,8 @@ ROWS = (
     Row("[ogd,bitfit]", 0.25, ("bert", "llama"), rf".*bias|{HEAD}", refuses={"t5": TIED}),
     Row("[agem,mas,si,piece_s]", 0.001),
     Row("[opr,lwf,piece_s]", 0.001),
+    Row("[sdft,lwf,piece_s]", 0.001, ("gpt2",)),
+    Row("[sdft,seq_lora]", 0.01, (), LORA.format("00")),
 )
 
 SMALL = (
@@ -207,6 +211,7 @@ FEW = {
         "method.mbpa.neighbours=3",
         "method.mbpa.local_steps=2",
     ),
+    "sdft": ("method.sdft.max_new_tokens=6",),
     "opr": ("method.opr.budget=4", "method.opr.candidates=8"),
     "prog_prompt": ("method.prog_prompt.length=3",),
     **{node: (f"method.{node}.dropout=0.0",) for node in ("seq_lora", "inc_lora", "o_lora", "lora")},
@@ -223,13 +228,18 @@ SPREAD = "++backbone.architecture={initializer_range: 0.2}"
 
 
 @functools.cache
-def two_tasks(family: str, root: Path) -> Config:
-    """Two small tasks on a family's tiny backbone; a method's nodes are still to be put in."""
+def two_tasks(family: str, root: Path, spread: bool = False) -> Config:
+    """Two small tasks on a family's tiny backbone; a method's nodes are still to be put in.
+
+    Args:
+        spread: the weights of a language model that sees, too, so that what it reads matters.
+    """
     options = ["method=seq_ft", *SMALL]
     if family == "llava":
-        return pictures.config(_pictures(root), f"root={root}", *(o for o in options if "dropout" not in o))
-    spread = [SPREAD] if family in ("bert", "llama", "gpt2") else []
-    return tiny_config(root, f"backbone=tiny_{family}", "backbone.max_length=44", *REVIEWS, *spread, *options)
+        wide = [SPREAD.replace("architecture=", "architecture.text_config=")] if spread else []
+        return pictures.config(_pictures(root), f"root={root}", *wide, *(o for o in options if "dropout" not in o))
+    wide = [SPREAD] if family in ("bert", "llama", "gpt2") else []
+    return tiny_config(root, f"backbone=tiny_{family}", "backbone.max_length=44", *REVIEWS, *wide, *options)
 
 
 def nodes_for(row: Row) -> dict[str, Any]:
@@ -246,7 +256,8 @@ def nodes_for(row: Row) -> dict[str, Any]:
 
 def configured(row: Row, family: str, root: Path) -> Config:
     """Two small tasks for a method."""
-    return two_tasks(family, root).model_copy(update={"method": nodes_for(row)})
+    writes = any(method_spec(node).writes for node in row.nodes)
+    return two_tasks(family, root, writes).model_copy(update={"method": nodes_for(row)})
 
 
 def _pictures(root: Path) -> Path:
@@ -280,6 +291,7 @@ class Recorded(Losses):
         self.training: Any = None
         self.entries = 0
         self.allowed: dict[str, Tensor | None] = {}
+        self.apart: list[float] = []  # from the teacher of what it writes itself, before and after
 
     def on_prepared(self, task: Task) -> None:
         self.prepared = saved(self._method.state_dict())
@@ -291,6 +303,7 @@ class Recorded(Losses):
         self.added = set(learner.added)
         names = [*learner.params(), *learner.what.written, *learner.what.merged]
         self.allowed = {name: learner.selected.get(name) for name in names}
+        self._look(task)
 
     def on_step(self, task: Task, progress: Progress, numbers: dict[str, float]) -> None:
         super().on_step(task, progress, numbers)
@@ -298,9 +311,20 @@ class Recorded(Losses):
             self.inside, self.training = saved(self._method.state_dict()), saved(progress.state_dict())
 
     def on_trained(self, task: Task, entries: int, best: object) -> None:
+        self._look(task)
         self.entries = entries
         self.after = self._learner.weights()
         self.detail = self._changes.keep(task, entries)
+
+    def _look(self, task: Task) -> None:
+        """How far a student is from its teacher on answers that it draws by the same numbers every time."""
+        if not any(method_spec(node).writes for node in self._method.methods):
+            return
+        kept = {name: (p, p.grad) for name, p in self._learner.params().items()}
+        parts = self._method.steps(self._learner, task, 0, [[Part(task.train)]])[0]
+        self.apart.append(_backward(self._learner, self._method, parts, None).terms["sdft"])
+        for parameter, gradient in kept.values():
+            parameter.grad = gradient
 
 
 class Cell:
@@ -329,10 +353,12 @@ class Cell:
         before = loss_of(self.learner, task)
         learn_task(self.learner, self.method, task, self.config.training, watch)
         after = loss_of(self.learner, task)
-        # What retrieval gives a text, and prompts of tasks, is another thing while its own task trains.
+        # What retrieval gives a text, and prompts of tasks, is another thing while its own task trains; who learns what
+        # it writes itself comes nearer to its teacher, not to the answers.
         specs = [method_spec(node) for node in self.row.nodes]
         others = any(spec.routes or (spec.renews and spec.isolates) for spec in specs)
-        self.losses.append((watch.losses[0], watch.losses[-1]) if others else (before, after))
+        seen = (watch.losses[0], watch.losses[-1]) if others else (before, after)
+        self.losses.append((watch.apart[0], watch.apart[1]) if watch.apart else seen)
         return watch
 
     def beside(self, *companions: str) -> Learner:

@@ -61,6 +61,7 @@ class Answering:
         text: what of the generated text is the answer.
         raw: the answer is every character that was generated, whatever `slice_by` and `text`: program text needs its
             white space, that of its first token too.
+        never: tokens that are not written.
     """
 
     max_new_tokens: int
@@ -69,6 +70,7 @@ class Answering:
     slice_by: Literal["ids", "prefix"] = "ids"
     text: AnswerText = "spoken"
     raw: bool = False
+    never: tuple[int, ...] = ()
 
 
 class Family(ABC):
@@ -132,6 +134,21 @@ class Family(ABC):
     @abstractmethod
     def collate(self, examples: Sequence[Example], answers: bool = True) -> Batch:
         """Examples as padded tensors, first dimension = examples; without answers as `answer` needs them."""
+
+    def followed(self, examples: Sequence[Example], texts: Sequence[str]) -> Batch:
+        """Examples without answers, of language models, with a text after the words of each prompt.
+
+        What the model reads of a prompt is what it reads without the text, of which nothing is cut.
+        """
+        raise NotImplementedError
+
+    def answered(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Batch:
+        """A batch without answers, of a language model, with these in token ids: as `collate` would make it."""
+        raise NotImplementedError
+
+    def write(self, model: nn.Module, batch: Batch, how: Answering) -> list[list[int]]:
+        """The answers that a language model writes to a batch without answers, in token ids, with the end it wrote."""
+        raise NotImplementedError
 
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch) -> Output:

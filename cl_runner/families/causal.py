@@ -85,18 +85,27 @@ class Causal(LanguageModel):
         logits: Tensor = model(**given, use_cache=False).logits
         return logits[:, -count:]
 
-    def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[list[str], Tensor]:
+    def followed(self, examples: Sequence[Example], texts: Sequence[str]) -> Batch:
+        """As `collate` without answers."""
+        prompts = self._encoding.followed([self._written(e) for e in examples], texts)
+        return Batch(left_padded(prompts, None, self.tokenizer.pad_token_id), examples)
+
+    def _continued(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[Tensor, Tensor]:
         read = {name: batch[name] for name in ("input_ids", "attention_mask")}
         ids, largest = self._generated(model, how, **read)
+        return ids[:, read["input_ids"].shape[1] :], largest
+
+    def _spoken(self, batch: Batch, ids: Tensor, how: Answering) -> list[str]:
+        read = {name: batch[name] for name in ("input_ids", "attention_mask")}
         if not how.raw and how.slice_by == "ids":
-            return self._decoded(ids[:, read["input_ids"].shape[1] :]), largest
+            return self._decoded(ids)
         if how.raw:  # a text that is decoded alone loses the space that it begins with (LLaMA-2)
             prompts = self._decoded(read["input_ids"])
         else:  # as released with PIECE: what truncation or decoding changed stays in the answer
             rows = zip(read["input_ids"], read["attention_mask"].bool(), strict=True)
-            prompts = [self._encoding.prompt_of(ids[mask].tolist()) for ids, mask in rows]
-        texts = [whole.removeprefix(prompt) for whole, prompt in zip(self._decoded(ids), prompts, strict=True)]
-        return texts, largest
+            prompts = [self._encoding.prompt_of(row[mask].tolist()) for row, mask in rows]
+        wholes = self._decoded(torch.cat([read["input_ids"], ids], 1))
+        return [whole.removeprefix(prompt) for whole, prompt in zip(wholes, prompts, strict=True)]
 
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
         """log p(label and its end | prompt), [B, labels]; the prompt is read once."""

@@ -84,6 +84,16 @@ class Encoding:
         """Ids of each text with its special tokens, at most `backbone.max_length`."""
         return [self._shortened(row, self._backbone.max_length) for row in self._longest(texts)]
 
+    def followed(self, texts: Sequence[str], more: Sequence[str]) -> list[list[int]]:
+        """The same with another text after the words of each, of which nothing is cut."""
+        end, rows = len(self._after), []
+        for text, row, ids in zip(texts, self.prompts(texts), self.reader.ids(list(more)), strict=True):
+            if row[len(row) - end :] != self._after:  # template and text made other tokens than they do apart
+                room = self._backbone.max_length - len(self._before) - end
+                row = [*self._before, *self._cut(self.reader.ids([text])[0], room), *self._after]
+            rows.append([*row[: len(row) - end], *ids, *self._after])
+        return rows
+
     def before(self, texts: Sequence[str], answers: Sequence[Sequence[int]]) -> list[list[int]]:
         """Ids of each text as it stands before its answer in training, at most as `backbone.training_length` says."""
         limits = self._limits(answers)

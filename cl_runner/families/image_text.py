@@ -7,6 +7,7 @@ patches of a batch, which they take as one long row, are padded to [examples, pa
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,8 @@ class ImageText(LanguageModel):
         self._image: int = self.processor.image_token_id
         self._starts = self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
         self._places: dict[str, int] = {}
+        named = [getattr(self.processor, f"{what}_token_id", None) for what in ("image", "video")]
+        self._placeholders = tuple(i for i in named if i is not None)
 
     def _rules(self) -> Encoding:
         # The processor's template makes a whole prompt; only special tokens around it are left to add.
@@ -204,12 +207,21 @@ class ImageText(LanguageModel):
             pictures=self.processor.image_processor.to_json_string(), template=self.processor.chat_template
         )
 
-    def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[list[str], Tensor]:
+    def followed(self, examples: Sequence[Example], texts: Sequence[str]) -> Batch:
+        """As `collate` without answers: nothing of a prompt is ever cut."""
+        longer = [dataclasses.replace(e, prompt=e.prompt + text) for e, text in zip(examples, texts, strict=True)]
+        return Batch(self.collate(longer, answers=False), examples)
+
+    def write(self, model: nn.Module, batch: Batch, how: Answering) -> list[list[int]]:
+        """A token that stands for a picture is not written: the model would look for one more."""
+        return super().write(model, batch, dataclasses.replace(how, never=self._placeholders))
+
+    def _continued(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[Tensor, Tensor]:
         given = self._given(model, batch)
         given.pop("position_ids", None)  # generation makes them from the mask
         # No prompt is ever cut, so that both ways to slice are one.
         ids, largest = self._generated(model, how, **given)
-        return self._decoded(ids[:, batch["input_ids"].shape[1] :]), largest
+        return ids[:, batch["input_ids"].shape[1] :], largest
 
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
         """log p(label and its end | prompt), [B, labels]; one pass for each label."""

@@ -25,7 +25,7 @@ from cl_runner.data.example import Example
 from cl_runner.families.base import Answering, Family, Prediction, Unanswerable, chosen_by
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.loading import Source
-from cl_runner.families.tokens import answer_of, example_losses, most_probable, relabelled
+from cl_runner.families.tokens import answer_of, example_losses, left_padded, most_probable, relabelled
 
 
 class LanguageModel(Family):
@@ -62,8 +62,12 @@ class LanguageModel(Family):
         return self._encoding.answers([e.answer for e in examples])
 
     @abstractmethod
-    def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[list[str], Tensor]:
-        """Generated texts, one per example, and the largest logit [B, 1] of the first token of each."""
+    def _continued(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[Tensor, Tensor]:
+        """Ids [B, tokens] of generated answers alone, and the largest logit [B, 1] of the first token of each."""
+
+    def _spoken(self, batch: Batch, ids: Tensor, how: Answering) -> list[str]:
+        """Generated answers as texts."""
+        return self._decoded(ids)
 
     @abstractmethod
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
@@ -147,9 +151,29 @@ class LanguageModel(Family):
         assert isinstance(model, PreTrainedModel)
         if how.labels:
             return most_probable(self._label_scores(model, batch, how.labels), how.labels)
-        texts, largest = self._generate(model, batch, how)
-        found = zip(texts, chosen_by(largest), strict=True)
+        ids, largest = self._continued(model, batch, how)
+        found = zip(self._spoken(batch, ids, how), chosen_by(largest), strict=True)
         return [Prediction(text if how.raw else answer_of(text, how.text), None, kept) for text, kept in found]
+
+    def answered(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Batch:
+        """All rows padded on the left, as families without an encoder have them."""
+        rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+        prompts = [ids[mask].tolist() for ids, mask in rows]
+        tokens = left_padded(prompts, answers, self.tokenizer.pad_token_id)
+        return batch | {name: tensor.to(batch["input_ids"].device) for name, tensor in tokens.items()}
+
+    def write(self, model: nn.Module, batch: Batch, how: Answering) -> list[list[int]]:
+        """Up to the first token that ends an answer, or all there may be."""
+        assert isinstance(model, PreTrainedModel)
+        ends, rows = self._ends(model), self._continued(model, batch, how)[0].tolist()
+        lengths = [next((place for place, i in enumerate(row, 1) if i in ends), len(row)) for row in rows]
+        return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+
+    def _ends(self, model: PreTrainedModel) -> list[int]:
+        """Tokens that end an answer: a chat model may end its turn with another one than the text's end."""
+        own = model.generation_config.eos_token_id
+        ends = own if isinstance(own, list) else [own]
+        return list(dict.fromkeys(i for i in [self.tokenizer.eos_token_id, *ends] if i is not None))
 
     def _generated(self, model: PreTrainedModel, how: Answering, **given: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids of prompt and answer: greedy, or the sampling asked for; the answer's first token's largest logit.
@@ -158,11 +182,9 @@ class LanguageModel(Family):
         penalty on repetitions, where none is given.
         """
         own = model.generation_config
-        ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
         start = own.decoder_start_token_id
         special = {
-            # A chat model may end its turn with another token than the text's end.
-            "eos_token_id": list(dict.fromkeys(i for i in [self.tokenizer.eos_token_id, *ends] if i is not None)),
+            "eos_token_id": self._ends(model),
             "pad_token_id": self.tokenizer.pad_token_id,
             "decoder_start_token_id": getattr(model.config, "decoder_start_token_id", None) if start is None else start,
         }
@@ -174,6 +196,8 @@ class LanguageModel(Family):
                 "top_k": how.sampling.top_k or 0,
                 "top_p": how.sampling.top_p if how.sampling.top_p is not None else 1.0,
             }
+        if how.never:
+            chosen["suppress_tokens"] = list(how.never)
         asked = GenerationConfig(max_new_tokens=how.max_new_tokens, num_beams=1, **special, **chosen)
         deterministic = torch.are_deterministic_algorithms_enabled()
         first = _FirstToken()

@@ -55,14 +55,24 @@ class Seq2Seq(LanguageModel):
         """input_ids, attention_mask [B, L]; decoder_input_ids, labels [B, A]; all padded on the right."""
         ends = self._answers(examples) if answers else None
         prompts = self._prompts(examples) if ends is None else self._before(examples, ends)
-        batch = {
-            "input_ids": padded(prompts, self.tokenizer.pad_token_id, "right"),
-            "attention_mask": padded([[1] * len(row) for row in prompts], 0, "right"),
-        }
-        if ends is not None:
-            labels = padded(ends, IGNORED, "right")
-            batch |= {"labels": labels, "decoder_input_ids": self._shifted(labels)}
-        return Batch(batch, examples)
+        batch = self._read(prompts, examples)
+        return batch if ends is None else self.answered(batch, ends)
+
+    def _read(self, prompts: Sequence[Sequence[int]], examples: Sequence[Example]) -> Batch:
+        """What the encoder reads."""
+        ids = padded(prompts, self.tokenizer.pad_token_id, "right")
+        return Batch(
+            {"input_ids": ids, "attention_mask": padded([[1] * len(row) for row in prompts], 0, "right")}, examples
+        )
+
+    def followed(self, examples: Sequence[Example], texts: Sequence[str]) -> Batch:
+        """As `collate` without answers."""
+        return self._read(self._encoding.followed([self._written(e) for e in examples], texts), examples)
+
+    def answered(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Batch:
+        """What the decoder reads and writes; the encoder reads what it did."""
+        labels = padded(answers, IGNORED, "right").to(batch["input_ids"].device)
+        return batch | {"labels": labels, "decoder_input_ids": self._shifted(labels)}
 
     def _shifted(self, labels: Tensor) -> Tensor:
         """What the decoder reads to write `labels`: its start token, then all but the last token."""
@@ -81,11 +91,11 @@ class Seq2Seq(LanguageModel):
         given = {name: batch[name] for name in ("input_ids", "attention_mask")}
         return mean_state(model.get_encoder()(**given).last_hidden_state, batch["attention_mask"])
 
-    def _generate(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[list[str], Tensor]:
-        # The decoder's output holds no prompt, so that both ways to slice are one.
+    def _continued(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[Tensor, Tensor]:
+        # The decoder's output holds no prompt, so that both ways to slice are one, but begins with its start token.
         read = {name: batch[name] for name in ("input_ids", "attention_mask")}
         ids, largest = self._generated(model, how, **read)
-        return self._decoded(ids), largest
+        return ids[:, 1:], largest
 
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
         """log p(label and its end | prompt), [B, labels]; the prompt is read once."""

@@ -43,6 +43,8 @@ class Method:
     rebuilds: ClassVar[bool] = False  # its layers compute with what it makes of the weights anew for each task
     goes_back: ClassVar[bool] = False  # computes with the weights as they were at the start
     trains_nothing: ClassVar[bool] = False  # nor does anything beside it have a step to act on
+    writes: ClassVar[bool] = False  # a batch is learned by what the model writes itself, not by its examples' answers
+    by_answers: ClassVar[bool] = False  # its term is of the examples' own answers, or it keeps outputs of theirs
     routes: ClassVar[bool] = False  # an example is given what its task learned, as far as the method can tell the task
     # What people are told of it: a text, or texts by the value of an option (cl_runner/said.py). None: it does not say.
     learns: ClassVar[Said] = None  # what trains, of a method that chooses
@@ -53,7 +55,8 @@ class Method:
 
     def __init_subclass__(cls) -> None:
         declared = {"state", "families", "chooses", "isolates", "measures", "protects", "routes"}
-        declared |= {"directs", "joins", "renews", "trains_nothing", "rebuilds", "goes_back"}
+        declared |= {"directs", "joins", "renews", "trains_nothing", "rebuilds", "goes_back", "writes"}
+        declared |= {"by_answers"}
         fields = {name for name, kind in cls.__annotations__.items() if "ClassVar" not in str(kind)}
         hidden = fields & {name for name in vars(Method) if not name.startswith("_")} - declared
         assert not hidden, f"{cls.__name__}: fields {sorted(hidden)} hide the hooks of the same name"

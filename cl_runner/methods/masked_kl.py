@@ -42,6 +42,7 @@ class MaskedKL(Method):
     state: ClassVar[tuple[str, ...]] = ("values", "positions")
     measures: ClassVar[bool] = False
     goes_back: ClassVar[bool] = True
+    by_answers: ClassVar[bool] = True
     keeps: ClassVar[Said] = "the starting values of what trained so far: 4 bytes per weight that did"
     old_data: ClassVar[Said] = ""
     told: ClassVar[Said] = ""

@@ -19,7 +19,7 @@ from cl_runner.data.task import Task, build_tasks, label_union
 from cl_runner.families.base import Family
 from cl_runner.families.freezing import freeze
 from cl_runner.families.loading import from_sizes
-from cl_runner.needs import Needs
+from cl_runner.needs import Needs, Writes
 from cl_runner.parts import family_kind
 from cl_runner.planning.imitation import Device
 from cl_runner.planning.optimizers import OptimizerNumbers
@@ -210,6 +210,7 @@ def setting_of(
         answers=None if classifies else _answers(config, evaluated, learned, lengths, batch),
         kept_examples=max(each.train for each in counts) if order.restart else sum(each.train for each in counts),
         adapted=sum(adapted) if needs.local is not None else 0,
+        written=0 if needs.writes is None or classifies else _written(config, needs.writes),
         asked=sum(asked),
         asked_answers=None if classifies else _answers(config, asked, asked, lengths, batch),
         encoder=encoder,
@@ -229,6 +230,14 @@ def asked_after(config: Config, needs: Needs, counts: Sequence[Counts]) -> list[
         return [()] * len(counts)
     trained = [each.train for each in counts]
     return [*(needs.asks.texts(trained[:number]) for number in range(1, len(counts))), ()]
+
+
+def _written(config: Config, writes: Writes) -> int:
+    """Tokens of the longest answer that the model writes itself while it trains."""
+    order = config.task_order
+    names = {task.task or order.task for task in order.tasks}
+    allowed = max(config.evaluation.new_tokens(config.task[name].max_new_tokens) for name in names)
+    return min(allowed, writes.tokens or allowed)
 
 
 def _micro_batches(config: Config, tasks: Sequence[TaskNumbers]) -> dict[str, int]:

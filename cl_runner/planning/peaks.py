@@ -157,5 +157,7 @@ def _training(prices: Prices, s: Setting, task: TaskNumbers) -> int:
     if task.trains == "selected":
         step += 4 * trained  # gradients of the values
     penalty = 4 * (trained + 3 * largest) if task.later and (s.needs.entry_bytes or s.needs.directions) else 0
+    if s.needs.writes is not None:
+        step = max(step, _evaluation(prices, s.writing()))
     update = 4 * trained + s.optimizer.room(trained, largest, on_gpu=s.device == "cuda")
     return _held(prices, s, task) + max(step, penalty, update, checkpoint_bytes(prices.architecture, s, task))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 import cl_runner
@@ -78,7 +79,7 @@ class Prices:
 
     def train(self, s: Setting, task: TaskNumbers) -> Cost:
         """One forward and backward pass of training a task, with the gradients it leaves."""
-        s = s.within(task)
+        s = s.within(task).learning()
         trains, later, examples, accumulates = task.trains, task.later, s.pass_size(task), s.accumulates(task)
         columns = self.architecture.kept_columns(s) if trains == "selected" else {}
         half = s.dtype.itemsize < 4
@@ -87,7 +88,14 @@ class Prices:
         trainable = self.architecture.trainable(s)
 
         def compared(logits: Tensor) -> Tensor:
+            if teacher == "log_probabilities":
+                return logits.log_softmax(-1)
             return logits.softmax(-1) if teacher == "probabilities" else logits
+
+        def difference(new: Tensor, old: Tensor) -> Tensor:
+            if teacher == "log_probabilities":
+                return functional.kl_div(old, new, reduction="none", log_target=True)
+            return (new - old).square()
 
         def run(model: PreTrainedModel) -> None:
             with checkpointing(model, s.gradient_checkpointing):
@@ -96,17 +104,17 @@ class Prices:
                     model.eval()
                     with torch.no_grad():
                         self._output(model, s, examples)
-                if teacher in ("logits", "probabilities"):
+                if teacher is not None and teacher != "kept":
                     model.eval()
                     with torch.no_grad():
-                        old = compared(self._output(model, s, examples).logits)
+                        old = compared(self._output(model, s.teaching(), examples).logits)
                 model.train()
                 output = self._output(model, s, examples)
                 if teacher == "kept":
                     old = torch.empty_like(output.logits)
                 loss = output.loss
                 if old is not None:
-                    loss = loss + (compared(output.logits) - old).square().sum(-1).mean()
+                    loss = loss + difference(compared(output.logits), old).sum(-1).mean()
                 loss.backward()
 
         def work(model: PreTrainedModel) -> None:
@@ -144,7 +152,7 @@ class Prices:
                 for handle in handles:
                     handle.remove()
 
-        key = ("train", trains, examples, accumulates, s.gradient_checkpointing, teacher)
+        key = ("train", trains, examples, accumulates, s.gradient_checkpointing, teacher, s.needs.writes)
         if trains == "retrieved":
             retrieving = self.architecture.retrieving(s)
             found = self._cost(s, (*key, later), work)

@@ -24,7 +24,12 @@ def work(s: Setting) -> dict[str, tuple[int, float]]:
         "select": sum(task.validated for task in training),
         "evaluate": s.evaluated,
     }
-    length = {"importance": s.measuring().mean_whole, "evaluate": answered, "select": answered}
+    length = {
+        "importance": s.measuring().mean_whole,
+        "train": s.learning().mean_whole,
+        "evaluate": answered,
+        "select": answered,
+    }
     if s.asked:
         of_answers = 0.0 if s.asked_answers is None else s.asked_answers.mean_generated
         examples["answers"], length["answers"] = s.asked, s.mean_length + of_answers
@@ -83,10 +88,10 @@ def _training(prices: Prices, s: Setting, speed: Speed) -> float:
     found = 0.0
     for task in s.tasks:
         if task.trains != "nothing":
-            found += speed.seconds(prices.train(s, task), _share(s)) * task.passed / s.pass_size(task)
+            found += speed.seconds(prices.train(s, task), _share(s.learning())) * task.passed / s.pass_size(task)
             trained = prices.architecture.trained(s, task)
             found += task.steps * s.optimizer.traffic * trained / speed.bytes_per_second
-    return found
+    return found if s.needs.writes is None else found + _evaluation(prices, s.writing(), speed)
 
 
 def _importance(prices: Prices, s: Setting, speed: Speed) -> float:

@@ -103,6 +103,7 @@ class Setting:
 
     kept_examples: int = 0  # training examples that a method may keep: of all tasks, or of one that starts anew
     adapted: int = 0  # of those evaluated, such that local steps come before their answers
+    written: int = 0  # tokens of an answer that the model writes itself in training, in place of the data's; 0 = none
     asked: int = 0  # prompts that a method lets the model answer between tasks
     asked_answers: Answers | None = None  # of language models, to these
     probes: tuple[ProbePass, ...] = ()  # of one measurement
@@ -191,6 +192,42 @@ class Setting:
         return dataclasses.replace(
             self, evaluated=self.asked, evaluation_batch=self.needs.asks.batch_size, answers=self.asked_answers
         )
+
+    def learning(self) -> Setting:
+        """The same run if the data's answers were as long as those that are learned in their place."""
+        if not self.written:
+            return self
+        assert self.answers is not None
+        said = dataclasses.replace(
+            self.answers,
+            max_length=self.written,
+            mean_length=self.written,
+            max_whole=self.max_length + self.written,
+            mean_whole=self.mean_length + self.written,
+            beyond=0,
+        )
+        return dataclasses.replace(self, answers=said)
+
+    def teaching(self) -> Setting:
+        """The same run if every prompt were as long as a teacher reads it."""
+        if self.needs.writes is None or self.answers is None:
+            return self
+        more = self.needs.writes.shown
+        said = dataclasses.replace(
+            self.answers, max_whole=self.answers.max_whole + more, mean_whole=self.answers.mean_whole + more
+        )
+        return dataclasses.replace(
+            self, max_length=self.max_length + more, mean_length=self.mean_length + more, answers=said
+        )
+
+    def writing(self) -> Setting:
+        """The same run if its evaluations were of the prompts that the model answers itself in every batch."""
+        assert self.needs.writes is not None and self.answers is not None
+        said = dataclasses.replace(self.answers, generated=self.written, mean_generated=self.written, by_label=0)
+        passed = sum(task.passed for task in self.tasks if task.trains != "nothing")
+        largest = max((task.largest_part for task in self.tasks), default=1)
+        at_once = min(self.needs.writes.batch_size, largest)
+        return dataclasses.replace(self, evaluated=passed, evaluation_batch=at_once, answers=said)
 
     def probing(self, probe: ProbePass, at_mean: bool = False) -> Setting:
         """The same run if all its examples were what a probe reads, or completes."""
