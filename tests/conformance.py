@@ -181,6 +181,7 @@ ROWS = (
     Row("[opr,lwf,piece_s]", 0.001),
     Row("[sdft,lwf,piece_s]", 0.001, ("gpt2",)),
     Row("[sdft,seq_lora]", 0.01, (), LORA.format("00")),
+    Row("[sdft,prompt_tuning]", 0.01, (), rf"prompts\..*|{HEAD}"),
 )
 
 SMALL = (

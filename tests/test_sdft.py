@@ -202,11 +202,19 @@ def test_a_teacher_of_half_precision_moves(tmp_path: Path) -> None:
 def test_the_demonstration_is_whole(backbone: str, tmp_path: Path) -> None:
     """However a question is cut; the teacher reads of it what the student reads."""
     cut = "keep_start" if backbone == "tiny_t5" else "keep_end"
-    options = [f"backbone={backbone}", "backbone.max_length=9", f"backbone.truncation={cut}"]
+    options = [
+        f"backbone={backbone}",
+        "backbone.max_length=9",
+        "backbone.max_answer_length=10",
+        f"backbone.truncation={cut}",
+    ]
     learner, _, tasks = tiny_learner(tiny_config(tmp_path, "method=sdft", *options))
     family, examples = learner.family, tasks[0].train[:4]
-    texts = [SHOWN.format(answer=example.answer) for example in examples]
-    asked, followed = family.collate(examples, answers=False), family.followed(examples, texts)
+    examples = [*examples, dataclasses.replace(examples[0], answer="one two three four five six seven eight nine ten")]
+    ids = family.tokenizer([example.answer for example in examples], add_special_tokens=False)["input_ids"]
+    texts = [SHOWN.format(answer=family.tokenizer.decode(row[:10])) for row in ids]  # cut, as it is learned
+    assert texts[-1] != SHOWN.format(answer=examples[-1].answer) and examples[0].answer in texts[0]
+    asked, followed = family.collate(examples, answers=False), family.followed(examples, SHOWN)
     for row, text in enumerate(texts):
         question, whole = (b["input_ids"][row][b["attention_mask"][row].bool()].tolist() for b in (asked, followed))
         shown = family.tokenizer(text, add_special_tokens=False)["input_ids"]

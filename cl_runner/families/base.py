@@ -135,10 +135,13 @@ class Family(ABC):
     def collate(self, examples: Sequence[Example], answers: bool = True) -> Batch:
         """Examples as padded tensors, first dimension = examples; without answers as `answer` needs them."""
 
-    def followed(self, examples: Sequence[Example], texts: Sequence[str]) -> Batch:
+    def followed(self, examples: Sequence[Example], text: str) -> Batch:
         """Examples without answers, of language models, with a text after the words of each prompt.
 
         What the model reads of a prompt is what it reads without the text, of which nothing is cut.
+
+        Args:
+            text: `{answer}` in it stands for the example's answer, as long as it is learned.
         """
         raise NotImplementedError
 

@@ -85,9 +85,9 @@ class Causal(LanguageModel):
         logits: Tensor = model(**given, use_cache=False).logits
         return logits[:, -count:]
 
-    def followed(self, examples: Sequence[Example], texts: Sequence[str]) -> Batch:
+    def followed(self, examples: Sequence[Example], text: str) -> Batch:
         """As `collate` without answers."""
-        prompts = self._encoding.followed([self._written(e) for e in examples], texts)
+        prompts = self._encoding.followed([self._written(e) for e in examples], self._filled(text, examples))
         return Batch(left_padded(prompts, None, self.tokenizer.pad_token_id), examples)
 
     def _continued(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[Tensor, Tensor]:

@@ -207,9 +207,10 @@ class ImageText(LanguageModel):
             pictures=self.processor.image_processor.to_json_string(), template=self.processor.chat_template
         )
 
-    def followed(self, examples: Sequence[Example], texts: Sequence[str]) -> Batch:
+    def followed(self, examples: Sequence[Example], text: str) -> Batch:
         """As `collate` without answers: nothing of a prompt is ever cut."""
-        longer = [dataclasses.replace(e, prompt=e.prompt + text) for e, text in zip(examples, texts, strict=True)]
+        texts = zip(examples, self._filled(text, examples), strict=True)
+        longer = [dataclasses.replace(example, prompt=example.prompt + more) for example, more in texts]
         return Batch(self.collate(longer, answers=False), examples)
 
     def write(self, model: nn.Module, batch: Batch, how: Answering) -> list[list[int]]:

@@ -61,6 +61,14 @@ class LanguageModel(Family):
         """Ids of each answer, its end included."""
         return self._encoding.answers([e.answer for e in examples])
 
+    def _filled(self, text: str, examples: Sequence[Example]) -> list[str]:
+        """A text with each answer in it, cut where its ids are."""
+        end, rows = self.tokenizer.eos_token_id, self._answers(examples)
+        answers = [
+            e.answer if row[-1] == end else self._decoded([row])[0] for e, row in zip(examples, rows, strict=True)
+        ]
+        return [text.format(answer=answer) for answer in answers]
+
     @abstractmethod
     def _continued(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[Tensor, Tensor]:
         """Ids [B, tokens] of generated answers alone, and the largest logit [B, 1] of the first token of each."""
@@ -214,7 +222,7 @@ class LanguageModel(Family):
         assert isinstance(ids, Tensor) and first.largest is not None
         return ids, first.largest
 
-    def _decoded(self, ids: Tensor) -> list[str]:
+    def _decoded(self, ids: Tensor | list[list[int]]) -> list[str]:
         texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return texts
 

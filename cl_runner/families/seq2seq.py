@@ -65,9 +65,10 @@ class Seq2Seq(LanguageModel):
             {"input_ids": ids, "attention_mask": padded([[1] * len(row) for row in prompts], 0, "right")}, examples
         )
 
-    def followed(self, examples: Sequence[Example], texts: Sequence[str]) -> Batch:
+    def followed(self, examples: Sequence[Example], text: str) -> Batch:
         """As `collate` without answers."""
-        return self._read(self._encoding.followed([self._written(e) for e in examples], texts), examples)
+        prompts = self._encoding.followed([self._written(e) for e in examples], self._filled(text, examples))
+        return self._read(prompts, examples)
 
     def answered(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Batch:
         """What the decoder reads and writes; the encoder reads what it did."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +13,6 @@ from transformers import PreTrainedModel
 
 from cl_runner.batch import Batch, Output, Part
 from cl_runner.config import Count, Fraction, Positive, Sampling, Whole
-from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import IGNORED, Answering
 from cl_runner.learner import Learner
@@ -120,7 +118,7 @@ class SDFT(Method):
         if part.answers is None or part.kind != "new":
             return batch
         answers = [row[row != IGNORED].tolist() for row in batch["labels"]]
-        asked = learner.family.followed(batch.examples, self._shown(batch.examples)).to(learner.device)
+        asked = learner.family.followed(batch.examples, self.demonstration).to(learner.device)
         types = {name: parameter.dtype for name, parameter in learner.params().items()}
         values = {name: value.to(types[name]) for name, value in self.values.items()}
         taught = output_at(learner, learner.family.answered(asked, answers), values)
@@ -148,9 +146,6 @@ class SDFT(Method):
             sampling=Sampling(temperature=self.temperature, top_k=None, top_p=None),
         )
 
-    def _shown(self, examples: Sequence[Example]) -> list[str]:
-        return [self.demonstration.format(answer=example.answer) for example in examples]
-
     def _check_room(self, learner: Learner) -> None:
         """The teacher reads question, demonstration and answer at once."""
         model = learner.model
@@ -161,7 +156,7 @@ class SDFT(Method):
             return
         answers = learner.family.kind != "seq2seq"  # whose decoder has positions of its own
         for task in learner.tasks:
-            asked = learner.family.followed(task.train, self._shown(task.train))["attention_mask"].sum(1)
+            asked = learner.family.followed(task.train, self.demonstration)["attention_mask"].sum(1)
             longest = int(asked.max()) + answers * self._how(learner, task).max_new_tokens
             if longest > positions:
                 fits = learner.family.backbone.max_length - (longest - positions)
