@@ -210,7 +210,7 @@ def test_the_demonstration_is_whole(backbone: str, tmp_path: Path) -> None:
     ]
     learner, _, tasks = tiny_learner(tiny_config(tmp_path, "method=sdft", *options))
     family, examples = learner.family, tasks[0].train[:4]
-    examples = [*examples, dataclasses.replace(examples[0], answer="one two three four five six seven eight nine ten")]
+    examples = (*examples, dataclasses.replace(examples[0], answer="one two three four five six seven eight nine ten"))
     ids = family.tokenizer([example.answer for example in examples], add_special_tokens=False)["input_ids"]
     texts = [SHOWN.format(answer=family.tokenizer.decode(row[:10])) for row in ids]  # cut, as it is learned
     assert texts[-1] != SHOWN.format(answer=examples[-1].answer) and examples[0].answer in texts[0]
