@@ -3,6 +3,8 @@
     python scripts/baselines_study.py cl_text data_root=DATA            # tries, then seed 1, then seeds 2 and 3
     python scripts/baselines_study.py cl_text data_root=DATA --show     # what was chosen, and the lines of the runs
     python scripts/baselines_study.py trace_english data_root=DATA backbone.checkpoint=FOLDER
+    python scripts/baselines_study.py slm_bert data_root=DATA --seeds 1,2  # SLM's table of BERT
+    python scripts/baselines_study.py slm_t5 data_root=DATA backbone.checkpoint=FOLDER --seeds 1,2  # of few-shot T5
 
 The number is the learning rate of what a method trains or, of one that holds what is old by a penalty, its strength:
 the preset's and a much larger one. It is chosen on seed 0 and the first order, by validation examples of all tasks
@@ -51,18 +53,27 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """Rows by name in the order of running, and the orders they run on."""
+    """Rows by name in the order of running, and the orders they run on.
+
+    Studies of one experiment share their tries.
+    """
 
     experiment: str
     orders: tuple[str, ...]
     rows: dict[str, Row]
     score: Callable[[Run], float]  # by which a try is chosen: higher is better
     of_tries: tuple[str, ...] = ()  # overrides
+    name: str = ""  # of its runs' folder, where another study has the experiment's
 
     @property
     def root(self) -> Path:
-        """Of the runs; the tries lie beside them."""
-        return Path("outputs") / f"baselines_{self.experiment}"
+        """Of the runs."""
+        return Path("outputs") / f"baselines_{self.name or self.experiment}"
+
+    @property
+    def tried(self) -> Path:
+        """Of the tries."""
+        return Path("outputs") / f"baselines_{self.experiment}_tries"
 
 
 def rows(
@@ -166,7 +177,59 @@ DECODERS = Study(
     mean_loss,
     ("probe.task_loss.split=validation",),
 )
-STUDIES = {study.experiment: study for study in (ENCODERS, DECODERS)}
+PROMPT, HEAD = "method.prog_prompt.learning_rate", "method.prog_prompt.head_learning_rate"
+#: SLM's table of BERT: the same cut on four orders. MbPA++'s memory holds every example; local steps are fewer.
+SLM_BERT = Study(
+    "cl_text",
+    ("cl_text_4", "cl_text_5", "cl_text_6", "cl_text_7"),
+    {
+        **{name: ENCODERS.rows[name] for name in ("seq_ft", "replay")},
+        "mbpa": Row(
+            "mbpa",
+            "method.mbpa.local_rate",
+            (2e-3, 2e-2),
+            ("method.mbpa.neighbours=16", "method.mbpa.local_steps=10", "method.mbpa.batch_size=16"),
+        ),
+        "idbr": Row("idbr", RATE, (1e-4, 3e-5), ("method.idbr.share=0.1",)),
+        "prog_prompt": Row("prog_prompt", PROMPT, (3e-1, 3e-2), (f"{HEAD}=1e-2",)),
+        **{name: ENCODERS.rows[name] for name in ("slm", "slm_ti", "single_task")},
+    },
+    mean_accuracy,
+    name="slm_bert",
+)
+#: SLM's table of few-shot T5. Keys learn as in the results of `slm_few_shot`; LFPT5 has a shorter prompt, fewer tries.
+SLM_T5 = Study(
+    "few_shot",
+    ("few_shot_1",),
+    {
+        "seq_ft": Row("seq_ft", RATE, (1e-3, 3e-3)),
+        "prompt_tuning": Row("prompt_tuning", "method.prompt_tuning.learning_rate", (3e-1, 3e-2)),
+        "ewc": Row("ewc", "method.ewc.strength", (0.35, 3.5e4)),
+        "lfpt5": Row(
+            "lfpt5",
+            "method.lfpt5.learning_rate",
+            (5e-1, 5e-2),
+            ("method.lfpt5.length=50", "method.lfpt5.tries=32", "method.lfpt5.max_new_tokens=64"),
+        ),
+        "prog_prompt": Row("prog_prompt", PROMPT, (3e-1, 3e-2)),
+        "slm": Row(
+            "slm",
+            "method.slm.learning_rate",
+            (1e-3, 3e-3),
+            (
+                "method.slm.key_epochs=10",
+                "method.slm.key_learning_rate=1e-2",
+                "method.slm.key_decay_every=6",
+                "method.slm.targets=[attention_output,query,key,value]",
+                "method.slm.rank=16",
+            ),
+        ),
+        "single_task": Row("seq_ft", RATE, (1e-3, 3e-3), bound="single_task"),
+    },
+    mean_accuracy,
+    name="slm_t5",
+)
+STUDIES = {study.name or study.experiment: study for study in (ENCODERS, DECODERS, SLM_BERT, SLM_T5)}
 
 
 def line(study: Study, row: Row, asked: Sequence[str]) -> list[str]:
@@ -177,7 +240,7 @@ def line(study: Study, row: Row, asked: Sequence[str]) -> list[str]:
 def tries_line(study: Study, row: Row, added: Sequence[str]) -> list[str]:
     """The tries of a row, scored on validation examples."""
     tries = f"{row.key}={','.join(f'{value:g}' for value in row.tries)}"
-    place = ["seed=0", "evaluation.split=validation", *study.of_tries, f"root={study.root}_tries"]
+    place = ["seed=0", "evaluation.split=validation", *study.of_tries, f"root={study.tried}"]
     return line(study, row, [tries, f"task_order={row.order(study.orders[0])}", *place, *added])
 
 
@@ -190,7 +253,7 @@ def runs_line(study: Study, row: Row, value: float, seeds: str, added: Sequence[
 
 def chosen(study: Study, row: Row) -> tuple[float, dict[float, float]] | None:
     """The value with the best score, and the score of each; None while a try is missing."""
-    root = Path(f"{study.root}_tries") / "+".join([study.orders[0], *([row.bound] if row.bound else [])])
+    root = study.tried / "+".join([study.orders[0], *([row.bound] if row.bound else [])])
     method = row.method.strip("[]").replace(",", "+")
     folders = [folder / method for folder in sorted(root.glob("*")) if (folder / method).is_dir()]
     runs = find_runs(folders)[0] if folders else []

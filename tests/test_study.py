@@ -45,11 +45,19 @@ def test_rows_name_methods_and_options_that_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("study", "name"), [("cl_text", "opr+piece_s"), ("cl_text", "joint"), ("trace_english", "icl")]
+    ("study", "name"),
+    [
+        ("cl_text", "opr+piece_s"),
+        ("cl_text", "joint"),
+        ("trace_english", "icl"),
+        ("slm_bert", "mbpa"),
+        ("slm_bert", "prog_prompt"),
+        ("slm_t5", "slm"),
+    ],
 )
 def test_lines_compose(study: str, name: str) -> None:
     asked, row = script.STUDIES[study], script.STUDIES[study].rows[name]
-    added = ["backbone.checkpoint=FOLDER"] if study == "trace_english" else []
+    added = ["backbone.checkpoint=FOLDER"] if study in ("trace_english", "slm_t5") else []
     for line in (script.tries_line(asked, row, added), script.runs_line(asked, row, row.tries[0], "1", added)):
         assert line[0] == "-m"
         request = compose(jobs_of(line[1:], [])[0], [])
@@ -61,6 +69,7 @@ def test_the_better_try_is_chosen_once_both_are_there(tmp_path: Path, monkeypatc
     row = script.Row("pe", "method.pe.fraction", (0.005, 0.01))
     study = script.Study("small", ("fdu_mtl",), {"pe": row}, script.mean_accuracy)
     root = Path("outputs/baselines_small_tries")
+    assert script.Study("small", (), {}, script.mean_accuracy, name="part").tried == root
     assert script.chosen(study, row) is None
     make_run(root, "pe", fraction=0.005, last=60.0)
     assert script.chosen(study, row) is None
