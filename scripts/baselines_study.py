@@ -16,6 +16,7 @@ every run.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 import subprocess
@@ -177,7 +178,6 @@ DECODERS = Study(
     mean_loss,
     ("probe.task_loss.split=validation",),
 )
-PROMPT, HEAD = "method.prog_prompt.learning_rate", "method.prog_prompt.head_learning_rate"
 #: SLM's table of BERT: the same cut on four orders. MbPA++'s memory holds every example; local steps are fewer.
 SLM_BERT = Study(
     "cl_text",
@@ -191,27 +191,19 @@ SLM_BERT = Study(
             ("method.mbpa.neighbours=16", "method.mbpa.local_steps=10", "method.mbpa.batch_size=16"),
         ),
         "idbr": Row("idbr", RATE, (1e-4, 3e-5), ("method.idbr.share=0.1",)),
-        "prog_prompt": Row("prog_prompt", PROMPT, (3e-1, 3e-2), (f"{HEAD}=1e-2",)),
-        **{name: ENCODERS.rows[name] for name in ("slm", "slm_ti", "single_task")},
+        **{name: ENCODERS.rows[name] for name in ("prog_prompt", "slm", "slm_ti", "single_task")},
     },
     mean_accuracy,
     name="slm_bert",
 )
-#: SLM's table of few-shot T5. Keys learn as in the results of `slm_few_shot`; LFPT5 has a shorter prompt, fewer tries.
+#: SLM's table of few-shot T5. Keys learn as in the results of `slm_few_shot`.
 SLM_T5 = Study(
     "few_shot",
     ("few_shot_1",),
     {
         "seq_ft": Row("seq_ft", RATE, (1e-3, 3e-3)),
-        "prompt_tuning": Row("prompt_tuning", "method.prompt_tuning.learning_rate", (3e-1, 3e-2)),
+        **{name: dataclasses.replace(DECODERS.rows[name], given=()) for name in ("prompt_tuning", "prog_prompt")},
         "ewc": Row("ewc", "method.ewc.strength", (0.35, 3.5e4)),
-        "lfpt5": Row(
-            "lfpt5",
-            "method.lfpt5.learning_rate",
-            (5e-1, 5e-2),
-            ("method.lfpt5.length=50", "method.lfpt5.tries=32", "method.lfpt5.max_new_tokens=64"),
-        ),
-        "prog_prompt": Row("prog_prompt", PROMPT, (3e-1, 3e-2)),
         "slm": Row(
             "slm",
             "method.slm.learning_rate",

@@ -78,8 +78,7 @@ def test_combinations_are_those_that_the_tests_run(entries: dict[str, Entry]) ->
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_kept_is_what_plans_count(name: str) -> None:
     """Nothing is said to be kept where a method has no state and no bytes, and the bytes per weight are the plan's."""
-    option = plainest()[name]
-    backbone = "tiny_llama" if option == "icl" else "tiny_bert"
+    backbone = "tiny_bert" if "classifier" in method_spec(name).families else "tiny_llama"
     for chosen in sorted(found for found in options("method") if list(nodes_of(found)) == [name]):
         node = nodes_of(chosen)[name]
         spec = method_spec(name)
