@@ -34,7 +34,7 @@ def test_every_option_composes(group: str, option: str) -> None:
     # Most probes are for language models, and only some tasks have a release's scores.
     beside = {"probe": ["backbone=tiny_llama"], "protocol": ["task_order=trace", "backbone=tiny_llama"]}
     told = ["method=slm"] if option == "oracle" else []  # of a text's task, of which others make nothing
-    written = ["backbone=tiny_llama"] if option == "icl" else []  # answers to examples in a prompt
+    written = ["backbone=tiny_llama"] if option in ("icl", "sdft") else []  # answers
     request = compose([f"{group}={chosen}", *beside.get(group, []), *told, *written])
     assert request.config.task_order.tasks
     assert request.config.method
