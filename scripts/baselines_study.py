@@ -4,7 +4,7 @@
     python scripts/baselines_study.py cl_text data_root=DATA --show     # what was chosen, and the lines of the runs
     python scripts/baselines_study.py trace_english data_root=DATA backbone.checkpoint=FOLDER
     python scripts/baselines_study.py slm_bert data_root=DATA --seeds 2,3  # SLM's table of BERT
-    python scripts/baselines_study.py slm_t5 data_root=DATA backbone.checkpoint=FOLDER --seeds 2,3  # of few-shot T5
+    python scripts/baselines_study.py slm_t5 data_root=DATA backbone.checkpoint=FOLDER  # of few-shot T5
 
 The number is the learning rate of what a method trains or, of one that holds what is old by a penalty, its strength:
 the preset's and a much larger one. It is chosen on seed 0 and the first order, by validation examples of all tasks
