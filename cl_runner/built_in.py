@@ -27,6 +27,8 @@ METHODS = {
     "parts": "parts:Parts",
     "migu": "migu:MIGU",
     "opr": "opr:OPR",
+    "lamol": "lamol:LAMOL",
+    "lfpt5": "lfpt5:LFPT5",
     "masked_kl": "masked_kl:MaskedKL",
     "icl": "icl:ICL",
     "multi_task": "multi_task:MultiTask",

@@ -263,6 +263,7 @@ class Training(Schema):
     momentum: Annotated[float, Field(ge=0, lt=1)]  # SGD
     rates: dict[str, Positive] | None  # peak rates by a pattern of names (* = anything), the first that fits
     select: Literal["last", "best_validation"]  # which weights a task ends with: of its last step, or of its best epoch
+    select_after: Annotated[Whole, ReadIf("select", ("best_validation",))]  # epochs that are never the best
     schedule: Literal["linear", "constant"]  # after the warm-up
     warmup: Share | Annotated[int, Field(ge=2)]  # of a task's steps; from 2 on a number of steps, whatever its length
     clip: Positive | None  # norm of the gradient of what is trained; null = no clipping

@@ -29,6 +29,7 @@ _WITHOUT = {
     "predictions": "the scores stay; their intervals and what the report draws of these answers are lost",
     "masks.json": "the report then tells of later tasks' selections alone",
     "fisher.json": "the report draws the next task's instead",
+    "generated": "the report then tells of other tasks' written examples alone",
     "keys.safetensors": "the next task writes it anew",
     digests.SUMS: "changes to what lies beside it can then not be noticed any more",
 }

@@ -45,7 +45,7 @@ class Damaged(ValueError):
 def sealed(content: Mapping[str, Any]) -> str:
     """JSON of an object, with the digest of the rest as its first entry; no other text has the same content."""
     text = json.dumps(content)
-    own = json.dumps(_digest(text.encode()))
+    own = json.dumps(digest_of(text.encode()))
     return f'{{"sha256": {own}{", " if content else ""}{text[1:]}'
 
 
@@ -74,7 +74,7 @@ def write(path: Path, content: str | bytes) -> None:
 def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
     """The same of several files of a folder: SHA256SUMS and the folder are synced once for all of them."""
     data = {name: text.encode() if isinstance(text, str) else text for name, text in contents.items()}
-    record(folder, {name: _digest(each) for name, each in data.items()})
+    record(folder, {name: digest_of(each) for name, each in data.items()})
     for name, each in data.items():
         _replace(folder / name, each)
     sync_folder(folder)
@@ -85,7 +85,7 @@ def record(folder: Path, digests: Mapping[str, str]) -> None:
     known = _read_sums(folder / SUMS)
     for name, digest in digests.items():
         path = folder / name
-        held = _digest(path.read_bytes()) if path.is_file() else digest
+        held = digest_of(path.read_bytes()) if path.is_file() else digest
         stays = held != digest and held in known.get(name, [held])  # what it is, until it is replaced
         known[name] = [*([held] if stays else []), digest]
     replace_file(folder / SUMS, _sums_text(known))
@@ -97,7 +97,7 @@ def settle(folder: Path) -> None:
     known = _read_sums(sums)
     for name, lines in known.items():
         if len(lines) > 1 and (folder / name).is_file():
-            held = _digest((folder / name).read_bytes())
+            held = digest_of((folder / name).read_bytes())
             known[name] = [one for one in lines if one == held] or lines
     if known:
         replace_file(sums, _sums_text(known))
@@ -112,7 +112,7 @@ def read(path: Path) -> bytes:
     with readable(path):
         data = path.read_bytes()
     known = _read_sums(path.with_name(SUMS)).get(path.name)
-    if known is not None and _digest(data) not in known:
+    if known is not None and digest_of(data) not in known:
         raise Damaged(path, f"is not what it was when it was written: its SHA-256 is not the one in {SUMS}")
     return data
 
@@ -177,10 +177,11 @@ def _read_sums(path: Path) -> dict[str, list[str]]:
 def _sums_text(known: Mapping[str, list[str]]) -> str:
     # sha256sum -c leaves out lines that begin with #.
     text = "".join(f"{digest}  {name}\n" for name in sorted(known) for digest in known[name])
-    return f"{text}{_OWN}{_digest(text.encode())}\n"
+    return f"{text}{_OWN}{digest_of(text.encode())}\n"
 
 
-def _digest(data: bytes) -> str:
+def digest_of(data: bytes) -> str:
+    """SHA-256, in hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 

@@ -308,8 +308,10 @@ class Journal(Watch):
         with self._learner.clock.phase("select"):
             # It is a part of training, whose progress is shown.
             after, quiet = f"{task.name}/validation", lambda *_: self._stop.check()
-            found = evaluate(self._learner, self._method, [task], options, after, quiet)
-            return mean(next(iter(scores([task], found, options)[task.name].values())))
+            tasks = self._method.validation(self._learner, task, [task])
+            found = evaluate(self._learner, self._method, tasks, options, after, quiet)
+            scored = scores(tasks, found, options).values()
+            return mean(value for of_task in scored for value in next(iter(of_task.values())))
 
     def _write_ability(self) -> None:
         write_ability(self._folder, [START, *self._names], self.ability)

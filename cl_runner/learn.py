@@ -24,7 +24,7 @@ class Watch:
         """A batch is done."""
 
     def validate(self, task: Task) -> float:
-        """Percent on the task's validation split, as its first metric scores it; asked where an epoch is selected."""
+        """Percent on the task's validation split, and on what methods add to it; asked where an epoch is selected."""
         raise NotImplementedError
 
     def on_trained(self, task: Task, entries: int, best: Best) -> None:

@@ -61,14 +61,17 @@ class Asks(NamedTuple):
     """Prompts that the model answers when a task is over, before the next one.
 
     Attributes:
-        texts: (training examples of each task so far) -> how many prompts of each are answered.
+        texts: (training examples of each task so far, of the next one) -> how many prompts of each are answered.
         batch_size: prompts of one pass.
         reads: whether the answers are read once more, for their probability.
+        writes: whether the answers are whole examples, of so many tokens at most; 0 = as long as in training.
+            None = they are answers.
     """
 
-    texts: Callable[[Sequence[int]], Sequence[int]]
+    texts: Callable[[Sequence[int], int], Sequence[int]]
     batch_size: int
-    reads: bool
+    reads: bool = False
+    writes: int | None = None
 
 
 class LocalSteps(NamedTuple):
@@ -204,6 +207,7 @@ class Needs:
         asks: what it lets the model answer between tasks; None = nothing.
         local: what it lets the model learn before each answer, once a task is over; None = nothing.
         writes: what the model writes itself in every batch; None = nothing.
+        recites: whether every batch is passed once more with its texts among what is learned.
         shots: examples that stand before every question, as far as they fit.
         room: tokens that are put before each text, whatever it retrieves, in the last task.
         room_grows: tokens by which it grows with each task.
@@ -246,6 +250,7 @@ class Needs:
     asks: Asks | None = None
     local: LocalSteps | None = None
     writes: Writes | None = None
+    recites: bool = False
     shots: int = 0
     room: int = 0
     room_grows: int = 0
@@ -305,6 +310,7 @@ def combine(said: Mapping[str, Needs | None], chooser: str | None) -> Needs:
         asks=next((needs.asks for needs in known if needs.asks is not None), None),
         local=next((needs.local for needs in known if needs.local is not None), None),
         writes=next((needs.writes for needs in known if needs.writes is not None), None),
+        recites=any(needs.recites for needs in known),
         shots=max((needs.shots for needs in known), default=0),
         teacher=min(teachers, key=lambda teacher: teacher == "kept", default=None),
         teaches_first=any(needs.teaches_first for needs in known),

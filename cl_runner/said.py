@@ -19,6 +19,7 @@ OLD_DATA = {
     "gradients": ("✓", "their gradients steer every step"),
     "answers": ("✓", "their prompts are answered again, the answers learned"),
     "shots": ("✓", "stand before the questions"),
+    "generated": ("(✓)", "none are kept: the model writes examples of them itself, which are learned"),
     "importance": ("(✓)", "read between tasks, to measure importance"),
 }
 #: What it may be told of a question in a test.

@@ -184,7 +184,8 @@ def train_task(
                 held.write_through()
                 method.after_step(learner)
             progress.step = number + 1
-            if validate is not None and progress.step in (*starts[1:], steps):
+            candidates = (*starts[1 + training.select_after :], steps)
+            if validate is not None and progress.step in candidates:
                 _keep_best(progress, validate())
                 learner.model.train()
             tokens = sum(one.tokens for one in found)

@@ -15,6 +15,18 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
+class Recital:
+    """That a model is to write an example as a whole: its text, what stands between, its answer.
+
+    Attributes:
+        start: the text that it then reads in the place of the example's.
+    """
+
+    start: str
+    between: str
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A text and what a model should answer.
 
@@ -28,6 +40,7 @@ class Example:
     picture: Picture | None = None  # that the prompt asks about
     task: int = -1  # index of the task it was drawn for; -1 = of none, such as a probe's
     row: int = -1  # its place among the task's examples of its split
+    recital: Recital | None = None  # its text is what is learned as well; of families whose answers are texts
 
     @property
     def asked(self) -> str | tuple[str, str]:

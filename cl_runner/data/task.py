@@ -101,7 +101,7 @@ def fingerprint(task: Task) -> str:
 
 def _content(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     """Without what is not there, where pictures lie on this machine, and the places that follow from the order."""
-    left_out = ("path", "task", "row", "training", "importance", "account")
+    left_out = ("path", "task", "row", "recital", "training", "importance", "account")
     return {name: value for name, value in fields if name not in left_out and (name, value) != ("picture", None)}
 
 

@@ -59,6 +59,8 @@ class Answering:
         sampling: decoding by chance; None = greedy.
         slice_by: where the answer begins, by token ids or by cutting the prompt's text off.
         text: what of the generated text is the answer.
+        repetition_penalty: of sampling: logits of tokens that were written are divided by it, or multiplied where they
+            are negative (Keskar et al. 2019, arXiv:1909.05858).
         raw: the answer is every character that was generated, whatever `slice_by` and `text`: program text needs its
             white space, that of its first token too.
         never: tokens that are not written.
@@ -69,6 +71,7 @@ class Answering:
     sampling: Sampling | None = None
     slice_by: Literal["ids", "prefix"] = "ids"
     text: AnswerText = "spoken"
+    repetition_penalty: float = 1.0
     raw: bool = False
     never: tuple[int, ...] = ()
 

@@ -36,6 +36,14 @@ class _Note(NamedTuple):
     special: bool  # whether special tokens stand in it
 
 
+class Recited(NamedTuple):
+    """An example that is written as a whole."""
+
+    text: str
+    between: str
+    answer: str
+
+
 class Encoding:
     """Token ids of texts and answers by one backbone's rules; each text is encoded once.
 
@@ -64,6 +72,7 @@ class Encoding:
         self._noted_of_answers: dict[str, _Note] = {}
         self._prompts: dict[str, list[int]] = {}  # as long as any pass reads them
         self._answers: dict[str, list[int]] = {}
+        self._alone: dict[str, list[int]] = {}  # texts without what stands around them, however long
         self._texts: dict[tuple[int, ...], str] = {}
         bare = tokenizer("a", add_special_tokens=False)["input_ids"]
         whole = tokenizer("a")["input_ids"]
@@ -138,6 +147,30 @@ class Encoding:
                 self._answers[text] = [*row, self._ends][:limit]
                 self._noted_of_answers[text] = _Note(len(row) + 1, self.reader.found(text) is not None)
         return [self._answers[text] for text in texts]
+
+    def alone(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text without what stands around it, however long it is."""
+        missing = list(dict.fromkeys(text for text in texts if text not in self._alone))
+        if missing:
+            self._alone.update(zip(missing, self.reader.ids(missing), strict=True))
+        return [self._alone[text] for text in texts]
+
+    def recited(self, starts: Sequence[str], rows: Sequence[Recited], most: int | None = None) -> list[list[int]]:
+        """Ids of examples that are written as a whole, the end token included; the text is cut where it must be.
+
+        Args:
+            starts: what is read before each.
+            most: tokens that may be written; None = as many as fit beside `starts` into prompt and answer.
+        """
+        found = []
+        around = len(self._before) + len(self._after)
+        texts, betweens = self.alone([row.text for row in rows]), self.alone([row.between for row in rows])
+        firsts, answers = self.prompts(starts), self.answers([row.answer for row in rows])
+        for text, between, first, answer in zip(texts, betweens, firsts, answers, strict=True):
+            limit = self._sum - len(first) if most is None else min(most, self._sum - len(first))
+            room = min(self._backbone.max_length - around, limit - len(between) - len(answer))
+            found.append([*self._cut(text, max(0, room)), *between, *answer])
+        return found
 
     def answer_limit(self) -> int:
         """Tokens of an answer in training at most, its end included."""

@@ -23,7 +23,7 @@ from cl_runner.batch import Batch
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example
 from cl_runner.families.base import Answering, Family, Prediction, Unanswerable, chosen_by
-from cl_runner.families.encoding import Encoding
+from cl_runner.families.encoding import Encoding, Recited
 from cl_runner.families.loading import Source
 from cl_runner.families.tokens import answer_of, example_losses, left_padded, most_probable, relabelled
 
@@ -58,8 +58,23 @@ class LanguageModel(Family):
         return self._encoding.before([self._written(e) for e in examples], answers)
 
     def _answers(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Ids of each answer, its end included."""
-        return self._encoding.answers([e.answer for e in examples])
+        """Ids of each answer, its end included; of a recital all that is to be written."""
+        rows = self._encoding.answers([e.answer for e in examples])
+        whole = [e for e in examples if e.recital is not None]
+        if not whole:
+            return rows
+        starts = [e.recital.start for e in whole if e.recital]
+        written = [Recited(e.prompt, e.recital.between, e.answer) for e in whole if e.recital]
+        recited = iter(self._encoding.recited(starts, written, self._most_written()))
+        return [row if e.recital is None else next(recited) for e, row in zip(examples, rows, strict=True)]
+
+    def _most_written(self) -> int | None:
+        """Tokens that the model can write, whatever it reads before; None = as many as it reads."""
+        return None
+
+    def spelled(self, text: str) -> list[int]:
+        """Ids of a text alone."""
+        return self._encoding.alone([text])[0]
 
     def _filled(self, text: str, examples: Sequence[Example]) -> list[str]:
         """A text with each answer in it, cut where its ids are."""
@@ -129,7 +144,7 @@ class LanguageModel(Family):
 
     def _written(self, example: Example) -> str:
         """The text that is encoded for an example."""
-        return example.prompt
+        return example.prompt if example.recital is None else example.recital.start
 
     def lengths(self, examples: Sequence[Example], answers: bool = True) -> list[int]:
         """Tokens of each prompt, and of its answer."""
@@ -203,6 +218,7 @@ class LanguageModel(Family):
                 "temperature": how.sampling.temperature,
                 "top_k": how.sampling.top_k or 0,
                 "top_p": how.sampling.top_p if how.sampling.top_p is not None else 1.0,
+                "repetition_penalty": how.repetition_penalty,
             }
         if how.never:
             chosen["suppress_tokens"] = list(how.never)

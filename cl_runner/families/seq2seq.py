@@ -43,13 +43,19 @@ class Seq2Seq(LanguageModel):
     def check(self, labels: Sequence[Sequence[str]], max_new_tokens: int) -> None:
         """Prompts and answers have room among the model's positions; T5's are relative and have no end."""
         assert self.backbone.max_answer_length is not None
-        positions = getattr(self._configuration, "max_position_embeddings", None)
+        positions = self._positions()
         longest = max(self.backbone.max_length, self.backbone.max_answer_length, max_new_tokens)
         if positions is not None and longest > positions and self._configuration.model_type not in ("t5", "mt5"):
             raise ValueError(
                 f"{self.backbone.name} reads {positions} tokens, and prompt or answer may have {longest}. "
                 f"Type: backbone.max_length={positions} backbone.max_answer_length={positions}"
             )
+
+    def _most_written(self) -> int | None:
+        return None if self._configuration.model_type in ("t5", "mt5") else self._positions()
+
+    def _positions(self) -> int | None:
+        return getattr(self._configuration, "max_position_embeddings", None)
 
     def collate(self, examples: Sequence[Example], answers: bool = True) -> Batch:
         """input_ids, attention_mask [B, L]; decoder_input_ids, labels [B, A]; all padded on the right."""

@@ -49,6 +49,7 @@ class Before:
 
     Attributes:
         columns: numbers of a vector.
+        behind: whether they stand behind the whole text, where it is padded on the right.
         vectors: of the batch under way, [B, R, columns]; None = the model reads what it is given.
     """
 
@@ -58,6 +59,7 @@ class Before:
         self.embedding = model.get_input_embeddings()
         self.columns = self.embedding.get_parameter("weight").shape[1]
         self.start = first_position(model)
+        self.behind = False
         self.vectors: Tensor | None = None
         self._ids = torch.empty(0)  # with the room, [B, L]
         self._places: tuple[Tensor, ...] = ()  # rows and columns of the vectors, and which of `vectors` are meant
@@ -97,8 +99,9 @@ class Before:
         if "position_ids" in batch:  # padded on the left
             place, moved = number + (room - given)[:, None], column + room
         else:
-            place = number + self.first
-            moved = torch.where(column < self.first, column, column + given[:, None] - replaced.long())
+            first = mask.sum(1, keepdim=True) if self.behind else self.first
+            place = number + first
+            moved = torch.where(column < first, column, column + given[:, None] - replaced.long())
             moved = moved.masked_fill(replaced & (column == 0), width)
         place = place.masked_fill(~meant, width)  # one column too many takes what is nowhere
         seen = mask.new_zeros(examples, width + 1).scatter(1, moved, mask).scatter(1, place, 1)[:, :width]

@@ -131,6 +131,13 @@ class Method:
         """
         return epochs
 
+    def validation(self, learner: Learner, task: Task, tasks: list[Task]) -> list[Task]:
+        """By whose validation examples the best epoch is selected, where one is; at first by the task's own alone.
+
+        A method adds tasks whose `validation` is what it has of them. Pure in task and state.
+        """
+        return tasks
+
     def conclude(self, learner: Learner, task: Task) -> None:
         """Training is over and the model not kept yet: what was learned beside the model's own tensors joins them.
 
@@ -262,6 +269,11 @@ class Chain(Method):
         for method in self.methods.values():
             epochs = method.data(learner, task, epochs)
         return epochs
+
+    def validation(self, learner: Learner, task: Task, tasks: list[Task]) -> list[Task]:
+        for method in self.methods.values():
+            tasks = method.validation(learner, task, tasks)
+        return tasks
 
     def conclude(self, learner: Learner, task: Task) -> None:
         for method in self.methods.values():

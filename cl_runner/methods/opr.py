@@ -52,7 +52,7 @@ class OPR(Method):
             shares = [min(self.budget // len(earlier), examples) for examples in earlier] if earlier else []
             return [examples + sum(shares) for examples in epochs]
 
-        def texts(so_far: Sequence[int]) -> Sequence[int]:
+        def texts(so_far: Sequence[int], following: int) -> Sequence[int]:
             return [examples if self.candidates is None else min(self.candidates, examples) for examples in so_far]
 
         return Needs(epochs=epochs, asks=Asks(texts, self.batch_size, reads=self.rank_by == "confidence"))

@@ -212,7 +212,7 @@ def setting_of(
         adapted=sum(adapted) if needs.local is not None else 0,
         written=0 if needs.writes is None or classifies else _written(config, needs.writes),
         asked=sum(asked),
-        asked_answers=None if classifies else _answers(config, asked, asked, lengths, batch),
+        asked_answers=None if classifies else _asked_answers(config, needs, asked, lengths, batch),
         encoder=encoder,
         encoded=sum(each.train + each.evaluated for each in counts) if encoder else 0,
         encoder_length=encoder_length,
@@ -229,7 +229,7 @@ def asked_after(config: Config, needs: Needs, counts: Sequence[Counts]) -> list[
     if needs.asks is None or config.task_order.restart:
         return [()] * len(counts)
     trained = [each.train for each in counts]
-    return [*(needs.asks.texts(trained[:number]) for number in range(1, len(counts))), ()]
+    return [*(needs.asks.texts(trained[:number], trained[number]) for number in range(1, len(counts))), ()]
 
 
 def _written(config: Config, writes: Writes) -> int:
@@ -289,6 +289,17 @@ def _answers(config: Config, evaluated: Sequence[int], learned: Sequence[int], l
         label_length=min(longest, config.backbone.max_answer_length or longest),
         by_label=sum(number for by_label, number in zip(likely, evaluated, strict=True) if by_label),
     )
+
+
+def _asked_answers(config: Config, needs: Needs, asked: Sequence[int], lengths: Lengths, batch: int) -> Answers:
+    """What it writes where a method asks it: answers, or examples as long as those in training, as far as they may."""
+    found = _answers(config, asked, asked, lengths, batch)
+    if needs.asks is None or needs.asks.writes is None:
+        return found
+    most = needs.asks.writes or config.backbone.max_length + (config.backbone.max_answer_length or 0)
+    # A batch is done with its longest example.
+    expected = min(most, _padded(lengths.whole, needs.asks.batch_size) - needs.room)
+    return dataclasses.replace(found, generated=most, mean_generated=expected, labels=0, by_label=0)
 
 
 def _padded(lengths: Sequence[int], batch: int) -> float:

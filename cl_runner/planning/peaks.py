@@ -153,7 +153,8 @@ def _item(s: Setting, task: TaskNumbers) -> int:
 def _training(prices: Prices, s: Setting, task: TaskNumbers) -> int:
     """What training a task adds at its peak: in a pass, a method's or the optimizer's work on gradients, or a save."""
     trained, largest = prices.architecture.trained(s, task), prices.architecture.largest(s, task)
-    step = _held_by_pass(prices.train(s, task), s.device)
+    passes = [s, s.reciting()] if s.needs.recites else [s]
+    step = max(_held_by_pass(prices.train(one, task), s.device) for one in passes)
     if task.trains == "selected":
         step += 4 * trained  # gradients of the values
     penalty = 4 * (trained + 3 * largest) if task.later and (s.needs.entry_bytes or s.needs.directions) else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from statistics import fmean
 
 from cl_runner.needs import ProbePass
 from cl_runner.planning.prices import Prices
@@ -88,7 +89,9 @@ def _training(prices: Prices, s: Setting, speed: Speed) -> float:
     found = 0.0
     for task in s.tasks:
         if task.trains != "nothing":
-            found += speed.seconds(prices.train(s, task), _share(s.learning())) * task.passed / s.pass_size(task)
+            passes = [s, s.reciting()] if s.needs.recites else [s]
+            of_a_pass = fmean(speed.seconds(prices.train(one, task), _share(one.learning())) for one in passes)
+            found += of_a_pass * task.passed / s.pass_size(task)
             trained = prices.architecture.trained(s, task)
             found += task.steps * s.optimizer.traffic * trained / speed.bytes_per_second
     return found if s.needs.writes is None else found + _evaluation(prices, s.writing(), speed)

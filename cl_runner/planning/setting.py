@@ -14,6 +14,9 @@ from cl_runner.planning.imitation import Device
 from cl_runner.planning.optimizers import OptimizerNumbers
 from cl_runner.planning.retrieval import EncoderNumbers
 
+#: Tokens after which an example is written as a whole, and those between its text and its answer.
+START = 16
+
 
 @dataclass(frozen=True)
 class TaskNumbers:
@@ -188,9 +191,11 @@ class Setting:
 
     def asking(self) -> Setting:
         """The same run if its evaluations were of the prompts that a method lets the model answer between tasks."""
-        assert self.needs.asks is not None
+        asks = self.needs.asks
+        assert asks is not None
+        s = self if asks.writes is None else self._started()
         return dataclasses.replace(
-            self, evaluated=self.asked, evaluation_batch=self.needs.asks.batch_size, answers=self.asked_answers
+            s, evaluated=self.asked, evaluation_batch=asks.batch_size, answers=self.asked_answers
         )
 
     def learning(self) -> Setting:
@@ -228,6 +233,23 @@ class Setting:
         largest = max((task.largest_part for task in self.tasks), default=1)
         at_once = min(self.needs.writes.batch_size, largest)
         return dataclasses.replace(self, evaluated=passed, evaluation_batch=at_once, answers=said)
+
+    def _started(self) -> Setting:
+        """The same run if what is read were the start of an example that is written as a whole."""
+        length = self.needs.room + START
+        return dataclasses.replace(self, max_length=length, mean_length=length)
+
+    def reciting(self) -> Setting:
+        """The same run if every example's text were a part of its answer."""
+        assert self.answers is not None
+        said = dataclasses.replace(
+            self.answers,
+            max_length=self.max_whole - self.needs.room,
+            mean_length=self.mean_whole - self.needs.room,
+            max_whole=self.max_whole + START,
+            mean_whole=self.mean_whole + START,
+        )
+        return dataclasses.replace(self._started(), answers=said)
 
     def probing(self, probe: ProbePass, at_mean: bool = False) -> Setting:
         """The same run if all its examples were what a probe reads, or completes."""

@@ -81,7 +81,9 @@ def _numbers(config: Config, needs: Needs, task: Task, counts: Sequence[Counts])
         trains=trains,
         measured=_measured(config, needs, own, sum(earlier), trains == "selected"),
         later=later,
-        validated=counts[task.index].validation * _epochs_ended(epochs, stage.batch_size, batches) if selects else 0,
+        validated=counts[task.index].validation * _candidates(epochs, stage.batch_size, batches, training.select_after)
+        if selects
+        else 0,
         several_parts=added.examples > 0 and needs.several_parts,
     )
 
@@ -114,7 +116,11 @@ def _passed(epochs: Sequence[int], batch_size: int, steps: int) -> int:
     return total
 
 
-def _epochs_ended(epochs: Sequence[int], batch_size: int, steps: int) -> int:
-    """Epochs within `steps` batches, the one that is cut short included."""
-    ends = itertools.accumulate(batches_of(epochs, batch_size))
-    return len({min(end, steps) for end in ends} - {0})
+def _candidates(epochs: Sequence[int], batch_size: int, steps: int, after: int) -> int:
+    """Epochs within `steps` batches, the one that is cut short included, of which the best is selected.
+
+    Args:
+        after: first epochs that are none.
+    """
+    ends = [*itertools.accumulate(batches_of(epochs, batch_size))]
+    return len({end for end in (*ends[after:], steps) if 0 < end <= steps})

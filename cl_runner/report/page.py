@@ -27,6 +27,7 @@ from cl_runner.report.costs import (
 )
 from cl_runner.report.drawing import short
 from cl_runner.report.folder import Run, read_run
+from cl_runner.report.generated import generated_tables
 from cl_runner.report.html import render, write
 from cl_runner.report.marks import COLUMNS, mark_of
 from cl_runner.report.numbers import AFTER_K, RETRIEVALS, definition_of, interval_text, value_text
@@ -73,6 +74,7 @@ def write_run_report(folder: Path) -> Path:
         "fisher": make("importance", "fisher.json", lambda: _fisher(run), None),
         "atlas": make("selections", "masks.json", lambda: atlas_values(run.masks, folder / "plots"), None),
         "retrieval": make("retrieval", "keys.safetensors", lambda: retrieval_values(run), NO_RETRIEVAL),
+        "generated": make("examples that the model wrote", "generated", lambda: generated_tables(run), none),
         "costs": make("storage and time", "summary.json", lambda: _costs(run), None),
         "planned": make("plan and measurement", "plan.json", lambda: planned_tables(run), none),
         "losses": make("loss", "metrics.jsonl", lambda: _losses(run), None),
