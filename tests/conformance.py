@@ -46,6 +46,7 @@ class Row:
         families: that every run of the tests tries; `claimed` has all.
         only: names of the tensors of which something may move in a later task, whole names by a pattern.
         ends_on_old: the last epoch of a task goes over old examples alone, so that its own loss may rise again.
+        sets: the method sets what trains when the first task begins, so that the loss before that tells nothing.
         by_pass: why what is learned depends on the passes that a batch is cut into, if it does; else it does not.
         refuses: what is said to families that the method cannot serve although its class claims them.
     """
@@ -56,6 +57,7 @@ class Row:
     only: str = ".*"
     by_pass: str = ""
     ends_on_old: bool = False
+    sets: bool = False
     refuses: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
@@ -119,6 +121,9 @@ ROWS = (
     Row("mbpa_adam", 1.0, ("t5",)),
     Row("opr", 1.0, ("bert", "llama")),
     Row("opr_sc", 1.0, ("t5",)),
+    Row("lamol", 1.0, ("gpt2",)),
+    Row("lamol_0.2", 1.0, ("t5",)),
+    Row("lamol_gen", 1.0, ()),
     Row("multi_task", 1.0, ("bert", "llama")),
     Row("icl", 0.0, ("t5",)),
     Row("migu", 1.0, ("bert", "gpt2", "t5")),
@@ -163,6 +168,7 @@ ROWS = (
     Row("prompt_per_task", 0.0, ("bert",), PROMPT),
     Row("l2p", 0.01, ("bert", "llama"), rf"prompts\..*|{HEAD}"),
     Row("l2p_trace", 0.01, ("t5",), rf"prompts\..*|{HEAD}"),
+    Row("lfpt5", 0.0, ("t5",), r"prompts\..*", sets=True),
     Row("slm", 0.0, ("bert", "t5", "gpt2"), OWN),
     Row("slm_ti", 0.0, ("llama",), OWN),
     Row("slm_prompt", 0.0, ("gpt2",), OWN),
@@ -213,6 +219,8 @@ FEW = {
         "method.mbpa.local_steps=2",
     ),
     "sdft": ("method.sdft.max_new_tokens=6",),
+    "lamol": ("method.lamol.max_new_tokens=12",),
+    "lfpt5": ("method.lfpt5.length=6", "method.lfpt5.tries=2", "method.lfpt5.max_new_tokens=12"),
     "opr": ("method.opr.budget=4", "method.opr.candidates=8"),
     "prog_prompt": ("method.prog_prompt.length=3",),
     **{node: (f"method.{node}.dropout=0.0",) for node in ("seq_lora", "inc_lora", "o_lora", "lora")},

@@ -87,7 +87,7 @@ class Generates(Method):
         if not started.strip():
             raise ValueError(
                 f"{node}.start={self.start!r}: a text in which only {{task}} stands for something, the task's name. "
-                f"Type: '{node}.start=__{{task}}__' (or {node}.start=__gen__, the same for all tasks)"
+                f"Type: '{node}.start=\"__{{task}}__\"' (or {node}.start=__gen__, the same for all tasks)"
             )
         if not self.between.strip():
             raise ValueError(f"{node}.between is white space, which texts hold as well. Type: {node}.between=__ans__")
