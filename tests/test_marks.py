@@ -65,6 +65,8 @@ def test_every_built_in_method_says_it(name: str) -> None:
         (given("ogd", "bitfit"), (), ()),
         (given("mas", "si", "l2", "migu"), (), ()),
         (given("opr_sc"), ("answers",), ()),
+        (given("lamol"), ("generated",), ()),
+        (given("lfpt5"), ("generated",), ()),
         (given("icl", family="causal"), ("shots",), ("task",)),
         (given("slm"), (), ()),
         (given("slm_ti"), (), ("task",)),
@@ -87,7 +89,8 @@ def test_a_mark_is_the_most_of_its_words() -> None:
 
 def test_what_a_class_may_not_say() -> None:
     assert wrong({"size": {1: "learned"}}, ["size"], OLD_DATA) is None
-    assert wrong("replays", [], OLD_DATA) == "'replays' is none of learned, gradients, answers, shots, importance"
+    words = "learned, gradients, answers, shots, generated, importance"
+    assert wrong("replays", [], OLD_DATA) == f"'replays' is none of {words}"
     assert wrong({"siez": {1: "learned"}}, ["size"], OLD_DATA) == "there is no option 'siez'"
     assert wrong("{siez} examples", ["size"], None) == "there is no option 'siez'"
     assert "text" in str(wrong({"size": {1: 3}}, ["size"], None)) and wrong("{", [], None) and wrong(3, [], None)  # type: ignore[arg-type]
