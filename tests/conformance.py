@@ -46,7 +46,6 @@ class Row:
         families: that every run of the tests tries; `claimed` has all.
         only: names of the tensors of which something may move in a later task, whole names by a pattern.
         ends_on_old: the last epoch of a task goes over old examples alone, so that its own loss may rise again.
-        sets: the method sets what trains when the first task begins, so that the loss before that tells nothing.
         by_pass: why what is learned depends on the passes that a batch is cut into, if it does; else it does not.
         refuses: what is said to families that the method cannot serve although its class claims them.
     """
@@ -57,7 +56,6 @@ class Row:
     only: str = ".*"
     by_pass: str = ""
     ends_on_old: bool = False
-    sets: bool = False
     refuses: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
@@ -168,7 +166,7 @@ ROWS = (
     Row("prompt_per_task", 0.0, ("bert",), PROMPT),
     Row("l2p", 0.01, ("bert", "llama"), rf"prompts\..*|{HEAD}"),
     Row("l2p_trace", 0.01, ("t5",), rf"prompts\..*|{HEAD}"),
-    Row("lfpt5", 0.0, ("t5",), r"prompts\..*", sets=True),
+    Row("lfpt5", 0.0, ("t5",), r"prompts\..*"),
     Row("slm", 0.0, ("bert", "t5", "gpt2"), OWN),
     Row("slm_ti", 0.0, ("llama",), OWN),
     Row("slm_prompt", 0.0, ("gpt2",), OWN),
@@ -189,6 +187,9 @@ ROWS = (
     Row("[sdft,seq_lora]", 0.01, (), LORA.format("00")),
     Row("[sdft,prompt_tuning]", 0.01, (), rf"prompts\..*|{HEAD}"),
 )
+
+#: Methods that set what trains when the first task begins, so that the loss before it tells nothing.
+SETS = {"lfpt5"}
 
 SMALL = (
     "task_order.base.train=24",
@@ -366,6 +367,7 @@ class Cell:
         # it writes itself comes nearer to its teacher, not to the answers.
         specs = [method_spec(node) for node in self.row.nodes]
         others = any(spec.routes or (spec.renews and spec.isolates) for spec in specs)
+        others |= bool(SETS & self.row.nodes.keys())
         seen = (watch.losses[0], watch.losses[-1]) if others else (before, after)
         self.losses.append((watch.apart[0], watch.apart[1]) if watch.apart else seen)
         return watch

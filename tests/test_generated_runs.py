@@ -50,7 +50,7 @@ def test_deaths_inside_a_task_and_in_the_middle_of_writing(tmp_path: Path, monke
     assert detail[1]["selected_epoch"]["evaluations"] == 1  # of two epochs
     assert json.loads((folder / "summary.json").read_text())["access"]["old_data"] == ["generated"]
     counts, files, texts = generated_tables(read_run(folder))
-    assert counts.rows[0] == ["kettles_lfpt5", "base", "12", "8", "4", "4", "label has enough 4"]
+    assert counts.rows[0] == ["kettles", "base", "12", "8", "4", "4", "label has enough 4"]
     assert files.rows[0][::2] == [name, said["sha256"]] and len(texts.rows) == 5
     page = (folder / "report.html").read_text() if (folder / "report.html").is_file() else ""
     assert not page or said["sha256"] in page
@@ -77,7 +77,14 @@ def test_what_was_written_is_shown_as_it_is_spelled(tmp_path: Path) -> None:
     folder = tmp_path / "generated"
     folder.mkdir()
     lines = [
-        {"kind": "account", "task": "base", "asked": 9, "kept": {"train": 4}, "dropped": {"no <b>": 5}},
+        {
+            "kind": "account",
+            "before": "kettles",
+            "task": "base",
+            "asked": 9,
+            "kept": {"train": 4},
+            "dropped": {"no <b>": 5},
+        },
         *(
             {"kind": "kept", "task": "base", "use": "train", "text": f"<i>\x1b[1m{i}", "answer": "good\n"}
             for i in range(4)
@@ -87,7 +94,7 @@ def test_what_was_written_is_shown_as_it_is_spelled(tmp_path: Path) -> None:
     (folder / "01_kettles_lamol.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     run = dataclasses.replace(_run(), folder=tmp_path)
     counts, files, texts = generated_tables(run)
-    assert counts.rows == [["kettles_lamol", "base", "9", "4", "4", "0", "no <b> 5"]]
+    assert counts.rows == [["kettles", "base", "9", "4", "4", "0", "no <b> 5"]]
     assert [row[2] for row in texts.rows] == ["learned"] * 3 + ["dropped"] * 2
     assert texts.rows[0][3:] == ["<i>\\x1b[1m0", "good\\n"] and len(texts.rows[3][3]) == 301
     assert files.rows[0][1] == "9"

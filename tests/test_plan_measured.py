@@ -28,7 +28,7 @@ WIDE = (
     "training.max_steps=2",
 )
 #: Of each class the plainest preset, and chains of what holds most; methods that retrieve have tests of their own.
-CHOICES = [option for node, option in plainest().items() if node not in ("slm", "icl")]
+CHOICES = [option for node, option in plainest().items() if node not in ("slm", "icl", "lamol", "lfpt5")]
 CHOICES += ["ewc_online", "lwf_piece", "[ogd,bitfit]", "[ogd,inc_lora]"]
 
 

@@ -251,7 +251,7 @@ class Generates(Method):
             return found
         names = [each.name for each in learner.tasks]
         lines = [
-            *({"kind": "account", "task": name, **account} for name, account in accounts.items()),
+            *({"kind": "account", "before": task.name, "task": name, **account} for name, account in accounts.items()),
             *(
                 {"kind": "kept", "task": names[int(index)], "use": use, "text": text, "answer": answer}
                 for index, use, text, answer in self.made["kept"]

@@ -26,10 +26,9 @@ def generated_tables(run: Run) -> list[Table]:
         content = read(path)
         with readable(path):
             lines = [json.loads(line) for line in content.split(b"\n") if line]
-            before = path.stem.partition("_")[2]
-            accounts = [_account(line) for line in lines if line["kind"] == "account"]
-            counts += [[before, *cells] for cells in accounts]
-            texts += [[before, *cells] for cells in _texts(lines)]
+            accounts = [line for line in lines if line["kind"] == "account"]
+            counts += [_account(line) for line in accounts]
+            texts += [[accounts[0]["before"], *cells] for cells in _texts(lines)]
         files.append([path.relative_to(run.folder).as_posix(), f"{len(lines) - len(accounts):,}", digest_of(content)])
     if not counts:
         return []
@@ -44,7 +43,7 @@ def _account(line: Mapping[str, Any]) -> list[str]:
     kept, dropped = line["kept"], line["dropped"]
     numbers = [line["asked"], sum(kept.values()), kept.get("train", 0), kept.get("validation", 0)]
     reasons = ", ".join(f"{plain(reason)} {count:,}" for reason, count in dropped.items())
-    return [line["task"], *(f"{number:,}" for number in numbers), reasons or "-"]
+    return [line["before"], line["task"], *(f"{number:,}" for number in numbers), reasons or "-"]
 
 
 def _texts(lines: list[dict[str, Any]]) -> list[list[str]]:
