@@ -34,7 +34,7 @@ def test_every_option_composes(group: str, option: str) -> None:
     # Most probes are for language models, and only some tasks have a release's scores.
     beside = {"probe": ["backbone=tiny_llama"], "protocol": ["task_order=trace", "backbone=tiny_llama"]}
     told = ["method=slm"] if option == "oracle" else []  # of a text's task, of which others make nothing
-    written = ["backbone=tiny_llama"] if option in ("icl", "sdft") else []  # answers
+    written = ["backbone=tiny_llama"] if option.startswith(("icl", "sdft", "lamol", "lfpt5")) else []
     request = compose([f"{group}={chosen}", *beside.get(group, []), *told, *written])
     assert request.config.task_order.tasks
     assert request.config.method
@@ -77,6 +77,8 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
         arguments += [f"task_order.{stage}.validation=6" for stage in ("base", "incremental")]
     arguments += ["backbone.frozen=[]"] if config.backbone.frozen else []  # layers of its own backbone, by name
     arguments += tiny_encoder() if "slm" in config.method else []
+    arguments += [f"method.{node}.max_new_tokens=8" for node in config.method if node in ("lamol", "lfpt5")]
+    arguments += ["method.lfpt5.tries=2", "method.lfpt5.length=8"] if "lfpt5" in config.method else []
     arguments += ["method.mbpa.local_steps=1", "method.mbpa.neighbours=4"] if "mbpa" in config.method else []
     arguments += ["probe=none"] if "lm_eval" in config.probe else []  # it fetches its questions
     arguments += ["protocol=standard"] if config.evaluation.scoring != "standard" else []  # reviews have no release

@@ -7,11 +7,13 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from cl_runner.batch import Batch, Output, Part
 from cl_runner.config import Count, OptimizerName, Share
@@ -101,7 +103,7 @@ class LFPT5(Generates, PromptTuning):
         chance = random.Random(learner.seed_of("lfpt5", "prompt"))
         rest = self.length - len(rows)
         drawn = chance.sample(common, rest) if rest <= len(common) else chance.choices(common, k=rest)
-        name = self.trained_name(learner, task)
+        name = self.trained_name(task)
         return {f"prompts.values.{name}": torch.stack([*rows, *table[drawn]])}
 
     def generate(self, learner: Learner, task: Task) -> None:
@@ -144,6 +146,12 @@ class LFPT5(Generates, PromptTuning):
             of_old.setdefault(index, []).append(Example(text, answer, task=index))
         old = [dataclasses.replace(learner.tasks[i], validation=tuple(each)) for i, each in of_old.items()]
         return [*tasks, *old]
+
+    def export(self, model: nn.Module, tasks: Sequence[Task], folder: Path, base: str) -> str | None:
+        assert isinstance(model, PreTrainedModel)
+        if model.config.is_encoder_decoder:  # peft puts its prompts before a text
+            return None
+        return super().export(model, tasks, folder, base)
 
     # inside a step
     def parts(self, learner: Learner, task: Task, part: Part) -> list[Part]:
