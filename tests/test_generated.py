@@ -229,12 +229,13 @@ def test_lfpt5s_filter_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_few_of_a_label_serve_both_uses_as_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There 3 give 2 and 1, 2 give 1 and 1, and one is learned from."""
+    learner, chain, tasks, _ = made(tmp_path, *LFPT5)
+    method = chain.methods["lfpt5"]
     for count, uses in ((1, (1, 0)), (2, (1, 1)), (3, (2, 1)), (4, (2, 2)), (9, (2, 2))):
-        learner, chain, tasks, _ = made(tmp_path, *LFPT5)
         fed(monkeypatch, [[f"{i} __ans__ {tasks[0].labels[0]}" for i in range(count)]])
         begun(learner, chain, tasks[1])
-        method = chain.methods["lfpt5"]
         assert tuple(len(method.examples(learner, tasks[1], use)) for use in ("train", "validation")) == uses
+        learner.finish()
 
 
 @pytest.mark.parametrize(("start", "known"), [("__{task}__", True), ("__gen__", False)])
