@@ -201,7 +201,7 @@ SLM_BERT = Study(
     mean_accuracy,
     name="slm_bert",
 )
-#: SLM's table of few-shot T5. Keys learn as in the results of `slm_few_shot`.
+#: SLM's table of few-shot T5. Keys learn as in the results of `slm_few_shot`; LFPT5 has a shorter prompt, fewer tries.
 SLM_T5 = Study(
     "few_shot",
     ("few_shot_1",),
@@ -209,6 +209,12 @@ SLM_T5 = Study(
         "seq_ft": Row("seq_ft", RATE, (1e-3, 3e-3)),
         **{name: dataclasses.replace(DECODERS.rows[name], given=()) for name in ("prompt_tuning", "prog_prompt")},
         "ewc": Row("ewc", "method.ewc.strength", (0.35, 3.5e4)),
+        "lfpt5": Row(
+            "lfpt5",
+            "method.lfpt5.learning_rate",
+            (5e-1, 5e-2),
+            ("method.lfpt5.length=50", "method.lfpt5.tries=32", "method.lfpt5.max_new_tokens=64"),
+        ),
         "slm": Row(
             "slm",
             "method.slm.learning_rate",
