@@ -183,7 +183,7 @@ ROWS = (
     Row("[ogd,bitfit]", 0.25, ("bert", "llama"), rf".*bias|{HEAD}", refuses={"t5": TIED}),
     Row("[agem,mas,si,piece_s]", 0.001),
     Row("[opr,lwf,piece_s]", 0.001),
-    Row("[sdft,lwf,piece_s]", 0.001, ("gpt2",)),
+    Row("[sdft,ewc,piece_s]", 0.001, ("gpt2",)),
     Row("[sdft,seq_lora]", 0.01, (), LORA.format("00")),
     Row("[sdft,prompt_tuning]", 0.01, (), rf"prompts\..*|{HEAD}"),
 )

@@ -271,9 +271,9 @@ class Setting:
 
     def within(self, task: TaskNumbers) -> Setting:
         """The same run as the texts of a task are read, whose prompts are fewer than in the last one."""
-        fewer = self.needs.room_grows * (len(self.tasks) - 1 - self.tasks.index(task))
-        if not fewer:
+        if not self.needs.room_grows:
             return self
+        fewer = self.needs.room_grows * (len(self.tasks) - 1 - self.tasks.index(task))
         answers = self.answers
         if answers is not None:
             answers = dataclasses.replace(answers, max_whole=answers.max_whole - fewer)
