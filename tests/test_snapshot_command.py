@@ -19,6 +19,11 @@ from transformers import (
 
 import cl_runner.build
 from cl_runner.history.command import main
+from cl_runner.methods.base import Chain
+from cl_runner.methods.icl import ICL
+from cl_runner.methods.l2 import L2
+from cl_runner.methods.mbpa import MbPA
+from cl_runner.methods.slm import SLM
 from cl_runner.sparse.snapshots import describe_snapshot
 
 
@@ -40,7 +45,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[dic
             max_position_embeddings=16,
             num_labels=2,
         )
-        return SimpleNamespace(model=AutoModelForSequenceClassification.from_config(config), tokenizer=tokenizer)
+        model = AutoModelForSequenceClassification.from_config(config)
+        return SimpleNamespace(model=model, tokenizer=tokenizer, method=Chain({}))
 
     monkeypatch.setattr(cl_runner.build, "rebuild", rebuild)
     (tmp_path / "config.yaml").write_text("seed: 0\n")
@@ -84,11 +90,25 @@ def test_export(run: tuple[Path, list[dict[str, Tensor]]], capsys: pytest.Captur
     folder, history = run
     output = folder / "exported"
     assert main(["export", str(folder), "--after", "dvd", "--output", str(output)]) == 0
+    assert "Note" not in capsys.readouterr().out
     model = AutoModelForSequenceClassification.from_pretrained(output)
     assert_equal(dict(model.named_parameters()), history[2])
     assert AutoTokenizer.from_pretrained(output)("good bad")["input_ids"] == [2, 5, 6, 3]
     assert main(["export", str(folder), "--after", "dvd", "--output", str(output)]) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+def test_an_export_says_whose_answers_it_does_not_give(
+    run: tuple[Path, object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Chain, "answering", ["mbpa"])
+    assert main(["export", str(run[0]), "--after", "dvd", "--output", str(run[0] / "noted")]) == 0
+    assert "not this model's alone, but mbpa's: see python -m cl_runner methods mbpa" in capsys.readouterr().out
+
+
+def test_methods_that_do_more_for_an_answer_than_ask_the_model() -> None:
+    for name, kind in {"icl": ICL, "mbpa": MbPA, "slm": SLM}.items():
+        assert Chain({name: kind.__new__(kind), "l2": L2.__new__(L2)}).answering == [name]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from cl_runner.history.history import (
     weights_after,
     weights_before,
 )
+from cl_runner.overrides import COMMAND
 from cl_runner.plain import say
 from cl_runner.sparse.chain import apply_chain
 from cl_runner.sparse.snapshots import describe_snapshot, read_snapshot, save_snapshot
@@ -153,6 +154,8 @@ def export(run: Path, after: str, output: Path) -> int:
             f"no place for. All weights in one file: {SNAPSHOT} restore {run} --after {after} --output FILE.safetensors"
         )
     say(f"{output}: the model after {after} with its tokenizer; load it with {how}")
+    for name in rebuilt.method.answering:
+        say(f"Note: the run's answers are not this model's alone, but {name}'s: see {COMMAND} methods {name}")
     return 0
 
 

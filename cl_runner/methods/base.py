@@ -250,6 +250,11 @@ class Chain(Method):
         return combine(said, self.chooser)
 
     @property
+    def answering(self) -> list[str]:
+        """The methods that do more for an answer than ask the model."""
+        return [name for name, method in self.methods.items() if type(method).predict is not Method.predict]
+
+    @property
     def chooser(self) -> str | None:
         """The method that decides what trains; None = everything that the backbone lets train."""
         return next((name for name, method in self.methods.items() if method.chooses), None)
