@@ -25,6 +25,11 @@ class Batch(dict[str, Tensor]):
     def __or__(self, more: Mapping[str, Tensor]) -> Batch:  # type: ignore[override]  # a batch, not a plain dict
         return Batch({**self, **more}, self.examples)
 
+    @property
+    def tasks(self) -> list[int]:
+        """The number of each row's task; -1 of what belongs to none."""
+        return [example.task for example in self.examples] or [-1] * len(self["input_ids"])
+
     def rows(self, start: int, end: int) -> Batch:
         """The examples from `start` up to, not including, `end`."""
         return Batch({name: tensor[start:end] for name, tensor in self.items()}, self.examples[start:end])

@@ -66,9 +66,8 @@ class Causal(LanguageModel):
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean of the prompt's last hidden states, [B, width]."""
         given = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        if "position_ids" in _forward_arguments(
-            model
-        ):  # of a probe's batch as the library counts them when it generates
+        if "position_ids" in _forward_arguments(model):
+            # Of a probe's batch as the library counts them when it generates.
             counted = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
             given["position_ids"] = batch.get("position_ids", counted)
         states: Tensor = model(**given, output_hidden_states=True, use_cache=False).hidden_states[-1]

@@ -20,10 +20,12 @@ from transformers import PreTrainedModel
 from cl_runner.batch import Batch, Output, Part
 from cl_runner.config import Count, Fraction, NonNegative, Positive
 from cl_runner.data.task import Task
+from cl_runner.layers.before import most_positions
 from cl_runner.layers.spaces import Spaces, content, in_halves
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.methods.memory import Place, kept_examples, own_examples, place_of, recall
+from cl_runner.methods.teacher import output_at
 from cl_runner.needs import Added, Needs, Outline
 from cl_runner.said import Said
 from cl_runner.trained import Trained
@@ -92,7 +94,8 @@ class IDBR(Method):
                 f"{node}.kept=kmeans clusters by scikit-learn, which is not installed. Type: pip install scikit-learn "
                 f"(or {node}.kept=random)"
             )
-        positions = getattr(skeleton.config, "max_position_embeddings", None)
+        assert isinstance(skeleton, PreTrainedModel)
+        positions = most_positions(skeleton)
         if positions is not None and longest + 1 > positions:
             raise ValueError(
                 f"method {self.node} puts a separator between the halves of a text, and the backbone reads {positions} "
@@ -174,11 +177,7 @@ class IDBR(Method):
         assert learner.task is not None
         more = {}
         if learner.has_old_tasks(learner.task):
-            training = learner.model.training
-            learner.model.eval()
-            with torch.no_grad(), learner.at(learner.before):
-                learner.forward(batch)
-            learner.model.train(training)
+            output_at(learner, batch, learner.before)
             assert self.spaces.found is not None
             more = {"idbr_general": self.spaces.found.general, "idbr_specific": self.spaces.found.specific}
         lengths = content(batch["attention_mask"])

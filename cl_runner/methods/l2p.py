@@ -23,6 +23,7 @@ from cl_runner.learner import Learner, derive_seed
 from cl_runner.methods.base import Method
 from cl_runner.methods.low_rank import classifier_head, needs_of
 from cl_runner.methods.soft_prompt import check_positions
+from cl_runner.methods.teacher import without_dropout
 from cl_runner.needs import Needs, Outline
 from cl_runner.read_if import ReadIf
 from cl_runner.said import Said
@@ -155,11 +156,8 @@ class L2P(Method):
             states = self.before.embedding(asked["input_ids"]).float()
             counts = asked["attention_mask"][..., None].float()
             return (states * counts).sum(1) / counts.sum(1)
-        training = learner.model.training
-        learner.model.eval()
-        found = learner.family.features(learner.model, asked)
-        learner.model.train(training)
-        return found
+        with without_dropout(learner.model):
+            return learner.family.features(learner.model, asked)
 
     def loss(self, learner: Learner, part: Part, batch: Batch, output: Output) -> Tensor | float:
         for number in self.chosen.flatten().tolist():

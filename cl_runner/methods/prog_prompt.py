@@ -75,6 +75,5 @@ class ProgPrompt(SoftPrompt):
 
     def before_forward(self, learner: Learner, batch: Batch) -> Batch:
         if self.heads is not None:
-            tasks = [example.task for example in batch.examples] or [-1] * len(batch["input_ids"])
-            self.heads.tasks = torch.tensor(tasks, device=learner.device)
+            self.heads.tasks = torch.tensor(batch.tasks, device=learner.device)
         return super().before_forward(learner, batch)

@@ -306,8 +306,7 @@ class SLM(Method):
             self.serving = False
 
     def before_forward(self, learner: Learner, batch: Batch) -> Batch:
-        tasks = torch.tensor([example.task for example in batch.examples] or [-1] * len(batch["input_ids"]))
-        tasks = tasks.to(learner.device)
+        tasks = torch.tensor(batch.tasks, device=learner.device)
         if self.heads is not None:
             self.heads.tasks = tasks
             self.heads.latest = max(0, self.learned - 1) if learner.task is None else learner.task.index

@@ -171,7 +171,7 @@ class SoftPrompt(Method):
 
     # every pass of the model
     def before_forward(self, learner: Learner, batch: Batch) -> Batch:
-        tasks = [example.task for example in batch.examples] or [-1] * len(batch["input_ids"])
+        tasks = batch.tasks
         names = {task: self.given(task) for task in dict.fromkeys(tasks)}
         if not any(names.values()):
             self.before.stop()

@@ -1,14 +1,26 @@
-"""What an earlier model says of the examples under way, without a second model."""
+"""Passes in the middle of training that are no part of it, such as of an earlier model; no second one is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_runner.batch import Batch, Output
 from cl_runner.learner import Learner
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """The model as it answers, whether it trains or not."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()
@@ -20,9 +32,5 @@ def output_at(
     Args:
         weights, positions: as `Learner.at` takes them.
     """
-    training = learner.model.training
-    learner.model.eval()
-    with learner.at(weights, positions):
-        output = learner.forward(batch)
-    learner.model.train(training)
-    return output
+    with without_dropout(learner.model), learner.at(weights, positions):
+        return learner.forward(batch)
