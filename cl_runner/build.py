@@ -30,7 +30,7 @@ class Rebuilt:
 
     Attributes:
         tasks: without their examples.
-        checkpoint: that the model came from; None = generated.
+        checkpoint: that from_pretrained makes the model of; None = generated, or of a file of llama.cpp.
     """
 
     model: PreTrainedModel
@@ -42,7 +42,7 @@ class Rebuilt:
     seed: int
 
     def backbone(self, folder: Path) -> str:
-        """The model without what methods added, as from_pretrained takes it; a generated one is written to `folder`."""
+        """The model without what methods added, as from_pretrained takes it; another one is written to `folder`."""
         if self.checkpoint is not None:
             return self.checkpoint
         self.family.build(self.seed)[0].save_pretrained(folder / "backbone")

@@ -221,7 +221,8 @@ def check_places(config: Config, line: Callable[[str, str], str]) -> None:
     Args:
         line: what to type for another value of a key.
     """
-    places = {"root": config.root, "data_root": config.data_root, "backbone.checkpoint": config.backbone.checkpoint}
+    backbone = config.backbone
+    places = {"root": config.root, "data_root": config.data_root, backbone.pretrained_key: backbone.pretrained}
     for key, value in places.items():
         if value is None:
             continue

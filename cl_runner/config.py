@@ -14,7 +14,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from cl_runner.read_if import NotGenerated, OfAdamW, OfFiles, OfHub, OfLanguageModels, ReadIf, Written
-from cl_runner.registry import PartKind, find, load
+from cl_runner.value_checks import (
+    checked_character,
+    checked_columns,
+    checked_encoding,
+    checked_file_name,
+    checked_label_name,
+    checked_places,
+    known,
+)
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -45,33 +53,8 @@ Score = Literal[
 ]
 
 
-def _file_name(name: str) -> str:
-    if len(name.encode()) > 200:
-        raise ValueError(f"a name of at most 200 bytes, which files are called by, and not {len(name.encode())}")
-    if set(name) == {"."}:
-        raise ValueError("another name: files are called by it")
-    if name == "start":
-        raise ValueError("another name: `start` is the row before the first task")
-    return name
-
-
-def _known(kind: PartKind, what: str) -> AfterValidator:
-    """A name that the registry knows; what is the user's own is imported, so that its mistakes come out at once."""
-
-    def check(name: str) -> str:
-        try:
-            place = find(kind, name)
-            if not place.built_in and not callable(load(place)):
-                raise ValueError(f"{place.module}.{place.name} is nothing that can be called")
-        except ValueError as error:
-            raise ValueError(f"{what} ({error})") from error
-        return name
-
-    return AfterValidator(check)
-
-
-MetricName = Annotated[str, _known("metrics", "a metric")]
-Name = Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_file_name)]  # becomes part of file names
+MetricName = Annotated[str, known("metrics", "a metric")]
+Name = Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(checked_file_name)]  # becomes part of file names
 
 
 class Schema(BaseModel):
@@ -84,11 +67,12 @@ class Backbone(Schema):
     """conf/backbone: which model, where its weights come from, how text enters it."""
 
     name: str
-    family: Annotated[str, _known("families", "a family of models")]
-    checkpoint: str | None  # hub name or local folder; null = random weights of `architecture`
+    family: Annotated[str, known("families", "a family of models")]
+    checkpoint: str | None  # hub name or local folder; null = random weights of `architecture`, unless there is a gguf
+    gguf: str | None  # a file of llama.cpp in place of a checkpoint: its path, or its name in the package
     revision: str | None  # hub commit or tag; null = the newest
-    package: str | None  # an installed package that carries the same checkpoint in its folder `model`
-    weights_sha256: str | None  # of model.safetensors, checked once before it is loaded
+    package: str | None  # an installed package that carries the same checkpoint in its folder `model`, or the gguf
+    weights_sha256: str | None  # of model.safetensors or the gguf, checked once before it is loaded
     architecture: (
         dict[str, Any] | None
     )  # model_type and sizes: of the random model if checkpoint is null, else for `plan`
@@ -108,6 +92,23 @@ class Backbone(Schema):
     key_prefixes: list[Annotated[str, Field(min_length=1)]]
 
     @property
+    def pretrained(self) -> str | None:
+        """The checkpoint or file that the weights come from; None = random ones."""
+        return self.checkpoint if self.gguf is None else self.gguf
+
+    @property
+    def pretrained_key(self) -> str:
+        """What names them in the configuration."""
+        return "backbone.checkpoint" if self.gguf is None else "backbone.gguf"
+
+    @property
+    def local(self) -> bool:
+        """Whether they lie in a folder or file that the user names, and not in a package or on the hub."""
+        if self.gguf is not None:
+            return self.package is None or "/" in self.gguf or self.gguf.startswith("~")
+        return self.checkpoint is not None and self.checkpoint.startswith((".", "/", "~"))
+
+    @property
     def longest_in_training(self) -> int:
         """Tokens of a prompt and its answer."""
         both = self.max_length + (self.max_answer_length or 0)
@@ -124,39 +125,7 @@ class Encoder(Schema):
     max_length: Count | None  # tokens of a text; null = the encoder's own
 
 
-def _label_name(name: str) -> str:
-    if not name.strip():
-        raise ValueError("the name of a label (null drops its rows): an empty answer is never right")
-    return name
-
-
-def _character(delimiter: str) -> str:
-    if delimiter != "tab" and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
-        raise ValueError("one character, or tab")
-    return delimiter
-
-
-def _encoding(name: str) -> str:
-    try:
-        "".encode(name)
-    except LookupError:
-        raise ValueError("an encoding that Python knows, such as utf-8, utf-16 or cp1252") from None
-    return name
-
-
-def _places(path: object) -> object:
-    """One path as a list of places, each a list of paths that are read together."""
-    places = [path] if isinstance(path, str) else path
-    return [[one] if isinstance(one, str) else one for one in places] if isinstance(places, list) else places
-
-
-def _columns(header: bool | list[str]) -> bool | list[str]:
-    if isinstance(header, list) and (not header or len(set(header)) < len(header)):
-        raise ValueError("true, false or the names of all columns, each another one")
-    return header
-
-
-LabelName = Annotated[str, AfterValidator(_label_name)]
+LabelName = Annotated[str, AfterValidator(checked_label_name)]
 
 
 class TaskDefinition(Schema):
@@ -172,13 +141,15 @@ class TaskDefinition(Schema):
     max_new_tokens: Annotated[Count, OfLanguageModels]  # of a generated answer
     #: may hold {domain}, {split}, {variant} and *; of several places the first where there is something, each a
     #: list of paths that are read together
-    path: Annotated[list[list[str]] | None, BeforeValidator(_places), OfFiles]
-    delimiter: Annotated[str, AfterValidator(_character)] | None  # CSV and TSV: null = as the ending says
+    path: Annotated[list[list[str]] | None, BeforeValidator(checked_places), OfFiles]
+    delimiter: Annotated[str, AfterValidator(checked_character)] | None  # CSV and TSV: null = as the ending says
     quoting: Literal["none", "double", "backslash"] | None  # CSV and TSV: null = none in TSV, in CSV double
-    header: Annotated[bool | list[str], AfterValidator(_columns)]  # CSV and TSV: whether there is one, or column names
-    encoding: Annotated[str, AfterValidator(_encoding)] | None  # of text files; null = UTF-8
+    header: Annotated[
+        bool | list[str], AfterValidator(checked_columns)
+    ]  # CSV and TSV: whether there is one, or column names
+    encoding: Annotated[str, AfterValidator(checked_encoding)] | None  # of text files; null = UTF-8
     missing_fields: Literal["refuse", "empty"]  # a column that some rows lack
-    convert: Annotated[str, _known("converters", "a converter")] | None  # how records are read (data/converters.py)
+    convert: Annotated[str, known("converters", "a converter")] | None  # how records are read (data/converters.py)
     download: Annotated[str | None, OfFiles]  # what to fetch and where to put it: said when a file is missing
     dataset: Annotated[str | None, OfHub]  # name
     configuration: Annotated[str | None, OfHub]  # may hold {domain}

@@ -113,7 +113,7 @@ class Run:
         config, prepared = self.config, self.prepared
         scene.console.header("cl_runner", header(self.request, prepared.tasks, str(prepared.device)))
         for text in prepared.said:
-            scene.console.line(f"{config.backbone.checkpoint}: {text}")
+            scene.console.line(f"{config.backbone.pretrained}: {text}")
         everything = [e for t in prepared.own_tasks for split in (t.train, t.validation, t.test) for e in split]
         prepared.family.tokenize(everything, prepared.cache / "tokens" if prepared.cache else None)
         own_tasks = [_accounted(task, prepared.family) for task in prepared.own_tasks]

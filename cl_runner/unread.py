@@ -204,16 +204,23 @@ def _definition(key: str, composed: DictConfig, config: Config) -> Why | None:
 
 def _origin(key: str, composed: DictConfig, config: Config) -> Why | None:
     """Where a checkpoint comes from, of one that comes from elsewhere or is none."""
-    checkpoint = config.backbone.checkpoint
+    backbone = config.backbone
     if key not in ("backbone.revision", "backbone.package", "backbone.weights_sha256"):
         return None
     if OmegaConf.select(composed, key) is None:
         return None
-    if checkpoint is None:
-        return f"backbone {config.backbone.name} has random weights: backbone.checkpoint is null", {}, False
-    if key == "backbone.weights_sha256" or not checkpoint.startswith((".", "/", "~")):
+    if backbone.pretrained is None:
+        return f"backbone {backbone.name} has random weights: backbone.checkpoint is null", {}, False
+    said = f"{backbone.pretrained_key}={backbone.pretrained}"
+    if key == "backbone.weights_sha256":
+        if backbone.package is None or not backbone.local:
+            return None
+        return f"of {said} it is compared where there is no backbone.package", {"backbone.package": None}, True
+    if backbone.gguf is not None and (key == "backbone.revision" or backbone.local):
+        return f"{said} is a file, and {key} is of names on the hub", {}, False
+    if not backbone.local:
         return None
-    return f"backbone.checkpoint={checkpoint} is a folder, and {key} is of names on the hub", {}, False
+    return f"{said} is a folder, and {key} is of names on the hub", {}, False
 
 
 Rule = Callable[[str, DictConfig, Config], Why | None]

