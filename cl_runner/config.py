@@ -210,6 +210,8 @@ class TaskOrder(Schema):
     restart: bool  # every task starts again from the pretrained weights: single-task bounds
     data_seed: Whole  # which examples are drawn; apart from `seed`, so that all seeds see the same data
     variant: str | int | None  # of a benchmark that comes in several cuts: fills {variant} in paths
+    #: how long answers are generated: to their end, or until their metrics have read what they read
+    answers_until: Annotated[Literal["end", "read"], OfLanguageModels]
 
 
 class Stage(Schema):

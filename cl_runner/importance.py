@@ -113,7 +113,14 @@ def _measure(
         draw=draw if options.labels == "model" else None,
         seed=learner.seed_of("importance", "labels"),
         on_batch=lambda done: learner.progress("importance", done, options.passes * len(examples)),
+        compared=_shortest(learner, examples) if exact and size > 1 else None,
     )
+
+
+def _shortest(learner: Learner, examples: Sequence[Example]) -> Batch:
+    """The example on which one pass for all examples is compared with single ones: which one does not matter."""
+    lengths = learner.measuring.lengths(examples)
+    return learner.measuring.collate([examples[lengths.index(min(lengths))]], True).to(learner.device)
 
 
 def _pass_size(options: ImportanceOptions, dtype: torch.dtype) -> int:

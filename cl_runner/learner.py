@@ -17,7 +17,7 @@ from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Answering, Family, Prediction
 from cl_runner.families.freezing import frozen
-from cl_runner.metrics.base import score
+from cl_runner.metrics.base import reads_of, score
 from cl_runner.sparse.measured import Measured
 from cl_runner.tracking.clock import Clock
 from cl_runner.trained import Held, Trained
@@ -98,8 +98,8 @@ class Learner:
     ):
         self.method = method
         backbone = list(model.parameters())
-        self.restart = order is not None and order.restart
-        self.joint = order is not None and order.joint
+        self.restart, self.joint = (order.restart, order.joint) if order else (False, False)
+        self._until_read = order is not None and order.answers_until == "read"
         self.model = method.build(model, tasks, seed, self.restart).to(device)
         # By what they are: a method may call the backbone's own another name.
         self._backbone = {id(parameter): parameter for parameter in backbone}
@@ -276,6 +276,7 @@ class Learner:
             sampling=self.evaluation.sampling,
             slice_by=self.evaluation.answer_slice,
             text=self.evaluation.answer_text,
+            until=reads_of(task.scored_by(self.evaluation.scoring)) if self._until_read else (),
         )
 
     @contextmanager

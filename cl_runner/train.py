@@ -48,12 +48,12 @@ class Progress:
     best: Best
 
     def state_dict(self) -> dict[str, Any]:
-        """A tree of tensors and numbers."""
+        """A tree of tensors and numbers; after the last step without the optimizer, which makes no other one."""
         best = {"score": self.best.score, "step": self.best.step, "held": self.best.held}
         return {
             "step": self.step,
             "held": dict(self.held),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict() if self.step < self.steps else None,
             "best": {**best, "evaluations": self.best.evaluations},
         }
 
@@ -63,7 +63,8 @@ class Progress:
         self.step = state["step"]
         for name, values in state["held"].items():
             self.held[name].copy_(values)
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.best = Best(**state["best"])
 
 

@@ -65,7 +65,7 @@ def test_the_file_its_bytes_and_what_is_safe_are_said(tmp_path: Path, request_: 
 
 def test_all_writers_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = {"a": torch.zeros(10)}
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "_write", full)
     monkeypatch.setattr(tensor_files, "save_file", full)
     monkeypatch.setattr(digests.os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     writers: list[Any] = [
@@ -87,7 +87,7 @@ def test_a_run_on_a_full_disk_goes_on(
     tasks = "task_order.tasks=[{name: kettles}]"
     arguments = tiny(tmp_path, *small, tasks)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(checkpoint, "_write", full)
         assert run_command(arguments) == 1
     shown = capsys.readouterr().out
     assert "The disk is full: " in shown and "needs " in shown and "Traceback" not in shown

@@ -147,6 +147,22 @@ def test_likelihood_of_labels_by_brute_force(name: str) -> None:
         assert answer.confidence == pytest.approx(float(row.softmax(0).max()), abs=1e-4)
 
 
+@every_model
+@torch.no_grad()
+def test_answers_end_where_nothing_reads_on(name: str) -> None:
+    """Rows that go on are not disturbed by those that have ended."""
+    family, model = built(name)
+    batch = family.collate(EXAMPLES, answers=False)
+    whole = family.answer(model, batch, Answering(12, text="raw"))
+    ends = {example.prompt: 2 * place for place, example in enumerate(EXAMPLES)}
+    how = Answering(12, text="raw", until=(lambda text, example: len(text) >= ends[example.prompt],))
+    short = family.answer(model, batch, how)
+    for place, (one, other) in enumerate(zip(short, whole, strict=True)):
+        assert other.text.startswith(one.text.rstrip("\ufffd")) and one.logits == other.logits
+        assert len(one.text) >= min(2 * place, len(other.text))
+    assert sum(len(one.text) for one in short) < sum(len(one.text) for one in whole)
+
+
 def test_sampled_answers_depend_on_the_seed_alone() -> None:
     family, model = built("tiny_llama")
     how = Answering(20, sampling=Sampling(temperature=1.5, top_k=None, top_p=None))

@@ -19,7 +19,7 @@ import pytest
 from cl_runner.built_in import DEFINITIONS
 from cl_runner.config import Bertscore
 from cl_runner.data.example import Example
-from cl_runner.metrics.base import score
+from cl_runner.metrics.base import reads_of, score
 from cl_runner.metrics.classes import class_scores, tallies
 
 NO_ENCODER = Bertscore(checkpoint="/no/such/folder", layer=1)
@@ -412,3 +412,33 @@ def test_the_right_answers_of_trace_are_right(task: str, names: list[str]) -> No
         values = score(name, [example.answer.strip() for example in examples], examples, NO_ENCODER)
         # A release minds white space and empty sentences at an answer's end.
         assert min(values) > (85 if name.startswith(("piece", "trace")) else 99.99), name
+
+
+READ = {
+    "first_letter": [
+        ("B. haw", True),
+        ("B", False),
+        ("B'", False),
+        ("The answer is C", False),
+        ("Because (A) it", True),
+    ],
+    "first_word": [("good", False), (" good movie", True), ("good.", True), ("'", False), ("so-", True)],
+    "number": [("it is 12", False), ("it is 12 apples", True), ("1,00", False), ("12.5 kg a day", True), ("no", False)],
+}
+
+
+@pytest.mark.parametrize(("name", "text", "done"), [(n, *case) for n, cases in READ.items() for case in cases])
+def test_a_metric_says_when_it_has_read_what_it_reads(name: str, text: str, done: bool) -> None:
+    """More text changes no score then."""
+    (read,) = reads_of([name])
+    example = Example("", {"first_letter": "B", "first_word": "good", "number": "12"}[name])
+    assert read(text, example) is done
+    if done:
+        scores = {score(name, [text + more], [example], None)[0] for more in ("", "s", "'s", "0", ",000", ".5", "e9")}
+        assert len(scores) == 1
+    assert reads_of([name, "rouge_l"]) == (), "one of them reads all of it"
+
+
+def test_a_word_in_the_place_of_a_number_is_compared_as_a_whole() -> None:
+    (read,) = reads_of(["number"])
+    assert not read("12 apples a day", Example("", "entailment"))

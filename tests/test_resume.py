@@ -320,6 +320,24 @@ def test_pack_keeps_types_and_values() -> None:
     assert torch.equal(back["a"], tree["a"]) and torch.equal(back["b"]["c"], tree["b"]["c"])
 
 
+def test_a_state_is_written_one_tensor_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of tensors, one tensor twice, all widths: each as it was, without a copy of all of them at once."""
+    import torch
+
+    base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    tree = {"part": base[:, 1:3], "turned": base.t(), "again": base, "none": base[:0], "one": torch.tensor(3)}
+    tree |= {"flags": torch.tensor([True, False, True]), "half": torch.randn(5).to(torch.bfloat16)}
+    copied: list[int] = []
+    real = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copied.append(self.nbytes) or real(self))
+    checkpoint.save(tmp_path / "state", {"tree": tree, "step": 3})
+    assert len(copied) == len(tree), "each on its way to the file"
+    found = checkpoint.load(tmp_path / "state", "cpu")
+    assert found is not None and found["step"] == 3
+    for name, tensor in tree.items():
+        assert found["tree"][name].dtype == tensor.dtype and torch.equal(found["tree"][name], tensor), name
+
+
 def test_a_damaged_state_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

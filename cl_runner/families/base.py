@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -64,6 +64,7 @@ class Answering:
         raw: the answer is every character that was generated, whatever `slice_by` and `text`: program text needs its
             white space, that of its first token too.
         never: tokens that are not written.
+        until: an answer ends where all of them say so of what was generated, as nothing reads on; empty = at its end.
     """
 
     max_new_tokens: int
@@ -74,6 +75,7 @@ class Answering:
     repetition_penalty: float = 1.0
     raw: bool = False
     never: tuple[int, ...] = ()
+    until: tuple[Callable[[str, Example], bool], ...] = ()
 
 
 class Family(ABC):

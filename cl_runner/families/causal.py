@@ -91,7 +91,7 @@ class Causal(LanguageModel):
 
     def _continued(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[Tensor, Tensor]:
         read = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        ids, largest = self._generated(model, how, **read)
+        ids, largest = self._generated(model, how, batch.examples, read["input_ids"].shape[1], **read)
         return ids[:, read["input_ids"].shape[1] :], largest
 
     def _spoken(self, batch: Batch, ids: Tensor, how: Answering) -> list[str]:

@@ -221,7 +221,7 @@ class ImageText(LanguageModel):
         given = self._given(model, batch)
         given.pop("position_ids", None)  # generation makes them from the mask
         # No prompt is ever cut, so that both ways to slice are one.
-        ids, largest = self._generated(model, how, **given)
+        ids, largest = self._generated(model, how, batch.examples, batch["input_ids"].shape[1], **given)
         return ids[:, batch["input_ids"].shape[1] :], largest
 
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
 )
 
 from cl_runner.batch import Batch
@@ -198,11 +200,17 @@ class LanguageModel(Family):
         ends = own if isinstance(own, list) else [own]
         return list(dict.fromkeys(i for i in [self.tokenizer.eos_token_id, *ends] if i is not None))
 
-    def _generated(self, model: PreTrainedModel, how: Answering, **given: Tensor) -> tuple[Tensor, Tensor]:
+    def _generated(
+        self, model: PreTrainedModel, how: Answering, examples: Sequence[Example], begins: int, **given: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Token ids of prompt and answer: greedy, or the sampling asked for; the answer's first token's largest logit.
 
         Of the checkpoint's own settings only its special tokens count: transformers would fill in the rest, such as a
         penalty on repetitions, where none is given.
+
+        Args:
+            examples: that are answered, one for each row.
+            begins: the position of an answer's first token in what is generated.
         """
         own = model.generation_config
         start = own.decoder_start_token_id
@@ -230,7 +238,10 @@ class LanguageModel(Family):
             if how.sampling is not None:  # its cumulative sums have no deterministic kernel on a GPU
                 torch.use_deterministic_algorithms(False)
             ids = model.generate(  # type: ignore[operator]  # typed as a module's attribute
-                **given, generation_config=asked, logits_processor=LogitsProcessorList([first])
+                **given,
+                generation_config=asked,
+                logits_processor=LogitsProcessorList([first]),
+                stopping_criteria=StoppingCriteriaList([self._read(how, examples, begins)] if how.until else []),
             )
         finally:
             model.generation_config = own
@@ -238,9 +249,35 @@ class LanguageModel(Family):
         assert isinstance(ids, Tensor) and first.largest is not None
         return ids, first.largest
 
+    def _read(self, how: Answering, examples: Sequence[Example], begins: int) -> StoppingCriteria:
+        """Ends an answer of which nothing is read any more; where a model can think, behind its thoughts."""
+        thinks = _THOUGHT in self.tokenizer.get_vocab()
+
+        def done(text: str, example: Example) -> bool:
+            _, thought, answer = text.rpartition(_THOUGHT)
+            if (thinks and not thought) or answer.endswith("\ufffd"):  # a character that has not come to its end
+                return False
+            return all(read(answer.lstrip(), example) for read in how.until)
+
+        return _Done(lambda ids: list(map(done, self._decoded(ids[:, begins:]), examples)))
+
     def _decoded(self, ids: Tensor | list[list[int]]) -> list[str]:
         texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return texts
+
+
+#: Ends what a model thinks before it answers (`answer_of`).
+_THOUGHT = "</think>"
+
+
+class _Done(StoppingCriteria):
+    """Of each row of token ids, whether it is done."""
+
+    def __init__(self, done: Callable[[Tensor], list[bool]]):
+        self._done = done
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **options: Any) -> Tensor:
+        return torch.tensor(self._done(input_ids), device=input_ids.device)
 
 
 class _FirstToken(LogitsProcessor):

@@ -101,7 +101,7 @@ class Seq2Seq(LanguageModel):
     def _continued(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[Tensor, Tensor]:
         # The decoder's output holds no prompt, so that both ways to slice are one, but begins with its start token.
         read = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        ids, largest = self._generated(model, how, **read)
+        ids, largest = self._generated(model, how, batch.examples, 1, **read)
         return ids[:, 1:], largest
 
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:

@@ -9,6 +9,8 @@ from cl_runner.config import Bertscore
 from cl_runner.data.example import Example
 from cl_runner.registry import find, load
 
+#: Of a generated text and its example: whether a metric has read what it reads, so that more text changes nothing.
+Read = Callable[[str, Example], bool]
 #: Predictions and their examples -> percent of each.
 Metric = Callable[[Sequence[str], Sequence[Example]], list[float]]
 
@@ -35,6 +37,22 @@ def as_they_are(compare: Callable[[str, Example], float]) -> Metric:
         return [100.0 * compare(prediction, example) for prediction, example in zip(predictions, examples, strict=True)]
 
     return metric
+
+
+def reading(read: Read) -> Callable[[Metric], Metric]:
+    """Marks a metric that reads the beginning of an answer alone."""
+
+    def mark(metric: Metric) -> Metric:
+        metric.read = read  # type: ignore[attr-defined]  # functions take attributes
+        return metric
+
+    return mark
+
+
+def reads_of(names: Sequence[str]) -> tuple[Read, ...]:
+    """When the metrics of a task have read what they read; empty if one of them reads whole answers."""
+    found = [getattr(load(find("metrics", name)), "read", None) for name in names]
+    return tuple(read for read in found if read is not None) if None not in found else ()
 
 
 def harmonic(precision: float, recall: float) -> float:

@@ -8,7 +8,7 @@ from collections import Counter
 from decimal import Decimal
 
 from cl_runner.data.example import Example
-from cl_runner.metrics.base import harmonic, per_example
+from cl_runner.metrics.base import harmonic, per_example, reading
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -54,6 +54,7 @@ def _first_word(text: str) -> str:
     return next(iter(re.sub(r"[^\w\s]", " ", text).split()), "")
 
 
+@reading(lambda text, example: re.match(r"\W*\w+\W", text) is not None)
 @per_example
 def first_word(prediction: str, example: Example) -> float:
     """100 where the first words agree, punctuation read as spaces, as SLM scores labels and options."""
@@ -65,6 +66,13 @@ def _option(text: str) -> str:
     return found[0] if found else ""
 
 
+def _letter_read(text: str, example: Example) -> bool:
+    """What follows a letter by two characters cannot make it a part of a word any more."""
+    found = _LETTER.search(text)
+    return found is not None and len(text) >= found.end() + 2
+
+
+@reading(_letter_read)
 @per_example
 def first_letter(prediction: str, example: Example) -> float:
     """100 where the first option letters agree: (A), "B. hawkish", "it is C" or 选D, but no letter of a word."""
@@ -76,6 +84,13 @@ def _number(text: str) -> Decimal | None:
     return Decimal(found[0].replace(",", "").replace("−", "-")) if found else None
 
 
+def _number_read(text: str, example: Example) -> bool:
+    """Nor can what follows a number by five characters make it longer; a word in its place is compared as a whole."""
+    found = _NUMBER.search(text)
+    return found is not None and _number(example.answer) is not None and len(text) >= found.end() + 5
+
+
+@reading(_number_read)
 @per_example
 def number(prediction: str, example: Example) -> float:
     """100 where the first numbers are equal: "11." and "11", "1,000" and "1000"; a word is compared by exact_match."""

@@ -19,6 +19,7 @@ from cl_runner.data.task import Task, build_tasks, label_union
 from cl_runner.families.base import Family
 from cl_runner.families.freezing import freeze
 from cl_runner.families.loading import from_sizes
+from cl_runner.metrics.base import reads_of
 from cl_runner.needs import Needs, Writes
 from cl_runner.parts import family_kind
 from cl_runner.planning.imitation import Device
@@ -220,6 +221,11 @@ def setting_of(
     )
 
 
+#: Tokens of an answer that ends when its metrics have read what they read, of a task that was learned: a letter or a
+#: number, and what shows that it has ended.
+READ = 8
+
+
 def asked_after(config: Config, needs: Needs, counts: Sequence[Counts]) -> list[Sequence[int]]:
     """Prompts of each task so far that a method lets the model answer after each task; none after the last one."""
     if needs.asks is None or config.task_order.restart:
@@ -269,6 +275,9 @@ def _answers(config: Config, evaluated: Sequence[int], learned: Sequence[int], l
         min(most, _padded(answers, config.evaluation.batch_size)) if answers else most
         for most, answers in zip(tokens, lengths.by_task or [()] * len(tokens), strict=True)
     ]
+    if order.answers_until == "read":
+        scored = [task.released_metrics.get(config.evaluation.scoring, task.metrics) for task in definitions]
+        expected = [min(few, READ) if reads_of(names) else few for few, names in zip(expected, scored, strict=True)]
     writing = zip(tokens, expected, evaluated, learned, strict=True)
     # A token has a byte at least.
     longest = max((len(label.encode()) + 1 for labels in known for label in labels), default=0)

@@ -5,7 +5,7 @@ Memory is what the process (on a GPU: its allocator) holds.
 
 from __future__ import annotations
 
-from cl_runner.planning.disk import checkpoint_bytes, kept_examples_bytes
+from cl_runner.planning.disk import kept_examples_bytes
 from cl_runner.planning.imitation import Cost, Device
 from cl_runner.planning.prices import Prices
 from cl_runner.planning.setting import Setting, TaskNumbers
@@ -151,7 +151,7 @@ def _item(s: Setting, task: TaskNumbers) -> int:
 
 
 def _training(prices: Prices, s: Setting, task: TaskNumbers) -> int:
-    """What training a task adds at its peak: in a pass, a method's or the optimizer's work on gradients, or a save."""
+    """What training a task adds at its peak: in a pass, or in a method's or the optimizer's work on gradients."""
     trained, largest = prices.architecture.trained(s, task), prices.architecture.largest(s, task)
     passes = [s, s.reciting()] if s.needs.recites else [s]
     step = max(_held_by_pass(prices.train(one, task), s.device) for one in passes)
@@ -161,4 +161,4 @@ def _training(prices: Prices, s: Setting, task: TaskNumbers) -> int:
     if s.needs.writes is not None:
         step = max(step, _evaluation(prices, s.writing()))
     update = 4 * trained + s.optimizer.room(trained, largest, on_gpu=s.device == "cuda")
-    return _held(prices, s, task) + max(step, penalty, update, checkpoint_bytes(prices.architecture, s, task))
+    return _held(prices, s, task) + max(step, penalty, update)

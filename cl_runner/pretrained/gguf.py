@@ -72,7 +72,9 @@ class Gguf:
             raise ValueError(f"{self._said} {lfs if is_pointer(path) else none}")
         try:
             self._known, found, start = _header(self._data.data)
-        except (struct.error, UnicodeDecodeError, _Odd) as error:
+        except struct.error:
+            raise self._damaged("it ends within its header") from None
+        except (UnicodeDecodeError, _Odd) as error:
             raise self._damaged(str(error)) from None
         architecture = self._known.get("general.architecture")
         if architecture != "llama":

@@ -65,13 +65,14 @@ def measure(
     draw: Draw | None = None,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
+    compared: Batch | None = None,
 ) -> Importance:
     """G and F at the current weights, without dropout.
 
     Single examples need one pass per batch where `per_example` has a rule for the layer. Anything else (another kind
     of layer, weights used outside their layer, T5's table of relative positions) needs one pass per example: forward
     and backward as far as those weights, so that even one small tensor may cost most of what the rules save. One
-    example of the first batch is computed both ways to find out which weights that concerns.
+    example is computed both ways to find out which weights that concerns.
 
     Args:
         batches: gives the batches anew at every call; tensors by name, each with the examples along its first
@@ -89,6 +90,7 @@ def measure(
         draw: replaces the labels, such as by `draw_labels`, with the same draws in every pass.
         seed: of those draws.
         on_batch: called after each batch with the number of examples done in all passes; may raise to interrupt.
+        compared: the example that is computed both ways; None = the first one. A short one is as good, and cheaper.
 
     Raises:
         ValueError: there are no examples, a name is no parameter, or a loss or sum is not finite.
@@ -121,7 +123,7 @@ def measure(
     with _measuring(model), torch.enable_grad():
         for group in _groups(model, names, passes):
             totals = {name: _Total(parameters[name], gradient, dtype, accumulate == "cpu") for name in group}
-            counts.add(_pass(model, drawn(), loss, totals, micro_batch, count))
+            counts.add(_pass(model, drawn(), loss, totals, micro_batch, count, compared))
             for name, total in totals.items():
                 total.check(name)
                 if passes > 1:
@@ -285,6 +287,7 @@ def _pass(
     totals: Mapping[str, _Total],
     micro_batch: int,
     count: Callable[[int], None],
+    compared: Batch | None,
 ) -> tuple[int, int]:
     """Add all batches to `totals`; the numbers of units and examples."""
     units = examples = 0
@@ -310,7 +313,7 @@ def _pass(
         left = set(totals)
         if exact and size > 1:  # a single example needs no rules: its gradient is the batch's
             if fast is None:
-                fast = _agreeing(model, batch.rows(0, 1), checked, totals)
+                fast = _agreeing(model, batch.rows(0, 1) if compared is None else compared, checked, totals)
             left = fast.add(batch, totals)
         if left:
             _each_unit(model, batch, checked, left, micro_batch, lambda name, g: totals[name].add(g))
