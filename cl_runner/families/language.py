@@ -241,7 +241,7 @@ class LanguageModel(Family):
                 **given,
                 generation_config=asked,
                 logits_processor=LogitsProcessorList([first]),
-                stopping_criteria=StoppingCriteriaList([self._read(how, examples, begins)] if how.until else []),
+                stopping_criteria=StoppingCriteriaList([self._stopping(how, examples, begins)] if how.until else []),
             )
         finally:
             model.generation_config = own
@@ -249,7 +249,7 @@ class LanguageModel(Family):
         assert isinstance(ids, Tensor) and first.largest is not None
         return ids, first.largest
 
-    def _read(self, how: Answering, examples: Sequence[Example], begins: int) -> StoppingCriteria:
+    def _stopping(self, how: Answering, examples: Sequence[Example], begins: int) -> StoppingCriteria:
         """Ends an answer of which nothing is read any more; where a model can think, behind its thoughts."""
         thinks = _THOUGHT in self.tokenizer.get_vocab()
 
