@@ -239,6 +239,8 @@ class TaskOrder(Schema):
     restart: bool  # every task starts again from the pretrained weights: single-task bounds
     data_seed: Whole  # which examples are drawn; apart from `seed`, so that all seeds see the same data
     variant: str | int | None  # of a benchmark that comes in several cuts: fills {variant} in paths
+    balanced: Whole | None  # which of the balanced orders of these tasks (`orders` lists them); null = as they stand
+    fixed: Annotated[Whole, ReadIf("balanced", (None,), unless=True)]  # how many of the first tasks stay where they are
 
 
 class Stage(Schema):
@@ -394,6 +396,10 @@ NOT_IDENTITY = ("root", "data_root", "wandb", "checkpoint", "snapshots", "resume
 def config_hash(resolved: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that identify what a resolved configuration computes."""
     identity = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY}
+    # What came later and is not asked for: runs that were made before are the same ones.
+    order = identity["task_order"]
+    if order.get("balanced") is None:
+        identity["task_order"] = {key: value for key, value in order.items() if key not in ("balanced", "fixed")}
     identity["hardware"] = {key: value for key, value in identity["hardware"].items() if key != "slurm"}
     identity["importance"] = {key: value for key, value in identity["importance"].items() if key != "cache_gb"}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))

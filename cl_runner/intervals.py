@@ -84,16 +84,19 @@ def by_task(scores: Mapping[int, Mapping[str, Floats]], tasks: Sequence[str], ro
     return result
 
 
-def draw(scores: Sequence[Floats], draws: int = DRAWS) -> Floats:
+def draw(scores: Sequence[Floats], draws: int = DRAWS, streams: Sequence[int] | None = None) -> Floats:
     """Bootstrapped matrices.
 
     Args:
         scores: per task [rows, n], n > 0, percent of each test example after each row.
+        streams: of the draws of each task; None = the task's number. Tasks with as many examples and the same stream
+            have the same draws, so that runs over other orders are compared on the same examples.
 
     Returns:
         [draws, rows, tasks], percent.
     """
-    return np.stack([_means(task, draws, number) for number, task in enumerate(scores)], axis=-1)
+    numbers = range(len(scores)) if streams is None else streams
+    return np.stack([_means(task, draws, number) for number, task in zip(numbers, scores, strict=True)], axis=-1)
 
 
 def _means(scores: Floats, draws: int, number: int) -> Floats:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from cl_runner.config import Config
+from cl_runner.config import Config, TaskOrder
+from cl_runner.data.order import listed_place
 from cl_runner.data.task import Task, label_union, outlines
 from cl_runner.methods.base import Chain
 from cl_runner.needs import Added, Needs, Outline
@@ -73,7 +74,7 @@ def _numbers(config: Config, needs: Needs, task: Task, counts: Sequence[Counts])
     selects = training.select == "best_validation" and trains != "nothing"
     return TaskNumbers(
         name=task.name,
-        stage=_stage_name(task),
+        stage=_stage_name(task, order),
         largest_part=largest_part,
         examples=own,
         passed=passed + added.examples,
@@ -88,10 +89,10 @@ def _numbers(config: Config, needs: Needs, task: Task, counts: Sequence[Counts])
     )
 
 
-def _stage_name(task: Task) -> str:
+def _stage_name(task: Task, order: TaskOrder) -> str:
     """Whose micro_batch cuts a task's parts: its stage's, or its own as the order says."""
     if task.training is not None and task.training.micro_batch is not None:
-        return f"tasks.{task.index}"
+        return f"tasks.{listed_place(order, task.index)}"
     return "incremental" if task.index else "base"
 
 
