@@ -25,6 +25,7 @@ COMMANDS = {
     "methods": ("cl_runner.catalogue.command", "every method: paper, what trains, what is kept; by name its options"),
     "orders": ("cl_runner.statistics.command", "balanced orders of a benchmark's tasks, and the line that runs them"),
     "plan": ("cl_runner.planning.command", "memory, disk and time that a run would take, without running it"),
+    "rescore": ("cl_runner.rescore", "kept predictions scored by another metric, without running anything again"),
     "report": ("cl_runner.report.command", "tables, pictures and an HTML page of one run or of many"),
     "snapshot": (
         "cl_runner.history.command",

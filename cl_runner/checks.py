@@ -137,6 +137,29 @@ def check_order(config: Config) -> None:
         )
 
 
+def check_budget(config: Config) -> None:
+    """A task's length is said in one way, or a ValueError says what to type."""
+    training = config.training
+    given = {key: value for key, value in training.budget.model_dump().items() if value is not None}
+    if len(given) > 1:
+        first = next(iter(given))
+        others = " ".join(f"training.budget.{key}=null" for key in given if key != first)
+        raise ValueError(
+            f"training.budget has {' and '.join(given)}: a task's cost is counted in one of them. Type: {others}"
+        )
+    for key, value in given.items():
+        if training.max_steps is not None:
+            raise ValueError(
+                f"training.max_steps={training.max_steps} cuts the epochs, and training.budget.{key}={value:g} repeats "
+                "them until it is spent: one of them. Type: training.max_steps=null"
+            )
+        if key == "flops" and family_kind(config.backbone.family) == "image_text":
+            raise ValueError(
+                "training.budget.flops counts products as plans price them, and plans know no pictures yet. "
+                "Type: training.budget.tokens=NUMBER"
+            )
+
+
 def _check_balanced(order: TaskOrder) -> None:
     """The balanced order that is asked for is there."""
     if order.balanced is None:

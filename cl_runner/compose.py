@@ -26,6 +26,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
 from cl_runner.checks import (
+    check_budget,
     check_chain,
     check_folder,
     check_hardware,
@@ -37,8 +38,9 @@ from cl_runner.checks import (
     check_told,
     idle_notes,
 )
-from cl_runner.config import Config, config_hash
+from cl_runner.config import Config
 from cl_runner.groups import GROUPS, START, check_folders, replaced, search_path
+from cl_runner.identity import config_hash
 from cl_runner.mistakes import check_groups, check_keys
 from cl_runner.overrides import check_single, command_line, key_of
 from cl_runner.parts import PartSpec, method_spec, options_of, probe_spec
@@ -137,6 +139,7 @@ def check(resolved: dict[str, Any], folders: Sequence[Path] = ()) -> Config:
     for name, node in config.method.items():
         check_options(f"method.{name}", node, method_spec(name, node))
     check_order(config)
+    check_budget(config)
     check_hub(config)
     check_scoring(config)
     check_probes(config.probe, config.backbone.family)

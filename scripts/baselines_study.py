@@ -258,7 +258,7 @@ def chosen(study: Study, row: Row) -> tuple[float, dict[float, float]] | None:
     return pick(found), found
 
 
-def tried(study: Study, row: Row) -> list[Run]:
+def completed_tries(study: Study, row: Row) -> list[Run]:
     """The completed tries of a row."""
     root = study.tried / "+".join([study.orders[0], *([row.bound] if row.bound else [])])
     method = row.method.strip("[]").replace(",", "+")

@@ -12,9 +12,11 @@ from run_folders import SAMPLED, make_run
 
 from cl_runner import __main__
 from cl_runner.compose import compose
+from cl_runner.identity import config_hash
 from cl_runner.report.comparison import compare
 from cl_runner.report.design import Numbers, designs_of
 from cl_runner.report.differences import difference_tables
+from cl_runner.report.equal_learning import common_range, equal_learning_tables, read_at
 from cl_runner.report.folder import find_runs
 from cl_runner.report.grouping import Group, group_runs
 from cl_runner.report.tables import all_tables, exact_csv, forgetting_table, long_table, table_shape
@@ -207,7 +209,6 @@ def test_runs_that_ask_for_no_balanced_order_are_those_that_they_were() -> None:
     """The option came later; a run's identity does not hold it where nothing is asked."""
     request = compose([])
     assert request.config.task_order.balanced is None
-    from cl_runner.config import config_hash
 
     older: dict[str, Any] = json.loads(json.dumps(request.resolved))
     for key in ("balanced", "fixed"):
@@ -238,3 +239,32 @@ def test_reports_know_a_balanced_design(tmp_path: Path) -> None:
     assert (
         "2 orders, balanced: every task is as often at every place and follows every other as often" in settings.notes
     )
+
+
+# Kept at equal learning -----------------------------------------------------------------------------------
+
+
+def test_curves_are_read_where_most_of_them_are() -> None:
+    assert read_at([(20.0, 4.0), (10.0, 1.0)], 12.5) == 1.75
+    assert read_at([(10.0, 1.0), (20.0, 4.0)], 9.0) is None and read_at([(10.0, 1.0)], 10.0) is None
+    assert common_range([[(0, 0), (10, 0)], [(5, 0), (20, 0)], [(6, 0), (8, 0)]]) == (6, 8)
+    assert common_range([[(0, 0), (10, 0)], [(11, 0), (20, 0)], [(5, 0)]]) is None
+
+
+def test_methods_are_compared_at_equal_learning(tmp_path: Path) -> None:
+    """The diagonal of these runs is (80 + 80 + last) / 3, and forgetting 80 - last."""
+    for seed in (0, 1):
+        for epochs, last in ((1, 50.0), (3, 70.0)):
+            make_run(tmp_path, "ewc", seed, epochs=epochs, last=last + seed)
+            make_run(tmp_path, "seq_ft", seed, epochs=epochs, last=last + 3 * seed)
+    make_run(tmp_path, "pe")
+    (table,) = equal_learning_tables(groups_in(tmp_path), Numbers())
+    assert table.title == "Kept at equal learning, fdu_mtl: forgetting/chaudhry18"
+    assert [row[:3] for row in table.rows] == [["ewc", "2", "2"], ["seq_ft", "2", "2"]]
+    # Learned 71.19 is a last row of 53.6 to 61 for whatever method and seed, so that all keep the same.
+    for row in table.rows:
+        for head, cell in zip(table.header[3:], row[3:], strict=True):
+            level = float(head.removeprefix("at "))
+            assert float(cell.split(" ± ")[0]) == pytest.approx(80 - (3 * level - 160), abs=0.02)
+            assert cell.endswith("± 0.00")
+    assert table in all_tables(groups_in(tmp_path))

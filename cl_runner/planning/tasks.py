@@ -66,6 +66,8 @@ def _numbers(config: Config, needs: Needs, task: Task, counts: Sequence[Counts])
     if needs.epochs is not None:
         epochs = needs.epochs(earlier, epochs)
     batches = number_of_steps(epochs, stage, training.max_steps)
+    if training.budget.steps is not None and batches:
+        batches = training.budget.steps
     passed = _passed(epochs, stage.batch_size, batches)
     added = Added(0) if needs.adds is None else needs.adds(earlier, batches, passed)
     largest_part = stage.batch_size
@@ -108,8 +110,9 @@ def _measured(config: Config, needs: Needs, own: int, before: int, selects: bool
 
 
 def _passed(epochs: Sequence[int], batch_size: int, steps: int) -> int:
-    """Examples of the first `steps` batches; the last one of each epoch may be smaller."""
-    total = 0
+    """Examples of the first `steps` batches, epochs repeated; the last batch of each epoch may be smaller."""
+    turns, steps = _turns(epochs, batch_size, steps)
+    total = turns * sum(epochs)
     for examples, batches in zip(epochs, batches_of(epochs, batch_size), strict=True):
         batches = min(steps, batches)
         total += min(examples, batches * batch_size)
@@ -124,4 +127,11 @@ def _candidates(epochs: Sequence[int], batch_size: int, steps: int, after: int) 
         after: first epochs that are none.
     """
     ends = [*itertools.accumulate(batches_of(epochs, batch_size))]
-    return len({end for end in (*ends[after:], steps) if 0 < end <= steps})
+    turns, _ = _turns(epochs, batch_size, steps)
+    every = [turn * ends[-1] + end for turn in range(turns + 1) for end in ends] if ends else []
+    return len({end for end in (*every[after:], steps) if 0 < end <= steps})
+
+
+def _turns(epochs: Sequence[int], batch_size: int, steps: int) -> tuple[int, int]:
+    """How often all epochs are gone through, and the batches that are left then."""
+    return divmod(steps, max(1, sum(batches_of(epochs, batch_size))))

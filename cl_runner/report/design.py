@@ -125,10 +125,14 @@ class Numbers:
 
     def value(self, run: Run, name: str) -> float | None:
         """A number of a run, if it has it."""
+        return self.of(run).get(name)
+
+    def of(self, run: Run) -> dict[str, float]:
+        """All numbers of a run."""
         key = str(run.folder)
         if key not in self._values:
             self._values[key] = values_of(run)
-        return self._values[key].get(name)
+        return self._values[key]
 
     def drawn(self, run: Run, name: str) -> Floats:
         """[draws] under the draws of examples that all runs share; [1], the number itself, where that is not known."""

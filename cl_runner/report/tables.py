@@ -15,7 +15,9 @@ from cl_runner.report.comparison import bounds_of
 from cl_runner.report.costs import COSTS, cost_text
 from cl_runner.report.design import Numbers
 from cl_runner.report.differences import INTERVAL, LETTERS, Judged, difference_tables, judged, judged_axis
+from cl_runner.report.equal_learning import equal_learning_tables
 from cl_runner.report.folder import Run
+from cl_runner.report.forgotten import forgotten_table
 from cl_runner.report.grouping import (
     NAMES,
     Group,
@@ -327,11 +329,14 @@ def all_tables(groups: Sequence[Group], metric: str | None = None) -> list[Table
     """Every table that the runs can fill; `metric` is that of the papers' shapes, and what settings are compared by."""
     numbers, shown = Numbers(), metric or headline_of(groups)
     forgetting = forgetting_table(groups, numbers)
+    lost = forgotten_table(groups)
     return [
         long_table(groups, numbers),
         *paper_tables(groups, shown, numbers),
         *difference_tables(groups, shown, numbers, alone=metric is not None),
+        *equal_learning_tables(groups, numbers),
         *([forgetting] if forgetting else []),
+        *([lost] if lost else []),
         *retrieval_tables(groups, numbers),
     ]
 
