@@ -13,7 +13,6 @@ import numpy as np
 from pydantic import ValidationError
 
 from cl_runner.arguments import Parser, unwritable
-from cl_runner.built_in import METRICS
 from cl_runner.config import Bertscore, Config
 from cl_runner.damage import read_config
 from cl_runner.data.example import Example
@@ -118,7 +117,7 @@ def scores_of(run: Run, metrics: Mapping[str, str]) -> dict[int, dict[str, Float
     kept = {row: read_answers(run.folder, row) for row in range(len(run.rows))}
     if not any(kept.values()):
         raise ValueError(f"{run.folder} keeps no predictions: there is nothing to score")
-    reading = [task for task, name in metrics.items() if name in READ_PROMPTS or name not in METRICS]
+    reading = [task for task, name in metrics.items() if name in READ_PROMPTS or not find("metrics", name).built_in]
     examples = _examples(run, reading) if reading else {}
     options = run.config.get("evaluation", {}).get("bertscore")
     encoder = Bertscore.model_validate(options) if options else None

@@ -10,13 +10,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from run_folders import assert_self_contained, make_run, words
-from tiny import TINY, run_command, tiny_words, without_report
+from tiny import run_command, tiny_words, without_report
 
 from cl_runner import __main__
 from cl_runner.digests import write
 from cl_runner.intervals import read_texts
 from cl_runner.metrics.forms import has_form
-from cl_runner.report.folder import find_runs, read_run
+from cl_runner.report.folder import Run, find_runs, read_run
 from cl_runner.report.forgotten import NO_FORM, OTHER_TASK, WRONG, forgotten, forgotten_table, items_of, way_of
 from cl_runner.report.grouping import group_runs
 from cl_runner.report.page import write_run_report
@@ -136,20 +136,27 @@ def test_several_runs_side_by_side(tmp_path: Path) -> None:
     assert any("is not counted" in note for note in table.notes)
 
 
-def test_the_probe_keeps_the_loss_of_each_example(tmp_path: Path) -> None:
-    """Their mean over answers' tokens is the probe's number; of a classifier each example has one."""
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A tiny run of two tasks whose probe keeps losses."""
+    root = tmp_path_factory.mktemp("ran")
     tasks = "task_order.tasks=[{name: base, domains: [novels, films]}, {name: kettles}]"
-    options = [f"root={tmp_path}", "method=seq_ft", "probe=task_loss", tasks, "snapshots.save=none"]
+    options = [f"root={root}", "method=seq_ft", "probe=task_loss", tasks, "snapshots.save=none", "training.max_steps=2"]
     with without_report():
         assert run_command(tiny_words(*options)) == 0
-    (run,) = find_runs([tmp_path])[0]
-    names, values = run.ability
-    for row, after in enumerate(["start", *run.tasks]):
-        kept = json.loads((run.folder / "probes" / "task_loss" / f"losses_{after}.json").read_text())
-        for task in run.tasks:
-            assert len(kept[task]) == len(read_texts(run.folder, row, task))
+    (run,) = find_runs([root])[0]
+    return run
+
+
+def test_the_probe_keeps_the_loss_of_each_example(ran: Run) -> None:
+    """Their mean over answers' tokens is the probe's number; of a classifier each example has one."""
+    names, values = ran.ability
+    for row, after in enumerate(["start", *ran.tasks]):
+        kept = json.loads((ran.folder / "probes" / "task_loss" / f"losses_{after}.json").read_text())
+        for task in ran.tasks:
+            assert len(kept[task]) == len(read_texts(ran.folder, row, task))
             assert np.mean(kept[task]) == pytest.approx(values[row, names.index(f"task_loss/{task}")], rel=1e-5)
-    found = forgotten(run)
+    found = forgotten(ran)
     assert found is not None and [row[0] for row in found["counts"].rows] == ["base"]
 
 
@@ -212,10 +219,6 @@ def test_a_run_without_predictions_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert "keeps no predictions" in capsys.readouterr().err
 
 
-def test_metrics_that_read_prompts_get_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with without_report():
-        assert run_command([*TINY, "method=frozen", f"root={tmp_path}", "training.max_steps=1"]) == 0
-    (run,) = find_runs([tmp_path])[0]
-    capsys.readouterr()
-    assert __main__.main(["rescore", str(run.folder), "--metric", "sari", "--json"]) == 0
-    assert np.array(json.loads(capsys.readouterr().out)["accuracy"]).shape == run.rows.shape
+def test_metrics_that_read_prompts_get_them(ran: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["rescore", str(ran.folder), "--metric", "sari", "--json"]) == 0
+    assert np.array(json.loads(capsys.readouterr().out)["accuracy"]).shape == ran.rows.shape

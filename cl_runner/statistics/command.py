@@ -81,6 +81,11 @@ def _told(overrides: Sequence[str], folders: Sequence[Path], seeds: Sequence[int
     lines.append(f"{moving} is as often at every place, and follows every other one as often.")
     if count > free:
         lines.append(f"The first {free} alone are a Latin square: as often at every place, but not after every other.")
+    if not order.fixed and order.base != order.incremental and not all(task.counts for task in order.tasks):
+        lines.append(
+            "task_order.base and task_order.incremental differ: whichever task comes first has other numbers of "
+            "examples. Give both the same, or leave the base task where it is: task_order.fixed=1"
+        )
     each = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
     lines.append(f"{count} orders x {each} = {runs} runs of a method. {_told_apart(runs)}".rstrip())
     return "\n".join([*lines, f"Type: {line}"])
