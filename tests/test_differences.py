@@ -130,6 +130,16 @@ def test_runs_with_and_without_shared_seeds(tmp_path: Path) -> None:
     assert cells(settings)[1]["95 % interval"] == "-"
 
 
+def test_settings_without_some_order_are_not_ranked(tmp_path: Path) -> None:
+    groups = study(tmp_path, seeds=2)
+    make_run(tmp_path, "piece_s", 0, order="x", last=99.0)
+    tables = difference_tables(groups_in(tmp_path), "average_accuracy", Numbers(), alone=True)
+    settings, ranks = tables[0], tables[-1]
+    assert len(groups) == 6 and cells(settings)[0]["method"] == "piece_s" and cells(settings)[0]["rank"] == "-"
+    assert [row["method"] for row in cells(ranks)] == ["pe", "ewc", "seq_ft"]
+    assert "not over all of these orders, and not ranked: piece_s" in ranks.notes
+
+
 def test_other_protocols_splits_and_tasks_are_other_designs(tmp_path: Path) -> None:
     for seed in (0, 1):
         make_run(tmp_path, "pe", seed)

@@ -68,9 +68,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Ranks over orders [orders, settings], 1 = the best, of the settings in the order of the comparison's."""
+    """Ranks over orders [orders, settings], 1 = the best, of the settings that have runs over all of them."""
 
     orders: list[str]
+    labels: list[str]
     ranks: Floats
     agreement: float | None  # Kendall's W
 
@@ -131,7 +132,7 @@ def compare(design: Design, metric: str, numbers: Numbers) -> Comparison | None:
         metric,
         settings,
         pairs,
-        _ranking(blocks, lower),
+        _ranking(labels, blocks, lower),
         None if over_all is None else (*over_all, len(shared)),
     )
 
@@ -237,11 +238,12 @@ def _pairs(settings: Sequence[Setting], blocks: Sequence[Values], metric: str, n
     return pairs
 
 
-def _ranking(blocks: Sequence[Values], lower: bool) -> Ranking | None:
-    """Ranks of the settings over each order that all have; None of a single setting or fewer than two such orders."""
+def _ranking(labels: Sequence[str], blocks: Sequence[Values], lower: bool) -> Ranking | None:
+    """Ranks of the settings over all orders, of those that have them all; None of fewer than two settings or orders."""
     means = [{order: float(values.mean()) for order, values in _by_order(found).items()} for found in blocks]
-    orders = [order for order in means[0] if all(order in found for found in means)]
-    if len(blocks) < 2 or len(orders) < 2:
+    orders = list(dict.fromkeys(order for found in means for order in found))
+    whole = [place for place, found in enumerate(means) if len(found) == len(orders)]
+    if len(whole) < 2 or len(orders) < 2:
         return None
-    ranked = ranks(np.array([[found[order] for found in means] for order in orders]), lower)
-    return Ranking(orders, ranked, agreement(ranked))
+    ranked = ranks(np.array([[means[place][order] for place in whole] for order in orders]), lower)
+    return Ranking(orders, [labels[place] for place in whole], ranked, agreement(ranked))

@@ -79,7 +79,7 @@ def letters_note(found: Comparison) -> str:
         enough = 1 + math.ceil(math.log2(tests / LEVEL))
         said += (
             f". With n = {counts[-1]} the smallest p is {least:.3g}: no such difference can be told, however large; "
-            f"{pairs} would take n = {enough}"
+            f"{pairs} would take n = {enough}. Fewer settings are fewer pairs: --where method=NAME,NAME"
         )
     return said
 
@@ -91,7 +91,7 @@ def settings_table(found: Comparison, title: str, notes: Sequence[str], brief: b
         brief: another table beside it says what the columns are.
     """
     ranked = found.ranking
-    ranks = [] if ranked is None else ranked.ranks.mean(axis=0)
+    ranks = {} if ranked is None else dict(zip(ranked.labels, ranked.ranks.mean(axis=0), strict=True))
     header = ["method", "n", "mean", INTERVAL, "± runs", "± examples", LETTERS]
     header += ["rank"] if ranked is not None else []
     header.append(f"runs for ± {WITHIN:g}")
@@ -100,10 +100,10 @@ def settings_table(found: Comparison, title: str, notes: Sequence[str], brief: b
         return "-" if value is None else number_text(found.metric, value).lstrip("+")
 
     rows = []
-    for place, one in enumerate(found.settings):
+    for one in found.settings:
         row = [one.label, str(one.runs), number_text(found.metric, one.mean), bounds_text(found.metric, one.bounds)]
         row += [width(one.by_runs), width(one.by_examples), letters_text(found, one)]
-        row += [f"{ranks[place]:.2f}"] if ranked is not None else []
+        row += [f"{ranks[one.label]:.2f}" if one.label in ranks else "-"] if ranked is not None else []
         rows.append([*row, "-" if one.needed is None else str(one.needed)])
     columns = [
         "mean over orders of the mean over seeds, n = runs",
@@ -161,15 +161,18 @@ def _difference(metric: str, value: float) -> str:
 
 
 def ranks_table(found: Comparison, title: str) -> Table | None:
-    """A row per setting, its rank over each order; None where fewer than two orders have all settings."""
+    """A row per setting, its rank over each order; None where fewer than two settings have all orders."""
     ranked = found.ranking
     if ranked is None:
         return None
     rows = [
-        [one.label, *(f"{rank:g}" for rank in ranks), f"{ranks.mean():.2f}", str(int((ranks == 1).sum()))]
-        for one, ranks in zip(found.settings, ranked.ranks.T, strict=True)
+        [label, *(f"{rank:g}" for rank in ranks), f"{ranks.mean():.2f}", str(int((ranks == 1).sum()))]
+        for label, ranks in zip(ranked.labels, ranked.ranks.T, strict=True)
     ]
     notes = ["1 = the best mean over seeds; equal ones share the mean of their ranks"]
+    if len(ranked.labels) < len(found.settings):
+        others = [one.label for one in found.settings if one.label not in ranked.labels]
+        notes.append(f"not over all of these orders, and not ranked: {', '.join(others)}")
     if ranked.agreement is not None:
         notes.append(f"agreement of the orders, Kendall's W: {ranked.agreement:.2f} (1: all rank alike; 0: by chance)")
     return Table(["method", *ranked.orders, "mean", "times first"], rows, title, 1, notes)
