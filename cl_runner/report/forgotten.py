@@ -238,7 +238,9 @@ def forgotten_table(groups: Sequence[Group]) -> Table | None:
                 notes.append(f"{not_of_a_run(run.folder / 'predictions', error)}: this run is not counted")
         if shares:
             cells = ["-" if np.isnan(each).all() else f"{np.nanmean(each):.1f}" for each in zip(*shares, strict=True)]
-            rows.append([str(group.axes["task_order"]), label_of(group, groups), str(len(shares)), *cells])
+            order = group.axes["task_order"]
+            label = label_of(group, [other for other in groups if other.axes["task_order"] == order])
+            rows.append([str(order), label, str(len(shares)), *cells])
     if not rows:
         return None
     header = ["task_order", "method", "n", "right then", "kept, %", "regained, %", "lost, %", "gained later, %"]
