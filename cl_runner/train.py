@@ -176,7 +176,9 @@ def train_task(
         learner.model.train()
         learner.pass_size = stage.micro_batch or stage.batch_size
         order: list[int] | None = None
-        while not course.over(before := spent()):
+        cost = spent()
+        progress.done = course.over(cost)
+        while not progress.done:
             number, started = progress.step, time.perf_counter()
             turn, place = divmod(number, starts[-1])  # under a budget the epochs come again
             epoch = bisect.bisect_right(starts, place) - 1
@@ -188,7 +190,7 @@ def train_task(
             chosen = [examples[i] for i in order[within * stage.batch_size : (within + 1) * stage.batch_size]]
             # Every batch has its own seed, so that dropout after a resume is the same without saving random states.
             torch.manual_seed(derive_seed(learner.seed, "step", task.index, number))
-            factor = learning_rate_factor(course.place(before), course.steps, training.schedule, training.warmup)
+            factor = learning_rate_factor(course.place(cost), course.steps, training.schedule, training.warmup)
             found: list[_Step] = []
             replayed = learner.replayed
             for parts in method.steps(learner, task, number, [[Part(chosen)]]):
