@@ -253,8 +253,7 @@ class Budget(Schema):
     """What every task may cost, in one of these; all null = as long as its epochs say.
 
     Epochs are repeated, each in another order, until a step reaches it. Tokens and flops are those of training steps,
-    with all that methods add to them; seconds are those of all that is done for a task before it is evaluated,
-    importance and answers to old prompts included, and end on no two machines with the same step.
+    with all that methods add; seconds those of all that is done for a task before it is evaluated, importance included.
     """
 
     steps: Count | None
