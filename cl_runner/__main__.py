@@ -21,8 +21,11 @@ from cl_runner.streams import lasting_streams
 
 #: command -> (module with main(arguments) -> exit status, what it does)
 COMMANDS = {
+    "choose": ("cl_runner.choosing.command", "the best try of each method by validation examples, and its test runs"),
     "methods": ("cl_runner.catalogue.command", "every method: paper, what trains, what is kept; by name its options"),
+    "orders": ("cl_runner.statistics.command", "balanced orders of a benchmark's tasks, and the line that runs them"),
     "plan": ("cl_runner.planning.command", "memory, disk and time that a run would take, without running it"),
+    "rescore": ("cl_runner.rescore", "kept predictions scored by another metric, without running anything again"),
     "report": ("cl_runner.report.command", "tables, pictures and an HTML page of one run or of many"),
     "snapshot": (
         "cl_runner.history.command",
@@ -198,7 +201,7 @@ def _command_first(words: Sequence[str], folders: Sequence[Path]) -> str:
     """What to say of a command behind a flag; only some commands take folders of configuration files."""
     from cl_runner.overrides import COMMAND, quoted
 
-    takes = folders if words[0] in ("plan", "methods") else ()
+    takes = folders if words[0] in ("plan", "methods", "orders") else ()
     flags = [word for folder in takes for word in ("--config-dir", quoted(str(folder)))]
     line = " ".join([COMMAND, words[0], *flags, *map(quoted, words[1:])])
     return f"the command {words[0]} is the first word. Type: {line}"

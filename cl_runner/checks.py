@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cl_runner.config import Config, Hardware
+from cl_runner.config import Config, Hardware, TaskOrder
 from cl_runner.groups import backbones_of, option_of
 from cl_runner.overrides import COMMAND, written
 from cl_runner.parts import PartSpec, family_kind, method_spec, probe_spec
 from cl_runner.said import texts
+from cl_runner.statistics.orders import balanced_count
 
 Nodes = Mapping[str, Mapping[str, Any]]
 
@@ -119,7 +120,8 @@ def choice(names: Sequence[str], methods: Nodes, folders: Sequence[Path] = ()) -
 
 
 def check_order(config: Config) -> None:
-    """The task order suits the methods, or a ValueError says what to type."""
+    """The task order suits the methods, and has the balanced order asked for, or a ValueError says what to type."""
+    _check_balanced(config.task_order)
     specs = {name: method_spec(name, node) for name, node in config.method.items()}
     apart = [name for name, spec in specs.items() if spec.isolates]
     joins = [name for name, spec in specs.items() if spec.joins]
@@ -132,6 +134,49 @@ def check_order(config: Config) -> None:
         raise ValueError(
             f"{apart[0]} keeps what each task learned apart, so that training on all data so far changes nothing of "
             "the older tasks. Type: method=seq_ft for the upper bound (or leave `joint` out of task_order)"
+        )
+
+
+def check_budget(config: Config) -> None:
+    """A task's length is said in one way, or a ValueError says what to type."""
+    training = config.training
+    given = {key: value for key, value in training.budget.model_dump().items() if value is not None}
+    if len(given) > 1:
+        first = next(iter(given))
+        others = " ".join(f"training.budget.{key}=null" for key in given if key != first)
+        raise ValueError(
+            f"training.budget has {' and '.join(given)}: a task's cost is counted in one of them. Type: {others}"
+        )
+    for key, value in given.items():
+        if training.max_steps is not None:
+            raise ValueError(
+                f"training.max_steps={training.max_steps} cuts the epochs, and training.budget.{key}={value:g} repeats "
+                "them until it is spent: one of them. Type: training.max_steps=null"
+            )
+        if key == "flops" and family_kind(config.backbone.family) == "image_text":
+            raise ValueError(
+                "training.budget.flops counts products as plans price them, and plans know no pictures yet. "
+                "Type: training.budget.tokens=NUMBER"
+            )
+
+
+def _check_balanced(order: TaskOrder) -> None:
+    """The balanced order that is asked for is there."""
+    if order.balanced is None:
+        return
+    free = len(order.tasks) - order.fixed
+    if free < 2:
+        last = max(0, len(order.tasks) - 2)
+        raise ValueError(
+            f"task_order.fixed={order.fixed} of {len(order.tasks)} tasks leaves none to change places. "
+            + (f"Type: task_order.fixed={last} (or less)" if len(order.tasks) > 1 else "Type: task_order.balanced=null")
+        )
+    count = balanced_count(free)
+    if order.balanced >= count:
+        beside = f" beside {order.fixed} that stay" if order.fixed else ""
+        raise ValueError(
+            f"task_order.balanced={order.balanced}: of {free} tasks{beside} there are {count} balanced orders, 0 to "
+            f"{count - 1}. Type: task_order.balanced={count - 1}"
         )
 
 

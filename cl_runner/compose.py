@@ -26,6 +26,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
 from cl_runner.checks import (
+    check_budget,
     check_chain,
     check_folder,
     check_hardware,
@@ -37,11 +38,13 @@ from cl_runner.checks import (
     check_told,
     idle_notes,
 )
-from cl_runner.config import Config, config_hash
+from cl_runner.config import Config
 from cl_runner.groups import GROUPS, START, check_folders, replaced, search_path
+from cl_runner.identity import config_hash
 from cl_runner.mistakes import check_groups, check_keys
 from cl_runner.overrides import check_single, command_line, key_of
 from cl_runner.parts import PartSpec, method_spec, options_of, probe_spec
+from cl_runner.statistics.orders import arrangement, of_balanced
 from cl_runner.unread import Unread, unread
 from cl_runner.wrong_values import SchemaError, explain, explain_hydra, remedy, starts_from_itself
 
@@ -136,6 +139,7 @@ def check(resolved: dict[str, Any], folders: Sequence[Path] = ()) -> Config:
     for name, node in config.method.items():
         check_options(f"method.{name}", node, method_spec(name, node))
     check_order(config)
+    check_budget(config)
     check_hub(config)
     check_scoring(config)
     check_probes(config.probe, config.backbone.family)
@@ -202,6 +206,12 @@ def request(
     assert isinstance(resolved, dict) and isinstance(identity, dict)
     values, identity = ({str(key): value for key, value in tree.items()} for tree in (resolved, identity))
     config = check(values, folders)
+    order = config.task_order
+    if order.balanced is not None:
+        places = arrangement(len(order.tasks), order.balanced, order.fixed)
+        for tree in (values, identity):
+            tree["task_order"]["tasks"] = [tree["task_order"]["tasks"][place] for place in places]
+        config = check(values, folders)
     check_hardware(config.hardware)
     check_places(
         config,
@@ -213,7 +223,7 @@ def request(
         config=config,
         resolved=values,
         overrides=tuple(overrides),
-        task_order=_choice("task_order", composed, ["tasks"]),
+        task_order=_choice("task_order", composed, ["tasks"]) + of_balanced(order.balanced),
         backbone=_choice("backbone", composed, [config.backbone.name]),
         method=_choice("method", composed, config.method),
         hash=config_hash(identity),

@@ -6,9 +6,6 @@ Nothing here imports torch, so that composing and checking a configuration takes
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -212,6 +209,8 @@ class TaskOrder(Schema):
     variant: str | int | None  # of a benchmark that comes in several cuts: fills {variant} in paths
     #: how long answers are generated: to their end, or until their metrics have read what they read
     answers_until: Annotated[Literal["end", "read"], OfLanguageModels]
+    balanced: Whole | None  # which of the balanced orders of these tasks (`orders` lists them); null = as they stand
+    fixed: Annotated[Whole, ReadIf("balanced", (None,), unless=True)]  # how many of the first tasks stay where they are
 
 
 class Stage(Schema):
@@ -221,6 +220,19 @@ class Stage(Schema):
     batch_size: Count  # examples of one optimizer step
     learning_rate: Positive  # a method may bring its own (method.pe.learning_rate)
     micro_batch: Count | None  # examples of one forward and backward pass; null = the whole batch
+
+
+class Budget(Schema):
+    """What every task may cost, in one of these; all null = as long as its epochs say.
+
+    Epochs are repeated, each in another order, until a step reaches it. Tokens and flops are those of training steps,
+    with all that methods add; seconds those of all that is done for a task before it is evaluated, importance included.
+    """
+
+    steps: Count | None
+    tokens: Count | None  # that training reads
+    seconds: Positive | None
+    flops: Positive | None  # products of the model, forward and backward, as `plan` prices a token of this method
 
 
 class Training(Schema):
@@ -241,6 +253,7 @@ class Training(Schema):
     warmup: Share | Annotated[int, Field(ge=2)]  # of a task's steps; from 2 on a number of steps, whatever its length
     clip: Positive | None  # norm of the gradient of what is trained; null = no clipping
     max_steps: Count | None  # optimizer steps of a task at most; null = as the epochs say
+    budget: Budget  # what a task may cost, to compare methods at equal cost
     group_by_length: bool  # batches of texts of similar length: less padding, but another order of the examples
 
 
@@ -358,16 +371,3 @@ class Config(Schema):
     snapshots: Snapshots
     resume: Literal["strict", "warn"]  # where versions, threads or device are others than a run began with
     wandb: Wandb
-
-
-#: Keys that say where and how often a run writes, not what it computes: they are no part of its identity.
-NOT_IDENTITY = ("root", "data_root", "wandb", "checkpoint", "snapshots", "resume")
-
-
-def config_hash(resolved: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits that identify what a resolved configuration computes."""
-    identity = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY}
-    identity["hardware"] = {key: value for key, value in identity["hardware"].items() if key != "slurm"}
-    identity["importance"] = {key: value for key, value in identity["importance"].items() if key != "cache_gb"}
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

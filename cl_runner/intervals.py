@@ -42,7 +42,7 @@ def read_answers(folder: Path, row: int) -> dict[str, list[tuple[str, str]]]:
         Damaged: the file of predictions is.
     """
     files = list((folder / "predictions").glob(f"{row:02d}_*.jsonl"))
-    return _kept(files[0], lambda answer: (str(answer["answer"]), str(answer["prediction"]))) if files else {}
+    return _kept(files[0], _texts) if files else {}
 
 
 def read_predictions(folder: Path, row: int) -> dict[str, list[tuple[str, float | None]]]:
@@ -55,13 +55,29 @@ def read_predictions(folder: Path, row: int) -> dict[str, list[tuple[str, float 
     return _kept(path, lambda answer: (str(answer["prediction"]), answer["confidence"]))
 
 
-def _kept(path: Path, wanted: Callable[[Mapping[str, Any]], Kept]) -> dict[str, list[Kept]]:
-    """What is wanted of each line of a file of predictions, by task."""
+def read_texts(folder: Path, row: int, task: str) -> list[tuple[str, str]]:
+    """Answer and prediction of each test example of one task, as a run kept them with a row of the matrix; or nothing.
+
+    Raises:
+        Damaged: the file of predictions is.
+    """
+    files = list((folder / "predictions").glob(f"{row:02d}_*.jsonl"))
+    return _kept(files[0], _texts, task).get(task, []) if files else []
+
+
+def _texts(answer: Mapping[str, Any]) -> tuple[str, str]:
+    return str(answer["answer"]), str(answer["prediction"])
+
+
+def _kept(path: Path, wanted: Callable[[Mapping[str, Any]], Kept], task: str | None = None) -> dict[str, list[Kept]]:
+    """What is wanted of each line of a file of predictions, by task; of one task alone, if it is named."""
     found: dict[str, list[Kept]] = {}
     text = read_text(path)
     with readable(path):
         try:
             for line in text.splitlines():
+                if task is not None and json.dumps(task) not in line:  # most lines are not even read
+                    continue
                 answer = json.loads(line)
                 found.setdefault(str(answer["task"]), []).append(wanted(answer))
         except (KeyError, TypeError, AttributeError) as error:
@@ -84,16 +100,19 @@ def by_task(scores: Mapping[int, Mapping[str, Floats]], tasks: Sequence[str], ro
     return result
 
 
-def draw(scores: Sequence[Floats], draws: int = DRAWS) -> Floats:
+def draw(scores: Sequence[Floats], draws: int = DRAWS, streams: Sequence[int] | None = None) -> Floats:
     """Bootstrapped matrices.
 
     Args:
         scores: per task [rows, n], n > 0, percent of each test example after each row.
+        streams: of the draws of each task; None = the task's number. Tasks with as many examples and the same stream
+            have the same draws, so that runs over other orders are compared on the same examples.
 
     Returns:
         [draws, rows, tasks], percent.
     """
-    return np.stack([_means(task, draws, number) for number, task in enumerate(scores)], axis=-1)
+    numbers = range(len(scores)) if streams is None else streams
+    return np.stack([_means(task, draws, number) for number, task in zip(numbers, scores, strict=True)], axis=-1)
 
 
 def _means(scores: Floats, draws: int, number: int) -> Floats:

@@ -190,7 +190,7 @@ class Journal(Watch):
         self.step += 1
         self._write(kind="train", task=task.name, task_index=task.index, step=self.step, **numbers)
         due = time.monotonic() - self._saved_at >= self._config.checkpoint.every_seconds
-        if due or self._stop.asked or progress.step == progress.steps:
+        if due or self._stop.asked or progress.done:
             self.save("training", task.index, progress)
         self._shown("train", progress.step, progress.steps, loss=numbers["loss"])
 

@@ -39,12 +39,14 @@ def learn_task(
     watch: Watch,
     resume: dict[str, Any] | None = None,
     fresh: bool = True,
+    flops_per_token: float | None = None,
 ) -> None:
     """Learn one task at the learner's weights.
 
     Args:
         resume: training's part of a checkpoint inside this task, or None.
         fresh: whether the method's state does not hold yet what it finds out before the task.
+        flops_per_token: of training in this task, where `training.budget` counts them.
     """
     learner.measured.change = task.importance
     learner.grow(task)
@@ -71,6 +73,7 @@ def learn_task(
             resume,
             lambda progress, numbers: watch.on_step(task, progress, numbers),
             (lambda: watch.validate(task)) if training.select == "best_validation" else None,
+            flops_per_token,
         )
     method.conclude(learner, task)
     watch.on_trained(task, entries, best)

@@ -164,6 +164,7 @@ def throughput(folder: Path, task: Task, entries: int) -> dict[str, float]:
     Returns:
         `steps` (batches), `optimizer_steps`, `train_examples` (of the task's own), `examples_seen` (that went through
         training, with all that methods added), `replayed_examples` (`Learner.replayed`), `tokens`, `tokens_per_second`,
+        `budget_spent` (in the unit of `training.budget`, if there is one),
         `padding_share`, and the share of the device's products that the model needed (model FLOPs utilisation).
     """
     counted: dict[str, float] = {
@@ -191,6 +192,8 @@ def throughput(folder: Path, task: Task, entries: int) -> dict[str, float]:
         "tokens_per_second": tokens / seconds,
         "padding_share": 1 - tokens / positions,
     }
+    if "budget_spent" in steps[-1]:
+        found["budget_spent"] = steps[-1]["budget_spent"]
     path = folder / "plan.json"
     plan = read_json(path) if path.is_file() else {}
     needed, peak = plan.get("flops_per_token"), plan.get("flops_per_second")

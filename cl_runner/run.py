@@ -20,7 +20,7 @@ from cl_runner.compose import Request
 from cl_runner.damage import check_begun, what_to_type
 from cl_runner.data import account
 from cl_runner.data.task import Task
-from cl_runner.digests import Damaged
+from cl_runner.digests import Damaged, read_json
 from cl_runner.ends import finish, guarded
 from cl_runner.families.base import Family
 from cl_runner.journal import Journal, Scene
@@ -167,8 +167,16 @@ class Run:
             journal,
             resume=resumed["training"] if resumed else None,
             fresh=resumed is None,
+            flops_per_token=self._flops_per_token(task),
         )
         journal.learned(task)
+
+    def _flops_per_token(self, task: Task) -> float | None:
+        """What a token of a task costs, as plan.json has it, where a budget counts that; None without a plan."""
+        path = self.request.folder / "plan.json"
+        if self.config.training.budget.flops is None or not path.is_file():
+            return None
+        return float(read_json(path)["flops_per_token"][task.index])
 
 
 def _accounted(task: Task, family: Family) -> Task:

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from cl_runner.batch import Batch, Part
+from cl_runner.budget import asked, course_of
 from cl_runner.config import Stage, Training
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner, derive_seed
 from cl_runner.methods.base import Method
 from cl_runner.optimizer import build_optimizer, step
+from cl_runner.tracking.clock import OFFLINE, ONLINE
 from cl_runner.trained import Held
 
 #: Called when an epoch ends, for the score of the task under way on its validation split, in percent.
@@ -42,16 +44,19 @@ class Progress:
     """Where training stands inside a task, and the optimizer: what a checkpoint needs besides the method's state."""
 
     step: int  # batches done in this task
-    steps: int  # of the whole task
+    steps: int  # of the whole task; where a budget ends it, as far as is known
     held: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     best: Best
+    tokens: int = 0  # that these steps read
+    done: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """A tree of tensors and numbers; after the last step without the optimizer, which makes no other one."""
         best = {"score": self.best.score, "step": self.best.step, "held": self.best.held}
         return {
             "step": self.step,
+            "tokens": self.tokens,
             "held": dict(self.held),
             "optimizer": self.optimizer.state_dict() if self.step < self.steps else None,
             "best": {**best, "evaluations": self.best.evaluations},
@@ -60,7 +65,7 @@ class Progress:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The counterpart of `state_dict`."""
-        self.step = state["step"]
+        self.step, self.tokens = state["step"], state.get("tokens", 0)
         for name, values in state["held"].items():
             self.held[name].copy_(values)
         if state["optimizer"] is not None:
@@ -90,7 +95,7 @@ def number_of_steps(epochs: Sequence[int], stage: Stage, max_steps: int | None) 
     return steps if max_steps is None else min(steps, max_steps)
 
 
-def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float) -> float:
+def learning_rate_factor(step: float, steps: float, schedule: str, warmup: float) -> float:
     """Share of the peak learning rate at `step` (0-based) of `steps`; `warmup` is their share or number that rises."""
     rising = warmup * steps if warmup <= 1 else min(warmup, steps)
     if step < rising:
@@ -131,6 +136,7 @@ def train_task(
     resume: dict[str, Any] | None,
     on_step: Callable[[Progress, dict[str, float]], None],
     validate: Validate | None = None,
+    flops_per_token: float | None = None,
 ) -> tuple[int, Best]:
     """Train one task, of which the learner knows what trains.
 
@@ -138,6 +144,7 @@ def train_task(
         resume: of a checkpoint inside this task (`Progress.state_dict`), or None.
         on_step: called after every batch with the progress and the batch's numbers; may raise to stop.
         validate: needed where `training.select` is "best_validation".
+        flops_per_token: needed where `training.budget` counts flops.
 
     Returns:
         The number of entries that trained, and the epoch that they are of, if one was selected.
@@ -156,24 +163,35 @@ def train_task(
         batches = batches_of(sizes, stage.batch_size)
         starts = [0, *itertools.accumulate(batches)]
         steps = number_of_steps(sizes, stage, training.max_steps)
-        progress = Progress(0, steps, held.parameters, optimizer, Best())
+        tokens = sum(sum(learner.family.lengths(examples)) for examples in epochs) if asked(training.budget) else 0
+        course = course_of(training.budget, steps, tokens, flops_per_token)
+        progress = Progress(0, course.shown(0, 0.0), held.parameters, optimizer, Best())
         if resume is not None:
             progress.load_state_dict(resume)
             held.write_through()
+
+        def spent() -> float:
+            seconds = learner.clock.spent((*OFFLINE, *ONLINE)) if course.kind == "seconds" else 0.0
+            return course.spent(progress.step, progress.tokens, seconds)
+
         learner.model.train()
         learner.pass_size = stage.micro_batch or stage.batch_size
         order: list[int] | None = None
-        for number in range(progress.step, steps):
-            started = time.perf_counter()
-            epoch = bisect.bisect_right(starts, number) - 1
-            within, examples = number - starts[epoch], epochs[epoch]
+        cost = spent()
+        progress.done = course.over(cost)
+        while not progress.done:
+            number, started = progress.step, time.perf_counter()
+            turn, place = divmod(number, starts[-1])  # under a budget the epochs come again
+            epoch = bisect.bisect_right(starts, place) - 1
+            within, examples = place - starts[epoch], epochs[epoch]
+            epoch_number = turn * len(epochs) + epoch
             if within == 0 or order is None:
                 lengths = learner.family.lengths(examples) if training.group_by_length else None
-                order = epoch_order(learner.seed, task.index, epoch, len(examples), lengths, stage.batch_size)
+                order = epoch_order(learner.seed, task.index, epoch_number, len(examples), lengths, stage.batch_size)
             chosen = [examples[i] for i in order[within * stage.batch_size : (within + 1) * stage.batch_size]]
             # Every batch has its own seed, so that dropout after a resume is the same without saving random states.
             torch.manual_seed(derive_seed(learner.seed, "step", task.index, number))
-            factor = learning_rate_factor(number, steps, training.schedule, training.warmup)
+            factor = learning_rate_factor(course.place(cost), course.steps, training.schedule, training.warmup)
             found: list[_Step] = []
             replayed = learner.replayed
             for parts in method.steps(learner, task, number, [[Part(chosen)]]):
@@ -184,16 +202,18 @@ def train_task(
                 step(optimizer, factor)
                 held.write_through()
                 method.after_step(learner)
-            progress.step = number + 1
-            candidates = (*starts[1 + training.select_after :], steps)
-            if validate is not None and progress.step in candidates:
+            tokens = sum(one.tokens for one in found)
+            progress.step, progress.tokens = number + 1, progress.tokens + tokens
+            cost = spent()
+            progress.done, progress.steps = course.over(cost), course.shown(progress.step, cost)
+            ended = place + 1 == starts[epoch + 1] and epoch_number >= training.select_after
+            if validate is not None and (ended or progress.done):
                 _keep_best(progress, validate())
                 learner.model.train()
-            tokens = sum(one.tokens for one in found)
             on_step(
                 progress,
                 {
-                    "epoch": epoch + (within + 1) / batches[epoch],
+                    "epoch": epoch_number + (within + 1) / batches[epoch],
                     "loss": found[0].loss,
                     "learning_rate": peak * factor,
                     "gradient_norm": found[0].norm,
@@ -204,6 +224,7 @@ def train_task(
                     "tokens": tokens,
                     "padding_share": 1 - tokens / sum(one.padded for one in found),
                     "tokens_per_second": tokens / (time.perf_counter() - started),
+                    **({} if course.kind is None else {"budget_spent": cost}),
                 },
             )
         _take_best(progress, held)

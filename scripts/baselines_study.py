@@ -21,10 +21,12 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cl_runner.choosing.choice import Criterion, choose, pick
+from cl_runner.choosing.record import write_record
 from cl_runner.report.folder import Run, find_runs
 from cl_runner.report.grouping import identity
 
@@ -62,7 +64,7 @@ class Study:
     experiment: str
     orders: tuple[str, ...]
     rows: dict[str, Row]
-    score: Callable[[Run], float]  # by which a try is chosen: higher is better
+    score: Criterion  # by which a try is chosen
     of_tries: tuple[str, ...] = ()  # overrides
     name: str = ""  # of its runs' folder, where another study has the experiment's
 
@@ -145,15 +147,8 @@ def rows(
     }
 
 
-def mean_accuracy(run: Run) -> float:
-    """In percent, after the last task."""
-    return run.metrics["average_accuracy"]
-
-
-def mean_loss(run: Run) -> float:
-    """Minus the mean over tasks of the loss on their answers after the last task, in nats per token."""
-    names, values = run.ability
-    return -float(values[-1, [names.index(f"task_loss/{task}") for task in run.tasks]].mean())
+#: In percent, and in nats per token: of all tasks after the last one.
+mean_accuracy, mean_loss = Criterion(), Criterion("task_loss")
 
 
 ENCODERS = Study(
@@ -255,15 +250,29 @@ def runs_line(study: Study, row: Row, value: float, seeds: str, added: Sequence[
 
 
 def chosen(study: Study, row: Row) -> tuple[float, dict[float, float]] | None:
-    """The value with the best score, and the score of each; None while a try is missing."""
+    """The value with the best score, and the score of each, more being better; None while a try is missing."""
+    scores = {float(identity(run)[row.key]): study.score(run) for run in completed_tries(study, row)}
+    if set(row.tries) - set(scores):
+        return None
+    found = {value: scores[value] for value in row.tries}
+    return pick(found), found
+
+
+def completed_tries(study: Study, row: Row) -> list[Run]:
+    """The completed tries of a row."""
     root = study.tried / "+".join([study.orders[0], *([row.bound] if row.bound else [])])
     method = row.method.strip("[]").replace(",", "+")
     folders = [folder / method for folder in sorted(root.glob("*")) if (folder / method).is_dir()]
-    runs = find_runs(folders)[0] if folders else []
-    scores = {float(identity(run)[row.key]): study.score(run) for run in runs}
-    if set(row.tries) - set(scores):
-        return None
-    return max(row.tries, key=lambda value: scores[value]), {value: scores[value] for value in row.tries}
+    return find_runs(folders)[0] if folders else []
+
+
+def record(study: Study, rows: Collection[Row]) -> None:
+    """chosen.json beside the runs, of the rows whose tries are all there: reports of the runs name it."""
+    places = {(row.key, value): place for row in rows for place, value in enumerate(row.tries)}
+    done = [run for row in rows if chosen(study, row) is not None for run in completed_tries(study, row)]
+    if done:
+        found = choose(done, study.score, order=lambda values: [places.get(pair, -1) for pair in values.items()])
+        write_record(study.root, found, study.score)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -302,6 +311,8 @@ def main() -> int:
                 print("python -m cl_runner", shlex.join(runs_line(study, row, found[0], seeds, asked.overrides)))
             else:
                 failed += run(runs_line(study, row, found[0], seeds, asked.overrides)) != 0
+        if not asked.show:
+            record(study, study.rows.values())
     return 1 if failed else 0
 
 

@@ -174,6 +174,8 @@ NOT_IMPORTED = {
     "metrics": ("cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
     "tracking": ("cl_runner.methods", "cl_runner.learner", "cl_runner.families", "cl_runner.data"),
     "catalogue": ("torch", "transformers", "cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
+    "choosing": ("torch", "transformers", "cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
+    "statistics": ("torch", "transformers", "cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
     "report": ("torch", "transformers", "cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
 }
 

@@ -178,7 +178,7 @@ def test_runs_are_joined_by_task(tmp_path: Path) -> None:
     folders = [retrieving(make_run(tmp_path, "seq_ft", seed), shift) for seed, shift in ((0, 0.0), (1, 4.0))]
     groups = group_runs([read_run(folder) for folder in [*folders, make_run(tmp_path, "ewc")]])
     served, weight, table = retrieval_tables(groups)
-    assert served.title == "Texts served rightly by task, %" and served.rows[0][3:] == [
+    assert served.title == "Texts served rightly by task, %" and served.rows[0][3:7] == [
         "87.00 ± 2.83",
         "62.50 ± 2.83",
         "52.50 ± 2.83",
@@ -186,8 +186,10 @@ def test_runs_are_joined_by_task(tmp_path: Path) -> None:
     ]
     assert weight.title == "Weight of a text's own task by task, %" and weight.rows[0][3] == "77.00 ± 2.83"
     assert table.title == "Retrieval accuracy by task, %"
-    assert table.header == ["method", "old data", "task told", "base", "b", "c", "mean"]
-    assert table.rows == [["seq_ft", "", "", "82.00 ± 2.83", "57.50 ± 2.83", "47.50 ± 2.83", "62.33 ± 2.83"]]
+    assert table.header == ["method", "old data", "task told", "base", "b", "c", "mean", "95 % interval", "alike"]
+    (row,) = table.rows
+    assert row[:7] == ["seq_ft", "", "", "82.00 ± 2.83", "57.50 ± 2.83", "47.50 ± 2.83", "62.33 ± 2.83"]
+    assert row[7:] == ["60.33 to 64.33", "-"] and any("not over test examples" in note for note in table.notes)
     assert any("more than half of the keys" in note for note in table.notes)
     assert table in all_tables(groups)
     shown = long_table(groups)

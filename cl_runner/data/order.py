@@ -7,6 +7,7 @@ from typing import Literal
 
 from cl_runner.config import OrderedTask, TaskDefinition, TaskOrder
 from cl_runner.data.places import nearest
+from cl_runner.statistics.orders import arrangement
 
 Split = Literal["train", "validation", "test"]
 #: The order in which splits that share one source are drawn from it.
@@ -18,6 +19,7 @@ class Plan:
     """One step of the order with its definition, and how many examples of each split it wants."""
 
     index: int
+    listed: int  # its place where the configuration lists the tasks, which a balanced order changes
     task: OrderedTask
     name: str  # of the definition
     definition: TaskDefinition
@@ -32,7 +34,7 @@ class Plan:
     def key(self, split: Split) -> str:
         """The configuration key of a count."""
         if self.task.counts is not None:
-            return f"task_order.tasks.{self.index}.counts.{split}"
+            return f"task_order.tasks.{self.listed}.counts.{split}"
         return f"task_order.{'incremental' if self.index else 'base'}.{split}"
 
     def shares(self, split: Split) -> list[int | None]:
@@ -41,6 +43,11 @@ class Plan:
         if count is None:
             return [None] * domains
         return [count // domains + (position < count % domains) for position in range(domains)]
+
+
+def listed_place(order: TaskOrder, index: int) -> int:
+    """Where the configuration lists the task that comes as number `index`: what is typed of one task names that."""
+    return arrangement(len(order.tasks), order.balanced, order.fixed)[index]
 
 
 def plans_of(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[Plan]:
@@ -87,7 +94,8 @@ def plans_of(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[P
             "validation": counts.validation,
             "test": counts.test,
         }
-        found.append(Plan(index, task, name, definitions[name], wanted, order.data_seed, order.variant))
+        listed = listed_place(order, index)
+        found.append(Plan(index, listed, task, name, definitions[name], wanted, order.data_seed, order.variant))
     return found
 
 

@@ -61,7 +61,8 @@ def first_word(prediction: str, example: Example) -> float:
     return _first_word(prediction) == _first_word(example.answer) != ""
 
 
-def _option(text: str) -> str:
+def option_in(text: str) -> str:
+    """The first option letter of a text, or nothing."""
     found = _LETTER.search(text)
     return found[0] if found else ""
 
@@ -76,10 +77,11 @@ def _letter_read(text: str, example: Example) -> bool:
 @per_example
 def first_letter(prediction: str, example: Example) -> float:
     """100 where the first option letters agree: (A), "B. hawkish", "it is C" or 选D, but no letter of a word."""
-    return _option(prediction) == _option(example.answer) != ""
+    return option_in(prediction) == option_in(example.answer) != ""
 
 
-def _number(text: str) -> Decimal | None:
+def number_in(text: str) -> Decimal | None:
+    """The first number of a text."""
     found = _NUMBER.search(text)
     return Decimal(found[0].replace(",", "").replace("−", "-")) if found else None
 
@@ -94,7 +96,7 @@ def _number_read(text: str, example: Example) -> bool:
 @per_example
 def number(prediction: str, example: Example) -> float:
     """100 where the first numbers are equal: "11." and "11", "1,000" and "1000"; a word is compared by exact_match."""
-    wanted = _number(example.answer)
+    wanted = number_in(example.answer)
     if wanted is None:
         return normalised(prediction) == normalised(example.answer)
-    return _number(prediction) == wanted
+    return number_in(prediction) == wanted

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from cl_runner.build import build_family, build_method, build_probes
 from cl_runner.config import Backbone, Config
+from cl_runner.data.order import listed_place
 from cl_runner.data.prompts import label_names
 from cl_runner.data.task import Task, build_tasks, label_union
 from cl_runner.families.base import Family
@@ -65,7 +66,8 @@ def counts_of(config: Config, tasks: Sequence[Task] | None) -> list[Counts]:
         counts = task.counts or getattr(config.task_order, part)
         for key in ("train", split, *(["validation"] if selects else [])):
             if getattr(counts, key) is None:
-                place = f"task_order.{part}" if task.counts is None else f"task_order.tasks[{number}].counts"
+                listed = listed_place(config.task_order, number)
+                place = f"task_order.{part}" if task.counts is None else f"task_order.tasks[{listed}].counts"
                 raise ValueError(
                     f"the data of task {task.name} lie on a hub, and a plan does not fetch them. "
                     f"Say how many examples to plan for: {place}.{key}=1000"
@@ -246,7 +248,11 @@ def _micro_batches(config: Config, tasks: Sequence[TaskNumbers]) -> dict[str, in
     """Examples of a pass, by stage; where nothing cuts the parts of a step, those of the largest one."""
     training, changes = config.training, [task.training for task in config.task_order.tasks]
     stages = {"base": training.base.micro_batch, "incremental": training.incremental.micro_batch}
-    stages |= {f"tasks.{i}": change.micro_batch for i, change in enumerate(changes) if change and change.micro_batch}
+    stages |= {
+        f"tasks.{listed_place(config.task_order, i)}": change.micro_batch
+        for i, change in enumerate(changes)
+        if change and change.micro_batch
+    }
     found = {}
     for stage, size in stages.items():
         largest = max((task.largest_part for task in tasks if task.stage == stage), default=1)

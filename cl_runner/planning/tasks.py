@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from cl_runner.config import Config
+from cl_runner.config import Config, TaskOrder
+from cl_runner.data.order import listed_place
 from cl_runner.data.task import Task, label_union, outlines
 from cl_runner.methods.base import Chain
 from cl_runner.needs import Added, Needs, Outline
@@ -65,6 +66,8 @@ def _numbers(config: Config, needs: Needs, task: Task, counts: Sequence[Counts])
     if needs.epochs is not None:
         epochs = needs.epochs(earlier, epochs)
     batches = number_of_steps(epochs, stage, training.max_steps)
+    if training.budget.steps is not None and batches:
+        batches = training.budget.steps
     passed = _passed(epochs, stage.batch_size, batches)
     added = Added(0) if needs.adds is None else needs.adds(earlier, batches, passed)
     largest_part = stage.batch_size
@@ -73,7 +76,7 @@ def _numbers(config: Config, needs: Needs, task: Task, counts: Sequence[Counts])
     selects = training.select == "best_validation" and trains != "nothing"
     return TaskNumbers(
         name=task.name,
-        stage=_stage_name(task),
+        stage=_stage_name(task, order),
         largest_part=largest_part,
         examples=own,
         passed=passed + added.examples,
@@ -88,10 +91,10 @@ def _numbers(config: Config, needs: Needs, task: Task, counts: Sequence[Counts])
     )
 
 
-def _stage_name(task: Task) -> str:
+def _stage_name(task: Task, order: TaskOrder) -> str:
     """Whose micro_batch cuts a task's parts: its stage's, or its own as the order says."""
     if task.training is not None and task.training.micro_batch is not None:
-        return f"tasks.{task.index}"
+        return f"tasks.{listed_place(order, task.index)}"
     return "incremental" if task.index else "base"
 
 
@@ -107,8 +110,9 @@ def _measured(config: Config, needs: Needs, own: int, before: int, selects: bool
 
 
 def _passed(epochs: Sequence[int], batch_size: int, steps: int) -> int:
-    """Examples of the first `steps` batches; the last one of each epoch may be smaller."""
-    total = 0
+    """Examples of the first `steps` batches, epochs repeated; the last batch of each epoch may be smaller."""
+    turns, steps = _turns(epochs, batch_size, steps)
+    total = turns * sum(epochs)
     for examples, batches in zip(epochs, batches_of(epochs, batch_size), strict=True):
         batches = min(steps, batches)
         total += min(examples, batches * batch_size)
@@ -123,4 +127,11 @@ def _candidates(epochs: Sequence[int], batch_size: int, steps: int, after: int) 
         after: first epochs that are none.
     """
     ends = [*itertools.accumulate(batches_of(epochs, batch_size))]
-    return len({end for end in (*ends[after:], steps) if 0 < end <= steps})
+    turns, _ = _turns(epochs, batch_size, steps)
+    every = [turn * ends[-1] + end for turn in range(turns + 1) for end in ends] if ends else []
+    return len({end for end in (*every[after:], steps) if 0 < end <= steps})
+
+
+def _turns(epochs: Sequence[int], batch_size: int, steps: int) -> tuple[int, int]:
+    """How often all epochs are gone through, and the batches that are left then."""
+    return divmod(steps, max(1, sum(batches_of(epochs, batch_size))))

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cl_runner.arguments import Parser, unwritable
+from cl_runner.choosing.record import chosen_tables
+from cl_runner.digests import Damaged
 from cl_runner.plain import plain, plain_lines
 from cl_runner.report.ability import changes
 from cl_runner.report.folder import Run, find_runs, is_run, read_run
@@ -116,6 +118,7 @@ def _single(run: Run) -> int:
         return f"{name} {value_text(name, value)}" + (f" (95 % interval {bounds})" if bounds else "")
 
     notes = [run.protocol_note] if run.marks else []
+    notes += [table.notes[0] for table in make("", "", lambda: chosen_tables([run]), list[Table]())]
     nothing: dict[str, float] = {}
     notes += [number(name, value) for name, value in make("", "", lambda: run.metrics, nothing).items()]
     notes += [
@@ -171,6 +174,11 @@ def _joined(asked: argparse.Namespace) -> None:
         tables = [table_shape(groups, asked.rows or "task_order", asked.columns or "method", metric)]
     else:
         tables = all_tables(groups, asked.metric)
+        try:
+            tables += chosen_tables(runs)
+        except Damaged as error:
+            notes = [*notes, f"what settings were chosen by is not shown: {error}"]
+            print(plain(notes[-1]), file=sys.stderr)
     pivoted = bool(asked.rows or asked.columns)
     csv = as_csv(tables[0]) if pivoted else exact_csv(groups)
     markdown = "\n".join(as_markdown(table) for table in tables)

@@ -128,9 +128,10 @@ class Run:
             return renamed(cast(dict[str, float], self.summary["metrics"]))
         if not self.done:
             return {}
-        return derived(after(self.rows, self.done), self._union_sizes())
+        return derived(after(self.rows, self.done), self.union_sizes)
 
-    def _union_sizes(self) -> list[int] | None:
+    @property
+    def union_sizes(self) -> list[int] | None:
         """Test items of the tasks done, None where they have no union: unknown, or different metrics."""
         sizes = self.test_examples
         alike = len({self.scored_by[task] for task in self.tasks[: self.done]}) == 1
@@ -144,7 +145,7 @@ class Run:
         done = self.tasks[: self.done]
         if not done or not set(done) <= set(self.scores.get(self.done, {})):
             return {}
-        return derived_intervals(draw(by_task(self.scores, done, self.done + 1)), self._union_sizes())
+        return derived_intervals(draw(by_task(self.scores, done, self.done + 1)), self.union_sizes)
 
     @property
     def first_task_interval(self) -> Floats | None:

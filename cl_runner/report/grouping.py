@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from cl_runner.config import NOT_IDENTITY
+from cl_runner.identity import NOT_IDENTITY
 from cl_runner.report.folder import Run
 from cl_runner.report.numbers import values_of
 

@@ -12,6 +12,7 @@ from cl_runner.matrix import START, Floats, learned_so_far
 from cl_runner.report import plots
 from cl_runner.report.ability import CHANGE, DRAWN, OWN, describe, unit_of
 from cl_runner.report.drawing import short
+from cl_runner.report.equal_learning import LEARNED, LOST
 from cl_runner.report.folder import Run
 from cl_runner.report.grouping import Group, label_of, protocol_notes, protocol_signs
 from cl_runner.report.html import render, write
@@ -90,13 +91,19 @@ def _trade_offs(groups: Sequence[Group], folder: Path, name: str) -> list[tuple[
         and key[len(CHANGE) :].partition("/")[0] not in {own.removeprefix(OWN) for own in learned}
     )
     drawn = []
-    for x, y in ((x, y) for x in learned for y in list(lost)[:DRAWN]):
+    pairs = [(x, y) for x in learned for y in list(lost)[:DRAWN]]
+    methods = [str(group.axes["method"]) for group in groups]
+    if len(set(methods)) < len(methods) and any(LOST in values for _, values in runs):  # curves of several settings
+        pairs.append((LEARNED, LOST))
+    for x, y in pairs:
         points: dict[str, list[tuple[float, float]]] = {}
         for method, values in runs:
             if x in values and y in values:
                 points.setdefault(method, []).append((values[x], values[y]))
         path = folder / f"trade_off_{y.removeprefix(CHANGE).replace('/', '_')}_{name}.png"
         units = [f"{key}, {unit_of(key.partition('/')[2])}".rstrip(", ") for key in (x, y)]
+        if y == LOST:
+            units = [f"{x}, %", f"{y}, points (less is kept better)"]
         plots.trade_off(points, units[0], units[1], path)
         drawn.append((x, y, path))
     return drawn

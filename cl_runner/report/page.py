@@ -27,6 +27,7 @@ from cl_runner.report.costs import (
 )
 from cl_runner.report.drawing import short
 from cl_runner.report.folder import Run, read_run
+from cl_runner.report.forgotten import forgotten
 from cl_runner.report.generated import generated_tables
 from cl_runner.report.html import render, write
 from cl_runner.report.marks import COLUMNS, mark_of
@@ -68,6 +69,7 @@ def write_run_report(folder: Path) -> Path:
         "failure": make("why it failed", "FAILED", lambda: _failure(run), ""),
         "tiles": make("the headline", "summary.json", lambda: _tiles(run), none),
         "scores": make("the matrix", "accuracy.csv", lambda: _scores(run, sections), _NO_SCORES),
+        "forgotten": make("what is forgotten", "predictions", lambda: forgotten(run), None),
         "all_metrics": make("all metrics", "metrics.jsonl", lambda: _all_metrics(run), None),
         "data": make("data", "data.json", lambda: data_tables(run), none),
         "ability": make("general ability", "ability.csv", lambda: _ability(run), None),

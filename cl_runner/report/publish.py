@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cl_runner.choosing.record import chosen_tables, records_of
 from cl_runner.report.folder import Run
 from cl_runner.report.grouping import STANDARD, group_runs
 from cl_runner.report.html import write
@@ -76,7 +77,8 @@ def published(runs: Sequence[Run], folder: Path, command: str) -> list[Path]:
             "environments": environments,
             "data": data,
             "runs": entries,
-        },
+        }
+        | ({"choices": list(records.values())} if (records := records_of(runs)) else {}),
         hidden,
     )
     text = json.dumps(results, indent=1, ensure_ascii=False)
@@ -113,7 +115,7 @@ def _markdown(
 ) -> str:
     groups = group_runs(runs)
     lines = [f"# {name}", "", "```", command, "```", ""]
-    lines += [as_markdown(table) for table in all_tables(groups)]
+    lines += [as_markdown(table) for table in [*all_tables(groups), *chosen_tables(runs)]]
     lines += [f"Seeds: {', '.join(str(seed) for seed in sorted({run.seed for run in runs}))}.", ""]
     for entry in data:
         train, test = entry["train_examples"], entry["test_examples"]

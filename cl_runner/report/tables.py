@@ -11,8 +11,13 @@ import pandas as pd
 
 from cl_runner.matrix import FORMULAS, OWN_WEIGHT, RETRIEVAL, SERVED, formula_of, headline
 from cl_runner.report.ability import CHANGE, OWN, signed
+from cl_runner.report.comparison import bounds_of
 from cl_runner.report.costs import COSTS, cost_text
+from cl_runner.report.design import Numbers
+from cl_runner.report.differences import INTERVAL, LETTERS, Judged, difference_tables, judged, judged_axis
+from cl_runner.report.equal_learning import equal_learning_tables
 from cl_runner.report.folder import Run
+from cl_runner.report.forgotten import forgotten_table
 from cl_runner.report.grouping import (
     NAMES,
     Group,
@@ -109,12 +114,20 @@ def over_seeds(groups: Sequence[Group], numbers: Callable[[Run], Mapping[str, fl
 
 
 def _by_group(
-    title: str, groups: Sequence[Group], cells: pd.DataFrame, notes: Sequence[str], counted: bool = False
+    title: str,
+    groups: Sequence[Group],
+    cells: pd.DataFrame,
+    notes: Sequence[str],
+    judgement: Judged,
+    behind: str,
+    counted: bool = False,
 ) -> Table:
     """What tells a group apart, with `counted` the number of its runs, and its cells, as texts.
 
     Args:
         cells: of `over_seeds`; some of its rows may be left out.
+        judgement: interval and letters of each group.
+        behind: the column that they are of, and stand behind.
     """
     axes, signs = shown_axes(groups), protocol_signs(groups)
     beside = axes.index("method") + 1
@@ -125,15 +138,27 @@ def _by_group(
         named = [axis_text(group.axes[key]) + (sign if key == "method" else "") for key in axes]
         named[beside:beside] = marks_of(group)
         counts = [str(len(group.runs))] if counted else []
-        rows.append([*named, *counts, *(cell_text(name, cell) for name, cell in cells.loc[place].items())])
+        texts = [cell_text(name, cell) for name, cell in cells.loc[place].items()]
+        rows.append([*named, *counts, *_inserted(texts, cells, behind, judgement.texts and judgement.texts[place])])
     names = [*axes[:beside], *COLUMNS, *axes[beside:]]
-    header = [*names, *(["n"] if counted else []), *(UNIT_HEADS.get(name, name) for name in map(str, cells))]
+    heads = [UNIT_HEADS.get(name, name) for name in map(str, cells)]
+    heads = _inserted(heads, cells, behind, judgement.texts and (INTERVAL, LETTERS))
+    header = [*names, *(["n"] if counted else []), *heads]
     marked = mark_notes([groups[place] for place in cells.index])
-    return Table(header, rows, title, len(names), [*notes, *marked, *protocol_notes(groups, signs)])
+    said = [*notes, *judgement.notes, *marked, *protocol_notes(groups, signs)]
+    return Table(header, rows, title, len(names), said)
 
 
-def long_table(groups: Sequence[Group]) -> Table:
-    """One row per group: what differs, the number of seeds, every metric of `METRICS` that some run has."""
+def _inserted(texts: Sequence[str], cells: pd.DataFrame, behind: str, more: Sequence[str]) -> list[str]:
+    place = list(cells.columns).index(behind) + 1
+    return [*texts[:place], *more, *texts[place:]]
+
+
+def long_table(groups: Sequence[Group], numbers: Numbers | None = None) -> Table:
+    """One row per group: what differs, the number of seeds, every metric of `METRICS` that some run has.
+
+    Behind the headline stand its interval, and letters of the groups of one order that are not told apart.
+    """
     cells = over_seeds(groups)
     ability = [name for name in map(str, cells) if name.startswith((CHANGE, OWN))]
     # Of a probe with a number per task the mean is enough here.
@@ -146,21 +171,24 @@ def long_table(groups: Sequence[Group]) -> Table:
         notes.append(f"{CHANGE}: general ability after the last task minus before the first, in the probe's unit")
     if any(metric.startswith(OWN) for metric in metrics):
         notes.append(f"{OWN}: mean over tasks of a probe's number for each task right after it was learned")
-    return _by_group("All runs" + (f": {fixed}" if fixed else ""), groups, cells[metrics], notes, counted=True)
+    title, shown = "All runs" + (f": {fixed}" if fixed else ""), headline_of(groups)
+    judgement = judged(groups, shown, numbers or Numbers())
+    return _by_group(title, groups, cells[metrics], notes, judgement, shown, counted=True)
 
 
-def forgetting_table(groups: Sequence[Group]) -> Table | None:
+def forgetting_table(groups: Sequence[Group], numbers: Numbers | None = None) -> Table | None:
     """Forgetting after k tasks (SLM's table), a row per group; None where no run has three tasks."""
     cells = over_seeds(groups)
-    numbers = sorted(int(name.removeprefix(AFTER_K)) for name in map(str, cells) if name.startswith(AFTER_K))
-    if len(numbers) < 2:
+    numbered = sorted(int(name.removeprefix(AFTER_K)) for name in map(str, cells) if name.startswith(AFTER_K))
+    if len(numbered) < 2:
         return None
-    cells = cells[[f"{AFTER_K}{k}" for k in numbers]].set_axis([f"after {k}" for k in numbers], axis="columns")
+    cells = cells[[f"{AFTER_K}{k}" for k in numbered]].set_axis([f"after {k}" for k in numbered], axis="columns")
     notes = [f"{AFTER_K}k = {formula_of(AFTER_K + 'k')}"]
-    return _by_group("Forgetting after k tasks, points", groups, cells, notes)
+    judgement = judged(groups, f"{AFTER_K}{numbered[-1]}", numbers or Numbers())
+    return _by_group("Forgetting after k tasks, points", groups, cells, notes, judgement, f"after {numbered[-1]}")
 
 
-def retrieval_tables(groups: Sequence[Group]) -> list[Table]:
+def retrieval_tables(groups: Sequence[Group], numbers: Numbers | None = None) -> list[Table]:
     """Retrieval by task after the last one, a row per group: what texts were served, and eq. 13 (SLM, table 12)."""
     kinds = (
         (SERVED, "Texts served rightly by task, %", lambda run: run.served("served_percent")),
@@ -172,12 +200,17 @@ def retrieval_tables(groups: Sequence[Group]) -> list[Table]:
         cells = over_seeds(groups, of_run).dropna(how="all")
         if not cells.empty:
             cells.insert(len(cells.columns), "mean", over_seeds(groups).get(name), allow_duplicates=True)
-            tables.append(_by_group(title, groups, cells, [f"mean: {name} = {formula_of(name)}"]))
+            notes, judgement = [f"mean: {name} = {formula_of(name)}"], judged(groups, name, numbers or Numbers())
+            tables.append(_by_group(title, groups, cells, notes, judgement, "mean"))
     return tables
 
 
-def table_shape(groups: Sequence[Group], rows_key: str, column_key: str, metric: str) -> Table:
+def table_shape(
+    groups: Sequence[Group], rows_key: str, column_key: str, metric: str, numbers: Numbers | None = None
+) -> Table:
     """A pivot: `rows_key` down, `column_key` across, mean and spread of one metric, and the mean of each full column.
+
+    Where one of them is task_order, intervals and letters of the other one's values over all orders stand beside.
 
     Args:
         groups: of `group_runs`.
@@ -237,10 +270,17 @@ def table_shape(groups: Sequence[Group], rows_key: str, column_key: str, metric:
             parts = [f"{value} for {', '.join(names)}" for value, names in columns.items()]
             notes.append(f"also differs: {key} is {'; '.join(parts)}")
     title = f"{UNIT_HEADS.get(metric, metric)}: {rows_key} by {column_key}"
+    told, said = judged_axis(groups, places, rows_key, column_key, metric, numbers or Numbers())
+    notes += said
+    if column_key == "task_order":
+        rows = [[*row, *(found.get(row[0], "") for found in told.values())] for row in rows]
+        across = [*across, *told]
     if rows_key == "method":
         rows = [[row[0], *(found.get(row[0], "") for found in marks.values()), *row[1:]] for row in rows]
         return Table([rows_key, *marks, *across], rows, title, 1 + len(marks), notes)
     below = [[column, *(found[name] for name in across)] for column, found in marks.items()]
+    if rows_key == "task_order":
+        below += [[head, *(found.get(name, "-") for name in across)] for head, found in told.items()]
     return Table([rows_key, *across], rows, title, notes=notes, below=below)
 
 
@@ -265,7 +305,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f" Nearest: {close}. Type: {close}" if close else ""
 
 
-def paper_tables(groups: Sequence[Group], metric: str) -> list[Table]:
+def paper_tables(groups: Sequence[Group], metric: str, numbers: Numbers | None = None) -> list[Table]:
     """PE's Table 1 (order by method) and Table 2 (order by fraction), where the runs vary in those axes.
 
     A shape whose cells would mix runs is left out: the long table has them apart.
@@ -278,7 +318,7 @@ def paper_tables(groups: Sequence[Group], metric: str) -> list[Table]:
         if len(columns) < 2 or (column_key == "method" and len(orders) < 2):
             continue
         try:
-            table = table_shape(chosen, "task_order", column_key, metric)
+            table = table_shape(chosen, "task_order", column_key, metric, numbers)
         except ValueError:
             continue
         tables.append(replace(table, title=f"{title}, {table.title}"))
@@ -286,15 +326,24 @@ def paper_tables(groups: Sequence[Group], metric: str) -> list[Table]:
 
 
 def all_tables(groups: Sequence[Group], metric: str | None = None) -> list[Table]:
-    """Every table that the runs can fill; `metric` is that of the papers' shapes."""
-    shapes = paper_tables(groups, metric or headline_of(groups))
-    forgetting = forgetting_table(groups)
-    return [long_table(groups), *shapes, *([forgetting] if forgetting else []), *retrieval_tables(groups)]
+    """Every table that the runs can fill; `metric` is that of the papers' shapes, and what settings are compared by."""
+    numbers, shown = Numbers(), metric or headline_of(groups)
+    forgetting = forgetting_table(groups, numbers)
+    lost = forgotten_table(groups)
+    return [
+        long_table(groups, numbers),
+        *paper_tables(groups, shown, numbers),
+        *difference_tables(groups, shown, numbers, alone=metric is not None),
+        *equal_learning_tables(groups, numbers),
+        *([forgetting] if forgetting else []),
+        *([lost] if lost else []),
+        *retrieval_tables(groups, numbers),
+    ]
 
 
 def exact_csv(groups: Sequence[Group]) -> str:
-    """One line per group with exact numbers: axes, n, seeds, and mean and spread of every metric, as CSV."""
-    cells = over_seeds(groups)
+    """One line per group with exact numbers as CSV: axes, n, seeds; mean, spread, bounds of every metric's interval."""
+    cells, numbers = over_seeds(groups), Numbers()
     metrics = [metric for metric in known_metrics(groups) if metric in cells]
     lines = pd.DataFrame(
         [
@@ -304,8 +353,14 @@ def exact_csv(groups: Sequence[Group]) -> str:
             for group in groups
         ]
     )
+    columns = {}
     for metric in metrics:
-        lines[f"{metric} mean"] = [cell and cell.mean for cell in cells[metric]]
-        lines[f"{metric} std"] = [cell and cell.spread for cell in cells[metric]]
+        columns[f"{metric} mean"] = [cell and cell.mean for cell in cells[metric]]
+        columns[f"{metric} std"] = [cell and cell.spread for cell in cells[metric]]
+        runs = [{(str(group.axes["task_order"]), run.seed): run for run in group.runs} for group in groups]
+        bounds = [bounds_of(each, metric, numbers) for each in runs]
+        for number, name in enumerate(("low", "high")):
+            columns[f"{metric} {name}"] = [each and each[number] for each in bounds]
+    lines = pd.concat([lines, pd.DataFrame(columns)], axis=1)
     lines.columns = [safe_cell(str(name)) for name in lines.columns]
     return lines.to_csv(index=False, lineterminator="\n")

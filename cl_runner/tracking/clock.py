@@ -6,7 +6,7 @@ import ctypes
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -56,6 +56,11 @@ class Clock:
             self._charge()
             self._stack.pop()
             self.peak_memory[name] = max(self.peak_memory.get(name, 0.0), _peak_mebibytes())
+
+    def spent(self, phases: Collection[str]) -> float:
+        """Seconds of these phases in the current task, up to now."""
+        self._charge()
+        return sum(value for name, value in self.tasks.get(self.current, {}).items() if name in phases)
 
     def totals(self) -> dict[str, float]:
         """Seconds of each phase over all tasks."""
