@@ -9,6 +9,7 @@ from cl_runner.compose import Request, compose
 from cl_runner.overrides import command_line, jobs_of, key_of
 from cl_runner.papers.measured import Filling, Place
 from cl_runner.papers.published import Cell, Published
+from cl_runner.papers.shapes import not_made
 from cl_runner.report.text_table import Table
 
 #: Runs of a cell whose paper does not say how many it averages.
@@ -92,9 +93,7 @@ def missing_table(table: Published, found: Sequence[Command]) -> Table:
         [", ".join(each.rows), ", ".join(each.columns), str(len(each.jobs)), planned(each), each.line] for each in found
     ]
     title = f"{table.name}: commands for the cells that no run fills as published"
-    reasons = dict.fromkeys(cell.none for cell in table.cells.values() if cell.none)
-    notes = [f"no command: {reason}" for reason in reasons]
-    return Table(["rows", "columns", "runs", "planned", "command"], rows, title, left=5, notes=notes)
+    return Table(["rows", "columns", "runs", "planned", "command"], rows, title, left=5, notes=not_made(table))
 
 
 def planned(command: Command) -> str:

@@ -113,7 +113,7 @@ def _notes(table: Published, filling: Filling | None, marks: Mapping[tuple[str, 
     notes += [f"{row.name}: {row.note}" for row in data.rows if row.note]
     notes += list(data.remarks)
     notes += [f"not here: {text}" for text in about.missing]
-    notes += _not_made(table)
+    notes += not_made(table)
     if data.deviates:
         notes.append("what our commands do otherwise, or do not know: " + "; ".join(data.deviates))
     if filling is not None:
@@ -134,7 +134,7 @@ def _how_known(table: Published) -> list[str]:
     ]
 
 
-def _not_made(table: Published) -> list[str]:
+def not_made(table: Published) -> list[str]:
     """Rows and columns that no command makes, by the reason."""
     reasons: dict[str, list[str]] = {}
     for line in (*table.data.rows, *table.data.columns):
