@@ -175,6 +175,7 @@ NOT_IMPORTED = {
     "tracking": ("cl_runner.methods", "cl_runner.learner", "cl_runner.families", "cl_runner.data"),
     "catalogue": ("torch", "transformers", "cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
     "report": ("torch", "transformers", "cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
+    "papers": ("torch", "transformers", "cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
 }
 
 
@@ -214,7 +215,7 @@ def test_nothing_is_pickled() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["cl_runner.config", "cl_runner.compose", "cl_runner.data.task", "cl_runner.catalogue.command"]
+    "module", ["cl_runner.config", "cl_runner.compose", "cl_runner.data.task", "cl_runner.catalogue.command", "cl_runner.papers.command"]
 )
 def test_composing_does_not_import_torch(module: str) -> None:
     heavy = "torch", "transformers", "datasets", "wandb", "matplotlib"

@@ -68,7 +68,9 @@ def test_every_paper_and_every_table_says_its_protocol() -> None:
     for each in tables():
         for (row, column), cell in each.cells.items():
             said = {key: getattr(cell.protocol, key) for key in ("data", "cut", "order", "metric", "epochs", "formula")}
-            assert all(said.values()), f"{each.name} {row} / {column} does not say {[k for k, v in said.items() if not v]}"
+            assert all(said.values()), (
+                f"{each.name} {row} / {column} does not say {[k for k, v in said.items() if not v]}"
+            )
             assert cell.protocol.selection and cell.protocol.backbone, f"{each.name} {row} / {column}"
     memory = {each.name for each in tables() for cell in each.cells.values() if cell.grade == "memory"}
     assert memory == {"o_lora/1", "idbr/1"} and "verify" in GRADES["memory"]
@@ -108,7 +110,9 @@ def test_settings_compose_as_published() -> None:
         assert cell.overrides is not None
         config, said, place = configuration(cell.overrides), cell.protocol, f"{each.name} {cell.row.name}"
         assert isinstance(said.epochs, str) or {*protocol._by_task(config)} == {said.epochs}, place
-        assert said.selection not in ("last", "best_validation") or config["training"]["select"] == said.selection, place
+        assert said.selection not in ("last", "best_validation") or config["training"]["select"] == said.selection, (
+            place
+        )
         metrics = set(protocol.scored_by(config).values())
         assert said.metric not in ("accuracy", "first_word", "olora_exact_match") or metrics == {said.metric}, place
         tasks = protocol.names(config)
@@ -127,7 +131,9 @@ def test_printed_means_are_means_or_known_errors() -> None:
             if isinstance(cell.value, float) and parts and all(isinstance(part, float) for part in parts):
                 mean = sum(part for part in parts if isinstance(part, float)) / len(parts)
                 off = abs(mean - cell.value) > 10**-each.data.decimals + 1e-9
-                assert not off or cell.errors, f"{each.name} {row} / {column}: {cell.value}, and {mean:.3f} of its cells"
+                assert not off or cell.errors, (
+                    f"{each.name} {row} / {column}: {cell.value}, and {mean:.3f} of its cells"
+                )
                 checked += 1
     assert checked > 60
 
@@ -171,9 +177,7 @@ def test_all_tables_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         ("slm/10", "slm/11"),
     ],
 )
-def test_a_wrong_name_gets_the_nearest_and_the_line(
-    capsys: pytest.CaptureFixture[str], typed: str, right: str
-) -> None:
+def test_a_wrong_name_gets_the_nearest_and_the_line(capsys: pytest.CaptureFixture[str], typed: str, right: str) -> None:
     assert run_command(["table", typed, "some folder"]) == 2
     error = capsys.readouterr().err
     assert f"Type: python -m cl_runner table {right} 'some folder'" in error and error.startswith("cl_runner: ")
@@ -211,7 +215,10 @@ def as_published(folder: Path, name: str, row: str, column: str) -> Path:
     config = dict(configuration(cell.overrides))
     (folder / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))
     summary = json.loads((folder / "summary.json").read_text())
-    counts = {split: protocol._counts(config, split, getattr(cell.protocol, split), summary["tasks"]) for split in ("train", "test")}
+    counts = {
+        split: protocol._counts(config, split, getattr(cell.protocol, split), summary["tasks"])
+        for split in ("train", "test")
+    }
     summary["test_examples"] = counts["test"]
     for task in summary["tasks_detail"]:
         task["train_examples"] = counts["train"][task["name"]]
@@ -224,7 +231,9 @@ def test_runs_beside_pe_1(tmp_path: Path, capsys: pytest.CaptureFixture[str], si
     for seed, last in ((0, 60.0), (1, 70.0)):
         make_run(tmp_path, "ewc", seed, order="amazon_2", tasks=TASKS, last=last)
     joint = make_run(tmp_path, "seq_ft", 0, order="amazon_2", tasks=TASKS, joint=True)
-    exact = as_published(make_run(tmp_path, "seq_ft", 0, order="amazon_2", tasks=TASKS, last=50.0), "pe/1", "Lower", "II")
+    exact = as_published(
+        make_run(tmp_path, "seq_ft", 0, order="amazon_2", tasks=TASKS, last=50.0), "pe/1", "Lower", "II"
+    )
     other = make_run(tmp_path, "ewc", 3, order="fdu_mtl", epochs=5)
     alien = make_run(tmp_path, "piece_s", 0, order="amazon_2", tasks=TASKS)
     assert run_command(["table", "pe/1", str(tmp_path)]) == 0
@@ -278,11 +287,13 @@ def test_what_differs_one_by_one(tmp_path: Path, sizes: None) -> None:
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         return protocol.differences([read_run(folder)], setting, cell.protocol, cell.measure)
 
-    assert apart() == apart(hardware__threads=1) == apart(root="elsewhere") == apart(training__base__micro_batch=4) == ()
+    assert (
+        apart() == apart(hardware__threads=1) == apart(root="elsewhere") == apart(training__base__micro_batch=4) == ()
+    )
     assert apart(training__incremental__learning_rate=1e-3) == ("training.incremental.learning_rate 0.001, not 2e-05",)
     assert apart(training__select="best_validation") == ("selection best_validation, not last",)
     assert apart(training__incremental__epochs=1) == ("epochs 5 1 1 1 1 1 1 1 1 1 1, not 5 5 5 5 5 5 5 5 5 5 5",)
-    assert apart(evaluation__labels="likelihood") == ('evaluation.labels likelihood, not generate',)
+    assert apart(evaluation__labels="likelihood") == ("evaluation.labels likelihood, not generate",)
     assert apart(task_order__restart=True) == ("each task alone",)
     assert apart(task__amazon_reviews__balance=False)[0].endswith("balance false, not true")
     assert apart(training__max_steps=3) == ("training.max_steps 3, not null",)

@@ -27,7 +27,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", nargs="?", metavar="PAPER/NUMBER", help="a table, such as pe/1")
     parser.add_argument("folders", nargs="*", type=Path, metavar="RUN_OR_FOLDER", help="runs to be set beside it")
-    parser.add_argument("--missing", action="store_true", help="the commands that would fill its cells, with their cost")
+    parser.add_argument(
+        "--missing", action="store_true", help="the commands that would fill its cells, with their cost"
+    )
     parser.add_argument("--data-root", metavar="DIR", help="of the commands of --missing: where data lie")
     parser.add_argument("--format", choices=FORMATS, help="csv has one line per cell, with its protocol")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write it there; its ending says the format")
@@ -45,7 +47,9 @@ def main(arguments: Sequence[str]) -> int:
         form = _format(asked)
         if asked.name is None:
             if asked.missing:
-                raise ValueError(f"--missing is about one table. Type: {COMMAND} table pe/1 --missing, or see: {COMMAND} table")
+                raise ValueError(
+                    f"--missing is about one table. Type: {COMMAND} table pe/1 --missing, or see: {COMMAND} table"
+                )
             _listing(form, asked.output)
             return 0
         rest = [word for word in arguments if word != asked.name]

@@ -73,9 +73,13 @@ def _place(table: Published, group: Group, found: Filling) -> None:
     for place, cell in table.cells.items():
         if cell.overrides is not None and cell.measure:
             cells.setdefault(cell.overrides, []).append((place, cell))
-    able = [each for each in cells if method_nodes(each) == nodes and _bounds(configuration(each)) == _bounds(run.config)]
+    able = [
+        each for each in cells if method_nodes(each) == nodes and _bounds(configuration(each)) == _bounds(run.config)
+    ]
     if not able:
-        found.unplaced.append(f"{_folder(group)}: no row of {table.name} has the method {name['method']} ({', '.join(run.config['method'])})")
+        found.unplaced.append(
+            f"{_folder(group)}: no row of {table.name} has the method {name['method']} ({', '.join(run.config['method'])})"
+        )
         return
     among = [each for each in able if names(configuration(each)) == names(run.config)]
     ranked = {each: distance(run, configuration(each)) for each in among or able}
@@ -107,9 +111,7 @@ def _bounds(config: Mapping[str, Any]) -> tuple[bool, bool]:
     return bool(order.get("joint")), bool(order.get("restart"))
 
 
-def _measured(
-    table: Published, group: Group, cell: Cell, setting: Mapping[str, Any], among: bool
-) -> Measured | None:
+def _measured(table: Published, group: Group, cell: Cell, setting: Mapping[str, Any], among: bool) -> Measured | None:
     """None where no run of the group has the number."""
     values = {run.folder: number_of(run, cell.measure, cell.after) for run in group.runs}
     runs = tuple(run for run in group.runs if values[run.folder] is not None)

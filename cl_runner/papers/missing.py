@@ -59,7 +59,9 @@ def commands(table: Published, filling: Filling | None, data_root: str | None) -
     for first, (rows, columns, seeds) in empty.items():
         if first in taken:
             continue
-        alike = [each for each in empty if each not in taken and _same_but_order(first, each) and empty[each][0] == rows]
+        alike = [
+            each for each in empty if each not in taken and _same_but_order(first, each) and empty[each][0] == rows
+        ]
         taken.update(alike)
         orders = list(dict.fromkeys(text.partition("=")[2] for each in alike for text in each if _is_order(text)))
         kept = [text for text in first if not _is_order(text)]
@@ -134,7 +136,9 @@ def _plan(request: Request, runs: int) -> str:
     config = request.config
     names = {task.task or config.task_order.task for task in config.task_order.tasks}
     on_hub = any(config.task[name].source == "hub" for name in names if name in config.task)
-    tasks = None if on_hub else build_tasks(config.task_order, config.task)  # what is absent is said before torch is there
+    tasks = (
+        None if on_hub else build_tasks(config.task_order, config.task)
+    )  # what is absent is said before torch is there
     from cl_runner.planning.command import planned_run
     from cl_runner.planning.memory import gigabytes
     from cl_runner.tracking.console import duration

@@ -194,7 +194,11 @@ def _amounts(counts: Sequence[int]) -> str:
 def _order(run: Run, setting: Mapping[str, Any], among: bool) -> Iterator[str]:
     ours, theirs = names(run.config), names(setting)
     if ours != theirs:
-        yield f"order {' '.join(ours)}, not {' '.join(theirs)}" if among else f"order {' '.join(ours)}, none of the table's"
+        yield (
+            f"order {' '.join(ours)}, not {' '.join(theirs)}"
+            if among
+            else f"order {' '.join(ours)}, none of the table's"
+        )
     for key, words in (("joint", "jointly"), ("restart", "each task alone")):
         flags = [bool(config["task_order"].get(key)) for config in (run.config, setting)]
         if flags[0] != flags[1]:

@@ -66,6 +66,7 @@ class _Line(_Part):
         make: overrides of the run, behind those of the table.
         none: why no run of this project makes it.
         bound: what its order is joined with.
+        suffix: behind the name of its order.
         measure: the number of a run, see cl_runner/papers/measured.py.
         after: of a number that a probe measured: after which task, `start`, or each task's `own` or `before` it.
     """
@@ -74,6 +75,7 @@ class _Line(_Part):
     make: str = ""
     none: str = ""
     bound: Literal["", "joint", "single_task"] = ""
+    suffix: str = ""
     measure: str = ""
     after: str = ""
     protocol: Protocol = Protocol()
@@ -137,7 +139,9 @@ class TableData(_Part):
                 raise ValueError(f"table {self.number}: a name is there twice among {names}")
         for row in self.rows:
             if len(row.values) != len(columns):
-                raise ValueError(f"table {self.number}, row {row.name}: {len(row.values)} values, {len(columns)} columns")
+                raise ValueError(
+                    f"table {self.number}, row {row.name}: {len(row.values)} values, {len(columns)} columns"
+                )
         named = {name for column in self.columns for name in column.mean_of}
         named |= {name for row in self.rows for name in row.grades} | {c for e in self.errors for c in e.columns}
         unknown = named - set(columns) | {name for error in self.errors for name in error.rows} - set(rows)
@@ -215,7 +219,7 @@ class Published:
             if row.name in (error.rows or [row.name]) and column.name in (error.columns or [column.name])
         )
         none = row.none or column.none or data.none
-        made = overrides(data.make, column.make, row.make, bound=row.bound or column.bound)
+        made = overrides(data.make, column.make, row.make, bound=row.bound or column.bound, suffix=row.suffix)
         return Cell(
             row=row,
             column=column,
@@ -237,16 +241,19 @@ class Published:
         return shown + UNVERIFIED * (cell.grade == "memory") + WRONG * bool(cell.errors)
 
 
-def overrides(*parts: str, bound: str = "") -> tuple[str, ...]:
+def overrides(*parts: str, bound: str = "", suffix: str = "") -> tuple[str, ...]:
     """What is typed for a run, of parts of which a later one wins.
 
     Args:
         bound: an option of group `task_order` that the order is joined with.
+        suffix: behind the order's name.
     """
     chosen: dict[str, str] = {}
     for word in " ".join(parts).split():
         key, _, value = word.partition("=")
         chosen[key] = value
+    if "task_order" in chosen:
+        chosen["task_order"] += suffix
     if bound and "task_order" in chosen:
         chosen["task_order"] = f"[{chosen['task_order']},{bound}]"
     return tuple(f"{key}={value}" for key, value in chosen.items())
@@ -306,7 +313,9 @@ def _unknown(name: str, known: Mapping[str, Published], rest: Sequence[str]) -> 
         said = f"{name!r} names a paper" if name == paper else f"there is no table {name!r}; nearest: {paper!r}"
         return f"{said}, whose tables are: {listed}.\nType: {line(best)}"
     best = own[min(own, key=lambda each: abs(each - int(number)))].name
-    said = "" if best.endswith(f"/{number}") else f" of {paper}; there are {', '.join(each.name for each in own.values())}"
+    said = (
+        "" if best.endswith(f"/{number}") else f" of {paper}; there are {', '.join(each.name for each in own.values())}"
+    )
     return f"there is no table {name!r}{said}.\nNearest: {best!r}. Type: {line(best)}"
 
 

@@ -98,7 +98,10 @@ def number_text(table: Published, cell: Cell, value: float) -> str:
 
 def _notes(table: Published, filling: Filling | None, marks: Mapping[tuple[str, ...], str]) -> list[str]:
     data, about = table.data, table.about
-    notes = [f"{about.title}. {about.source}; {table.in_the_paper}" + ", there with rows and columns exchanged" * data.transposed]
+    notes = [
+        f"{about.title}. {about.source}; {table.in_the_paper}"
+        + ", there with rows and columns exchanged" * data.transposed
+    ]
     notes += _how_known(table)
     common = about.protocol.over(data.protocol)
     notes.append(f"protocol: {said(common)}")
@@ -106,7 +109,9 @@ def _notes(table: Published, filling: Filling | None, marks: Mapping[tuple[str, 
         for line in lines:
             own = {name: getattr(line.protocol, name) for name in FIELDS if name in line.protocol.model_fields_set}
             if own:
-                notes.append(f"{kind} {line.name}: " + "; ".join(f"{key}: {value}" for key, value in own.items() if value))
+                notes.append(
+                    f"{kind} {line.name}: " + "; ".join(f"{key}: {value}" for key, value in own.items() if value)
+                )
     for error in data.errors:
         where = " / ".join(", ".join(names) for names in (error.rows, error.columns) if names)
         notes.append(f"{WRONG} error of print, {where or 'all cells'}: {error.text}")
