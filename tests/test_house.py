@@ -215,7 +215,14 @@ def test_nothing_is_pickled() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["cl_runner.config", "cl_runner.compose", "cl_runner.data.task", "cl_runner.catalogue.command", "cl_runner.papers.command"]
+    "module",
+    [
+        "cl_runner.config",
+        "cl_runner.compose",
+        "cl_runner.data.task",
+        "cl_runner.catalogue.command",
+        "cl_runner.papers.command",
+    ],
 )
 def test_composing_does_not_import_torch(module: str) -> None:
     heavy = "torch", "transformers", "datasets", "wandb", "matplotlib"

@@ -21,8 +21,8 @@ ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html"}
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=f"{COMMAND} table",
-        description="Without a name: all published tables. With one: its numbers, how they are known, its protocol, and "
-        "what the runs named measured, with its interval and what they do otherwise.",
+        description="Without a name: all published tables. With one: its numbers, how they are known, its protocol, "
+        "and what the runs named measured, with its interval and what they do otherwise.",
         allow_abbrev=False,
     )
     parser.add_argument("name", nargs="?", metavar="PAPER/NUMBER", help="a table, such as pe/1")

@@ -77,9 +77,8 @@ def _place(table: Published, group: Group, found: Filling) -> None:
         each for each in cells if method_nodes(each) == nodes and _bounds(configuration(each)) == _bounds(run.config)
     ]
     if not able:
-        found.unplaced.append(
-            f"{_folder(group)}: no row of {table.name} has the method {name['method']} ({', '.join(run.config['method'])})"
-        )
+        chain = ", ".join(run.config["method"])
+        found.unplaced.append(f"{_folder(group)}: no row of {table.name} has the method {name['method']} ({chain})")
         return
     among = [each for each in able if names(configuration(each)) == names(run.config)]
     ranked = {each: distance(run, configuration(each)) for each in among or able}

@@ -56,7 +56,7 @@ def commands(table: Published, filling: Filling | None, data_root: str | None) -
         empty[cell.overrides] = rows, columns, cell.protocol.seeds or SEEDS
     joined: list[Command] = []
     taken: set[tuple[str, ...]] = set()
-    for first, (rows, columns, seeds) in empty.items():
+    for first, (rows, _, seeds) in empty.items():
         if first in taken:
             continue
         alike = [

@@ -296,13 +296,16 @@ def _unknown(name: str, known: Mapping[str, Published], rest: Sequence[str]) -> 
         return " ".join([COMMAND, "table", right, *map(quoted, words)])
 
     bare = re.sub(r"table|conf/experiment/|\.ya?ml", "", name.lower())
-    word, number = re.fullmatch(r"\W*([a-z][a-z_-]*?)?\W*_?(\d*)\W*", bare).groups() if _plain(bare) else (bare, "")
+    parts = re.fullmatch(r"\W*([a-z][a-z_-]*?)?\W*_?(\d*)\W*", bare)
+    word, number = parts.groups() if parts else (bare, "")
     spelt = {re.sub(r"\W|_", "", paper): paper for paper in papers()}
     paper = spelt.get(re.sub(r"\W|_", "", word or ""))
     if paper is None:
         close = nearest(word or bare, list(papers()))
         if name and Path(name).exists() and not close:
-            return f"the name of a table comes before {name}. Type: {line('pe/1', [name, *rest])}, or see all: {COMMAND} table"
+            return (
+                f"a table's name comes before {name}. Type: {line('pe/1', [name, *rest])}, or see all: {COMMAND} table"
+            )
         if close is None:
             return f"there is no table {name!r}; papers: {', '.join(papers())}. See all: {COMMAND} table"
         paper = close
@@ -317,7 +320,3 @@ def _unknown(name: str, known: Mapping[str, Published], rest: Sequence[str]) -> 
         "" if best.endswith(f"/{number}") else f" of {paper}; there are {', '.join(each.name for each in own.values())}"
     )
     return f"there is no table {name!r}{said}.\nNearest: {best!r}. Type: {line(best)}"
-
-
-def _plain(text: str) -> bool:
-    return bool(re.fullmatch(r"\W*([a-z][a-z_-]*?)?\W*_?(\d*)\W*", text))

@@ -134,7 +134,9 @@ def _how_known(table: Published) -> list[str]:
             rows[cell.grade].append(row)
     alone = len(rows) == 1
     return [
-        f"{UNVERIFIED + ' ' if grade == 'memory' else ''}{'all numbers' if alone else ', '.join(names)}: {GRADES[grade]}"
+        (f"{UNVERIFIED} " if grade == "memory" else "")
+        + ("all numbers" if alone else ", ".join(names))
+        + f": {GRADES[grade]}"
         for grade, names in rows.items()
     ]
 
@@ -158,9 +160,7 @@ def said(protocol: Protocol) -> str:
 
 def _measured_notes(table: Published, filling: Filling, marks: Mapping[tuple[str, ...], str]) -> list[str]:
     several = [found for found in filling.cells.values() if len(found[0].runs) > 1]
-    notes = [
-        "measured: [95 % interval], of several runs (n) Student's over them, of one its bootstrap interval over test examples"
-    ]
+    notes = ["measured: [95 % interval]: Student's over several runs (n), of one run its bootstrap over test examples"]
     if not several and not filling.cells and not filling.beside:
         notes = ["none of these runs fills a cell"]
     notes += [f"{letter} differs: {'; '.join(differs)}" for differs, letter in marks.items()]
