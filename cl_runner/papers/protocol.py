@@ -40,6 +40,7 @@ def differences(
         *_order(run, setting, among),
         *_metric(run, setting, protocol),
         *_epochs(run, setting, protocol),
+        *_of_tasks(run, setting),
         *_selection(run, setting, protocol),
         *_keys(run, setting, "evaluation", _IDLE),
         *_keys(run, setting, "training", (*_EPOCHS, "training.base.micro_batch", "training.incremental.micro_batch")),
@@ -50,7 +51,8 @@ def differences(
     if None not in precision and precision[0] != precision[1]:
         found.append(f"hardware.precision {precision[0]}, not {precision[1]}")
     if measure.startswith("ability/"):
-        found += _keys(run, setting, "probe", ())
+        probe = measure.split("/")[1]
+        found += [text for text in _keys(run, setting, "probe", ()) if f"probe.{probe}." in text]
     if protocol.seeds is not None and len(runs) < protocol.seeds:
         found.append(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, not {protocol.seeds}")
     silent = [text.removeprefix(UNSAID) for text in found if text.startswith(UNSAID)]
@@ -248,6 +250,17 @@ def _epochs(run: Run, setting: Mapping[str, Any], protocol: Protocol) -> Iterato
     theirs = [protocol.epochs] * len(ours) if isinstance(protocol.epochs, int) else _by_task(setting)
     if ours != theirs and not (set(ours) == set(theirs) and len(set(ours)) == 1):
         yield f"epochs {_numbers(ours)}, not {_numbers(theirs)}"
+
+
+def _of_tasks(run: Run, setting: Mapping[str, Any]) -> Iterator[str]:
+    """What single tasks do otherwise than the others, but for their epochs."""
+    theirs = {str(task["name"]): task for task in setting["task_order"]["tasks"]}
+    for task in run.config["task_order"]["tasks"]:
+        for part in ("training", "importance"):
+            own, wanted = ((each or {}).get(part) or {} for each in (task, theirs.get(task["name"])))
+            keys = [key for key in {**own, **wanted} if key != "epochs" and own.get(key) != wanted.get(key)]
+            for key in keys:
+                yield f"{part}.{key} of {task['name']} {_short(own.get(key))}, not {_short(wanted.get(key))}"
 
 
 def _numbers(values: Sequence[Any]) -> str:
