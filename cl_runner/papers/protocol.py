@@ -160,10 +160,11 @@ def _cut(run: Run, setting: Mapping[str, Any], protocol: Protocol) -> Iterator[s
         ("test", "test", dict(run.summary.get("test_examples", {})), protocol.test),
     ):
         wanted = _counts(setting, key, published, run.tasks)
-        known = {task: count for task, count in found.items() if count is not None and wanted.get(task) is not None}
-        if any(count != wanted[task] for task, count in known.items()):
-            ours = _amounts([known[task] for task in known])
-            yield f"cut: {words} examples {ours}, not {_amounts([wanted[task] for task in known])}"
+        pairs = [(count, wanted.get(task)) for task, count in found.items()]
+        known = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
+        if any(ours != theirs for ours, theirs in known):
+            ours_text, theirs_text = (_amounts([pair[place] for pair in known]) for place in (0, 1))
+            yield f"cut: {words} examples {ours_text}, not {theirs_text}"
     draws = [_value(config, "task_order", "data_seed") for config in (run.config, setting)]
     if None not in draws and draws[0] != draws[1]:
         yield f"task_order.data_seed {draws[0]}, not {draws[1]}"

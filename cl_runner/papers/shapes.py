@@ -182,7 +182,7 @@ def one_line_per_cell(table: Published, filling: Filling | None) -> Table:
     """Every cell with its protocol, the command that makes it, and all that was measured of it."""
     rows = []
     for place, cell in table.cells.items():
-        found = filling.cells.get(place, []) if filling else []
+        found: list[Measured | None] = [*filling.cells.get(place, [])] if filling else []
         rows += [_line(table, place, cell, each) for each in found or [None]]
     for label, measured in filling.beside.items() if filling else ():
         for row, several in measured.items():
