@@ -176,9 +176,9 @@ def _counts(setting: Mapping[str, Any], key: str, published: Any, tasks: Sequenc
     asked = {str(task["name"]): task.get("counts") for task in setting["task_order"]["tasks"]}
     for place, task in enumerate(tasks):
         part = "incremental" if place else "base"
-        if isinstance(published, Mapping):
+        if isinstance(published, Mapping) and published:
             found[task] = published.get(task, published.get(part))
-        elif published is not None:
+        elif isinstance(published, int):
             found[task] = published
         else:
             found[task] = (asked.get(task) or setting["task_order"].get(part) or {}).get(key)
