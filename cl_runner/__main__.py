@@ -31,6 +31,7 @@ COMMANDS = {
         "cl_runner.history.command",
         "list, size, verify, diff, overlap, compose, revert, restore or export what each task changed",
     ),
+    "table": ("cl_runner.papers.command", "published tables of papers, beside them what runs measured"),
 }
 
 HELP = """\

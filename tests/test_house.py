@@ -177,6 +177,7 @@ NOT_IMPORTED = {
     "choosing": ("torch", "transformers", "cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
     "statistics": ("torch", "transformers", "cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
     "report": ("torch", "transformers", "cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
+    "papers": ("torch", "transformers", "cl_runner.methods", "cl_runner.learner", "cl_runner.families"),
 }
 
 
@@ -216,7 +217,14 @@ def test_nothing_is_pickled() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["cl_runner.config", "cl_runner.compose", "cl_runner.data.task", "cl_runner.catalogue.command"]
+    "module",
+    [
+        "cl_runner.config",
+        "cl_runner.compose",
+        "cl_runner.data.task",
+        "cl_runner.catalogue.command",
+        "cl_runner.papers.command",
+    ],
 )
 def test_composing_does_not_import_torch(module: str) -> None:
     heavy = "torch", "transformers", "datasets", "wandb", "matplotlib"

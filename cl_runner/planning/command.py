@@ -15,6 +15,7 @@ from cl_runner.compose import Request, compose
 from cl_runner.overrides import check_once
 
 if TYPE_CHECKING:
+    from cl_runner.data.task import Task
     from cl_runner.planning.planner import Plan, Planner
     from cl_runner.planning.setting import Setting
 
@@ -35,14 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         request = compose(asked.overrides, asked.config_dir)
         for line in request.replaced:
             print(line, file=sys.stderr)
-        with Console(stderr=True).status(f"Planning {request.method} on {request.backbone} ..."):
-            _quiet()
-            import cl_runner.journal  # noqa: F401  # the process of a run holds all this
-            from cl_runner.planning.numbers import local_family, local_tasks
-            from cl_runner.planning.plan import plan_run
-
-            tasks = local_tasks(request.config)
-            planned = plan_run(request, tasks, local_family(request.config.backbone, tasks))
+        planned = planned_run(request)
     except ValueError as error:
         print(f"cl_runner: {error}", file=sys.stderr)
         return 2
@@ -51,6 +45,25 @@ def main(arguments: Sequence[str]) -> int:
     else:
         _show(request, *planned)
     return 0
+
+
+def planned_run(request: Request, tasks: Sequence[Task] | None = None) -> tuple[Planner, Setting, Plan]:
+    """The plan of a run, and what it was made of.
+
+    Args:
+        tasks: that were read already.
+
+    Raises:
+        ValueError: a mistake in data or backbone, or no plan can be made of them.
+    """
+    with Console(stderr=True).status(f"Planning {request.method} on {request.backbone} ..."):
+        _quiet()
+        import cl_runner.journal  # noqa: F401  # the process of a run holds all this
+        from cl_runner.planning.numbers import local_family, local_tasks
+        from cl_runner.planning.plan import plan_run
+
+        found = local_tasks(request.config) if tasks is None else tasks
+        return plan_run(request, found, local_family(request.config.backbone, found))
 
 
 def _quiet() -> None:

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Make one message of a file that cannot be written, and leave no half of it behind.
 
     Raises:
@@ -106,7 +106,7 @@ def _single(run: Run) -> int:
     from cl_runner.report.page import matrix_table, write_run_report
 
     said: list[str] = []
-    with _writing(run.folder / "report.html"):
+    with writing(run.folder / "report.html"):
         try:
             path = write_run_report(run.folder)
         except Incomplete as error:
@@ -132,7 +132,7 @@ def _single(run: Run) -> int:
     return 2 if said else 0
 
 
-def _usable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+def usable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """The runs of which tables can be made, and a note for every other one."""
     found, notes = [], []
     for run in runs:
@@ -155,7 +155,7 @@ def _usable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 def _joined(asked: argparse.Namespace) -> None:
     """Tables over all runs found, on the terminal and as files."""
     found, notes = find_runs(asked.folders)
-    runs, unusable = _usable(found)
+    runs, unusable = usable(found)
     notes += unusable
     for note in notes:
         print(plain(note), file=sys.stderr)
@@ -186,7 +186,7 @@ def _joined(asked: argparse.Namespace) -> None:
         from cl_runner.report.publish import published
 
         folder = PUBLISHED / asked.publish
-        with _writing(folder / "results.json"), _writing(folder / "results.md"):
+        with writing(folder / "results.json"), writing(folder / "results.md"):
             paths = published(runs, folder, asked.command)
         for path in paths:
             print(path)
@@ -194,7 +194,7 @@ def _joined(asked: argparse.Namespace) -> None:
     from cl_runner.report.html import write
 
     if asked.output and asked.format in ("csv", "markdown"):
-        with _writing(asked.output):
+        with writing(asked.output):
             write(asked.output, csv if asked.format == "csv" else markdown)
         print(asked.output)
         return
@@ -203,7 +203,7 @@ def _joined(asked: argparse.Namespace) -> None:
     if asked.output:
         if asked.format == "terminal" and asked.output.suffix != ".html":
             raise ValueError(f"--output {asked.output} needs --format csv, markdown or html")
-        with _writing(asked.output):
+        with writing(asked.output):
             write_joined_report(groups, tables, notes, asked.output)
         print(asked.output)
         return
@@ -216,10 +216,10 @@ def _joined(asked: argparse.Namespace) -> None:
         for table in tables:
             show(table)
     if not is_run(folder):
-        with _writing(folder / "report.html"):
+        with writing(folder / "report.html"):
             page = write_joined_report(groups, tables, notes, folder / "report.html")
         for name, text in (("report.csv", csv), ("report.md", markdown)):
-            with _writing(folder / name):
+            with writing(folder / name):
                 write(folder / name, text)
         # What is piped into a file stays the table alone.
         print(page, file=sys.stderr if asked.format in ("csv", "markdown") else sys.stdout)

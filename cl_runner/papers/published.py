@@ -1,0 +1,322 @@
+"""The published tables as data: every cell's number, how it is known, its protocol, and the run that would make it."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+HERE = Path(__file__).parent
+#: How a number is known -> what a reader is told of it.
+GRADES = {
+    "paper": "read in the paper's text",
+    "copy": "read in a copy of the paper's text",
+    "code": "read in released code, logs or files",
+    "later": "read in a later paper of the same authors",
+    "memory": "from memory: verify it before printing",
+}
+#: Signs behind a published number.
+UNVERIFIED, WRONG = "?", "!"
+
+Grade = Literal["paper", "copy", "code", "later", "memory"]
+Counts = int | dict[str, int]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Protocol(_Part):
+    """How a cell was measured, as far as the paper says it. What is no number is for people.
+
+    Attributes:
+        train, test: examples of every task, or by task; of `base` and `incremental` ones.
+        metric: of each task, by the name that it has here where that is the same.
+        formula: from the tasks' scores to the cell.
+        seeds: runs that the cell is a mean of; None = not said.
+    """
+
+    backbone: str = ""
+    data: str = ""
+    cut: str = ""
+    train: Counts | None = None
+    test: Counts | None = None
+    order: str = ""
+    metric: str = ""
+    epochs: int | str = ""
+    selection: str = ""
+    formula: str = ""
+    seeds: int | None = None
+
+    def over(self, other: Protocol) -> Protocol:
+        """This one, with what `other` says in its place."""
+        return self.model_copy(update={name: getattr(other, name) for name in other.model_fields_set})
+
+
+class _Line(_Part):
+    """What a column and a row have in common.
+
+    Attributes:
+        make: overrides of the run, behind those of the table.
+        none: why no run of this project makes it.
+        bound: what its order is joined with.
+        suffix: behind the name of its order.
+        measure: the number of a run, see cl_runner/papers/measured.py.
+        after: of a number that a probe measured: after which task, `start`, or each task's `own` or `before` it.
+    """
+
+    name: str
+    make: str = ""
+    none: str = ""
+    bound: Literal["", "joint", "single_task"] = ""
+    suffix: str = ""
+    measure: str = ""
+    after: str = ""
+    protocol: Protocol = Protocol()
+
+
+class Column(_Line):
+    """A column; `mean_of` names the columns that it is the mean of."""
+
+    mean_of: tuple[str, ...] = ()
+
+
+class Row(_Line):
+    """A row: a value of each column, as printed; None where the paper has none."""
+
+    values: tuple[float | str | None, ...]
+    grade: Grade | None = None
+    grades: dict[str, Grade] = {}
+    note: str = ""
+
+
+class Misprint(_Part):
+    """What is known to be wrong with cells, as printed; no rows or columns: all of them."""
+
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    text: str
+
+
+class TableData(_Part):
+    """A table as its file says it.
+
+    Attributes:
+        number: the paper's, or ours where `printed` is false.
+        transposed: whether rows and columns change places in print.
+        scale: what a run's number is multiplied by, to be as printed.
+        deviates: what the runs of `make` do otherwise than the paper, or do not know of it.
+    """
+
+    number: int
+    printed: bool = True
+    title: str
+    decimals: int = 2
+    transposed: bool = False
+    scale: float = 1.0
+    grade: Grade | None = None
+    make: str = ""
+    none: str = ""
+    measure: str = ""
+    protocol: Protocol = Protocol()
+    columns: tuple[Column, ...] = Field(min_length=1)
+    rows: tuple[Row, ...] = Field(min_length=1)
+    errors: tuple[Misprint, ...] = ()
+    remarks: tuple[str, ...] = ()
+    deviates: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> TableData:
+        rows, columns = [row.name for row in self.rows], [column.name for column in self.columns]
+        for names in (rows, columns):
+            if len(set(names)) < len(names):
+                raise ValueError(f"table {self.number}: a name is there twice among {names}")
+        for row in self.rows:
+            if len(row.values) != len(columns):
+                raise ValueError(
+                    f"table {self.number}, row {row.name}: {len(row.values)} values, {len(columns)} columns"
+                )
+        named = {name for column in self.columns for name in column.mean_of}
+        named |= {name for row in self.rows for name in row.grades} | {c for e in self.errors for c in e.columns}
+        unknown = named - set(columns) | {name for error in self.errors for name in error.rows} - set(rows)
+        if unknown:
+            raise ValueError(f"table {self.number} has no {', '.join(sorted(unknown))}")
+        return self
+
+
+class Paper(_Part):
+    """A paper's file: `missing` says which of its numbers are not here."""
+
+    title: str
+    source: str
+    grade: Grade
+    missing: tuple[str, ...] = ()
+    protocol: Protocol = Protocol()
+    tables: tuple[TableData, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table.
+
+    Attributes:
+        value: as printed; None = the paper has none.
+        errors: what is known to be wrong with it.
+        overrides: of the run that makes it; None = no run does, and `none` says why.
+        measure: the number of that run; empty for a mean of other columns.
+    """
+
+    row: Row
+    column: Column
+    value: float | str | None
+    grade: Grade
+    errors: tuple[str, ...]
+    protocol: Protocol
+    overrides: tuple[str, ...] | None
+    none: str
+    measure: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """A table with what its paper says of all of them."""
+
+    paper: str
+    about: Paper
+    data: TableData
+
+    @property
+    def name(self) -> str:
+        """As it is asked for: pe/1."""
+        return f"{self.paper}/{self.data.number}"
+
+    @property
+    def in_the_paper(self) -> str:
+        """The number that the paper gives it."""
+        return f"table {self.data.number}" if self.data.printed else "numbered here"
+
+    @functools.cached_property
+    def cells(self) -> dict[tuple[str, str], Cell]:
+        """Every cell by the names of its row and its column."""
+        return {
+            (row.name, column.name): self._cell(row, column, value)
+            for row in self.data.rows
+            for column, value in zip(self.data.columns, row.values, strict=True)
+        }
+
+    def _cell(self, row: Row, column: Column, value: float | str | None) -> Cell:
+        data = self.data
+        errors = tuple(
+            error.text
+            for error in data.errors
+            if row.name in (error.rows or [row.name]) and column.name in (error.columns or [column.name])
+        )
+        none = row.none or column.none or data.none
+        made = overrides(data.make, column.make, row.make, bound=row.bound or column.bound, suffix=row.suffix)
+        return Cell(
+            row=row,
+            column=column,
+            value=value,
+            grade=row.grades.get(column.name) or row.grade or data.grade or self.about.grade,
+            errors=errors,
+            protocol=self.about.protocol.over(data.protocol).over(column.protocol).over(row.protocol),
+            overrides=None if none or column.mean_of else made,
+            none=none,
+            measure="" if column.mean_of else row.measure or column.measure or data.measure,
+            after=row.after,
+        )
+
+    def text(self, cell: Cell) -> str:
+        """A published number as printed, with its signs; empty where the paper has none."""
+        if cell.value is None:
+            return "-"
+        shown = cell.value if isinstance(cell.value, str) else f"{cell.value:.{self.data.decimals}f}"
+        return shown + UNVERIFIED * (cell.grade == "memory") + WRONG * bool(cell.errors)
+
+
+def overrides(*parts: str, bound: str = "", suffix: str = "") -> tuple[str, ...]:
+    """What is typed for a run, of parts of which a later one wins.
+
+    Args:
+        bound: an option of group `task_order` that the order is joined with.
+        suffix: behind the order's name.
+    """
+    chosen: dict[str, str] = {}
+    for word in " ".join(parts).split():
+        key, _, value = word.partition("=")
+        chosen[key] = value
+    if "task_order" in chosen:
+        chosen["task_order"] += suffix
+    if bound and "task_order" in chosen:
+        chosen["task_order"] = f"[{chosen['task_order']},{bound}]"
+    return tuple(f"{key}={value}" for key, value in chosen.items())
+
+
+@functools.cache
+def papers() -> Mapping[str, Paper]:
+    """Every paper by its name."""
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    found = {}
+    for path in sorted(HERE.glob("*.yaml")):
+        found[path.stem] = Paper.model_validate(yaml.load(path.read_text(encoding="utf-8"), loader))
+    return found
+
+
+def tables() -> list[Published]:
+    """All tables of all papers."""
+    return [Published(name, paper, data) for name, paper in papers().items() for data in paper.tables]
+
+
+def table(name: str, rest: Sequence[str] = ()) -> Published:
+    """A table by its name.
+
+    Args:
+        rest: what was typed behind it, for the line to type.
+
+    Raises:
+        ValueError: there is none; with the nearest name and the line to type.
+    """
+    known = {each.name: each for each in tables()}
+    if name in known:
+        return known[name]
+    raise ValueError(_unknown(name, known, rest))
+
+
+def _unknown(name: str, known: Mapping[str, Published], rest: Sequence[str]) -> str:
+    from cl_runner.overrides import COMMAND, nearest, quoted
+
+    def line(right: str, words: Sequence[str] = rest) -> str:
+        return " ".join([COMMAND, "table", right, *map(quoted, words)])
+
+    bare = re.sub(r"table|conf/experiment/|\.ya?ml", "", name.lower())
+    parts = re.fullmatch(r"\W*([a-z][a-z_-]*?)?\W*_?(\d*)\W*", bare)
+    word, number = parts.groups() if parts else (bare, "")
+    spelt = {re.sub(r"\W|_", "", paper): paper for paper in papers()}
+    paper = spelt.get(re.sub(r"\W|_", "", word or ""))
+    if paper is None:
+        close = nearest(word or bare, list(papers()))
+        if name and Path(name).exists() and not close:
+            return (
+                f"a table's name comes before {name}. Type: {line('pe/1', [name, *rest])}, or see all: {COMMAND} table"
+            )
+        if close is None:
+            return f"there is no table {name!r}; papers: {', '.join(papers())}. See all: {COMMAND} table"
+        paper = close
+    own = {each.data.number: each for each in known.values() if each.paper == paper}
+    if not number:
+        listed = "; ".join(f"{each.name} {each.data.title}" for each in own.values())
+        best = own[min(own)].name
+        said = f"{name!r} names a paper" if name == paper else f"there is no table {name!r}; nearest: {paper!r}"
+        return f"{said}, whose tables are: {listed}.\nType: {line(best)}"
+    best = own[min(own, key=lambda each: abs(each - int(number)))].name
+    said = (
+        "" if best.endswith(f"/{number}") else f" of {paper}; there are {', '.join(each.name for each in own.values())}"
+    )
+    return f"there is no table {name!r}{said}.\nNearest: {best!r}. Type: {line(best)}"
