@@ -89,7 +89,7 @@ def number_in(text: str) -> Decimal | None:
 def _number_read(text: str, example: Example) -> bool:
     """Nor can what follows a number by five characters make it longer; a word in its place is compared as a whole."""
     found = _NUMBER.search(text)
-    return found is not None and _number(example.answer) is not None and len(text) >= found.end() + 5
+    return found is not None and number_in(example.answer) is not None and len(text) >= found.end() + 5
 
 
 @reading(_number_read)

@@ -118,7 +118,8 @@ def compare(design: Design, metric: str, numbers: Numbers) -> Comparison | None:
     blocks = [_values(setting, metric, numbers) for setting in having]
     means = [mean_of(list(_by_order(found).values())) for found in blocks]
     order = sorted(range(len(having)), key=lambda place: means[place] if lower else -means[place])
-    having, blocks, means = ([each[place] for place in order] for each in (having, blocks, means))
+    having, blocks = [having[place] for place in order], [blocks[place] for place in order]
+    means = [means[place] for place in order]
     pairs = _pairs(having, blocks, metric, numbers)
     labels = [setting.label for setting in having]
     apart = {(labels.index(pair.first), labels.index(pair.second)) for pair in pairs if pair.apart}
@@ -204,9 +205,10 @@ def _pairs(settings: Sequence[Setting], blocks: Sequence[Values], metric: str, n
         shared = _shared([blocks[one], blocks[other]])
         if len(shared) > 1:
             by_runs.setdefault(tuple(shared), []).append((one, other))
-    found: dict[tuple[int, int], tuple[tuple[Block, ...], Floats, float]] = {}
+    found: dict[tuple[int, int], tuple[list[Block], Floats, float]] = {}
     tests = sum(map(len, by_runs.values()))
-    for shared, places in by_runs.items():
+    for runs, places in by_runs.items():
+        shared = list(runs)
         differences = np.array(
             [[blocks[one][block] - blocks[other][block] for one, other in places] for block in shared]
         )
@@ -215,18 +217,18 @@ def _pairs(settings: Sequence[Setting], blocks: Sequence[Values], metric: str, n
         p_values = flip_p_values(differences, weights, flips_of(tests))
         for column, place in enumerate(places):
             found[place] = (shared, differences[:, column], float(p_values[column]))
-    places = sorted(found)
-    adjusted = holm(np.array([found[place][2] for place in places]))
+    tested = sorted(found)
+    adjusted = holm(np.array([found[place][2] for place in tested]))
     pairs = []
-    for place, corrected in zip(places, adjusted, strict=True):
+    for place, corrected in zip(tested, adjusted, strict=True):
         shared, differences, p_value = found[place]
-        one, other = (settings[each] for each in place)
-        columns = [numbers.drawn(one.runs[b], metric) - numbers.drawn(other.runs[b], metric) for b in shared]
+        first, second = (settings[each] for each in place)
+        columns = [numbers.drawn(first.runs[b], metric) - numbers.drawn(second.runs[b], metric) for b in shared]
         values = dict(zip(shared, differences, strict=True))
         pairs.append(
             Pair(
-                one.label,
-                other.label,
+                first.label,
+                second.label,
                 len(shared),
                 mean_of(list(_by_order(values).values())),
                 _bounds(_drawn(shared, columns)),

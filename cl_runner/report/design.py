@@ -99,7 +99,7 @@ def _design(groups: Sequence[Group]) -> Design:
     by_setting: dict[str, list[Group]] = {}
     for group in groups:
         by_setting.setdefault(repr([group.axes[key] for key in keys]), []).append(group)
-    settings = []
+    settings: list[Setting] = []
     for same in by_setting.values():
         axes = same[0].axes
         parts = [f"{key.rpartition('.')[2]} {axis_text(axes[key])}" for key in differ if axes[key] is not None]

@@ -139,10 +139,12 @@ def _by_group(
         named[beside:beside] = marks_of(group)
         counts = [str(len(group.runs))] if counted else []
         texts = [cell_text(name, cell) for name, cell in cells.loc[place].items()]
-        rows.append([*named, *counts, *_inserted(texts, cells, behind, judgement.texts and judgement.texts[place])])
+        rows.append(
+            [*named, *counts, *_inserted(texts, cells, behind, judgement.texts[place] if judgement.texts else ())]
+        )
     names = [*axes[:beside], *COLUMNS, *axes[beside:]]
     heads = [UNIT_HEADS.get(name, name) for name in map(str, cells)]
-    heads = _inserted(heads, cells, behind, judgement.texts and (INTERVAL, LETTERS))
+    heads = _inserted(heads, cells, behind, (INTERVAL, LETTERS) if judgement.texts else ())
     header = [*names, *(["n"] if counted else []), *heads]
     marked = mark_notes([groups[place] for place in cells.index])
     said = [*notes, *judgement.notes, *marked, *protocol_notes(groups, signs)]
