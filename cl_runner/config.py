@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from cl_runner.read_if import NotGenerated, OfAdamW, OfFiles, OfHub, OfLanguageModels, ReadIf, Written
+from cl_runner.read_if import NotGenerated, OfAdamW, OfClassifiers, OfFiles, OfHub, OfLanguageModels, ReadIf, Written
 from cl_runner.value_checks import (
     checked_character,
     checked_columns,
@@ -67,6 +67,8 @@ class Backbone(Schema):
     family: Annotated[str, known("families", "a family of models")]
     checkpoint: str | None  # hub name or local folder; null = random weights of `architecture`, unless there is a gguf
     gguf: str | None  # a file of llama.cpp in place of a checkpoint: its path, or its name in the package
+    #: a classifier's: drawn from the seed, or the one that the checkpoint has of the same labels
+    head: Annotated[Literal["new", "checkpoint"], OfClassifiers]
     revision: str | None  # hub commit or tag; null = the newest
     package: str | None  # an installed package that carries the same checkpoint in its folder `model`, or the gguf
     weights_sha256: str | None  # of model.safetensors or the gguf, checked once before it is loaded

@@ -9,17 +9,20 @@ from typing import Any
 
 #: Keys that say where and how often a run writes, not what it computes: they are no part of its identity.
 NOT_IDENTITY = ("root", "data_root", "wandb", "checkpoint", "snapshots", "resume")
+#: What came later, and the value that asks for nothing: runs that were made before are the same ones.
+LATER: dict[str, dict[str, Any]] = {
+    "backbone": {"gguf": None, "head": "new"},
+    "task_order": {"answers_until": "end", "balanced": None},
+    "training": {"budget": {"steps": None, "tokens": None, "seconds": None, "flops": None}},
+}
 
 
 def config_hash(resolved: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that identify what a resolved configuration computes."""
     identity = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY}
-    # What came later and is not asked for: runs that were made before are the same ones.
-    training, order = identity["training"], identity["task_order"]
-    if all(amount is None for amount in training.get("budget", {}).values()):
-        identity["training"] = {key: value for key, value in training.items() if key != "budget"}
-    if order.get("balanced") is None:
-        identity["task_order"] = {key: value for key, value in order.items() if key not in ("balanced", "fixed")}
+    for group, later in LATER.items():
+        kept = {key: value for key, value in identity[group].items() if key not in later or value != later[key]}
+        identity[group] = kept if "balanced" in kept else {key: kept[key] for key in kept if key != "fixed"}
     identity["hardware"] = {key: value for key, value in identity["hardware"].items() if key != "slurm"}
     identity["importance"] = {key: value for key, value in identity["importance"].items() if key != "cache_gb"}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))

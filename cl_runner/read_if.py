@@ -27,8 +27,9 @@ class ReadIf:
         return (value in self.values) != self.unless
 
 
-#: What a classifier does not read.
+#: What a classifier does not read, and what nothing else does.
 OfLanguageModels = ReadIf("backbone.family", ("classifier",), unless=True)
+OfClassifiers = ReadIf("backbone.family", ("classifier",))
 #: What a definition of tasks reads from files, from the hub, and from either.
 OfFiles, OfHub = ReadIf("source", ("files",)), ReadIf("source", ("hub",))
 NotGenerated = ReadIf("source", ("files", "hub"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import TINY, Death, run_command, tiny_config, tiny_learner
 
-from cl_runner.build import rebuild
+from cl_runner.build import build_family, rebuild
 from cl_runner.compose import compose
 from cl_runner.evaluate import evaluate, scores
 from cl_runner.sparse.bits import weights_hash
@@ -160,6 +160,18 @@ def test_restore_and_export_are_exact(pe: Path, tmp_path: Path) -> None:
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             found.append(model.config.id2label[int(logits.argmax())])
     assert found == expected
+
+    # A run that goes on from there has the head too, whichever order its tasks bring the labels in.
+    kept = ["backbone=classifier_folder", f"backbone.checkpoint={exported}", "backbone.head=checkpoint"]
+    begun = tiny_config(tmp_path, "method=frozen", *kept, "backbone.max_length=48")
+    learner, method, _ = tiny_learner(begun)
+    answers = evaluate(learner, method, tasks, begun.evaluation, "start")
+    assert [answer.text for answer in answers["base"]] == expected
+    with pytest.raises(ValueError, match=r"has a head of the labels 1 star, .* Type: backbone\.head=new"):
+        build_family(begun.backbone, ["1 star", "2 stars"])
+    bare = tiny_config(tmp_path, "backbone.head=checkpoint")
+    with pytest.raises(ValueError, match=r"tiny_bert has no head"):
+        build_family(bare.backbone, ["1 star", "2 stars"])
 
 
 def test_a_flipped_byte_is_named(pe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,20 +18,40 @@ from cl_runner.data.example import Example
 from cl_runner.families.base import Answering, Family, Prediction, chosen_by
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.loading import Source
+from cl_runner.pretrained.tensors import some
 
 
 class Classifier(Family):
-    """`labels` is the union over all tasks in order of first appearance; the head never grows."""
+    """`labels` is the union over all tasks in order of first appearance, or as the checkpoint's head has them.
+
+    The head never grows.
+    """
 
     kind = "classifier"
     one_target = True
 
     def __init__(self, backbone: Backbone, labels: Sequence[str]):
         self.backbone = backbone
-        self.labels = tuple(labels)
-        self.source = Source(backbone, AutoModelForSequenceClassification, new_head=True)
+        new = backbone.head == "new"
+        self.source = Source(backbone, AutoModelForSequenceClassification, new_head=new)
+        self.labels = tuple(labels) if new else self._labels_of_checkpoint(labels)
         self.tokenizer = self.source.tokenizer
         self._encoding = Encoding(backbone, self.tokenizer)
+
+    def _labels_of_checkpoint(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """The rows of the checkpoint's head.
+
+        Raises:
+            ValueError: it has none, or one of other labels.
+        """
+        own = self.source.labels()
+        if set(own) != set(labels):
+            has = f"a head of the labels {some(own)}" if own else "no head"
+            raise ValueError(
+                f"backbone.head=checkpoint: {self.backbone.pretrained or self.backbone.name} has {has}, and this order "
+                f"has the labels {some(labels)}. Type: backbone.head=new"
+            )
+        return own
 
     @functools.cached_property
     def _configuration(self) -> PreTrainedConfig:
@@ -50,7 +70,7 @@ class Classifier(Family):
         return configuration
 
     def build(self, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The checkpoint's encoder and a new head drawn from `seed`."""
+        """The checkpoint's encoder, with a head drawn from `seed` unless the checkpoint's is asked for."""
         return self.source.build(self._configuration, seed), self.tokenizer
 
     def skeleton(self) -> PreTrainedModel:

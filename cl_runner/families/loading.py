@@ -138,6 +138,15 @@ class Source:
         check_kind(read, self._auto, self._key, str(self.backbone.pretrained))
         return read
 
+    def labels(self) -> tuple[str, ...]:
+        """Of the classifier's head that the checkpoint has, in the order of its rows; empty without one."""
+        if self.backbone.pretrained is None:
+            return ()
+        read = self._read()
+        if not any(name.endswith("ForSequenceClassification") for name in read.architectures or ()):
+            return ()
+        return tuple(read.id2label[row] for row in range(read.num_labels))
+
     def _special_ids(self) -> dict[str, int]:
         ids = {"pad_token_id": self.tokenizer.pad_token_id}
         if self.backbone.tokenizer == "bytes":
