@@ -145,7 +145,8 @@ class Source:
         read = self._read()
         if not any(name.endswith("ForSequenceClassification") for name in read.architectures or ()):
             return ()
-        return tuple(read.id2label[row] for row in range(read.num_labels))
+        names: dict[int, str] = read.id2label or {}  # type: ignore[assignment]  # which transformers reads as numbers
+        return tuple(names[row] for row in sorted(names))
 
     def _special_ids(self) -> dict[str, int]:
         ids = {"pad_token_id": self.tokenizer.pad_token_id}
