@@ -75,6 +75,7 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
         arguments += ["backbone.max_length=40", *(["method.prog_prompt.length=3"] if classifies else [])]
     if config.training.select == "best_validation":
         arguments += [f"task_order.{stage}.validation=6" for stage in ("base", "incremental")]
+    arguments += ["backbone.head=new"] if config.backbone.head != "new" else []  # a tiny backbone has none
     arguments += ["backbone.frozen=[]"] if config.backbone.frozen else []  # layers of its own backbone, by name
     arguments += tiny_encoder() if "slm" in config.method else []
     arguments += [f"method.{node}.max_new_tokens=8" for node in config.method if node in ("lamol", "lfpt5")]
