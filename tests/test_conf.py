@@ -21,6 +21,8 @@ TWINS = {"classifier": "bert", "causal": "llama", "seq2seq": "t5"}
 SEEN: set[str] = set()
 OPTIONS = [(group, option) for group in GROUPS if group != "task" for option in options(group)]
 
+STAGES = ("base", "incremental")
+
 
 def test_the_table_sees_every_file() -> None:
     files = {p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml")}
@@ -60,8 +62,8 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
     small = [o for o in TINY if not o.startswith(("training", "backbone"))]
     arguments = [f"experiment={option}", "task_order=reviews", "hardware=cpu", *small, f"root={tmp_path}"]
     arguments += [f"backbone=tiny_{TWINS[config.backbone.family]}", "training.max_steps=2"]
-    if config.training.base.epochs:  # one is one step here
-        arguments += [f"training.{stage}.epochs=2" for stage in ("base", "incremental")]
+    # One epoch is one step here.
+    arguments += [f"training.{stage}.epochs=2" for stage in STAGES if getattr(config.training, stage).epochs]
     arguments += [f"method.{node}.fraction=0.01" for node in config.method if node in ("pe", "piece")]
     arguments += [
         f"probe.{node}.{few}" for node in config.probe if node == "held_text" for few in ("texts=3", "tokens=8")
@@ -74,7 +76,7 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
         arguments = [o for o in arguments if not o.startswith("backbone.max_length")]
         arguments += ["backbone.max_length=40", *(["method.prog_prompt.length=3"] if classifies else [])]
     if config.training.select == "best_validation":
-        arguments += [f"task_order.{stage}.validation=6" for stage in ("base", "incremental")]
+        arguments += [f"task_order.{stage}.validation=6" for stage in STAGES]
     arguments += ["backbone.head=new"] if config.backbone.head != "new" else []  # a tiny backbone has none
     arguments += ["backbone.frozen=[]"] if config.backbone.frozen else []  # layers of its own backbone, by name
     arguments += tiny_encoder() if "slm" in config.method else []
@@ -90,7 +92,10 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
     assert run_command(arguments) == 0
     (summary,) = tmp_path.rglob("summary.json")
     detail = json.loads(summary.read_text())["tasks_detail"]
-    assert [d["steps"] for d in detail] == [2 if config.training.base.epochs and "icl" not in config.method else 0] * 3
+    base, later = (
+        2 if getattr(config.training, stage).epochs and "icl" not in config.method else 0 for stage in STAGES
+    )
+    assert [d["steps"] for d in detail] == [base, later, later]
 
 
 def test_every_file_says_what_it_is() -> None:
