@@ -81,7 +81,11 @@ def _failed(error: Exception, request: Request, prepared: Prepared, clock: Clock
 
 def finish(request: Request, prepared: Prepared, journal: Journal, scene: Scene) -> None:
     """Write and show what a finished run is worth."""
-    from cl_runner.report.page import write_run_report  # matplotlib: only when there is something to draw
+    # What draws, and reads many runs: only when there is something to show.
+    from cl_runner.report.beside import beside_table
+    from cl_runner.report.folder import read_run
+    from cl_runner.report.page import write_run_report
+    from cl_runner.report.text_table import as_text
 
     config, tasks, console = request.config, prepared.own_tasks, scene.console
     names = [task.name for task in tasks]
@@ -121,6 +125,9 @@ def finish(request: Request, prepared: Prepared, journal: Journal, scene: Scene)
         f"offline {duration(summary['offline_seconds'])}, online {duration(summary['online_seconds'])}"
         + (f" (each later task at most {duration(max(online))})" if online else "")
     )
+    beside = beside_table(read_run(request.folder))
+    if beside is not None:
+        console.line(as_text(beside))
     console.line(f"report: {page}")
     digests.record(request.folder, {"metrics.jsonl": journal.log_digest()})
     for sums in digests.sums_of(request.folder):

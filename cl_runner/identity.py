@@ -15,6 +15,8 @@ LATER: dict[str, dict[str, Any]] = {
     "task_order": {"answers_until": "end", "balanced": None},
     "training": {"budget": {"steps": None, "tokens": None, "seconds": None, "flops": None}},
 }
+#: The same of every definition of tasks.
+LATER_OF_TASKS: dict[str, Any] = {"grammar": "full"}
 
 
 def config_hash(resolved: Mapping[str, Any]) -> str:
@@ -23,6 +25,10 @@ def config_hash(resolved: Mapping[str, Any]) -> str:
     for group, later in LATER.items():
         kept = {key: value for key, value in identity[group].items() if key not in later or value != later[key]}
         identity[group] = kept if "balanced" in kept else {key: kept[key] for key in kept if key != "fixed"}
+    identity["task"] = {
+        name: {key: value for key, value in definition.items() if (key, value) not in LATER_OF_TASKS.items()}
+        for name, definition in identity["task"].items()
+    }
     identity["hardware"] = {key: value for key, value in identity["hardware"].items() if key != "slurm"}
     identity["importance"] = {key: value for key, value in identity["importance"].items() if key != "cache_gb"}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))

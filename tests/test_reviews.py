@@ -97,6 +97,39 @@ def test_a_bag_of_words_is_not() -> None:
     assert 45 < accuracy < 65  # chance is 33, a reader has 100
 
 
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_plain_reviews_hold_two_opinions_that_agree(domain: str) -> None:
+    for example in generate(domain, "test", 100, True, 0.0, 3, "plain"):
+        said = [opinion(clause, domain) for clause in example.prompt.lower().removesuffix(".").split(". ")]
+        assert said == [(1 if example.answer == "3 stars" else -1, 1)] * 2, example.prompt
+
+
+def test_a_domain_s_words_are_enough_for_plain_reviews_and_wrong_in_others() -> None:
+    def drawn(domains: tuple[str, ...], split: str, count: int) -> tuple[list[str], list[str]]:
+        found = [example for domain in domains for example in generate(domain, split, count, True, 0.0, 0, "plain")]
+        return [example.prompt for example in found], [example.answer for example in found]
+
+    bag = CountVectorizer(token_pattern=r"\w+")
+    for domains, count, own in ((BASE, 80, 90), (("kettles",), 96, 85)):
+        model = LogisticRegression(max_iter=300)
+        texts, answers = drawn(domains, "train", count)
+        model.fit(bag.fit_transform(texts), answers)
+        texts, answers = drawn(domains, "test", 100)
+        assert model.score(bag.transform(texts), answers) > own / 100
+        texts, answers = drawn(("software",) if domains == BASE else BASE[:5], "test", 100)
+        assert model.score(bag.transform(texts), answers) < 0.5  # worse than chance
+
+
+def test_balance_of_plain_reviews_and_noise() -> None:
+    assert Counter(e.answer for e in generate("films", "train", 50, True, 0.0, 0, "plain")) == dict.fromkeys(
+        ("1 star", "3 stars"), 25
+    )
+    natural = Counter(e.answer for e in generate("films", "train", 300, False, 0.0, 0, "plain"))
+    assert set(natural) == {"1 star", "3 stars"} and 120 < natural["1 star"] < 180
+    clean, noisy = (generate("games", "train", 50, True, noise, 0, "plain") for noise in (0.0, 1.0))
+    assert all(a.prompt == b.prompt and a.answer != b.answer for a, b in zip(clean, noisy, strict=True))
+
+
 def test_praise_in_one_domain_is_a_fault_in_another() -> None:
     polarity = {
         domain: tuple({word for words in kind.aspects.values() for word in words[side].split()} for side in (0, 1))
@@ -168,3 +201,8 @@ def test_not_a_byte_changes() -> None:
         for example in generate(domain, "train", 50, True, 0.1, 7) + generate(domain, "test", 50, False, 0.0, 7):
             digest.update(f"{example.domain}\t{example.answer}\t{example.prompt}\n".encode())
     assert digest.hexdigest() == "05f174da360d4ff1a797b594a4d3afb864135115446ce4b03909a7c4a0267de1"
+    digest = hashlib.sha256()
+    for domain in DOMAINS:
+        for example in generate(domain, "train", 50, True, 0.1, 7, "plain"):
+            digest.update(f"{example.domain}\t{example.answer}\t{example.prompt}\n".encode())
+    assert digest.hexdigest() == "bf1b7a859155e1c2254fb33ec23e13d9182d4e2fd6ba30a41529dd96299693b4"

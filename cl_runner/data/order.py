@@ -102,6 +102,7 @@ def plans_of(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[P
 #: Options of a definition -> the sources that read them, and the value that says nothing.
 _READ_BY: dict[str, tuple[tuple[str, ...], object]] = {
     "path": (("files", "hub"), None),  # a definition may serve both
+    "grammar": (("generated",), "full"),
     "delimiter": (("files",), None),
     "quoting": (("files",), None),
     "header": (("files",), True),

@@ -12,6 +12,9 @@ Neither a bag of words nor what was learned on other domains is enough, and a ca
 The later domains (from kettles on) praise what most of the first six blame, and use few words that mean the
 same everywhere. All is decided by `random.Random(text).random()`: a review is the same on every machine and
 in every version of Python.
+
+The plain grammar leaves the words alone: two short sentences, each with a plain opinion, both praise or both
+faults. A few texts of a domain teach its words, and what they teach is wrong in others.
 """
 
 from __future__ import annotations
@@ -22,11 +25,14 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from cl_runner.data.example import Example
 
 LABELS = ("1 star", "2 stars", "3 stars")
+Grammar = Literal["full", "plain"]
+#: The labels of each grammar's reviews.
+RATINGS: dict[Grammar, tuple[str, ...]] = {"full": LABELS, "plain": (LABELS[0], LABELS[2])}
 
 Item = TypeVar("Item")
 
@@ -242,7 +248,9 @@ def stars(opinions: Sequence[Opinion]) -> int:
     return 3 if balance > 0 else 1
 
 
-def generate(domain: str, split: str, count: int, balance: bool, label_noise: float, seed: int) -> list[Example]:
+def generate(
+    domain: str, split: str, count: int, balance: bool, label_noise: float, seed: int, grammar: Grammar = "full"
+) -> list[Example]:
     """`count` reviews of a domain, the first of them whatever the count.
 
     Args:
@@ -252,6 +260,7 @@ def generate(domain: str, split: str, count: int, balance: bool, label_noise: fl
         balance: equally many reviews of every rating (which get one more depends on the domain).
         label_noise: probability of a label to be replaced by another one; the texts stay the same.
         seed: of everything random.
+        grammar: full, or plain: two plain opinions that agree.
 
     Raises:
         ValueError: the domain is unknown.
@@ -262,15 +271,14 @@ def generate(domain: str, split: str, count: int, balance: bool, label_noise: fl
         raise ValueError(f"there are no generated reviews of {domain!r}; there are: {', '.join(DOMAINS)}.{near}")
     words = random.Random(f"{seed}/{domain}/{split}")
     noise = random.Random(f"{seed}/{domain}/{split}/noise")
-    first = DOMAINS.index(domain)
+    first, labels = DOMAINS.index(domain), RATINGS[grammar]
     examples = []
     for number in range(count):
-        wanted = (first + number) % len(LABELS) + 1 if balance else None
-        text, rating = _review(_DOMAINS[domain], wanted, words)
-        label = rating - 1
+        wanted = (first + number) % len(labels) if balance else None
+        text, label = (_review if grammar == "full" else _plain_review)(_DOMAINS[domain], wanted, words)
         if noise.random() < label_noise:
-            label = (label + 1 + _below(noise, len(LABELS) - 1)) % len(LABELS)
-        examples.append(Example(text, LABELS[label], domain))
+            label = (label + 1 + _below(noise, len(labels) - 1)) % len(labels)
+        examples.append(Example(text, labels[label], domain))
     return examples
 
 
@@ -328,13 +336,20 @@ def _plan(share: float, generator: random.Random) -> list[list[Opinion]]:
     return sentences
 
 
+def _plain_review(domain: Domain, wanted: int | None, generator: random.Random) -> tuple[str, int]:
+    """A text of two plain opinions and its label, which is `wanted` unless that is None: 0 faults, 1 praise."""
+    label = _below(generator, 2) if wanted is None else wanted
+    opinion = Opinion(label == 1, 1)
+    return _text([_clause(domain, s, opinion, generator) for s in _sample(generator, list(domain.aspects), 2)]), label
+
+
 def _review(domain: Domain, wanted: int | None, generator: random.Random) -> tuple[str, int]:
-    """A text and its stars, which are `wanted` unless that is None."""
+    """A text and its label, one less than its stars, which is `wanted` unless that is None."""
     while True:
-        share = generator.random() if wanted is None else _SHARES[wanted - 1]
+        share = generator.random() if wanted is None else _SHARES[wanted]
         plan = _plan(share, generator)
-        rating = stars([opinion for opinions in plan for opinion in opinions])
-        if wanted in (None, rating):
+        label = stars([opinion for opinions in plan for opinion in opinions]) - 1
+        if wanted in (None, label):
             break
     aspects = _sample(generator, list(domain.aspects), 3)
     sentences = []
@@ -357,7 +372,11 @@ def _review(domain: Domain, wanted: int | None, generator: random.Random) -> tup
             sentences[place] = _pick(generator, _CONTRASTS[:2]).format(a=aside, b=sentences[place])
         else:
             sentences.insert(place, aside)
-    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences), rating
+    return _text(sentences), label
+
+
+def _text(sentences: Sequence[str]) -> str:
+    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
 
 def _aside(domain: Domain, generator: random.Random) -> str:

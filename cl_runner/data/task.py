@@ -208,9 +208,11 @@ def _written(plan: Plan, position: int) -> dict[Split, _Part]:
     definition = plan.definition
     given = definition.labels if isinstance(definition.labels, dict) else {}
     names = {raw: name for raw, name in given.items() if name is not None}
-    if tuple(names) != reviews.LABELS or len(names) < len(given):
+    ratings = reviews.RATINGS[definition.grammar]
+    if tuple(names) != ratings or not set(given) <= set(reviews.LABELS):
         raise ValueError(
-            f"task.{plan.name}.labels must name every rating of the generated reviews: {', '.join(reviews.LABELS)}"
+            f"task.{plan.name}.labels must name every rating of the generated reviews with task.{plan.name}.grammar="
+            f"{definition.grammar}: {', '.join(ratings)}"
         )
     prompts.check_template(definition, plan.name, (), "the generated benchmark")
     drawn: dict[Split, _Part] = {}
@@ -219,7 +221,9 @@ def _written(plan: Plan, position: int) -> dict[Split, _Part]:
         if share is None:
             raise ValueError(f"generated reviews have no end. Say how many: {plan.key(split)}=100")
         noise = definition.label_noise if split == "train" else 0.0
-        written = reviews.generate(plan.domains[position], split, share, definition.balance, noise, plan.data_seed)
+        written = reviews.generate(
+            plan.domains[position], split, share, definition.balance, noise, plan.data_seed, definition.grammar
+        )
         examples = [
             dataclasses.replace(
                 example, prompt=prompts.prompt(definition, {"text": example.prompt}), answer=names[example.answer]

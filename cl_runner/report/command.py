@@ -51,6 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the chosen format there, and nothing else")
     parser.add_argument("--publish", metavar="NAME", help=f"write {PUBLISHED}/NAME/results.json and results.md")
+    parser.add_argument(
+        "--beside",
+        action="store_true",
+        help="with --publish: runs of the same setting show these numbers (cl_runner/report/beside.json)",
+    )
     parser.add_argument("--command", metavar="LINE", help="the command that made the runs, for --publish")
     return parser
 
@@ -67,6 +72,8 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError(
                 '--publish and --command belong together: --publish NAME --command "python -m cl_runner ..."'
             )
+        if asked.beside and not asked.publish:
+            raise ValueError("--beside goes with --publish NAME --command LINE: it shows published numbers")
         if asked.publish and "/" in asked.publish:
             raise ValueError(f"--publish takes a name without /, got {asked.publish!r}")
         single = len(asked.folders) == 1 and is_run(asked.folders[0])
@@ -103,6 +110,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def _single(run: Run) -> int:
     """The page of one run, and its matrix on the terminal; the exit status."""
+    from cl_runner.report.beside import beside_table
     from cl_runner.report.page import matrix_table, write_run_report
 
     said: list[str] = []
@@ -126,6 +134,9 @@ def _single(run: Run) -> int:
     ]
     title = f"{run.method} on {run.task_order}, seed {run.seed}, {run.status}: {run.measure} in %"
     show(Table(["", *run.tasks], matrix_table(run).rows, title, notes=notes))
+    beside = make("", "", lambda: beside_table(run), None)
+    if beside is not None:
+        show(beside)
     for line in said:
         print(f"cl_runner: {plain(line)}", file=sys.stderr)
     print(path)
@@ -188,6 +199,10 @@ def _joined(asked: argparse.Namespace) -> None:
         folder = PUBLISHED / asked.publish
         with writing(folder / "results.json"), writing(folder / "results.md"):
             paths = published(runs, folder, asked.command)
+        if asked.beside:
+            from cl_runner.report.beside import add
+
+            paths.append(add(runs, asked.publish, asked.command))
         for path in paths:
             print(path)
         return

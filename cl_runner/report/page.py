@@ -15,6 +15,7 @@ from cl_runner.report import plots
 from cl_runner.report.ability import DRAWN, changes, describe, own, signed
 from cl_runner.report.account import data_tables
 from cl_runner.report.atlas import atlas_values
+from cl_runner.report.beside import beside_table
 from cl_runner.report.costs import (
     answers_table,
     bytes_text,
@@ -68,6 +69,7 @@ def write_run_report(folder: Path) -> Path:
         "marks": {column: mark_of(run.access, column) or "no" for column in COLUMNS},
         "failure": make("why it failed", "FAILED", lambda: _failure(run), ""),
         "tiles": make("the headline", "summary.json", lambda: _tiles(run), none),
+        "beside": make("published runs", "config.yaml", lambda: beside_table(run), None),
         "scores": make("the matrix", "accuracy.csv", lambda: _scores(run, sections), _NO_SCORES),
         "forgotten": make("what is forgotten", "predictions", lambda: forgotten(run), None),
         "all_metrics": make("all metrics", "metrics.jsonl", lambda: _all_metrics(run), None),

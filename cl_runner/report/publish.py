@@ -69,8 +69,8 @@ def published(runs: Sequence[Run], folder: Path, command: str) -> list[Path]:
                 "wall_seconds": run.summary.get("wall_seconds"),
             }
         )
-    command = _replaced(command, hidden)
-    results = _replaced(
+    command = replaced(command, hidden)
+    results = replaced(
         {
             "command": command,
             "seeds": sorted({run.seed for run in runs}),
@@ -95,15 +95,15 @@ def _place(known: list[dict[str, Any]], entry: dict[str, Any]) -> int:
     return known.index(entry)
 
 
-def _replaced(node: Any, names: Mapping[str, str]) -> Any:
+def replaced(node: Any, names: Mapping[str, str]) -> Any:
     """A JSON value with paths replaced by names, longest first."""
     if isinstance(node, str):
         for path in sorted(names, key=len, reverse=True):
             node = node.replace(path, names[path])
         return node
     if isinstance(node, Mapping):
-        return {key: _replaced(value, names) for key, value in node.items()}
-    return [_replaced(value, names) for value in node] if isinstance(node, list) else node
+        return {key: replaced(value, names) for key, value in node.items()}
+    return [replaced(value, names) for value in node] if isinstance(node, list) else node
 
 
 def _markdown(

@@ -51,6 +51,20 @@ def as_markdown(table: Table) -> str:
     return "\n".join([*lines, "", *map(plain, table.notes), ""])
 
 
+def as_text(table: Table) -> str:
+    """Aligned columns below the title, and the notes, as lines."""
+    lines = [[plain(cell) for cell in row] for row in [table.header, *table.rows, *table.below]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = [
+        "  ".join(
+            cell.ljust(width) if place < table.left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in lines
+    ]
+    return "\n".join([plain(table.title), *shown, *map(plain, table.notes)])
+
+
 def _piped(cell: str) -> str:
     return plain(cell).replace("|", "\\|")
 
