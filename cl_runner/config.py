@@ -161,7 +161,7 @@ class TaskDefinition(Schema):
     picture: Annotated[str | None, NotGenerated]  # FOLDER/{COLUMN}: what a row asks about; null = texts alone
     max_rows: Count | None  # rows drawn at most of each source, by task_order.data_seed; null = all
     label_noise: Share  # generated: share of training labels replaced at random
-    grammar: Literal["full", "plain"]  # generated: how reviews are written (data/reviews.py)
+    grammar: Literal["full", "plain"] = "full"  # generated: how reviews are written; runs of before have none
 
 
 class Counts(Schema):
