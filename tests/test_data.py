@@ -240,6 +240,12 @@ def test_labels_of_all_tasks_in_order_of_appearance() -> None:
             {"label_noise": 0.1},
             r"label_noise=0.1: .* generated benchmark only.*source=files. Type: task.own.label_noise=0$",
         ),
+        (
+            [{"name": "books"}],
+            counts(),
+            {"grammar": "plain"},
+            r"grammar says something of source=generated alone, .*source=files. Type: task.own.grammar=full$",
+        ),
         ([{"name": "books"}], counts(), {"path": "~nobody_by_this_name/x.csv"}, r"path=~nobody_by.*home"),
         ([{"name": "books"}], counts(), {"path": None}, r"has no path. Type: 'task.own.path=\""),
         ([{"name": "books"}], counts(), {"path": "x.xlsx"}, r"the format is told by the ending"),

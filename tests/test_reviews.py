@@ -10,8 +10,10 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from cl_runner.compose import compose
 from cl_runner.data import reviews
 from cl_runner.data.reviews import DOMAINS, LABELS, Opinion, generate, stars, vocabulary
+from cl_runner.data.task import build_tasks
 
 BASE = DOMAINS[:6]
 
@@ -192,6 +194,20 @@ def test_length() -> None:
 def test_unknown_domain() -> None:
     with pytest.raises(ValueError, match="no generated reviews of 'novel'; there are: novels, .* Nearest: 'novels'"):
         generate("novel", "train", 1, True, 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("order", "grammar", "typed"), [("reviews", "plain", "null"), ("reviews_plain", "full", "2 stars")]
+)
+def test_ratings_that_a_grammar_has_not(order: str, grammar: str, typed: str) -> None:
+    given = [f"task_order={order}", f"task.reviews.grammar={grammar}"]
+    config = compose(given).config
+    right = f"task.reviews.labels={{2 stars: {typed}}}"
+    with pytest.raises(ValueError, match=re.escape(f"Type: '{right}'") + "$"):
+        build_tasks(config.task_order, config.task)
+    config = compose([*given, right]).config
+    labels = build_tasks(config.task_order, config.task)[0].labels
+    assert labels == (LABELS if grammar == "full" else ("1 star", "3 stars"))
 
 
 def test_not_a_byte_changes() -> None:

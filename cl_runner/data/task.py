@@ -210,9 +210,12 @@ def _written(plan: Plan, position: int) -> dict[Split, _Part]:
     names = {raw: name for raw, name in given.items() if name is not None}
     ratings = reviews.RATINGS[definition.grammar]
     if tuple(names) != ratings or not set(given) <= set(reviews.LABELS):
+        apart = [rating for rating in reviews.LABELS if (rating in names) != (rating in ratings)]
+        typed = ", ".join(f"{rating}: {rating if rating in ratings else 'null'}" for rating in apart)
         raise ValueError(
             f"task.{plan.name}.labels must name every rating of the generated reviews with task.{plan.name}.grammar="
             f"{definition.grammar}: {', '.join(ratings)}"
+            + (f". Type: 'task.{plan.name}.labels={{{typed}}}'" if typed else "")
         )
     prompts.check_template(definition, plan.name, (), "the generated benchmark")
     drawn: dict[Split, _Part] = {}
