@@ -29,7 +29,7 @@ class Course(NamedTuple):
     """Of a task's losses the medians over the first and the last third of its steps, and where they went.
 
     Attributes:
-        went: down; up, by such a trend and a fifth; nowhere; None = of so few steps, or so small a loss, nothing is said.
+        went: down; up, by such a trend and a fifth; nowhere; None = nothing is said of so few steps or so small a loss.
     """
 
     first: float
