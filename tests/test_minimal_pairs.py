@@ -42,7 +42,7 @@ def write_pairs(path: Path, pairs: list[dict[str, Any]]) -> Path:
 def asked(file: Path, **options: Any) -> MinimalPairs:
     """The probe alone."""
     given = {"good": "good", "bad": "bad", "phenomenon": "phenomenon", "limit": None, "prefix": "", "batch_size": 2}
-    probe = MinimalPairs(**{"path": str(file), **given, **options})  # type: ignore[arg-type]
+    probe = MinimalPairs(**{"path": str(file), **given, **options})
     probe.node = "minimal_pairs"
     return probe
 

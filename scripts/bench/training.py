@@ -94,7 +94,7 @@ def adapted(model: nn.Module) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, config)  # type: ignore[arg-type, no-any-return]
+    return get_peft_model(model, config)
 
 
 def peer(given: Any, by_length: bool, folder: str, preparing: list[float], lora: bool = False) -> Pass:
