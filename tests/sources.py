@@ -53,6 +53,9 @@ def order(tasks: list[dict[str, Any]], base: dict[str, Any], **changes: Any) -> 
         "restart": False,
         "data_seed": 0,
         "variant": None,
+        "answers_until": "end",
+        "balanced": None,
+        "fixed": 0,
     }
     return TaskOrder.model_validate(values | changes)
 
