@@ -1,4 +1,4 @@
-"""Training of a language model against transformers' Trainer: the same examples, batches, losses and AdamW, in fp32.
+r"""Training of a language model against transformers' Trainer: the same examples, batches, losses and AdamW, in fp32.
 
 With the Trainer as well: all weights, or peft's LoRA (r = 8) of all linear layers.
 
@@ -8,7 +8,9 @@ pads each batch; it does not evaluate, save or log. The losses of seq_ft are the
 Peak memory is what a process of its own needs beyond the model: activations, gradients, the optimizer.
 
     python scripts/bench/training.py --threads 2 --repeats 5 --output outputs/published/bench/training.json
-    python scripts/bench/training.py --backbone smollm2_135m --variants Trainer,LoRA,seq_ft,piece_s ...
+    python scripts/bench/training.py --backbone smollm2_135m --variants Trainer,LoRA,seq_ft,piece_s --clock processor \
+        --threads 1 --repeats 2 --examples 8 --size 4 --shortest-prompt 16 --longest-prompt 40 --longest-answer 16 \
+        --learning-rate 1e-5 --output outputs/published/bench/training_smollm2.json
 """
 
 from __future__ import annotations
