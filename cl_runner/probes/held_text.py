@@ -22,7 +22,7 @@ from cl_runner.families.reading_text import TextReader
 from cl_runner.learner import Learner
 from cl_runner.needs import ProbePass
 from cl_runner.probes.base import Probe, at_rest
-from cl_runner.probes.texts import beginnings, written
+from cl_runner.probes.texts import beginning, rows, written
 from cl_runner.read_if import ReadIf
 
 #: Texts that the model writes at once. Their number enters what chance writes, so that it is no option.
@@ -71,11 +71,16 @@ class HeldText(Probe):
 
     def _written(self, learner: Learner) -> list[str]:
         """What the model says unasked."""
+        tokenizer = learner.family.tokenizer
+        if learner.family.kind == "causal":
+            start = [beginning(tokenizer)]
+        else:
+            start = tokenizer("")["input_ids"] or [tokenizer.eos_token_id]
         how = Answering(self.tokens, sampling=Sampling(temperature=self.temperature, top_k=None, top_p=None), raw=True)
         texts: list[str] = []
         for first in range(0, self.texts, WRITTEN_AT_ONCE):
             torch.manual_seed(learner.seed_of("probe", self.node, first))
-            batch = beginnings(learner, min(WRITTEN_AT_ONCE, self.texts - first))
+            batch = rows(learner, start, min(WRITTEN_AT_ONCE, self.texts - first))
             texts += [answer.text for answer in learner.answer(batch, how)]
             learner.progress("write text", len(texts), self.texts)
         said = [text for text in texts if text.strip()]
@@ -134,9 +139,9 @@ class HeldText(Probe):
             yield from learner.sorted_batches([Example(first, second) for first, second in halves], self.batch_size)
             return
         ids = TextReader(learner.family.tokenizer, learner.family.backbone.special_tokens).ids(texts)
-        rows = sorted((row[: self.tokens] for row in ids), key=len, reverse=True)
-        for first in range(0, len(rows), self.batch_size):
-            yield written(learner, rows[first : first + self.batch_size])
+        cut = sorted((row[: self.tokens] for row in ids), key=len, reverse=True)
+        for first in range(0, len(cut), self.batch_size):
+            yield written(learner, cut[first : first + self.batch_size])
 
 
 def halved(text: str) -> tuple[str, str]:

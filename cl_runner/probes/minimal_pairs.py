@@ -28,7 +28,7 @@ from cl_runner.git_lfs import is_pointer
 from cl_runner.learner import Learner, longest_first
 from cl_runner.needs import ProbePass
 from cl_runner.probes.base import Probe, at_rest
-from cl_runner.probes.texts import before, written
+from cl_runner.probes.texts import written
 
 PAIRS = "pairs.jsonl"
 #: The number that is the mean over phenomena.
@@ -51,8 +51,8 @@ class MinimalPairs(Probe):
     """Accuracy by phenomenon, in percent, and the mean over phenomena.
 
     A sentence's score is the sum of log p over all its tokens, the first one given the token that begins a text; of an
-    encoder-decoder, whose encoder reads an empty text, those that the decoder writes. No token ends a sentence. A pair
-    with equal scores counts half, as by guessing.
+    encoder-decoder, whose encoder reads that token alone, those that the decoder writes. No token ends a sentence. A
+    pair with equal scores counts half, as by guessing.
     """
 
     path: str | None
@@ -78,7 +78,7 @@ class MinimalPairs(Probe):
         positions = getattr(learner.model.config, "max_position_embeddings", None)
         relative = getattr(learner.model.config, "model_type", "") in ("t5", "mt5")
         rows, same = self._tokens(learner, self._pairs), 0
-        begun = len(before(learner)) if learner.family.kind == "causal" else 0  # that count among the positions
+        begun = int(learner.family.kind == "causal")  # the token before a text counts among its positions
         for pair, good, bad in zip(self._pairs, rows[::2], rows[1::2], strict=True):
             longest = max(len(good), len(bad)) + begun
             if not good or not bad:

@@ -19,22 +19,14 @@ def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
     return token
 
 
-def before(learner: Learner) -> list[int]:
-    """What a model reads before a text: the token that begins one; of an encoder-decoder an empty text."""
-    tokenizer = learner.family.tokenizer
-    if learner.family.kind == "causal":
-        return [beginning(tokenizer)]
-    return list(tokenizer("")["input_ids"]) or [tokenizer.eos_token_id]
-
-
-def beginnings(learner: Learner, examples: Sequence[Example] | int) -> Batch:
-    """A batch, without answers, of so many rows of `before`.
+def rows(learner: Learner, start: Sequence[int], examples: Sequence[Example] | int) -> Batch:
+    """A batch without answers, each row of which is these token ids.
 
     Args:
         examples: one for each row, by which methods know it; or how many rows there are, which nothing is known of.
     """
-    rows = examples if isinstance(examples, int) else len(examples)
-    ids = torch.tensor([before(learner)] * rows, device=learner.device)
+    number = examples if isinstance(examples, int) else len(examples)
+    ids = torch.tensor([list(start)] * number, device=learner.device)
     known = () if isinstance(examples, int) else examples
     return Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, known)
 
@@ -42,7 +34,11 @@ def beginnings(learner: Learner, examples: Sequence[Example] | int) -> Batch:
 def written(learner: Learner, ids: Sequence[Sequence[int]], examples: Sequence[Example] = ()) -> Batch:
     """Texts, in token ids, every token of which is a target; no token ends them.
 
+    Before each stands the token that begins a text, which is all that an encoder reads, as in the
+    lm-evaluation-harness.
+
     Args:
         examples: one for each text, by which methods know it; empty = by what is read.
     """
-    return learner.family.answered(beginnings(learner, examples or len(ids)), ids)
+    start = [beginning(learner.family.tokenizer)]
+    return learner.family.answered(rows(learner, start, examples or len(ids)), ids)
