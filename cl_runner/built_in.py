@@ -52,6 +52,7 @@ PROBES = {
     "lm_eval": "lm_eval:LMEval",
     "task_loss": "task_loss:TaskLoss",
     "oracle": "oracle:Oracle",
+    "minimal_pairs": "minimal_pairs:MinimalPairs",
 }
 
 #: backbone.family -> file:class. Plain text: importing a family imports torch.

@@ -25,6 +25,7 @@ from cl_runner.learner import Learner
 from cl_runner.matrix import START
 from cl_runner.methods.base import Method
 from cl_runner.probes.base import Probe
+from cl_runner.rate_advice import loss_note
 from cl_runner.record import throughput, write_ability, write_fisher, write_matrices, write_predictions
 from cl_runner.sparse.certificate import Untouched
 from cl_runner.sparse.chain import apply_chain
@@ -35,7 +36,10 @@ from cl_runner.tracking.console import Console
 from cl_runner.tracking.metrics import MetricsLog
 from cl_runner.tracking.progress import Shown
 from cl_runner.tracking.wandb_log import WandbLog
-from cl_runner.train import Best, Progress
+from cl_runner.train import Best, Progress, stage_of
+
+#: Numbers of general ability that the console has.
+SAID = 12
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,10 @@ class Journal(Watch):
                 # What the task trained is worth nothing: the next try begins it anew, and does not go on from its end.
                 self.save("begin", task.index)
                 raise
-        self.details[task.index] |= kept | throughput(self._folder, task, entries)
+        detail = self.details[task.index]
+        detail |= kept | throughput(self._folder, task, entries)
+        rate = stage_of(self._config.training, task).learning_rate
+        detail["loss_note"] = loss_note(detail, task, self._method, self._learner.what, rate, self._config.method)
         if best.evaluations:
             self.details[task.index]["selected_epoch"] = {"step": best.step, "evaluations": best.evaluations}
 
@@ -225,6 +232,8 @@ class Journal(Watch):
         others = f" and {written} written by the method" if written else ""
         self._console.line(f"{name}: {entries} weights trained{others}, {detail['changed']} changed")
         self._console.line(outputs.text(self._moved, name))
+        if detail["loss_note"] is not None:
+            self._console.line(detail["loss_note"])
         own = self._moved.get("own")
         if own is not None and own["changed"] == 0 < entries:
             self._console.line(
@@ -333,4 +342,7 @@ class Journal(Watch):
         self.ability = [*self.ability, numbers]
         self._write(kind="ability", after=after, step=self.step, ability=numbers)
         self._write_ability()
-        self._console.line(f"general ability after {after}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
+        said = [f"{name} {value:.4g}" for name, value in numbers.items()]
+        if len(said) > SAID + 1:
+            said[SAID:] = [f"and {len(said) - SAID} more in ability.csv"]
+        self._console.line(f"general ability after {after}: {', '.join(said)}")

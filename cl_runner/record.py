@@ -19,6 +19,7 @@ from cl_runner.data.task import Task, fingerprint, label_union, source_files
 from cl_runner.digests import read_json, write, write_files
 from cl_runner.families.base import Prediction
 from cl_runner.intervals import by_task, derived_intervals, draw, label_scores, read_answers, read_scores
+from cl_runner.loss_course import courses
 from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting, write_table
 from cl_runner.parts import family_kind
 from cl_runner.pretrained.places import all_digests
@@ -158,21 +159,22 @@ def write_matrices(folder: Path, names: Sequence[str], rows: Sequence[Sequence[f
     write_files(folder, texts)
 
 
-def throughput(folder: Path, task: Task, entries: int) -> dict[str, float]:
+def throughput(folder: Path, task: Task, entries: int) -> dict[str, Any]:
     """What a task trained on, from metrics.jsonl and plan.json; what is not known is left out.
 
     Returns:
         `steps` (batches), `optimizer_steps`, `train_examples` (of the task's own), `examples_seen` (that went through
         training, with all that methods added), `replayed_examples` (`Learner.replayed`), `tokens`, `tokens_per_second`,
-        `budget_spent` (in the unit of `training.budget`, if there is one),
+        `budget_spent` (in the unit of `training.budget`, if there is one), what `loss_course.courses` finds,
         `padding_share`, and the share of the device's products that the model needed (model FLOPs utilisation).
     """
-    counted: dict[str, float] = {
+    counted: dict[str, Any] = {
         "train_examples": len(task.train),
         "steps": 0,
         "optimizer_steps": 0,
         "examples_seen": 0,
         "replayed_examples": 0,
+        "steps_times_rate": 0.0,
     }
     if not entries:
         return counted
@@ -185,7 +187,7 @@ def throughput(folder: Path, task: Task, entries: int) -> dict[str, float]:
     positions = sum(line["tokens"] / (1 - line["padding_share"]) for line in steps)
     found = counted | {
         "steps": len(steps),
-        "optimizer_steps": sum(line["optimizer_steps"] for line in steps),
+        **courses(steps)[task.name],
         "examples_seen": sum(line["examples"] for line in steps),
         "replayed_examples": sum(line["replayed_examples"] for line in steps),
         "tokens": tokens,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_folders import table_rows, words
 from tiny import Losses, learn, run_command, tiny, tiny_config, tiny_learner
 from torch.nn import functional
 
@@ -240,7 +241,8 @@ def test_lwf_distils_the_new_examples_alone(tmp_path: Path) -> None:
 
 def test_what_was_trained_on_is_counted(tmp_path: Path) -> None:
     options = ("method.replay.way=periodic", "method.replay.every=2", "method.replay.share=0.5")
-    assert run_command(tiny(tmp_path, "method=replay", *options, "method.replay.batch_size=4")) == 0
+    options += ("training.incremental.learning_rate=1e-9", "method.replay.batch_size=4")
+    assert run_command(tiny(tmp_path, "method=replay", *options)) == 0
     (path,) = tmp_path.rglob("summary.json")
     base, second, third = json.loads(path.read_text())["tasks_detail"]
     assert [base[key] for key in ("train_examples", "steps", "optimizer_steps", "examples_seen")] == [48, 12, 12, 96]
@@ -248,6 +250,15 @@ def test_what_was_trained_on_is_counted(tmp_path: Path) -> None:
     assert [third[key] for key in ("steps", "optimizer_steps", "examples_seen")] == [6, 12, 48 + 24]
     assert [one["replayed_examples"] for one in (base, second, third)] == [0, 12, 24]
     assert 0 <= second["padding_share"] < 1
+    assert 9e-10 < second["steps_times_rate"] < 9e-9 < base["steps_times_rate"]
+    # At such rates no loss moves, which the run says and keeps.
+    assert [one["loss_went"] for one in (base, second, third)] == ["nowhere"] * 3
+    assert "type training.base.learning_rate=0.0003" in base["loss_note"]
+    assert "type training.incremental.learning_rate=3e-09" in second["loss_note"]
+    assert second["loss_note"] in (path.parent / "log.txt").read_text()
+    page = words(path.parent / "report.html")
+    assert second["loss_note"] in page
+    assert [row[-1] for row in table_rows(page) if row[:2] == [second["name"], "9"]] == ["did not move"]
 
 
 def test_gradients_of_a_memory_are_replayed_examples(tmp_path: Path) -> None:

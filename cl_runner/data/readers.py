@@ -23,7 +23,7 @@ from cl_runner.data.converters import DOCUMENTS
 from cl_runner.data.labels import class_names
 from cl_runner.data.places import is_saved, typed
 from cl_runner.data.reader import Reader, Record
-from cl_runner.data.separated import Separated
+from cl_runner.data.separated import AsTheEndingSays, Separated
 from cl_runner.git_lfs import is_pointer
 
 #: Options of a definition -> the formats that they say something of.
@@ -86,7 +86,7 @@ def reader_of(path: Path, definition: TaskDefinition, name: str, split: str) -> 
     form = form_of(path, definition, name)
     opened = partial(_open, path, definition.encoding or "utf-8-sig")
     if form in ("csv", "tsv"):
-        return Separated(path, definition, name, form, opened)
+        return Separated(path, definition, f"task.{name}", form, opened)
     if definition.convert in DOCUMENTS:
         return _Document(path, opened, str(definition.convert))
     readers = {"jsonl": _JsonLines, "json": _Json}
@@ -96,7 +96,7 @@ def reader_of(path: Path, definition: TaskDefinition, name: str, split: str) -> 
 
 
 def file_records(path: Path) -> Iterator[Record]:
-    """The records of a .parquet, .jsonl or .json file.
+    """The records of a .parquet, .csv, .tsv, .jsonl or .json file.
 
     Raises:
         ValueError: it is none, or cannot be read.
@@ -106,10 +106,14 @@ def file_records(path: Path) -> Iterator[Record]:
     try:
         if form == "parquet":
             reader: Reader = _Parquet(path, "")
+        elif form in ("csv", "tsv"):
+            reader = Separated(path, AsTheEndingSays(), None, form, opened)
         elif form in ("jsonl", "json"):
             reader = _JsonLines(path, opened) if form == "jsonl" else _Json(path, opened)
         else:
-            raise ValueError(f"{path} is no .parquet, .jsonl or .json file (or .gz of these)")
+            raise ValueError(
+                f"{path} is no {', '.join(f'.{one}' for one in FORMS[:-1])} or .{FORMS[-1]} file (or .gz of these)"
+            )
         for _, record in reader.parse(enumerate(reader.raws(), start=1)):
             yield record
     except (OSError, EOFError, UnicodeError, zlib.error) as error:

@@ -7,9 +7,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, Protocol
 
-from cl_runner.config import TaskDefinition
 from cl_runner.data.reader import Reader, Record
 
 #: Of `quoting`: how quotes are read. backslash: \" is a quote, \\ a backslash, any other backslash stands for itself.
@@ -19,7 +18,33 @@ _QUOTING: dict[str, dict[str, Any]] = {
     "backslash": {"doublequote": False, "escapechar": "\\"},
 }
 _BACKSLASH = re.compile(r'\\["\\]|\\')
+_OTHER_FORM = "Write quotes inside quoted cells twice, or the rows as JSON lines (.jsonl)"
 _DELIMITERS = {";": "';'", "\t": "tab", ",": "','", "|": "'|'"}
+
+
+class Options(Protocol):
+    """How cells are told apart: config.TaskDefinition says what each option means."""
+
+    @property
+    def delimiter(self) -> str | None: ...
+    @property
+    def quoting(self) -> str | None: ...
+    @property
+    def header(self) -> bool | list[str]: ...
+    @property
+    def labels(self) -> Any: ...
+    @property
+    def label(self) -> str: ...
+
+
+class AsTheEndingSays(NamedTuple):
+    """The options of a file of which nothing is said."""
+
+    delimiter: str | None = None
+    quoting: str | None = None
+    header: bool | list[str] = True
+    labels: Any = None
+    label: str = ""
 
 
 class Separated(Reader):
@@ -27,13 +52,16 @@ class Separated(Reader):
 
     The module csv does the reading, strictly: pandas fills up short rows, renames repeated columns and keeps text
     behind a closing quote, all without a word, and pyarrow names no row.
+
+    Args:
+        key: where the options stand in the configuration; None = they cannot be typed.
     """
 
     def __init__(
-        self, path: Path, definition: TaskDefinition, name: str, form: str, opened: Callable[[], IO[str]]
+        self, path: Path, definition: Options, key: str | None, form: str, opened: Callable[[], IO[str]]
     ) -> None:
         super().__init__(path)
-        self._definition, self._name, self._opened = definition, name, opened
+        self._definition, self._key, self._opened = definition, key, opened
         given = definition.delimiter or ("tab" if form == "tsv" else ",")
         self._delimiter = "\t" if given == "tab" else given
         self._quoting = definition.quoting or ("none" if form == "tsv" else "double")
@@ -108,8 +136,8 @@ class Separated(Reader):
                 raise ValueError(
                     f"row {number} of {self.place} (lines {begins} to {begins + len(lines) - 1}) is several rows that "
                     f"a quote joins: each of its lines has a label of its own. "
-                    f"If quotes are characters, type: task.{self._name}.quoting=none (or, if the lines belong to one "
-                    f"text, task.{self._name}.quoting=double)"
+                    f"If quotes are characters, type: {self._key}.quoting=none (or, if the lines belong to one "
+                    f"text, {self._key}.quoting=double)"
                 )
             self.notes["rows of several lines"] += 1
 
@@ -123,17 +151,20 @@ class Separated(Reader):
         return all(len(cells) == len(self._header) and cells[place].strip('"') in labels for cells in parts)
 
     def _quoted_hint(self, lines: Sequence[str]) -> str:
+        if self._key is None:
+            return ""
         text = "".join(lines)
         if self._quoting == "double" and '\\"' in text:
-            return f'. If \\" is a quote inside a text, type: task.{self._name}.quoting=backslash'
+            return f'. If \\" is a quote inside a text, type: {self._key}.quoting=backslash'
         if self._quoting == "none" and '"' in text:
-            return f". If quotes hold cells together, type: task.{self._name}.quoting=double"
+            return f". If quotes hold cells together, type: {self._key}.quoting=double"
         return ""
 
     def _unreadable(self, error: csv.Error, number: int, begins: int, lines: Sequence[str]) -> ValueError:
         """What to say of quotes that do not fit together."""
         where = f"row {number} of {self.place} (line {begins})" if self._header else f"the header of {self.place}"
-        hint = self._quoted_hint(lines) or f". If quotes are characters, type: task.{self._name}.quoting=none"
+        characters = f"If quotes are characters, type: {self._key}.quoting=none" if self._key else _OTHER_FORM
+        hint = self._quoted_hint(lines) or f". {characters}"
         if "unexpected end of data" in str(error):
             return ValueError(f"{where} opens a quote that no row closes{hint}")
         if "expected after" in str(error):
@@ -145,7 +176,7 @@ class Separated(Reader):
     def advice(self, wanted: Sequence[str]) -> str:
         """What may be the reason if a wanted column is not there; empty if nothing suggests itself."""
         line = self._delimiter.join(self._header)
-        key = f"task.{self._name}"
+        key = self._key
         if line.startswith("sep="):
             return f"Its first line is Excel's: delete it, and type: \"{key}.delimiter='CHARACTER'\""
         if "\0" in line:

@@ -11,19 +11,18 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from transformers import PreTrainedTokenizerBase
 
 from cl_runner.batch import Batch
 from cl_runner.config import Count, Positive, Sampling
 from cl_runner.data.example import Example
 from cl_runner.data.readers import file_records
 from cl_runner.digests import read_text, write
-from cl_runner.families.base import IGNORED, Answering, Family
+from cl_runner.families.base import Answering, Family
 from cl_runner.families.reading_text import TextReader
-from cl_runner.families.tokens import padded
 from cl_runner.learner import Learner
 from cl_runner.needs import ProbePass
 from cl_runner.probes.base import Probe, at_rest
+from cl_runner.probes.texts import beginning, rows, written
 from cl_runner.read_if import ReadIf
 
 #: Texts that the model writes at once. Their number enters what chance writes, so that it is no option.
@@ -81,8 +80,7 @@ class HeldText(Probe):
         texts: list[str] = []
         for first in range(0, self.texts, WRITTEN_AT_ONCE):
             torch.manual_seed(learner.seed_of("probe", self.node, first))
-            ids = torch.tensor([start] * min(WRITTEN_AT_ONCE, self.texts - first), device=learner.device)
-            batch = Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+            batch = rows(learner, start, min(WRITTEN_AT_ONCE, self.texts - first))
             texts += [answer.text for answer in learner.answer(batch, how)]
             learner.progress("write text", len(texts), self.texts)
         said = [text for text in texts if text.strip()]
@@ -140,26 +138,10 @@ class HeldText(Probe):
             halves = [halved(text) for text in texts]
             yield from learner.sorted_batches([Example(first, second) for first, second in halves], self.batch_size)
             return
-        start = beginning(learner.family.tokenizer)
         ids = TextReader(learner.family.tokenizer, learner.family.backbone.special_tokens).ids(texts)
-        rows = sorted((row[: self.tokens] for row in ids), key=len, reverse=True)
-        for first in range(0, len(rows), self.batch_size):
-            chosen = rows[first : first + self.batch_size]
-            mask = padded([[1] * (len(row) + 1) for row in chosen], 0, "left")
-            tensors = {
-                "input_ids": padded([[start, *row] for row in chosen], learner.family.tokenizer.pad_token_id, "left"),
-                "attention_mask": mask,
-                "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-                "labels": padded(chosen, IGNORED, "left"),
-            }
-            yield Batch(tensors).to(learner.device)
-
-
-def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that a text begins with; where there is none, the one that ends the text before."""
-    token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    assert isinstance(token, int), "a language model's tokenizer ends its texts"
-    return token
+        cut = sorted((row[: self.tokens] for row in ids), key=len, reverse=True)
+        for first in range(0, len(cut), self.batch_size):
+            yield written(learner, cut[first : first + self.batch_size])
 
 
 def halved(text: str) -> tuple[str, str]:

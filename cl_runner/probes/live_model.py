@@ -49,7 +49,8 @@ class LiveModel(HFLM):
             for i in waiting:
                 texts, context, continuation = requests[i]
                 # A text that is scored as a whole has no context: what is read says where it belongs.
-                known = self.tokenizer.decode(context + continuation) if texts is None else texts[0]
+                whole = self.tokenizer.decode(context + continuation) if texts is None else texts[1]
+                known = texts[0] if texts and (texts[0] or self.backend == "seq2seq") else whole
                 if self._contexts.setdefault(self._row(context, continuation), known) == known:
                     now.append(i)
             scored = super()._loglikelihood_tokens([requests[i] for i in now], *options, **named)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cl_runner.loss_course import courses
 from cl_runner.report.folder import Run
 from cl_runner.report.text_table import Table
 
@@ -16,6 +17,8 @@ COSTS = {
     "method_bytes/most": "bytes that methods hold when a task is done, of the task where they are most",
     "replayed_examples/later_tasks": "examples of earlier tasks that steps trained on or took the gradient of, each "
     "time counted, mean over the tasks after the first",
+    "steps_times_rate/later_tasks": "the sum of the learning rates of all optimizer steps, about how far AdamW moves a "
+    "weight at most, mean over the tasks after the first",
     "peak_memory/largest_phase": "the largest peak of memory of a run's phases: of the device, on a CPU of the process",
     "online_seconds/later_tasks": "preparation and training, mean over the tasks after the first",
     "offline_seconds/later_tasks": "all between tasks, such as importance, mean over the tasks after the first",
@@ -29,6 +32,7 @@ _OF_A_TASK: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "stored_weights/later_tasks": lambda task: task["stored"],
     "stored_bytes/later_tasks": lambda task: task["stored_bytes"],
     "replayed_examples/later_tasks": lambda task: task.get("replayed_examples"),
+    "steps_times_rate/later_tasks": lambda task: task.get("steps_times_rate"),
     "online_seconds/later_tasks": lambda task: task["online_seconds"],
     "offline_seconds/later_tasks": lambda task: task["offline_seconds"],
 }
@@ -64,6 +68,8 @@ def cost_text(name: str, value: float, unit: bool = True) -> str:
         return f"{value:,.0f}"
     if name.startswith("trainable_share"):
         return f"{value:.3g} %" if unit else f"{value:.3g}"
+    if name.startswith("steps_times_rate"):
+        return f"{value:.2g}"
     if name.startswith("milliseconds_per_example"):
         return f"{value:.1f} ms" if unit else f"{value:.1f}"
     return f"{value:.1f} s" if unit else f"{value:.1f}"
@@ -147,6 +153,37 @@ def time_table(details: Sequence[Mapping[str, Any]]) -> Table:
     ]
     header = ["task", "training examples", "steps", "offline, s", "online, s", "evaluation, s"]
     return Table([*header, *(head for head, _ in known.values())], rows)
+
+
+#: Where a loss went, in words.
+_WENT = {"down": "fell", "up": "rose", "nowhere": "did not move"}
+
+
+def learning_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """How far each task's steps could move a weight, and where its loss went; empty before the first step.
+
+    Args:
+        lines: of metrics.jsonl's steps.
+    """
+    rows = [
+        [
+            task,
+            f"{found['optimizer_steps']:,}",
+            f"{found['learning_rate']:.3g}",
+            f"{found['steps_times_rate']:.2g}",
+            f"{found['loss_first']:.3g}",
+            f"{found['loss_last']:.3g}",
+            _WENT.get(found["loss_went"], "-"),
+        ]
+        for task, found in courses([line for line in lines if "learning_rate" in line]).items()
+    ]
+    header = ["task", "optimizer steps", "peak rate", "steps x rate", "loss, first third", "last third", "the loss"]
+    return Table(header, rows)
+
+
+def notes_of(details: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What runs said of tasks whose loss did not fall."""
+    return [str(task["loss_note"]) for task in details if task.get("loss_note")]
 
 
 def certificate_text(proof: Mapping[str, Any]) -> str:

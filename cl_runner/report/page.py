@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from cl_runner.digests import Damaged, read_json, read_text
+from cl_runner.loss_course import RULE
 from cl_runner.matrix import START, forgetting_matrix, formula_of, learned_so_far
 from cl_runner.report import plots
 from cl_runner.report.ability import DRAWN, changes, describe, own, signed
@@ -21,6 +22,8 @@ from cl_runner.report.costs import (
     bytes_text,
     certificate_table,
     costs,
+    learning_table,
+    notes_of,
     planned_tables,
     storage_table,
     time_table,
@@ -82,6 +85,7 @@ def write_run_report(folder: Path) -> Path:
         "costs": make("storage and time", "summary.json", lambda: _costs(run), None),
         "planned": make("plan and measurement", "plan.json", lambda: planned_tables(run), none),
         "losses": make("loss", "metrics.jsonl", lambda: _losses(run), None),
+        "notes": make("notes on losses", "summary.json", lambda: notes_of(run.details), none),
         "numbers": make("all numbers", "summary.json", lambda: _numbers(run), None),
         "configuration": read_text(folder / "config.yaml"),
         "environment": json.dumps(run.environment, indent=2, ensure_ascii=False),
@@ -223,13 +227,13 @@ def _costs(run: Run) -> dict[str, Any] | None:
     }
 
 
-def _losses(run: Run) -> Path | None:
-    """The picture of the training loss; None before the first step."""
+def _losses(run: Run) -> dict[str, Any] | None:
+    """The training loss, as a picture, and steps x rate by task; None before the first step."""
     lines, path = [line for line in run.log if line["kind"] == "train"], run.folder / "plots" / "loss.png"
     if not lines:
         return None
     plots.loss_curve(lines, path)
-    return path
+    return {"picture": path, "table": learning_table(lines), "rule": RULE}
 
 
 def _numbers(run: Run) -> dict[str, Table] | None:

@@ -1,4 +1,4 @@
-"""What the benchmarks of language models share: a LLaMA, random or of a folder, prompts and answers for it.
+"""What the benchmarks of language models share: a LLaMA, random, of a folder or of conf/backbone; prompts and answers.
 
 The random one has a vocabulary as large as LLaMA-2's, so that logits weigh as much beside everything else as there. It
 reads and writes bytes: those of its outputs that stand for no printable character never win.
@@ -26,6 +26,7 @@ from cl_runner.sparse.measured import Measured
 
 #: Options of every script that uses this file.
 OPTIONS: dict[str, Any] = {
+    "backbone": "",  # of conf/backbone, such as smollm2_135m
     "checkpoint": "",
     "device": "cpu",
     "vocabulary": 32000,
@@ -47,11 +48,12 @@ class Setting:
     config: Config
     family: Family
     device: torch.device
+    drawn: bool  # its weights are random
 
     def learner(self, task: Task) -> tuple[Learner, Chain]:
         """A model of its own, with the configuration's method."""
         model, tokenizer = self.family.build(self.config.seed)
-        if self.config.backbone.checkpoint is None:
+        if self.drawn:
             printable = tokenizer([chr(code) for code in range(33, 127)], add_special_tokens=False)["input_ids"]
             kept = torch.tensor([*(i for ids in printable for i in ids), tokenizer.eos_token_id])
             head = model.get_output_embeddings().weight.data
@@ -64,17 +66,19 @@ class Setting:
 
 def setting(given: Any, *overrides: str) -> Setting:
     """The real configuration with the model that the options ask for."""
-    backbone = f"backbone={'causal_folder' if given.checkpoint else 'tiny_llama'}"
+    drawn = not given.backbone and not given.checkpoint
+    backbone = f"backbone={given.backbone or ('tiny_llama' if drawn else 'causal_folder')}"
     with tempfile.TemporaryDirectory() as folder:
         config = compose([backbone, f"root={folder}", "wandb=disabled", "importance.cache_gb=0", *overrides]).config
     changes: dict[str, Any] = {
         "max_length": given.longest_prompt,
         "truncation": "keep_start",  # as tokenizers do
         "max_answer_length": given.longest_answer,
+        "chat_template": False,
     }
     if given.checkpoint:
         changes["checkpoint"] = given.checkpoint
-    else:
+    if drawn:
         heads = max(1, given.width // 64)
         changes["architecture"] = {
             "model_type": "llama",
@@ -88,7 +92,7 @@ def setting(given: Any, *overrides: str) -> Setting:
             "tie_word_embeddings": False,
         }
     config = config.model_copy(update={"backbone": config.backbone.model_copy(update=changes)})
-    return Setting(config, build_family(config.backbone, ()), torch.device(given.device))
+    return Setting(config, build_family(config.backbone, ()), torch.device(given.device), drawn)
 
 
 def examples(given: Any, family: Family, count: int) -> tuple[Example, ...]:

@@ -1,4 +1,6 @@
-"""Training of a language model against transformers' Trainer: the same examples, batches, losses and AdamW, in fp32.
+r"""Training of a language model against transformers' Trainer: the same examples, batches, losses and AdamW, in fp32.
+
+With the Trainer as well: all weights, or peft's LoRA (r = 8) of all linear layers.
 
 A pass over all examples, every variant from the same weights and in the same order, shuffled, or shuffled and then
 grouped by length as `training.group_by_length` does. The Trainer gets tokenised examples with -100 on the prompt and
@@ -6,6 +8,9 @@ pads each batch; it does not evaluate, save or log. The losses of seq_ft are the
 Peak memory is what a process of its own needs beyond the model: activations, gradients, the optimizer.
 
     python scripts/bench/training.py --threads 2 --repeats 5 --output outputs/published/bench/training.json
+    python scripts/bench/training.py --backbone smollm2_135m --variants Trainer,LoRA,seq_ft,piece_s --clock processor \
+        --threads 1 --repeats 2 --examples 8 --size 4 --shortest-prompt 16 --longest-prompt 40 --longest-answer 16 \
+        --learning-rate 1e-5 --output outputs/published/bench/training_smollm2.json
 """
 
 from __future__ import annotations
@@ -13,14 +18,13 @@ from __future__ import annotations
 import gc
 import math
 import tempfile
-import time
 from collections.abc import Callable
 from statistics import fmean as mean
 from typing import Any
 
 import torch
 import transformers
-from harness import arguments, interleaved, keep, own_process, pace_row, peak_rise, ratio, show, spread
+from harness import arguments, interleaved, keep, now, own_process, pace_row, peak_rise, ratio, show, spread
 from language import OPTIONS, examples, setting, task_of
 from torch import nn
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
@@ -28,6 +32,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, Train
 from cl_runner.train import epoch_order, train_task
 
 PEER = "Trainer"
+LORA = "LoRA"
 GROUPED = ", by length"
 
 
@@ -56,8 +61,7 @@ def ours(given: Any, method_name: str, by_length: bool) -> Pass:
         "training.schedule=constant",
         "training.warmup=0.0",
         f"training.group_by_length={str(by_length).lower()}",
-        "importance.micro_batch=8",
-        "importance.max_examples=16",
+        *(() if method_name == "seq_ft" else ("importance.micro_batch=8", "importance.max_examples=16")),
     )
     house = setting(given, f"method={method_name}", *overrides)
     task = task_of(examples(given, house.family, given.examples), (), 1)
@@ -80,18 +84,27 @@ def ours(given: Any, method_name: str, by_length: bool) -> Pass:
 
 
 class FirstStep(TrainerCallback):
-    """When the Trainer began its first step, `at` in seconds of time.perf_counter."""
+    """When the Trainer began its first step, `at` in seconds of the benchmark's clock."""
 
     def on_train_begin(self, *state: Any, **more: Any) -> None:
         """Called by the Trainer."""
-        self.at = time.perf_counter()
+        self.at = now()
 
 
-def peer(given: Any, by_length: bool, folder: str, preparing: list[float]) -> Pass:
+def adapted(model: nn.Module) -> nn.Module:
+    """The model with peft's LoRA on all linear layers but the output's."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def peer(given: Any, by_length: bool, folder: str, preparing: list[float], lora: bool = False) -> Pass:
     """By the Trainer; the seconds of each pass before its first step are added to `preparing`."""
     house = setting(given, "method=seq_ft")
     train = examples(given, house.family, given.examples)
     learner, _ = house.learner(task_of(train, (), 1))
+    model = adapted(learner.model) if lora else learner.model
     rows = []
     lengths = house.family.lengths(train)
     for i in epoch_order(house.config.seed, 0, 0, len(train), lengths if by_length else None, given.size):
@@ -121,20 +134,20 @@ def peer(given: Any, by_length: bool, folder: str, preparing: list[float]) -> Pa
     collator = DataCollatorForSeq2Seq(house.family.tokenizer, label_pad_token_id=-100)
 
     def make() -> Callable[[], float]:
-        trainer = Trainer(learner.model, wanted, collator, train_dataset=rows)  # type: ignore[arg-type]
+        trainer = Trainer(model, wanted, collator, train_dataset=rows)  # type: ignore[arg-type]
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         watch = FirstStep()
         trainer.add_callback(watch)
 
         def run() -> float:
-            began = time.perf_counter()
+            began = now()
             loss = float(trainer.train().training_loss)
             preparing.append(watch.at - began)
             return loss
 
         return run
 
-    return Pass(learner.model, sum(lengths), make)
+    return Pass(model, sum(lengths), make)
 
 
 def builders(given: Any, folder: str, preparing: list[float]) -> dict[str, Callable[[], Pass]]:
@@ -143,6 +156,7 @@ def builders(given: Any, folder: str, preparing: list[float]) -> dict[str, Calla
         PEER: lambda: peer(given, False, folder, preparing),
         "seq_ft": lambda: ours(given, "seq_ft", False),
         "piece_s": lambda: ours(given, "piece_s", False),
+        LORA: lambda: peer(given, False, folder, preparing, lora=True),
         PEER + GROUPED: lambda: peer(given, True, folder, preparing),
         "seq_ft" + GROUPED: lambda: ours(given, "seq_ft", True),
         "piece_s" + GROUPED: lambda: ours(given, "piece_s", True),
@@ -150,12 +164,14 @@ def builders(given: Any, folder: str, preparing: list[float]) -> dict[str, Calla
 
 
 def main() -> None:
-    given = arguments(__doc__ or "", examples=64, size=8, micro_batch=0, learning_rate=1e-4, **OPTIONS)
+    given = arguments(__doc__ or "", examples=64, size=8, micro_batch=0, learning_rate=1e-4, variants="", **OPTIONS)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         preparing: list[float] = []
         made = builders(given, folder, preparing)
+        if given.variants:
+            made = {name: made[name] for name in given.variants.split(",")}
         if given.variant:  # one variant in a process of its own
             one = made[given.variant]()
             one.run()
@@ -166,7 +182,7 @@ def main() -> None:
         passes = {name: make() for name, make in made.items()}
         tokens = passes[PEER].tokens
         losses = {name: one.run() for name, one in passes.items()}
-        pairs = [(losses[PEER + how], losses["seq_ft" + how]) for how in ("", GROUPED)]
+        pairs = [(losses[PEER + how], losses["seq_ft" + how]) for how in ("", GROUPED) if PEER + how in made]
         assert all(math.isclose(*pair, rel_tol=1e-4) for pair in pairs), f"mean losses, the Trainer's and ours: {pairs}"
         runs = {name: lambda one=one: one.run() for name, one in passes.items()}
         seconds = interleaved(runs, given.repeats, lambda name: passes[name].ready())
