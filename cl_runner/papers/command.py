@@ -88,7 +88,7 @@ def _made(found: Published, asked: argparse.Namespace, form: str) -> Table:
     if asked.missing:
         from cl_runner.papers.missing import commands, missing_table
 
-        return missing_table(found, commands(found, filling, asked.data_root))
+        return missing_table(found, commands(found, filling.exact if filling else (), asked.data_root))
     from cl_runner.papers.shapes import in_shape, one_line_per_cell
 
     return one_line_per_cell(found, filling) if form == "csv" else in_shape(found, filling)

@@ -52,17 +52,25 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     # Task names may hold $ and must not become formulas.
     "text.parse_math": False,
+    # Letters of a PDF stay letters; the names inside an SVG are the same whenever it shows the same.
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "cl_runner",
 }
+#: Formats of pictures -> what would differ from one time to the next, left out.
+FORMATS: Mapping[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 @contextmanager
-def drawing(path: Path, width: float, height: float, style: Mapping[Any, Any] | None = None) -> Iterator[Figure]:
+def drawing(
+    path: Path, width: float, height: float, style: Mapping[Any, Any] | None = None, caption: str = ""
+) -> Iterator[Figure]:
     """A figure in inches, outside pyplot so that nothing stays open; in the end written to `path`.
 
-    It is a PNG of 150 dots per inch, the same bytes whenever it shows the same.
+    It is a PNG of 150 dots per inch, an SVG or a PDF, as the path ends; the same bytes whenever it shows the same.
 
     Args:
         style: settings of matplotlib besides `STYLE`.
+        caption: lines below it, small.
     """
     with rc_context({**STYLE, **(style or {})}), warnings.catch_warnings():
         # A letter that the font lacks is drawn as a box; tables have the name.
@@ -70,8 +78,10 @@ def drawing(path: Path, width: float, height: float, style: Mapping[Any, Any] | 
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
+        if caption:
+            figure.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color="#555555")
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
+        figure.savefig(path, dpi=150, facecolor="white", metadata=FORMATS[path.suffix[1:]])
 
 
 def grid_shape(count: int, most: int) -> tuple[int, int]:
