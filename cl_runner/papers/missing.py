@@ -40,9 +40,7 @@ class Command:
         return jobs_of(self.overrides)
 
 
-def commands(
-    table: Published, exact: Collection[Place], data_root: str | None, every: bool = False
-) -> list[Command]:
+def commands(table: Published, exact: Collection[Place], data_root: str | None, every: bool = False) -> list[Command]:
     """A command for each group of empty cells whose runs differ in one choice, such as the order.
 
     Args:

@@ -211,10 +211,11 @@ class Paper(_Part):
         of = {data.number: data for data in self.tables}
         for figure in self.figures:
             for part in (figure.runs, *figure.published):
-                rows, columns = ({line.name for line in lines} for lines in (of[part.table].rows, of[part.table].columns))
-                unknown = (set(part.rows) - rows) | (set(part.columns) - columns)
-                if unknown:
-                    raise ValueError(f"figure {figure.number}: table {part.table} has no {', '.join(sorted(unknown))}")
+                table = of[part.table]
+                lacking = set(part.rows) - {line.name for line in table.rows}
+                lacking |= set(part.columns) - {line.name for line in table.columns}
+                if lacking:
+                    raise ValueError(f"figure {figure.number}: table {part.table} has no {', '.join(sorted(lacking))}")
         return self
 
 

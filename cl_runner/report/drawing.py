@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -79,7 +80,9 @@ def drawing(
         FigureCanvasAgg(figure)
         yield figure
         if caption:
-            figure.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color="#555555")
+            room = int(16 * figure.get_figwidth())  # letters of this size that fit
+            lines = [part for line in caption.splitlines() for part in textwrap.wrap(line, room)]
+            figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7.5, color="#555555")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, facecolor="white", metadata=FORMATS[path.suffix[1:]])
 
