@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import run_folders
 import yaml
-from run_folders import make_run
+from run_folders import as_published, make_run
 from tiny import run_command
 
 from cl_runner.groups import GROUPS, nodes_of, options
@@ -205,24 +205,6 @@ ENDINGS = {"markdown": "md", "csv": "csv", "latex": "tex", "html": "html"}
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folders, "SIZES", [20] + [10] * 16)
-
-
-def as_published(folder: Path, name: str, row: str, column: str) -> Path:
-    """Make a made-up run one of a cell's own setting, with as many examples."""
-    cell = table(name).cells[row, column]
-    assert cell.overrides is not None
-    config = dict(configuration(cell.overrides))
-    (folder / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))
-    summary = json.loads((folder / "summary.json").read_text())
-    counts = {
-        split: protocol._counts(config, split, getattr(cell.protocol, split), summary["tasks"])
-        for split in ("train", "test")
-    }
-    summary["test_examples"] = counts["test"]
-    for task in summary["tasks_detail"]:
-        task["train_examples"] = counts["train"][task["name"]]
-    (folder / "summary.json").write_text(json.dumps(summary))
-    return folder
 
 
 def test_runs_beside_pe_1(tmp_path: Path, capsys: pytest.CaptureFixture[str], sizes: None) -> None:

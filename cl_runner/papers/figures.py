@@ -11,7 +11,7 @@ from cl_runner.papers.missing import Command, commands
 from cl_runner.papers.names import unknown
 from cl_runner.papers.protocol import names
 from cl_runner.papers.published import GRADES, Cell, FigureData, Paper, Part, Published, papers
-from cl_runner.papers.settings import configuration
+from cl_runner.papers.settings import of_tasks
 
 #: What a figure draws -> what it reads of a run, in words.
 READS = {
@@ -93,7 +93,7 @@ class Figure:
 
 def _point(table: Published, row: str, cell: Cell, value: float) -> Point:
     assert cell.overrides is not None
-    tasks = names(configuration(cell.overrides))
+    tasks = names(of_tasks(cell.overrides))
     measure, after = at_task(cell.measure, tasks)
     shown = round(value / table.data.scale, 9)  # 0.372 / 0.01 is not 37.2 to the last bit
     return Point(row, measure, tuple(tasks), after or tasks[-1], shown, f"{table.name}, {GRADES[cell.grade]}")

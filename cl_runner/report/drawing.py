@@ -180,9 +180,11 @@ def colour_bar(axes: Axes, colours: Colormap, scale: Normalize, label: str) -> N
 
 
 def plain_numbers(axes: Axes) -> None:
-    """No powers of ten at the scale of a log axis."""
+    """No powers of ten at the scale of a log axis; over few decades twos and fives have their numbers as well."""
+    low, high = axes.get_ylim()
+    told = ("2", "5") if high < 100 * low else ()
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: "")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in told else "")
 
 
 def name_bars(axes: Axes, names: Sequence[str]) -> None:

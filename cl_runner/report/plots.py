@@ -92,7 +92,8 @@ def lines_over_tasks(
         interval: [t, 2] bounds in percent around the only line of a single run.
         caption: below it.
     """
-    with drawing(path, max(6.4, 0.45 * len(tasks) + 3.2), 4.2, caption=caption) as figure:
+    height = 4.2 + (0.05 * max(map(len, tasks)) if len(tasks) > 6 else 0.0)  # room for slanted names
+    with drawing(path, max(6.4, 0.45 * len(tasks) + 3.2), height, caption=caption) as figure:
         axes = figure.add_subplot()
         draw_lines(axes, curves, list(curves))
         if interval is not None:
@@ -103,8 +104,9 @@ def lines_over_tasks(
         if len(curves) > 1 and max(map(len, curves)) <= 24:
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
         elif len(curves) > 1:
-            figure.set_size_inches(figure.get_figwidth() + 1.2, 4.2 + 0.2 * -(-len(curves) // legend_columns(curves)))
-            figure.legend(loc="outside upper center", ncols=legend_columns(curves))
+            columns = legend_columns(curves)
+            figure.set_size_inches(figure.get_figwidth() + 1.2, height + 0.2 * -(-len(curves) // columns))
+            figure.legend(loc="outside upper center", ncols=columns)
 
 
 def legend_columns(labels: Iterable[str], most: int = 4) -> int:
