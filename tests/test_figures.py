@@ -221,8 +221,6 @@ def test_piece_1_has_scores_ability_and_published_lines(tmp_path: Path, capsys: 
     said = capsys.readouterr().out
     assert "1 of 1 runs over fdu_mtl did not measure humaneval/pass@1" in said and "probe=humaneval" in said
     assert "they measured held_text/loss. Type: --ability held_text/loss" in said
-    assert drawn("piece/1", output=tmp_path / "alone") == ["piece_1.csv", "piece_1.png"]
-    assert len(data(tmp_path / "alone" / "piece_1.csv")) == 32
 
 
 def test_piece_3_and_5_are_what_masks_json_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

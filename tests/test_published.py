@@ -289,6 +289,11 @@ def test_numbers_that_probes_and_single_tasks_have(tmp_path: Path) -> None:
     assert number_of(run, "last/a") == 70 and number_of(run, "own/a") == 80 and number_of(run, "last/x") is None
     steps = {"": 1.0, "start": 3.0, "a": 2.0, "own": 1.0, "before": 2.0, "x": None}
     assert {after: number_of(run, "ability/task_loss/b", after) for after in steps} == steps
+    asked = read_run(
+        make_run(tmp_path / "h", "seq_ft", tasks=("a", "b"), ability={"humaneval/pass@1": [3.0, 2.0, 1.0]})
+    )
+    for measure, value in (("pass@1", 1.0), ("pass@1@a", 2.0), ("pass@1@b", 1.0), ("pass@1@c", None), ("pass", None)):
+        assert number_of(asked, f"ability/humaneval/{measure}") == value
     assert number_of(run, "ability/task_loss/b@a") == 2 and number_of(run, "ability/none/b") is None
     assert number_of(run, "bwt/gem") == -10 and number_of(run, "retrieval/a") is None
 
