@@ -210,11 +210,14 @@ def test_piece_1_has_scores_ability_and_published_lines(tmp_path: Path, capsys: 
     so_far = [float(row["value"]) for row in own if row["measure"].startswith("mean")]
     assert so_far == [80.0] * 7 + [48.0] and own[-1]["unit"] == "%" and own[8]["after"] == "start"
     printed = {(row["line"], row["measure"], row["after"]): row for row in rows if not row["seed"]}
-    assert len(printed) == 32 and printed["F 0.1 %", "ability/humaneval/pass@1", "Py150"]["value"] == "29.88"
+    assert len(printed) == 33 and printed["untouched model", "ability/humaneval/pass@1", "start"]["value"] == "32.0"
+    assert printed["F 0.1 %", "ability/humaneval/pass@1", "Py150"]["value"] == "29.88"
     drawn("piece/1", run, "--ability", "held_text/loss", output=tmp_path / "loss")
     rows = data(tmp_path / "loss" / "piece_1.csv")
     loss = [float(row["value"]) for row in rows if row["measure"] == "held_text/loss"]
     assert loss == NUMBERS["held_text/loss"] and not any("humaneval" in row["measure"] for row in rows)
+    assert run_command(["figure", "piece/1", str(run), "--ability", "held_text/los"]) == 2
+    assert "Nearest: 'held_text/loss'. Type: --ability held_text/loss" in capsys.readouterr().err
     bare = make_run(tmp_path / "bare", "piece_s", ability={"held_text/loss": [1, 2, 3, 4]})
     capsys.readouterr()
     drawn("piece/1", bare, output=tmp_path / "a")
@@ -303,6 +306,7 @@ def test_what_is_missing_is_said_with_the_line_that_makes_it(
         (["pe/3", "--format", "jpg"], "is none of png, svg, pdf"),
         (["pe/3", "--format", "pngs"], "Nearest: --format png"),
         (["slm/9", "--task", "a"], "--task belongs to pe/3"),
+        (["slm/9", "--all", "--format", "png"], "name their folders behind slm/9"),
         (["pe/3", "--ability", "a/b"], "--ability belongs to piece/1"),
         (["--missing"], "Type: python -m cl_runner figure pe/3"),
         (["pe/3", "--ouput", "x"], "See: python -m cl_runner figure --help"),

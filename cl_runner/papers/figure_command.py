@@ -144,6 +144,8 @@ def _draw(found: Figure, asked: argparse.Namespace, formats: Sequence[str]) -> N
         if runs.nothing:
             raise ValueError(_with_commands(runs.nothing, found, asked))
         selection = runs.selection
+    elif asked.where or asked.all or asked.task or asked.ability:
+        raise ValueError(f"--where, --all, --task and --ability are about runs: name their folders behind {found.name}")
     elif not found.data.published:
         raise ValueError(_with_commands(f"{found.name} prints no numbers, and is drawn of runs alone", found, asked))
     drawn = pictures(found, selection, Asked(asked.task, asked.ability))

@@ -13,6 +13,7 @@ from cl_runner.matrix import START, Floats, learned_so_far
 from cl_runner.overrides import nearest
 from cl_runner.papers.figures import Figure
 from cl_runner.papers.picture import Asked, Drawn, Picture, Selection, by_order, caption, seeds_of
+from cl_runner.papers.published import GRADES
 from cl_runner.report.ability import describe, unit_of
 from cl_runner.report.drawing import short
 from cl_runner.report.folder import Run
@@ -164,7 +165,7 @@ def learned(figure: Figure, selection: Selection, asked: Asked) -> Drawn:
                 Picture((setting.label,), partial(_panels, panels, said, True), data_of(figure, series))
             )
     if not selection.groups:
-        orders = {one.order: one.steps for one in known}
+        orders = dict.fromkeys(one.order for one in known)
         panels = [_learned_panel(order, order.split(" "), "accuracy", _of_tasks(known, [order])) for order in orders]
         said = caption(figure, selection, [], "", HOLLOW)
         drawn.pictures.append(Picture((), partial(_panels, panels, said, True), data_of(figure, known)))
@@ -178,11 +179,11 @@ def _learned(run: Run, order: str, label: str) -> list[Series]:
         Series.of(run, order, label, f"{run.scored_by[task]}/{task}", tasks[k:], run.rows[k + 1 :, k])
         for k, task in enumerate(tasks)
     ]
-    return [*found, Series.of(run, order, label, MEAN, tasks, learned_so_far(run.rows), "%")]
+    return [*found, Series.of(run, order, label, MEAN, tasks, learned_so_far(run.rows))]
 
 
 def _learned_panel(title: str, tasks: Sequence[str], metric: str, series: Sequence[Series]) -> Panel:
-    lines = curves(series, tasks, lambda one: one.measure.rpartition("/")[2])
+    lines = curves(series, tasks, lambda one: one.measure.partition("/")[2] or one.measure)
     return Panel(title, tasks, f"{metric}, %", lines, MEAN, printed(series, tasks))
 
 
@@ -196,6 +197,11 @@ def ability(figure: Figure, selection: Selection, asked: Asked) -> Drawn:
     level = figure.data.level
     assert level is not None, f"{figure.name} names no number of a probe"
     default = level.measure.partition("/")[2]
+    every = dict.fromkeys(name for group in selection.groups for run in group.runs for name in run.ability[0])
+    if asked.ability and asked.ability not in every:
+        close = nearest(asked.ability, every)
+        said = f"no run measured {asked.ability}; they measured {', '.join(every) or 'no ability'}"
+        raise ValueError(said + (f".\nNearest: {close!r}. Type: --ability {close}" if close else ""))
     for order, settings in by_order(selection):
         runs = [run for setting in settings for run in setting.runs.values()]
         tasks, wanted = runs[0].tasks, asked.ability or default
@@ -215,20 +221,33 @@ def ability(figure: Figure, selection: Selection, asked: Asked) -> Drawn:
         ]
         beside = _of_tasks(known, tasks)
         tasks_shown.append(tasks)
-        panels = _ability_panels(figure, order, tasks, runs[0].measure, wanted, series, measured, beside)
+        panels = _ability_panels(figure, tasks, runs[0].measure, wanted, series, measured, beside)
         hollow = [HOLLOW] if any(panel.published for panel in panels) else []
         said = caption(figure, selection, runs, order, f"{BANDS}; {seeds_of(settings)}", *hollow)
-        shown = [one for one in beside if one.measure == "average_accuracy" or wanted == default]
+        shown = [*beside, *_levels(figure, beside)]
+        if wanted != default:
+            shown = [one for one in beside if one.measure == "average_accuracy"]
         drawn.pictures.append(
             Picture((order,), partial(_panels, panels, said, False), data_of(figure, [*series, *measured, *shown]))
         )
     if not selection.groups:
         tasks = known[0].order.split(" ")
-        panels = _ability_panels(figure, "", tasks, "score", default, [], [], known)
+        panels = _ability_panels(figure, tasks, "score", default, [], [], known)
         said = caption(figure, selection, [], "", HOLLOW)
-        drawn.pictures.append(Picture((), partial(_panels, panels, said, False), data_of(figure, known)))
+        drawn.pictures.append(
+            Picture((), partial(_panels, panels, said, False), data_of(figure, [*known, *_levels(figure, known)]))
+        )
     drawn.notes += _unused(figure, known, tasks_shown)
     return drawn
+
+
+def _levels(figure: Figure, beside: Sequence[Series]) -> list[Series]:
+    """The published value of no run's line, where others are drawn beside."""
+    level = figure.data.level
+    if level is None or not beside:
+        return []
+    source = f"{figure.name}, {GRADES[level.grade]}"
+    return [Series(beside[0].order, level.text, level.measure, (START,), (level.value,), "%", None, source)]
 
 
 def _ability(run: Run, name: str) -> Floats:
@@ -247,7 +266,6 @@ def _without(wanted: str, order: str, runs: Sequence[Run], having: int, default:
 
 def _ability_panels(
     figure: Figure,
-    order: str,
     tasks: Sequence[str],
     metric: str,
     wanted: str,

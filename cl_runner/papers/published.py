@@ -170,6 +170,7 @@ class Level(_Part):
     measure: str
     value: float
     text: str
+    grade: Grade
 
 
 class FigureData(_Part):
