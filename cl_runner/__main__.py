@@ -22,6 +22,7 @@ from cl_runner.streams import lasting_streams
 #: command -> (module with main(arguments) -> exit status, what it does)
 COMMANDS = {
     "choose": ("cl_runner.choosing.command", "the best try of each method by validation examples, and its test runs"),
+    "figure": ("cl_runner.papers.figure_command", "figures of the papers drawn of runs, with their data"),
     "methods": ("cl_runner.catalogue.command", "every method: paper, what trains, what is kept; by name its options"),
     "orders": ("cl_runner.statistics.command", "balanced orders of a benchmark's tasks, and the line that runs them"),
     "plan": ("cl_runner.planning.command", "memory, disk and time that a run would take, without running it"),

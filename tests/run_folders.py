@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from omegaconf import OmegaConf
 
 from cl_runner.matrix import derived, write_accuracy, write_forgetting
+from cl_runner.papers import protocol
+from cl_runner.papers.published import table
+from cl_runner.papers.settings import configuration
 
 PARAMETERS = 1000
 SIZES = [20, 10, 10, 10, 10, 10, 10, 10]
@@ -138,6 +142,24 @@ def make_run(
         (folder / "summary.json").write_text(json.dumps(summary))
     if marker:
         (folder / marker).write_text("" if marker == "COMPLETED" else "ValueError: loss <b>nan</b>\n")
+    return folder
+
+
+def as_published(folder: Path, name: str, row: str, column: str) -> Path:
+    """Make a made-up run one of a cell's own setting, with as many examples."""
+    cell = table(name).cells[row, column]
+    assert cell.overrides is not None
+    config = dict(configuration(cell.overrides))
+    (folder / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))
+    summary = json.loads((folder / "summary.json").read_text())
+    counts = {
+        split: protocol._counts(config, split, getattr(cell.protocol, split), summary["tasks"])
+        for split in ("train", "test")
+    }
+    summary["test_examples"] = counts["test"]
+    for task in summary["tasks_detail"]:
+        task["train_examples"] = counts["train"][task["name"]]
+    (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
 

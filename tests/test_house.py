@@ -224,6 +224,7 @@ def test_nothing_is_pickled() -> None:
         "cl_runner.data.task",
         "cl_runner.catalogue.command",
         "cl_runner.papers.command",
+        "cl_runner.papers.figure_command",
     ],
 )
 def test_composing_does_not_import_torch(module: str) -> None:

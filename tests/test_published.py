@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import run_folders
 import yaml
-from run_folders import make_run
+from run_folders import as_published, make_run
 from tiny import run_command
 
 from cl_runner.groups import GROUPS, nodes_of, options
@@ -207,24 +207,6 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folders, "SIZES", [20] + [10] * 16)
 
 
-def as_published(folder: Path, name: str, row: str, column: str) -> Path:
-    """Make a made-up run one of a cell's own setting, with as many examples."""
-    cell = table(name).cells[row, column]
-    assert cell.overrides is not None
-    config = dict(configuration(cell.overrides))
-    (folder / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))
-    summary = json.loads((folder / "summary.json").read_text())
-    counts = {
-        split: protocol._counts(config, split, getattr(cell.protocol, split), summary["tasks"])
-        for split in ("train", "test")
-    }
-    summary["test_examples"] = counts["test"]
-    for task in summary["tasks_detail"]:
-        task["train_examples"] = counts["train"][task["name"]]
-    (folder / "summary.json").write_text(json.dumps(summary))
-    return folder
-
-
 def test_runs_beside_pe_1(tmp_path: Path, capsys: pytest.CaptureFixture[str], sizes: None) -> None:
     """An exact run has no letter; others say what differs; other orders have columns of their own."""
     for seed, last in ((0, 60.0), (1, 70.0)):
@@ -258,7 +240,7 @@ def test_runs_beside_pe_1(tmp_path: Path, capsys: pytest.CaptureFixture[str], si
     found = fill(table("pe/1"), [read_run(path) for path in (joint, exact, other)])
     assert set(found.cells) == {("Upper", "II"), ("Lower", "II")} and set(found.beside) == {"fdu_mtl"}
     assert found.cells["Lower", "II"][0].differs == () and found.cells["Upper", "II"][0].differs
-    lines_of = {command.rows: command for command in commands(table("pe/1"), found, "DATA")}
+    lines_of = {command.rows: command for command in commands(table("pe/1"), found.exact, "DATA")}
     assert lines_of["Lower",].columns == ("I", "III", "IV") and lines_of["Upper",].columns == ("I", "II", "III", "IV")
     assert lines_of["Lower",].line == (
         "python -m cl_runner -m experiment=pe/table_1 method=seq_ft task_order=amazon_1,amazon_3,amazon_4 "
@@ -307,6 +289,11 @@ def test_numbers_that_probes_and_single_tasks_have(tmp_path: Path) -> None:
     assert number_of(run, "last/a") == 70 and number_of(run, "own/a") == 80 and number_of(run, "last/x") is None
     steps = {"": 1.0, "start": 3.0, "a": 2.0, "own": 1.0, "before": 2.0, "x": None}
     assert {after: number_of(run, "ability/task_loss/b", after) for after in steps} == steps
+    asked = read_run(
+        make_run(tmp_path / "h", "seq_ft", tasks=("a", "b"), ability={"humaneval/pass@1": [3.0, 2.0, 1.0]})
+    )
+    for measure, value in (("pass@1", 1.0), ("pass@1@a", 2.0), ("pass@1@b", 1.0), ("pass@1@c", None), ("pass", None)):
+        assert number_of(asked, f"ability/humaneval/{measure}") == value
     assert number_of(run, "ability/task_loss/b@a") == 2 and number_of(run, "ability/none/b") is None
     assert number_of(run, "bwt/gem") == -10 and number_of(run, "retrieval/a") is None
 

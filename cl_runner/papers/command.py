@@ -10,6 +10,7 @@ from pathlib import Path
 from cl_runner.arguments import Parser
 from cl_runner.overrides import COMMAND
 from cl_runner.papers.published import Published, table, tables
+from cl_runner.papers.shown import lines_to_copy, on_the_terminal
 from cl_runner.plain import plain, plain_lines
 from cl_runner.report.text_table import Table, as_csv, as_markdown, show
 
@@ -88,7 +89,7 @@ def _made(found: Published, asked: argparse.Namespace, form: str) -> Table:
     if asked.missing:
         from cl_runner.papers.missing import commands, missing_table
 
-        return missing_table(found, commands(found, filling, asked.data_root))
+        return missing_table(found, commands(found, filling.exact if filling else (), asked.data_root))
     from cl_runner.papers.shapes import in_shape, one_line_per_cell
 
     return one_line_per_cell(found, filling) if form == "csv" else in_shape(found, filling)
@@ -101,32 +102,13 @@ def _listing(form: str, output: Path | None) -> None:
     if form != "terminal":
         _print(listed, form, output)
         return
-    _folded(listed)
-
-
-def _folded(listed: Table) -> None:
-    """On a terminal texts wrap."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=150)
-    shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for place, head in enumerate(listed.header):
-        shown.add_column(head, overflow="fold", no_wrap=place == 0)
-    for row in listed.rows:
-        shown.add_row(*(Text(plain(cell)) for cell in row))
-    console.print(shown)
-    for note in listed.notes:
-        console.print(Text(plain(note)), soft_wrap=True)
-    console.print(Text(f"One of them: {COMMAND} table pe/1; with runs: {COMMAND} table pe/1 outputs"), soft_wrap=True)
+    on_the_terminal(listed, f"One of them: {COMMAND} table pe/1; with runs: {COMMAND} table pe/1 outputs")
 
 
 def _print(made: Table, form: str, output: Path | None) -> None:
     if form == "terminal":
         if made.header[-1] == "command":
-            _lines(made)
+            lines_to_copy(made)
         else:
             show(made)
         return
@@ -154,15 +136,3 @@ def _text(made: Table, form: str) -> str:
     from cl_runner.report.html import render
 
     return render("table.html.j2", shown=made)
-
-
-def _lines(made: Table) -> None:
-    """Commands as lines to copy, each below what it fills and costs."""
-    print(f"# {plain(made.title)}")
-    for rows, columns, runs, planned, command in made.rows:
-        print(f"\n# {plain(rows)}: {plain(columns)}; {runs} {'run' if runs == '1' else 'runs'}; {plain(planned)}")
-        print(command)
-    if not made.rows:
-        print("# none")
-    for note in made.notes:
-        print(f"# {plain(note)}")

@@ -53,6 +53,24 @@ class Filling:
     beside: dict[str, dict[str, list[Measured]]] = field(default_factory=dict)
     unplaced: list[str] = field(default_factory=list)
 
+    @property
+    def exact(self) -> set[Place]:
+        """Cells that have runs from which nothing differs."""
+        return {place for place, several in self.cells.items() if any(not each.differs for each in several)}
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The cells whose commands have the methods of a group of runs, those of the nearest settings.
+
+    Attributes:
+        cells: the setting that a command asks for -> its cells.
+        among: whether the order of the runs is one of the table's.
+    """
+
+    cells: Mapping[tuple[str, ...], Sequence[tuple[Place, Cell]]]
+    among: bool
+
 
 def fill(table: Published, runs: Sequence[Run]) -> Filling:
     """Put runs into the cells whose method and order they have; each difference in anything else is named."""
@@ -66,9 +84,9 @@ def fill(table: Published, runs: Sequence[Run]) -> Filling:
     return found
 
 
-def _place(table: Published, group: Group, found: Filling) -> None:
-    run = group.runs[0]
-    nodes, name = frozenset(run.config["method"]), names_of(run)
+def nearest_cells(table: Published, run: Run) -> Nearest | None:
+    """Where a run belongs in a table, by its methods and its order; None where no row has its methods."""
+    nodes = frozenset(run.config["method"])
     cells: dict[tuple[str, ...], list[tuple[Place, Cell]]] = {}
     for place, cell in table.cells.items():
         if cell.overrides is not None and cell.measure:
@@ -77,23 +95,31 @@ def _place(table: Published, group: Group, found: Filling) -> None:
         each for each in cells if method_nodes(each) == nodes and _bounds(configuration(each)) == _bounds(run.config)
     ]
     if not able:
-        chain = ", ".join(run.config["method"])
-        found.unplaced.append(f"{_folder(group)}: no row of {table.name} has the method {name['method']} ({chain})")
-        return
+        return None
     among = [each for each in able if names(configuration(each)) == names(run.config)]
     ranked = {each: distance(run, configuration(each)) for each in among or able}
     nearest = [each for each in ranked if ranked[each] == min(ranked.values())]
+    return Nearest({each: cells[each] for each in (nearest if among else nearest[:1])}, bool(among))
+
+
+def _place(table: Published, group: Group, found: Filling) -> None:
+    run = group.runs[0]
+    name, nearest = names_of(run), nearest_cells(table, run)
+    if nearest is None:
+        chain = ", ".join(run.config["method"])
+        found.unplaced.append(f"{_folder(group)}: no row of {table.name} has the method {name['method']} ({chain})")
+        return
     placed = False
-    for setting in nearest if among else nearest[:1]:
-        for (row, column), cell in cells[setting]:
-            measured = _measured(table, group, cell, configuration(setting), bool(among))
+    for setting, cells in nearest.cells.items():
+        for (row, column), cell in cells:
+            measured = _measured(table, group, cell, configuration(setting), nearest.among)
             if measured is None:
                 continue
             placed = True
-            if among:
+            if nearest.among:
                 found.cells.setdefault((row, column), []).append(measured)
             else:
-                several = sum(place[0] == row for place, _ in cells[setting]) > 1
+                several = sum(place[0] == row for place, _ in cells) > 1
                 label = f"{column}, {name['task_order']}" if several else name["task_order"]
                 found.beside.setdefault(label, {}).setdefault(row, []).append(measured)
     if not placed:
@@ -170,10 +196,16 @@ def number_of(run: Run, measure: str, after: str = "") -> float | None:
     return values_of(run).get(measure)
 
 
+def at_task(measure: str, steps: Sequence[str]) -> tuple[str, str]:
+    """A measure, and the one of some steps that it says it is taken after; names of numbers hold @ as well (pass@1)."""
+    name, _, step = measure.rpartition("@")
+    return (name, step) if step in steps else (measure, "")
+
+
 def _ability(run: Run, name: str, after: str) -> float | None:
-    name, _, task = name.partition("@")
     columns, rows = run.ability
     steps = [START, *run.tasks]
+    name, task = at_task(name, steps)
     if after in ("own", "before"):
         own = name.rpartition("/")[2]
         row = steps.index(own) - (after == "before") if own in steps else None

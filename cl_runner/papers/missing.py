@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from cl_runner.compose import Request, compose
 from cl_runner.overrides import command_line, jobs_of, key_of
-from cl_runner.papers.measured import Filling, Place
+from cl_runner.papers.measured import Place
 from cl_runner.papers.published import Cell, Published
 from cl_runner.papers.shapes import not_made
 from cl_runner.report.text_table import Table
@@ -40,15 +40,16 @@ class Command:
         return jobs_of(self.overrides)
 
 
-def commands(table: Published, filling: Filling | None, data_root: str | None) -> list[Command]:
+def commands(table: Published, exact: Collection[Place], data_root: str | None, every: bool = False) -> list[Command]:
     """A command for each group of empty cells whose runs differ in one choice, such as the order.
 
-    A cell is empty as long as no run fills it from which nothing differs.
+    Args:
+        exact: cells that runs fill from which nothing differs; all others are empty.
+        every: cells without a published number as well.
     """
     empty: dict[tuple[str, ...], tuple[list[str], list[str], int]] = {}
-    for (row, column), cell in _wanted(table):
-        found = filling.cells.get((row, column), []) if filling else []
-        if cell.overrides is None or not cell.measure or any(not each.differs for each in found):
+    for (row, column), cell in table.cells.items() if every else _wanted(table):
+        if cell.overrides is None or not cell.measure or (row, column) in exact:
             continue
         rows, columns, _ = empty.setdefault(cell.overrides, ([], [], 0))
         rows += [row] if row not in rows else []

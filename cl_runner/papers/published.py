@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cl_runner.papers.names import unknown
 
 HERE = Path(__file__).parent
 #: How a number is known -> what a reader is told of it.
@@ -150,6 +151,51 @@ class TableData(_Part):
         return self
 
 
+class Part(_Part):
+    """Cells of a table of the same paper; no rows or columns: all of them."""
+
+    table: int
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+
+class Level(_Part):
+    """A published value that belongs to no run's line, such as the untouched model's.
+
+    Attributes:
+        measure: the number whose panel it stands in, as in a table.
+        value: in the unit of a run's number.
+    """
+
+    measure: str
+    value: float
+    text: str
+    grade: Grade
+
+
+class FigureData(_Part):
+    """A figure as its file says it.
+
+    Attributes:
+        draws: what is drawn of runs, see cl_runner/papers/pictures.py.
+        runs: the cells whose commands make its runs.
+        make: overrides behind those of the cells.
+        published: cells whose numbers are drawn beside.
+        remarks: what is known of it in words.
+        deviates: what is drawn here otherwise than in the paper.
+    """
+
+    number: int
+    title: str
+    draws: Literal["first_task", "importance", "keys_map", "learned", "similarity", "ability", "selected", "overlap"]
+    runs: Part
+    make: str = ""
+    published: tuple[Part, ...] = ()
+    level: Level | None = None
+    remarks: tuple[str, ...] = ()
+    deviates: tuple[str, ...] = ()
+
+
 class Paper(_Part):
     """A paper's file: `missing` says which of its numbers are not here."""
 
@@ -159,6 +205,19 @@ class Paper(_Part):
     missing: tuple[str, ...] = ()
     protocol: Protocol = Protocol()
     tables: tuple[TableData, ...]
+    figures: tuple[FigureData, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_them(self) -> Paper:
+        of = {data.number: data for data in self.tables}
+        for figure in self.figures:
+            for part in (figure.runs, *figure.published):
+                table = of[part.table]
+                lacking = set(part.rows) - {line.name for line in table.rows}
+                lacking |= set(part.columns) - {line.name for line in table.columns}
+                if lacking:
+                    raise ValueError(f"figure {figure.number}: table {part.table} has no {', '.join(sorted(lacking))}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -286,37 +345,4 @@ def table(name: str, rest: Sequence[str] = ()) -> Published:
     known = {each.name: each for each in tables()}
     if name in known:
         return known[name]
-    raise ValueError(_unknown(name, known, rest))
-
-
-def _unknown(name: str, known: Mapping[str, Published], rest: Sequence[str]) -> str:
-    from cl_runner.overrides import COMMAND, nearest, quoted
-
-    def line(right: str, words: Sequence[str] = rest) -> str:
-        return " ".join([COMMAND, "table", right, *map(quoted, words)])
-
-    bare = re.sub(r"table|conf/experiment/|\.ya?ml", "", name.lower())
-    parts = re.fullmatch(r"\W*([a-z][a-z_-]*?)?\W*_?(\d*)\W*", bare)
-    word, number = parts.groups() if parts else (bare, "")
-    spelt = {re.sub(r"\W|_", "", paper): paper for paper in papers()}
-    paper = spelt.get(re.sub(r"\W|_", "", word or ""))
-    if paper is None:
-        close = nearest(word or bare, list(papers()))
-        if name and Path(name).exists() and not close:
-            return (
-                f"a table's name comes before {name}. Type: {line('pe/1', [name, *rest])}, or see all: {COMMAND} table"
-            )
-        if close is None:
-            return f"there is no table {name!r}; papers: {', '.join(papers())}. See all: {COMMAND} table"
-        paper = close
-    own = {each.data.number: each for each in known.values() if each.paper == paper}
-    if not number:
-        listed = "; ".join(f"{each.name} {each.data.title}" for each in own.values())
-        best = own[min(own)].name
-        said = f"{name!r} names a paper" if name == paper else f"there is no table {name!r}; nearest: {paper!r}"
-        return f"{said}, whose tables are: {listed}.\nType: {line(best)}"
-    best = own[min(own, key=lambda each: abs(each - int(number)))].name
-    said = (
-        "" if best.endswith(f"/{number}") else f" of {paper}; there are {', '.join(each.name for each in own.values())}"
-    )
-    return f"there is no table {name!r}{said}.\nNearest: {best!r}. Type: {line(best)}"
+    raise unknown("table", name, {each.name: each.data.title for each in known.values()}, rest)

@@ -33,8 +33,13 @@ def configuration(overrides: tuple[str, ...]) -> Mapping[str, Any]:
     composed = _composed(others)
     if others == overrides:
         return composed
-    tasks = _composed(tuple(text for text in overrides if key_of(text) in _OF_TASKS))
+    tasks = of_tasks(overrides)
     return {**composed, "task_order": tasks["task_order"], "task": tasks["task"]}
+
+
+def of_tasks(overrides: Sequence[str]) -> Mapping[str, Any]:
+    """A configuration with the tasks of a command, whatever its method: composed once for all methods."""
+    return _composed(tuple(text for text in overrides if key_of(text) in _OF_TASKS))
 
 
 @functools.cache

@@ -60,6 +60,15 @@ class Atlas:
         """(later, earlier) task numbers whose overlap is known."""
         return [(b, a) for a, b in combinations(range(len(self.tasks)), 2) if np.isfinite(self.overlap[b, a])]
 
+    @property
+    def expected(self) -> Floats:
+        """[T, T] Jaccard index to expect of random masks as large, each a share of all weights; NaN as in `overlap`."""
+        shares = self.selected.sum(axis=(1, 2)) / self.parameters.sum(axis=(1, 2))
+        found = np.full_like(self.overlap, np.nan)
+        for later, earlier in self.pairs:
+            found[later, earlier] = random_jaccard(shares[later], shares[earlier])
+        return found
+
 
 def read_atlas(masks: Sequence[Mapping[str, Any]]) -> Atlas:
     """The entries of masks.json as arrays.
@@ -87,6 +96,20 @@ def read_atlas(masks: Sequence[Mapping[str, Any]]) -> Atlas:
     return Atlas(tasks, layers, modules, selected, parameters, overlap, by_layer)
 
 
+def mean_atlas(atlases: Sequence[Atlas]) -> Atlas:
+    """The mean over runs of one setting, such as its seeds.
+
+    Raises:
+        ValueError: they are not of the same tasks, layers and modules.
+    """
+    first = atlases[0]
+    if any((each.tasks, each.layers, each.modules) != (first.tasks, first.layers, first.modules) for each in atlases):
+        raise ValueError("the selections of its seeds are not of the same tasks, layers and modules")
+    names = ("selected", "parameters", "overlap", "overlap_by_layer")
+    means = {name: np.mean([getattr(each, name) for each in atlases], axis=0) for name in names}
+    return Atlas(first.tasks, first.layers, first.modules, **means)
+
+
 def random_jaccard(a: float, b: float) -> float:
     """Jaccard index to expect of two random masks with shares a and b of the same weights; f / (2 - f) if a = b = f."""
     return a * b / (a + b - a * b)
@@ -102,7 +125,7 @@ def atlas_values(masks: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, 
     share_bars(atlas, drawn["masks_shares"])
     if 1 < len(atlas.tasks) <= MULTIPLES:
         drawn["masks_tasks"] = folder / "masks_tasks.png"
-        share_multiples(atlas, drawn["masks_tasks"])
+        share_multiples({"": atlas}, drawn["masks_tasks"])
     counts, entries = atlas.selected.sum(axis=(1, 2)), atlas.parameters.sum(axis=(1, 2))
     rows = [
         [task, f"{count:,.0f}", f"{among:,.0f}", f"{100 * count / among:.3g}"]
@@ -112,12 +135,10 @@ def atlas_values(masks: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, 
     if not atlas.pairs:
         return values | {"overlap": None}
     drawn |= {name: folder / f"{name}.png" for name in ("overlap", "overlap_layers")}
-    overlap_heat_map(atlas, drawn["overlap"])
+    overlap_heat_map({"": atlas}, drawn["overlap"])
     overlap_lines(atlas, drawn["overlap_layers"])
-    shares = counts / entries
-    expected = float(np.mean([random_jaccard(shares[a], shares[b]) for a, b in atlas.pairs]))
-    measured = float(np.mean([atlas.overlap[pair] for pair in atlas.pairs]))
-    return values | {"overlap": {"measured": measured, "expected": expected}}
+    means = {"measured": float(np.nanmean(atlas.overlap)), "expected": float(np.nanmean(atlas.expected))}
+    return values | {"overlap": means}
 
 
 def _log_scale(percent: Floats) -> LogNorm:
@@ -162,23 +183,36 @@ def _grey_zeros(axes: Axes, percent: Floats) -> None:
     axes.imshow(zeros, cmap="Greys", norm=Normalize(-1, 10), aspect="auto")
 
 
-def share_multiples(atlas: Atlas, path: Path) -> None:
-    """The heat map of `share_heat_map` for each task, without numbers, on one scale."""
-    scale, count = _log_scale(atlas.share), len(atlas.tasks)
-    down, across = grid_shape(count, 4)
-    width, height = 0.19 * len(atlas.modules) + 0.25, max(1.5, 0.125 * len(atlas.layers) + 0.35)
-    with drawing(path, across * width + 2.0, down * height + 1.1, {"font.size": 6.5}) as figure:
-        plots = panels(figure, count, 4)
-        for place, (axes, task, percent) in enumerate(zip(plots, atlas.tasks, atlas.share, strict=True)):
-            _grey_zeros(axes, percent)
-            axes.imshow(np.ma.masked_where(~(percent > 0), percent), cmap=SHADES, norm=scale, aspect="auto")
-            axes.set_title(short(task, 22), fontsize=8)
-            axes.grid(False)
-            axes.spines[:].set_visible(False)
-            axes.tick_params(length=0)
-            left, lowest = place % across == 0, place + across >= count
-            axes.set_yticks(range(len(atlas.layers)), layer_names(atlas.layers) if left else [])
-            axes.set_xticks(range(len(atlas.modules)), module_names(atlas.modules) if lowest else [], rotation=90)
+def share_multiples(atlases: Mapping[str, Atlas], path: Path, caption: str = "") -> None:
+    """The heat map of `share_heat_map` for each task, without numbers, on one scale (PIECE, figure 3).
+
+    Args:
+        atlases: label -> selections in the same layers and modules; each begins a row of its own.
+        caption: below it.
+    """
+    first = next(iter(atlases.values()))
+    scale = _log_scale(np.concatenate([atlas.share.ravel() for atlas in atlases.values()]))
+    across = max(grid_shape(len(atlas.tasks), 4)[1] for atlas in atlases.values())
+    rows = [grid_shape(len(atlas.tasks), across)[0] for atlas in atlases.values()]
+    width, height = 0.19 * len(first.modules) + 0.25, max(1.5, 0.125 * len(first.layers) + 0.35)
+    with drawing(path, across * width + 2.0, sum(rows) * height + 1.1, {"font.size": 6.5}, caption) as figure:
+        grid = figure.subplots(sum(rows), across, squeeze=False)
+        for number, (label, atlas) in enumerate(atlases.items()):
+            block = list(grid[sum(rows[:number]) : sum(rows[: number + 1])].flat)
+            for axes in block[len(atlas.tasks) :]:
+                axes.set_visible(False)
+            for place, (axes, task, percent) in enumerate(zip(block, atlas.tasks, atlas.share, strict=False)):
+                _grey_zeros(axes, percent)
+                axes.imshow(np.ma.masked_where(~(percent > 0), percent), cmap=SHADES, norm=scale, aspect="auto")
+                axes.set_title(f"{short(label, 30)}\n{short(task, 22)}" if label else short(task, 22), fontsize=8)
+                axes.grid(False)
+                axes.spines[:].set_visible(False)
+                axes.tick_params(length=0)
+                left = place % across == 0
+                lowest = place + across >= len(atlas.tasks) and number == len(atlases) - 1
+                axes.set_yticks(range(len(atlas.layers)), layer_names(atlas.layers) if left else [])
+                names = module_names(atlas.modules) if lowest else []
+                axes.set_xticks(range(len(atlas.modules)), names, rotation=90)
         bar = figure.colorbar(ScalarMappable(scale, SHADES), ax=figure.axes, fraction=0.02, pad=0.01, aspect=50)
         bar.set_label("selected, % (log scale)", fontsize=8)
         plain_numbers(bar.ax)
@@ -210,16 +244,25 @@ def share_bars(atlas: Atlas, path: Path) -> None:
         lower.set_xlabel("share, %")
 
 
-def overlap_heat_map(atlas: Atlas, path: Path) -> None:
-    """Jaccard index of every two tasks' selections (PIECE, figure 5), later tasks down, earlier ones across."""
-    shown = atlas.overlap[1:, :-1]
-    scale = Normalize(0, max(float(np.nanmax(shown)), 1e-3))
-    width, height, size = heat_map_size(*shown.shape)
-    texts = [[_jaccard_text(value) for value in row] for row in shown]
-    names = [short(task) for task in atlas.tasks[1:]], atlas.tasks[:-1]
+def overlap_heat_map(atlases: Mapping[str, Atlas], path: Path, caption: str = "") -> None:
+    """Jaccard index of every two tasks' selections (PIECE, figure 5), later tasks down, earlier ones across.
+
+    Args:
+        atlases: label -> selections for two tasks or more; a panel each, on one scale.
+        caption: below it.
+    """
+    scale = Normalize(0, max(*(float(np.nanmax(atlas.overlap)) for atlas in atlases.values()), 1e-3))
+    count = max(len(atlas.tasks) for atlas in atlases.values()) - 1
+    width, height, size = heat_map_size(count, count)
+    down, across = grid_shape(len(atlases), 2)
     notes = "Jaccard index of the selected weights", "Jaccard index"
-    with drawing(path, width, height) as figure:
-        heat_map(figure.add_subplot(), shown, texts, names, SHADES, scale, notes, size)
+    with drawing(path, width * across, (height + 0.4 * any(atlases)) * down, caption=caption) as figure:
+        for axes, (label, atlas) in zip(panels(figure, len(atlases), 2), atlases.items(), strict=True):
+            texts = [[_jaccard_text(value) for value in row] for row in atlas.overlap[1:, :-1]]
+            names = [short(task) for task in atlas.tasks[1:]], atlas.tasks[:-1]
+            heat_map(axes, atlas.overlap[1:, :-1], texts, names, SHADES, scale, notes, size)
+            if label:
+                axes.set_title(label, loc="left")
 
 
 def _jaccard_text(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,17 +53,25 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     # Task names may hold $ and must not become formulas.
     "text.parse_math": False,
+    # Letters of a PDF stay letters; the names inside an SVG are the same whenever it shows the same.
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "cl_runner",
 }
+#: Formats of pictures -> what would differ from one time to the next, left out.
+FORMATS: Mapping[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 @contextmanager
-def drawing(path: Path, width: float, height: float, style: Mapping[Any, Any] | None = None) -> Iterator[Figure]:
+def drawing(
+    path: Path, width: float, height: float, style: Mapping[Any, Any] | None = None, caption: str = ""
+) -> Iterator[Figure]:
     """A figure in inches, outside pyplot so that nothing stays open; in the end written to `path`.
 
-    It is a PNG of 150 dots per inch, the same bytes whenever it shows the same.
+    It is a PNG of 150 dots per inch, an SVG or a PDF, as the path ends; the same bytes whenever it shows the same.
 
     Args:
         style: settings of matplotlib besides `STYLE`.
+        caption: lines below it, small.
     """
     with rc_context({**STYLE, **(style or {})}), warnings.catch_warnings():
         # A letter that the font lacks is drawn as a box; tables have the name.
@@ -70,8 +79,12 @@ def drawing(path: Path, width: float, height: float, style: Mapping[Any, Any] | 
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
+        if caption:
+            room = int(16 * figure.get_figwidth())  # letters of this size that fit
+            lines = [part for line in caption.splitlines() for part in textwrap.wrap(line, room)]
+            figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7.5, color="#555555")
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
+        figure.savefig(path, dpi=150, facecolor="white", metadata=FORMATS[path.suffix[1:]])
 
 
 def grid_shape(count: int, most: int) -> tuple[int, int]:
@@ -167,9 +180,11 @@ def colour_bar(axes: Axes, colours: Colormap, scale: Normalize, label: str) -> N
 
 
 def plain_numbers(axes: Axes) -> None:
-    """No powers of ten at the scale of a log axis."""
+    """No powers of ten at the scale of a log axis; over few decades twos and fives have their numbers as well."""
+    low, high = axes.get_ylim()
+    told = ("2", "5") if high < 100 * low else ()
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: "")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in told else "")
 
 
 def name_bars(axes: Axes, names: Sequence[str]) -> None:

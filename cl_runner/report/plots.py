@@ -1,4 +1,4 @@
-"""Pictures of runs, PNG at 150 dpi. Every function draws one figure of its own and writes it to `path`."""
+"""Pictures of runs. Every function draws one figure of its own and writes it to `path`, in the format it ends with."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ def lines_over_tasks(
     path: Path,
     what: str,
     interval: Floats | None = None,
+    caption: str = "",
 ) -> None:
     """A score after each task, a line per method: of the first task (PE, figure 3), of all so far (SLM, figure 9).
 
@@ -89,28 +90,31 @@ def lines_over_tasks(
         curves: label -> [n seeds, t] percent, t <= T; the line is the mean, the band one sample deviation around it.
         what: the scores are, such as accuracy on kettles; they are percent.
         interval: [t, 2] bounds in percent around the only line of a single run.
+        caption: below it.
     """
-    with drawing(path, max(6.4, 0.45 * len(tasks) + 3.2), 4.2) as figure:
+    height = 4.2 + (0.05 * max(map(len, tasks)) if len(tasks) > 6 else 0.0)  # room for slanted names
+    with drawing(path, max(6.4, 0.45 * len(tasks) + 3.2), height, caption=caption) as figure:
         axes = figure.add_subplot()
-        _lines(axes, curves, list(curves))
+        draw_lines(axes, curves, list(curves))
         if interval is not None:
             axes.fill_between(range(len(interval)), *interval.T, color=COLOURS[0], alpha=0.15, linewidth=0)
-        _name_steps(axes, tasks)
+        name_steps(axes, tasks)
         axes.set_xlabel("after task")
         axes.set_ylabel(f"{what}, %")
         if len(curves) > 1 and max(map(len, curves)) <= 24:
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
         elif len(curves) > 1:
-            figure.set_size_inches(figure.get_figwidth() + 1.2, 4.2 + 0.2 * -(-len(curves) // _columns(curves)))
-            figure.legend(loc="outside upper center", ncols=_columns(curves))
+            columns = legend_columns(curves)
+            figure.set_size_inches(figure.get_figwidth() + 1.2, height + 0.2 * -(-len(curves) // columns))
+            figure.legend(loc="outside upper center", ncols=columns)
 
 
-def _columns(labels: Iterable[str], most: int = 4) -> int:
+def legend_columns(labels: Iterable[str], most: int = 4) -> int:
     """Columns of a legend as wide as a figure."""
     return max(1, min(most, 96 // (max(map(len, labels)) + 6)))
 
 
-def _lines(axes: Axes, curves: Mapping[str, Floats], labels: Sequence[str]) -> None:
+def draw_lines(axes: Axes, curves: Mapping[str, Floats], labels: Sequence[str]) -> None:
     """A line through the mean over seeds, with a band of one sample deviation.
 
     Args:
@@ -130,7 +134,7 @@ def _lines(axes: Axes, curves: Mapping[str, Floats], labels: Sequence[str]) -> N
             axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=shade, linewidth=0)
 
 
-def _name_steps(axes: Axes, steps: Sequence[str]) -> None:
+def name_steps(axes: Axes, steps: Sequence[str]) -> None:
     """Names below the places 0, 1, ... of a curve, slanted where they are long or many."""
     axes.set_xticks(range(len(steps)), [short(step) for step in steps])
     if len(steps) > 6 or max(map(len, steps)) > 9:
@@ -149,34 +153,35 @@ def ability_lines(steps: Sequence[str], curves: Mapping[str, Mapping[str, Floats
     """
     labels = list(dict.fromkeys(label for lines in curves.values() for label in lines))
     down, across = grid_shape(len(curves), 2)
-    rows = -(-len(labels) // _columns(labels, len(labels)))
+    rows = -(-len(labels) // legend_columns(labels, len(labels)))
     width = max(6.4, 0.45 * len(steps) + 3.0) if across == 1 else 10.6
     with drawing(path, width, 2.5 * down + 1.0 + 0.2 * rows) as figure:
         handles: dict[str, Artist] = {}
         for place, (axes, title) in enumerate(zip(panels(figure, len(curves), 2), curves, strict=True)):
             axes.axhline(0, color="#888888", linewidth=1)
-            _lines(axes, {label: values - values[:, :1] for label, values in curves[title].items()}, labels)
+            draw_lines(axes, {label: values - values[:, :1] for label, values in curves[title].items()}, labels)
             lines, names = axes.get_legend_handles_labels()
             handles |= dict(zip(names, lines, strict=True))
             axes.set_title(short(title, 62), loc="left")
             # Names only below the lowest panel of each column.
-            _name_steps(axes, steps)
+            name_steps(axes, steps)
             if place + across < len(curves):
                 axes.tick_params(axis="x", labelbottom=False)
             if place % across == 0:
                 axes.set_ylabel("change since start")
         if len(labels) > 1:
             figure.legend(
-                handles.values(), handles.keys(), loc="outside upper center", ncols=_columns(labels, len(labels))
+                handles.values(), handles.keys(), loc="outside upper center", ncols=legend_columns(labels, len(labels))
             )
 
 
-def fisher_map(after: str, layers: Sequence[Mapping[str, Any]], path: Path) -> None:
+def fisher_map(after: str, layers: Sequence[Mapping[str, Any]], path: Path, caption: str = "") -> None:
     """Mean Fisher information by layer and module, log10, darker = larger (PE, figure 4).
 
     Args:
         after: name of the latest task it was computed after, or before which it was computed.
         layers: the `layers` of fisher.json: layer, module, log10_mean (None where all zero), zero_fraction.
+        caption: below it.
     """
     rows, columns = rows_and_columns(layers)
     values = np.full((len(rows), len(columns)), np.nan)
@@ -194,7 +199,7 @@ def fisher_map(after: str, layers: Sequence[Mapping[str, Any]], path: Path) -> N
     scale = Normalize(low, max(high, low + 0.5))
     names = layer_names(rows), module_names(columns)
     notes = f"log10 of the mean Fisher before {short(after)}\nbelow it the share of exact zeros, if any"
-    with drawing(path, 0.85 * len(columns) + 2.6, 0.44 * len(rows) + 1.7) as figure:
+    with drawing(path, 0.85 * len(columns) + 2.6, 0.44 * len(rows) + 1.7, caption=caption) as figure:
         axes = figure.add_subplot(facecolor="#f3f3f3")
         heat_map(axes, values, texts, names, colours, scale, (notes, "log10 mean Fisher"), 7)
 

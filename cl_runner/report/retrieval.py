@@ -182,22 +182,26 @@ def task_colours(count: int) -> list[Any]:
     return [colormaps["turbo"](place) for place in np.linspace(0.03, 0.97, count)]
 
 
-def keys_map(tasks: Sequence[str], shapes: Sequence[Sequence[int]], places: Floats, path: Path) -> None:
-    """Where keys lie, a colour per task and a marker per group.
+def keys_map(
+    tasks: Sequence[str], shapes: Sequence[Sequence[int]], places: Floats, path: Path, caption: str = ""
+) -> None:
+    """Where keys lie, a colour per task and a marker per group, those of a task in a group joined (SLM, figure 4).
 
     Args:
         shapes: groups and slots of each task's keys.
         places: [M, 2], task after task, in a task group after group.
+        caption: below it.
     """
     colours = task_colours(len(tasks))
     groups = max(shape[0] for shape in shapes)
-    with drawing(path, 8.6, max(5.2, 0.19 * (len(tasks) + min(groups, len(MARKERS))) + 1.6)) as figure:
+    with drawing(path, 8.6, max(5.2, 0.19 * (len(tasks) + min(groups, len(MARKERS))) + 1.6), caption=caption) as figure:
         axes = figure.add_subplot()
         begin = 0
         for colour, (own, slots) in zip(colours, shapes, strict=True):
             for group in range(own):
                 x, y = places[begin : begin + slots].T
                 marker = MARKERS[group % len(MARKERS)]
+                axes.plot(x, y, "-", color=colour, linewidth=0.8, alpha=0.35, zorder=1)
                 axes.plot(x, y, marker, color=colour, markersize=6.5, markeredgecolor="white", markeredgewidth=0.4)
                 begin += slots
         assert begin == len(places), f"{begin} keys, {len(places)} places"
@@ -228,11 +232,12 @@ def cosines(keys: Sequence[Floats]) -> Floats:
     return found
 
 
-def similarity_maps(keys: Mapping[str, Floats], path: Path) -> None:
+def similarity_maps(keys: Mapping[str, Floats], path: Path, caption: str = "") -> None:
     """Cosine similarity of all keys, a panel per group (SLM, figure 10), tasks apart by lines.
 
     Args:
         keys: [g, n, c] of each task.
+        caption: below it.
     """
     values = cosines(list(keys.values()))[:DRAWN]
     ends = np.cumsum([each.shape[1] for each in keys.values()])
@@ -244,7 +249,7 @@ def similarity_maps(keys: Mapping[str, Floats], path: Path) -> None:
     size = max(2.4, 0.17 * len(names))
     scale, colours = Normalize(-1, 1), colormaps["RdBu_r"]
     height = (size + 0.3) * down + (1.0 if turned else 0.7) * room
-    with drawing(path, size * across + room + 1.2, height) as figure:
+    with drawing(path, size * across + room + 1.2, height, caption=caption) as figure:
         for place, (axes, cells) in enumerate(zip(panels(figure, len(values), 3), values, strict=True)):
             axes.imshow(cells, cmap=colours, norm=scale, interpolation="nearest", aspect="auto")
             for end in ends[:-1]:
