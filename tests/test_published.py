@@ -249,6 +249,17 @@ def test_runs_beside_pe_1(tmp_path: Path, capsys: pytest.CaptureFixture[str], si
     assert len(lines_of["Upper",].jobs) == 12 and "'task_order=[amazon_1,joint],[amazon_2" in lines_of["Upper",].line
 
 
+def test_a_part_that_is_off_tells_rows_apart(tmp_path: Path, sizes: None) -> None:
+    """Five local steps are as far from twenty as from none by their number of options; replay alone makes none."""
+    for seed, (steps, row) in enumerate(((5, "MBPA++"), (0, "Replay"))):
+        folder = make_run(tmp_path, "seq_ft", seed, order="cl_text_4")
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        chosen = nodes_of("mbpa")["mbpa"] | {"local_steps": steps, "neighbours": 8, "every": 4}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config | {"method": {"mbpa": chosen}}))
+        found = fill(table("slm/1"), [read_run(folder)])
+        assert [list(rows) for rows in found.beside.values()] == [[row]]
+
+
 def test_what_differs_one_by_one(tmp_path: Path, sizes: None) -> None:
     """Each difference from an otherwise exact run is named, and nothing else."""
     folder = as_published(make_run(tmp_path, "seq_ft", 0, order="amazon_2", tasks=TASKS), "pe/1", "Lower", "II")

@@ -60,11 +60,17 @@ def differences(
     return (*plain, UNSAID + ", ".join(silent)) if silent else tuple(plain)
 
 
-def distance(run: Run, setting: Mapping[str, Any]) -> tuple[int, int]:
-    """How far a run is from a setting: options of its methods that differ, and everything that does."""
+def distance(run: Run, setting: Mapping[str, Any]) -> tuple[int, int, int]:
+    """How far a run is from a setting: parts of methods that only one of them has, options that differ, all that does.
+
+    A part is there or not as its option is anything or nothing (0, false, null, empty): without its local steps
+    `mbpa` is replay.
+    """
+    ours, theirs = said(run.config, "method"), said(setting, "method")
+    parts = sum(bool(ours[key]) != bool(theirs[key]) for key in ours if key in theirs)
     of_methods = len(list(_keys(run, setting, "method", ())))
     others = sum(len(list(_keys(run, setting, part, _IDLE))) for part in ("training", "evaluation", "importance"))
-    return of_methods, others + len(list(_backbone(run, setting)))
+    return parts, of_methods, others + len(list(_backbone(run, setting)))
 
 
 def names(config: Mapping[str, Any]) -> list[str]:
