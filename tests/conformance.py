@@ -278,7 +278,8 @@ def _pictures(root: Path) -> Path:
 def saved(tree: Any) -> Any:
     """As a checkpoint holds it and gives it back."""
     tensors: dict[str, Tensor] = {}
-    return unpack(pack(tree, tensors), tensors)
+    packed = pack(tree, tensors)
+    return unpack(packed, {name: tensor.clone() for name, tensor in tensors.items()})
 
 
 def check(row: Row, family: str, root: Path) -> None:
