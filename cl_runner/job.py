@@ -16,7 +16,7 @@ from cl_runner.data.task import Task, build_tasks, fingerprint
 from cl_runner.distributed import require_single_process
 from cl_runner.groups import CONF
 from cl_runner.matrix import headline
-from cl_runner.overrides import written
+from cl_runner.overrides import from_sweeper, written
 from cl_runner.pretrained import places
 
 
@@ -131,7 +131,7 @@ def job(config: DictConfig) -> int:
     sweep = str(hydra.sweep.dir).rpartition("/")[2]
     sources = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     folders = [source for source in sources if source != CONF]
-    status = run_request(request(composed, list(hydra.overrides.task), sweep, folders))
+    status = run_request(request(composed, from_sweeper(hydra.overrides.task), sweep, folders))
     if status == 75:
         raise SystemExit(status)
     return status

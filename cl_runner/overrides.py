@@ -268,8 +268,18 @@ def for_sweeper(overrides: Sequence[str]) -> list[str]:
         key, _, value = text.partition("=")
         name = override.key_or_group
         plain = not (override.is_sweep_override() or override.is_delete() or name in GROUPS or name.startswith("hydra"))
-        given.append(f"{key}=choice({value})" if plain and value else text)
+        if plain and value and override.value() is None:  # of which Hydra makes no choice
+            text = f"++{key.lstrip('+')}={value}"
+        elif plain and value:
+            text = f"{key}=choice({value})"
+        given.append(text)
     return given
+
+
+def from_sweeper(overrides: Sequence[str]) -> list[str]:
+    """What was typed of a job of `for_sweeper`: `++` only where it matters."""
+    parsed = zip(parse(overrides), overrides, strict=True)
+    return [text.removeprefix("++") if override.value() is None else text for override, text in parsed]
 
 
 def sweep_id(overrides: Sequence[str]) -> str:

@@ -65,7 +65,8 @@ def lasting_streams() -> Iterator[Callable[[], bool]]:
     def full() -> bool:
         for stream in now:
             stream.flush()
-        raws = [getattr(getattr(stream, "buffer", None), "raw", None) for stream in now]
+        buffers = [getattr(stream, "buffer", None) for stream in now]
+        raws = [getattr(buffer, "raw", buffer) for buffer in buffers]
         return any(isinstance(raw, _Lasting) and raw.full for raw in raws)
 
     try:
@@ -81,11 +82,13 @@ def lasting_streams() -> Iterator[Callable[[], bool]]:
 def _lasting(stream: TextIO | None) -> TextIO:
     if stream is None:  # as pythonw, and a shell's >&-, leave it
         return open(os.devnull, "w", encoding="utf-8")
-    raw = getattr(getattr(stream, "buffer", None), "raw", getattr(stream, "buffer", None))
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)
     if isinstance(stream, io.TextIOWrapper) and isinstance(raw, io.FileIO):
         stream.flush()
+        lasting: Any = _Lasting(raw)
         return io.TextIOWrapper(
-            io.BufferedWriter(_Lasting(raw)),
+            lasting if buffer is raw else io.BufferedWriter(lasting),  # python -u has none
             encoding=stream.encoding,
             errors="backslashreplace",
             line_buffering=stream.line_buffering,

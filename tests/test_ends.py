@@ -145,6 +145,17 @@ def test_output_outlasts_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sys.stdout is before and sys.stderr is None
 
 
+def test_output_that_nothing_buffers_keeps_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.FileIO(tmp_path / "both", "w")  # as python -u and PYTHONUNBUFFERED leave it
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8", write_through=True))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(raw, encoding="utf-8", write_through=True))
+    with sys.stdout, lasting_streams() as lost:
+        print("first", file=sys.stderr)
+        print("second")
+        assert (tmp_path / "both").read_text() == "first\nsecond\n"
+        assert not lost()
+
+
 def test_a_full_disk_under_the_output_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
