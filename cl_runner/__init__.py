@@ -1,3 +1,3 @@
 """Continual learning of language models: one command from a configuration to matrices, snapshots and a report."""
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
