@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,8 +18,11 @@ from cl_runner.groups import CONF, GROUPS, nodes_of, options
 
 #: A tiny backbone of the same family stands for a preset's own.
 TWINS = {"classifier": "bert", "causal": "llama", "seq2seq": "t5"}
-#: Runs of presets that were done.
+#: Runs of presets that were done, and the families and methods of them.
 SEEN: set[str] = set()
+KINDS: set[tuple[str, ...]] = set()
+#: As .ci/run has it; by default one preset of the same methods and family stands for the others.
+EVERY = os.environ.get("CL_RUNNER_EVERY_FAMILY") == "1"
 OPTIONS = [(group, option) for group in GROUPS if group != "task" for option in options(group)]
 
 STAGES = ("base", "incremental")
@@ -59,6 +63,10 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
     config = compose([f"experiment={option}"]).config
     if config.backbone.family == "image_text":
         pytest.skip("reviews have no pictures: tests/test_image_text.py runs it")
+    kind = (config.backbone.family, *config.method)
+    if kind in KINDS and not EVERY:
+        return
+    KINDS.add(kind)
     small = [o for o in TINY if not o.startswith(("training", "backbone"))]
     arguments = [f"experiment={option}", "task_order=reviews", "hardware=cpu", *small, f"root={tmp_path}"]
     arguments += [f"backbone=tiny_{TWINS[config.backbone.family]}", "training.max_steps=2"]

@@ -229,6 +229,8 @@ def test_answers_to_old_prompts_are_planned(overrides: list[str], after: list[in
     assert s.asked == sum(after) and ("answers" in phases(s)) == (s.asked > 0)
     if not s.asked:
         return
+    most = max(max(texts) for texts in asked_after(config, needs, counts) if texts)
+    assert needs.asks is not None and s.asking().evaluation_batch == min(needs.asks.batch_size, most)
     assert work(s)["answers"][0] == s.asked and s.answers is not None and s.asked_answers is not None
     # Of learned tasks answers end as their data's do; before, they may be as long as they may.
     assert s.asked_answers.mean_generated < s.answers.mean_generated

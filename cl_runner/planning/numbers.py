@@ -174,7 +174,8 @@ def setting_of(
     evaluated = [each.evaluated * (len(tasks) - i if seen else len(tasks) + 1) for i, each in enumerate(counts)]
     adapted = [each.evaluated * (len(tasks) - (i if seen else 0)) for i, each in enumerate(counts)]
     learned = [each.evaluated * (1 if order.restart else len(tasks) - i) for i, each in enumerate(counts)]
-    asked = [sum(of_task) for of_task in itertools.zip_longest(*asked_after(config, needs, counts), fillvalue=0)]
+    after = asked_after(config, needs, counts)
+    asked = [sum(of_task) for of_task in itertools.zip_longest(*after, fillvalue=0)]
     asked += [0] * (len(counts) - len(asked))
     probes = build_probes(config.probe)
     said = {name: probe.passes([each.evaluated for each in counts]) for name, probe in probes.items()}
@@ -211,6 +212,7 @@ def setting_of(
         adapted=sum(adapted) if needs.local is not None else 0,
         written=0 if needs.writes is None or classifies else _written(config, needs.writes),
         asked=sum(asked),
+        asked_at_once=max((max(texts) for texts in after if texts), default=0),
         asked_answers=None if classifies else _asked_answers(config, needs, asked, lengths, batch),
         encoder=encoder,
         encoded=sum(each.train + each.evaluated for each in counts) if encoder else 0,

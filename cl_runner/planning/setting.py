@@ -108,6 +108,7 @@ class Setting:
     adapted: int = 0  # of those evaluated, such that local steps come before their answers
     written: int = 0  # tokens of an answer that the model writes itself in training, in place of the data's; 0 = none
     asked: int = 0  # prompts that a method lets the model answer between tasks
+    asked_at_once: int = 0  # at most: those of one old task
     asked_answers: Answers | None = None  # of language models, to these
     probes: tuple[ProbePass, ...] = ()  # of one measurement
     unsaid: tuple[str, ...] = ()  # methods and probes that do not say what they need
@@ -194,9 +195,8 @@ class Setting:
         asks = self.needs.asks
         assert asks is not None
         s = self if asks.writes is None else self._started()
-        return dataclasses.replace(
-            s, evaluated=self.asked, evaluation_batch=asks.batch_size, answers=self.asked_answers
-        )
+        at_once = min(asks.batch_size, max(1, self.asked_at_once))
+        return dataclasses.replace(s, evaluated=self.asked, evaluation_batch=at_once, answers=self.asked_answers)
 
     def learning(self) -> Setting:
         """The same run if the data's answers were as long as those that are learned in their place."""
