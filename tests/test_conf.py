@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import TINY, run_command, tiny_encoder
+from tiny import EVERY_FAMILY, TINY, run_command, tiny_encoder
 
 from cl_runner.compose import compose
 from cl_runner.groups import CONF, GROUPS, nodes_of, options
@@ -21,8 +20,6 @@ TWINS = {"classifier": "bert", "causal": "llama", "seq2seq": "t5"}
 #: Runs of presets that were done, and the families and methods of them.
 SEEN: set[str] = set()
 KINDS: set[tuple[str, ...]] = set()
-#: As .ci/run has it; by default one preset of the same methods and family stands for the others.
-EVERY = os.environ.get("CL_RUNNER_EVERY_FAMILY") == "1"
 OPTIONS = [(group, option) for group in GROUPS if group != "task" for option in options(group)]
 
 STAGES = ("base", "incremental")
@@ -64,7 +61,7 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
     if config.backbone.family == "image_text":
         pytest.skip("reviews have no pictures: tests/test_image_text.py runs it")
     kind = (config.backbone.family, *config.method)
-    if kind in KINDS and not EVERY:
+    if kind in KINDS and not EVERY_FAMILY:  # one of the same methods and family stands for the others
         return
     KINDS.add(kind)
     small = [o for o in TINY if not o.startswith(("training", "backbone"))]

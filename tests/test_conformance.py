@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from conformance import ROWS, Cell, Row, check, fits, moved
+from tiny import EVERY_FAMILY
 
 from cl_runner.combinations import combinations, refusal
 from cl_runner.groups import options
@@ -19,9 +19,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Of each row the families that it names; with CL_RUNNER_EVERY_FAMILY=1, as .ci/run has it, all that it claims."""
     if "cell" not in metafunc.fixturenames:
         return
-    every = os.environ.get("CL_RUNNER_EVERY_FAMILY") == "1"
-    names = {row: row.claimed if every else row.families for row in ROWS}
-    if metafunc.function is test_a_term_of_weight_0_changes_nothing and not every:
+    names = {row: row.claimed if EVERY_FAMILY else row.families for row in ROWS}
+    if metafunc.function is test_a_term_of_weight_0_changes_nothing and not EVERY_FAMILY:
         names = {row: row.families[-1:] if row.choice in CROSSED else () for row in ROWS}
     cells = [(row, family) for row in ROWS for family in names[row] if family not in row.refuses]
     if metafunc.function is test_smaller_passes_learn_the_same:

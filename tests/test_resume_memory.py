@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from test_resume import command, dies_and_goes_on
-from tiny import tiny_words
+from tiny import EVERY_FAMILY, tiny_words
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -17,7 +16,7 @@ ROWS = [
     ("[replay_online,lwf,migu,piece_s]", "tiny_llama", (9,)),
     ("[der,lwf]", "tiny_t5", (9,)),
 ]
-if os.environ.get("CL_RUNNER_EVERY_FAMILY") == "1":  # as .ci/run has it
+if EVERY_FAMILY:
     ROWS += [
         ("[der,ewc,piece_s]", "tiny_bert", (4, 9)),
         ("[masked_kl,agem,si,mas,piece_s]", "tiny_bert", (9,)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,8 @@ from cl_runner.methods.base import Chain
 from cl_runner.train import Progress
 
 #: The whole pipeline in about two seconds: three tasks of generated reviews on a random two-layer BERT.
+#: As .ci/run has it: all families that a method claims, every preset, every chain that dies; by default some.
+EVERY_FAMILY = os.environ.get("CL_RUNNER_EVERY_FAMILY") == "1"
 TINY = (
     "backbone=tiny_bert",
     "task_order.tasks=[{name: base, domains: [novels, films]}, {name: kettles}, {name: software}]",

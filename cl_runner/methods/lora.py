@@ -47,11 +47,12 @@ class LoRA(IncLoRA):
         return [] if self.heads is None else self.heads.names_in(learner.model, task.index)
 
     def before_forward(self, learner: Learner, batch: Batch) -> Batch:
-        names = [name_of(index) for index in batch.tasks]
+        tasks = batch.tasks
+        names = [name_of(index) for index in tasks]
         known = self.adapters.names
         self.acting = [] if learner.restart else [name if name in known else "__base__" for name in names]
         if self.heads is not None:
-            self.heads.tasks = torch.tensor(batch.tasks, device=learner.device)
+            self.heads.tasks = torch.tensor(tasks, device=learner.device)
         return batch
 
     def export(self, model: nn.Module, tasks: Sequence[Task], folder: Path, base: str) -> str | None:

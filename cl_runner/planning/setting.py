@@ -195,7 +195,7 @@ class Setting:
         asks = self.needs.asks
         assert asks is not None
         s = self if asks.writes is None else self._started()
-        at_once = min(asks.batch_size, max(1, self.asked_at_once))
+        at_once = min(asks.batch_size, self.asked_at_once)
         return dataclasses.replace(s, evaluated=self.asked, evaluation_batch=at_once, answers=self.asked_answers)
 
     def learning(self) -> Setting:
