@@ -17,6 +17,8 @@ LATER: dict[str, dict[str, Any]] = {
 }
 #: The same of every definition of tasks.
 LATER_OF_TASKS: dict[str, Any] = {"grammar": "full"}
+#: And of every probe.
+LATER_OF_PROBES: dict[str, Any] = {"column": "text"}
 
 
 def config_hash(resolved: Mapping[str, Any]) -> str:
@@ -25,10 +27,11 @@ def config_hash(resolved: Mapping[str, Any]) -> str:
     for group, later in LATER.items():
         kept = {key: value for key, value in identity[group].items() if key not in later or value != later[key]}
         identity[group] = kept if "balanced" in kept else {key: kept[key] for key in kept if key != "fixed"}
-    identity["task"] = {
-        name: {key: value for key, value in definition.items() if (key, value) not in LATER_OF_TASKS.items()}
-        for name, definition in identity["task"].items()
-    }
+    for group, named in (("task", LATER_OF_TASKS), ("probe", LATER_OF_PROBES)):
+        identity[group] = {
+            name: {key: value for key, value in definition.items() if (key, value) not in named.items()}
+            for name, definition in identity[group].items()
+        }
     identity["hardware"] = {key: value for key, value in identity["hardware"].items() if key != "slurm"}
     identity["importance"] = {key: value for key, value in identity["importance"].items() if key != "cache_gb"}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))

@@ -2,6 +2,7 @@
 
     python scripts/studies.py far_domains data_root=DATA            # PE: does what it selects learn?
     python scripts/studies.py slm_gap data_root=DATA                # SLM: what stands between it and separate models?
+    python scripts/studies.py real_language data_root=DATA          # PIECE: what is learned, what kept?
     python scripts/studies.py far_domains data_root=DATA --show     # the lines of its runs
     python scripts/studies.py far_domains data_root=DATA --only pe,frozen --seeds 1
 
@@ -98,7 +99,26 @@ SLM_GAP = Study(
         "centred": (*SERVED, "method.slm.learning_rate=3e-3", "method.slm.center=first_task,generic"),
     },
 )
-STUDIES = {"far_domains": FAR_DOMAINS, "slm_gap": SLM_GAP}
+
+#: Of all weights, of the 0.1 % that PIECE trains, of normalisation weights, of adapters: three rates each.
+WHOLE = "training.base.learning_rate=1e-5,3e-5,1e-4"
+FEW = "training.base.learning_rate=3e-4,1e-3,3e-3"
+REAL_LANGUAGE = Study(
+    given=("experiment=piece/real_language",),
+    rows={
+        "seq_ft": ("method=seq_ft", WHOLE),
+        "piece_s": ("method=piece_s", FEW),
+        "layer_norm": ("method=layer_norm", "training.base.learning_rate=1e-3,3e-3,1e-2"),
+        "piece_rand": ("method=piece_rand", FEW),
+        "piece_f": ("method=piece_f", FEW),
+        "seq_lora": ("method=seq_lora", "method.seq_lora.learning_rate=2e-4,1e-3,5e-3"),
+        "replay": ("method=replay", WHOLE),
+        "o_lora": ("method=o_lora", "method.o_lora.learning_rate=2e-4,1e-3,5e-3"),
+        "lwf": ("method=lwf_piece", WHOLE),
+        "frozen": ("method=frozen",),
+    },
+)
+STUDIES = {"far_domains": FAR_DOMAINS, "slm_gap": SLM_GAP, "real_language": REAL_LANGUAGE}
 
 
 def run(arguments: Sequence[str]) -> int:

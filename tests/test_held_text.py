@@ -107,6 +107,20 @@ def test_a_text_file_is_cut_into_pieces(tmp_path: Path) -> None:
         probe.prepare(learner, folder)
 
 
+def test_a_table_gives_the_texts_of_a_column(tmp_path: Path) -> None:
+    given = tmp_path / "held.csv"
+    given.write_text("id,prompt\n1,first text\n2,\n3,third text\n", encoding="utf-8")
+    options = ["probe=held_text", f"probe.held_text.path={given}", "probe.held_text.texts=2"]
+    learner, probe, folder = probed(tmp_path, *options, "probe.held_text.column=prompt")
+    probe.prepare(learner, folder)
+    assert (folder / "text.jsonl").read_text() == '{"text": "first text"}\n{"text": "third text"}\n'
+    learner, probe, folder = probed(tmp_path, *options, "probe.held_text.column=promt")
+    with pytest.raises(
+        ValueError, match="without 'promt', but with 'id', 'prompt'. Nearest: 'prompt'. Type: .*column="
+    ):
+        probe.prepare(learner, folder)
+
+
 def test_a_held_text_that_is_missing_or_too_long(tmp_path: Path) -> None:
     _, probe, _ = probed(tmp_path, "probe=held_text", "probe.held_text.path=nowhere.txt")
     with pytest.raises(ValueError, match="nowhere.txt is no file.*probe.held_text.path=null"):

@@ -151,8 +151,8 @@ def test_raw_answers_keep_the_first_line_indented(tmp_path: Path, monkeypatch: p
     prompts, written = ["def f(x):\n", "x"], "    return x , 1 !\n"
     ids = [[pieces["<s>"], *llama(p, add_special_tokens=False)["input_ids"]] for p in prompts]
     longest = max(map(len, ids))
-    batch = {"input_ids": torch.tensor([[0] * (longest - len(row)) + row for row in ids])}
-    batch["attention_mask"] = (batch["input_ids"] != 0).long()
+    read = torch.tensor([[0] * (longest - len(row)) + row for row in ids])
+    batch = Batch({"input_ids": read, "attention_mask": (read != 0).long()})
     new = torch.tensor([[pieces[c.replace(" ", "▁")] for c in written] + [2]] * 2)
 
     def generate(input_ids: torch.Tensor, logits_processor: Any, **_: Any) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from plans import numbers_of
+from safetensors.torch import load_file
 from test_plan_measured import WIDE
 from test_replay import two_tasks
 from test_resume import command, dies_and_goes_on
@@ -220,7 +221,7 @@ def test_keys_lie_on_disk_and_are_made_again_where_they_are_not_what_was_written
     for number, keys in enumerate(wanted):
         assert torch.equal(again.methods["mbpa"]._keys_of(other, number), keys)
     assert "mbpa_00.safetensors is damaged" in said[0] and "mbpa_01.safetensors is gone" in said[1] and len(said) == 2
-    assert files[0].read_bytes() == content
+    assert torch.equal(load_file(files[0])["keys"], wanted[0])  # the order of a header's names is safetensors' affair
     files[0].write_bytes(files[1].read_bytes())  # another memory's
     again.methods["mbpa"]._keys.clear()
     assert torch.equal(again.methods["mbpa"]._keys_of(other, 0), wanted[0])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,7 +15,8 @@ from pydantic import Field
 from cl_runner.batch import Batch
 from cl_runner.config import Count, Positive, Sampling
 from cl_runner.data.example import Example
-from cl_runner.data.readers import file_records
+from cl_runner.data.places import nearest
+from cl_runner.data.readers import FORMS, file_records
 from cl_runner.digests import read_text, write
 from cl_runner.families.base import Answering, Family
 from cl_runner.families.reading_text import TextReader
@@ -41,6 +42,7 @@ class HeldText(Probe):
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str] = "nats per token"
     path: str | None
+    column: str
     texts: Count
     tokens: Annotated[int, Field(ge=2)]
     temperature: Annotated[Positive, ReadIf("path", (None,))]
@@ -50,8 +52,8 @@ class HeldText(Probe):
         """The file is there."""
         if self.path is not None and not Path(self.path).expanduser().is_file():
             raise ValueError(
-                f"probe.{self.node}.path={self.path} is no file. Name a text, or a .jsonl of objects with the key "
-                f"`text`, or let the model write one: probe.{self.node}.path=null"
+                f"probe.{self.node}.path={self.path} is no file. Name a text, or a table whose column "
+                f"{self.column!r} holds texts, or let the model write one: probe.{self.node}.path=null"
             )
 
     def prepare(self, learner: Learner, folder: Path) -> None:
@@ -91,9 +93,9 @@ class HeldText(Probe):
         return said
 
     def _read(self, family: Family, path: Path) -> list[str]:
-        """The first texts of a .jsonl, or so many pieces of another file."""
-        if path.name.endswith((".jsonl", ".jsonl.gz")):
-            found = [str(record.get("text") or "") for record in file_records(path)]
+        """The first texts of a table, or so many pieces of another file."""
+        if path.name.removesuffix(".gz").endswith(tuple(f".{form}" for form in FORMS)):
+            found = [str(self._cell(path, record) or "") for record in file_records(path)]
             texts = [text for text in found if text.strip()]
         else:
             text = path.read_text(encoding="utf-8")
@@ -108,6 +110,15 @@ class HeldText(Probe):
                 f"Type: probe.{self.node}.texts={max(1, len(texts))}, or a smaller probe.{self.node}.tokens"
             )
         return texts[: self.texts]
+
+    def _cell(self, path: Path, record: Mapping[str, Any]) -> Any:
+        """What a row has in the column of texts."""
+        if self.column not in record:
+            raise ValueError(
+                f"{path} has a row without {self.column!r}, but with {', '.join(map(repr, record)) or 'nothing'}."
+                f"{nearest(self.column, record)} Type: probe.{self.node}.column=COLUMN"
+            )
+        return record[self.column]
 
     def passes(self, evaluated: Sequence[int]) -> Sequence[ProbePass]:
         """The text is read, and written once where there is no file."""
