@@ -116,6 +116,20 @@ def greedy(family: Causal | Seq2Seq, model: Any, prompt: str, count: int) -> lis
     return written
 
 
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2"])
+def test_a_head_reads_one_block_whose_product_is_one(name: str) -> None:
+    """torch 2.13 takes the product of a slice with weights that do not train from a copy of them for each row."""
+    family, model = built(name)
+    read: list[torch.Tensor] = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda head, given: read.append(given[0]))
+    batch = family.collate(EXAMPLES)
+    logits = family.forward(model, batch).logits
+    model.requires_grad_(False)
+    assert torch.equal(family.forward(model, batch).logits, logits)
+    family.answer(model, family.collate(EXAMPLES, answers=False), Answering(3))
+    assert len(read) > 3 and all(one.is_contiguous() for one in read)
+
+
 @every_model
 @torch.no_grad()
 def test_answers_are_those_of_the_plain_greedy_loop_at_every_batch_size(name: str) -> None:
