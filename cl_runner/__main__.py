@@ -14,25 +14,38 @@ from pathlib import Path
 from types import FrameType
 
 import cl_runner
+from cl_runner import interrupt
 from cl_runner.arguments import Parser
 from cl_runner.full_disk import is_full, unusable
 from cl_runner.interrupt import stopping
 from cl_runner.streams import lasting_streams
 
-#: command -> (module with main(arguments) -> exit status, what it does)
+#: command -> (module, or module:function, whose main(arguments) -> exit status, what it does)
 COMMANDS = {
+    "cancel": ("cl_runner.sweeps.command:cancel_main", "stop jobs of a submitted sweep, which save what they have"),
     "choose": ("cl_runner.choosing.command", "the best try of each method by validation examples, and its test runs"),
     "figure": ("cl_runner.papers.figure_command", "figures of the papers drawn of runs, with their data"),
+    "job": ("cl_runner.sweeps.one_job", "one job of a submitted sweep, as its batch script starts it"),
     "methods": ("cl_runner.catalogue.command", "every method: paper, what trains, what is kept; by name its options"),
     "orders": ("cl_runner.statistics.command", "balanced orders of a benchmark's tasks, and the line that runs them"),
     "plan": ("cl_runner.planning.command", "memory, disk and time that a run would take, without running it"),
     "rescore": ("cl_runner.rescore", "kept predictions scored by another metric, without running anything again"),
     "report": ("cl_runner.report.command", "tables, pictures and an HTML page of one run or of many"),
+    "resubmit": ("cl_runner.sweeps.command:resubmit_main", "submit again what of a sweep failed or is missing"),
     "snapshot": (
         "cl_runner.history.command",
         "list, size, verify, diff, overlap, compose, revert, restore or export what each task changed",
     ),
+    "status": (
+        "cl_runner.sweeps.command:status_main",
+        "how jobs of submitted sweeps stand, and why",
+    ),
+    "submit": (
+        "cl_runner.sweeps.command:submit_main",
+        "give a multirun to SLURM or this machine, and return",
+    ),
     "table": ("cl_runner.papers.command", "published tables of papers, beside them what runs measured"),
+    "work": ("cl_runner.sweeps.worker", "run jobs of a submitted sweep on this machine, as submit starts it"),
 }
 
 HELP = """\
@@ -127,12 +140,14 @@ class _Asked(KeyboardInterrupt):
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    interrupt.heard(number)
     raise _Asked
 
 
 def _main(typed: list[str]) -> int:
     if typed and typed[0] in COMMANDS:
-        return int(importlib.import_module(COMMANDS[typed[0]][0]).main(typed[1:]))
+        module, _, function = COMMANDS[typed[0]][0].partition(":")
+        return int(getattr(importlib.import_module(module), function or "main")(typed[1:]))
     try:
         given = flags().parse_intermixed_args(typed)
     except ValueError as error:
@@ -181,7 +196,7 @@ def _request(given: argparse.Namespace) -> int:
             )
         check_once(overrides, folders, given.multirun)
         if given.multirun:
-            from cl_runner.sweep import run_sweep
+            from cl_runner.sweeps.multirun import run_sweep
 
             return run_sweep(overrides, folders, lambda sweep: _hydra(given, sweep))
         request = compose(overrides, folders)
@@ -190,8 +205,8 @@ def _request(given: argparse.Namespace) -> int:
         if passed_on:
             return _hydra(given)
         if request.config.hardware.slurm is not None:
-            line = request.command.replace(COMMAND, f"{COMMAND} -m", 1)
-            raise ValueError(f"hardware=slurm submits the runs of a multirun, and this is none. Type: {line}")
+            line = request.command.replace(COMMAND, f"{COMMAND} submit", 1)
+            raise ValueError(f"a run on SLURM is submitted. Type: {line}")
     except ValueError as error:
         return fail(error)
     from cl_runner.job import run_request

@@ -73,14 +73,17 @@ class Request:
     @property
     def folder(self) -> Path:
         """<root>/<task_order>/<backbone>/<method>/seed<seed>-<hash>."""
-        leaf = f"seed{self.config.seed}-{self.hash}"
-        return Path(self.config.root) / self.task_order / self.backbone / self.method / leaf
+        return Path(self.config.root) / self.identity
+
+    @property
+    def identity(self) -> str:
+        """The folder without its root: the same wherever a run writes."""
+        return f"{self.task_order}/{self.backbone}/{self.method}/seed{self.config.seed}-{self.hash}"
 
     @property
     def run_id(self) -> str:
         """The run's id in W&B: the same in every session of the run."""
-        identity = f"{self.task_order}/{self.backbone}/{self.method}/seed{self.config.seed}-{self.hash}"
-        return hashlib.sha256(identity.encode()).hexdigest()[:16]
+        return hashlib.sha256(self.identity.encode()).hexdigest()[:16]
 
     @property
     def command(self) -> str:
@@ -97,6 +100,14 @@ class Request:
 def _hydra(folders: Sequence[Path]) -> Iterator[None]:
     with initialize_config_dir(config_dir=search_path(folders)[0], job_name="cl_runner", **version_base()):
         yield
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the groups' choices make: the configuration, and what of it the user's files replace."""
+
+    config: DictConfig
+    replaced: tuple[str, ...]
 
 
 def _compose(overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
@@ -234,13 +245,19 @@ def request(
     return made
 
 
-def compose(overrides: Sequence[str], folders: Sequence[Path] = (), sweep: str | None = None) -> Request:
+def compose(
+    overrides: Sequence[str],
+    folders: Sequence[Path] = (),
+    sweep: str | None = None,
+    made_before: dict[tuple[str, ...], Chosen] | None = None,
+) -> Request:
     """Compose and check one run.
 
     Args:
         overrides: what was typed, such as `method=pe`.
         folders: user folders with more configuration files (`--config-dir`).
         sweep: the multirun that it is a job of; what it does not read, another job may.
+        made_before: of other jobs with the same folders, by what chose them; new ones are added.
 
     Raises:
         ValueError: one clear message for the first mistake.
@@ -249,7 +266,13 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = (), sweep: str |
     with _hydra(folders):
         try:
             parsed = check_single(overrides, folders)
-            default = _compose(check_groups(parsed, overrides, folders), folders)
+            groups = tuple(check_groups(parsed, overrides, folders))
+            chosen = made_before.get(groups) if made_before is not None else None
+            if chosen is None:
+                chosen = Chosen(_compose(groups, folders), _replaced_files(groups, folders))
+            if made_before is not None:
+                made_before[groups] = chosen
+            default = chosen.config
             check_keys(parsed, overrides, default, folders)
             composed = _with_values(default, parsed)
         except HydraException as error:
@@ -265,7 +288,7 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = (), sweep: str |
             idle = unread(parsed, overrides, default, composed, made.config, folders)
             if idle and sweep is None:
                 raise ValueError(idle[0].reason)
-            said = (*_replaced_files(overrides, folders), *idle_notes(made.config))
+            said = (*chosen.replaced, *idle_notes(made.config))
             return dataclasses.replace(made, replaced=said, unread=tuple(idle))
         except SchemaError as error:
             raise ValueError(f"{error}{remedy(error, overrides, default, folders)}") from None

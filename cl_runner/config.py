@@ -33,6 +33,8 @@ TrainingLength = Literal["apart", "together", "sum"]
 AnswerText = Literal["spoken", "piece", "raw"]
 OptimizerName = Literal["adamw", "adafactor", "sgd"]
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
+#: A line for another program.
+Asked = Annotated[str, Field(min_length=1, pattern=r"^[^\n\r]*$")]
 #: What `</s>`, `[SEP]` and the like are in users' texts and answers: letters, or the token.
 SpecialTokens = Literal["text", "read"]
 #: What a family of models behaves as.
@@ -295,13 +297,32 @@ class Evaluation(Schema):
 
 
 class Slurm(Schema):
-    """What a job asks of a SLURM cluster."""
+    """What a job asks of a SLURM cluster, in the words of sbatch."""
 
-    partition: str | None
+    partition: Asked | None
+    account: Asked | None
+    qos: Asked | None
+    constraint: Asked | None
+    gres: Asked | None
+    nodelist: Asked | None
+    exclude: Asked | None
+    dependency: Asked | None
     minutes: Count
     gpus: Whole
     cpus: Count
     memory_gb: Count
+    at_once: Count | None  # jobs of an array that run at the same time; null = as many as there is room for
+    signal_seconds: Annotated[int, Field(ge=10, le=65535)]  # before the limit a job saves and goes back into the queue
+    requeues: Whole  # how often it may; 0 = never
+    setup: list[Asked]  # lines of the batch script before the program, such as: module load cuda
+    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], str]
+
+
+class SweepOptions(Schema):
+    """How the jobs of a multirun share a machine."""
+
+    processes: Count | Literal["gpus"]  # at once on this machine; gpus = one for each GPU
+    on_error: Literal["continue", "stop"]  # whether jobs begin after one has failed
 
 
 class Hardware(Schema):
@@ -373,4 +394,5 @@ class Config(Schema):
     checkpoint: Checkpoint
     snapshots: Snapshots
     resume: Literal["strict", "warn"]  # where versions, threads or device are others than a run began with
+    sweep: SweepOptions
     wandb: Wandb

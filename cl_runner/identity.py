@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 #: Keys that say where and how often a run writes, not what it computes: they are no part of its identity.
-NOT_IDENTITY = ("root", "data_root", "wandb", "checkpoint", "snapshots", "resume")
+NOT_IDENTITY = ("root", "data_root", "wandb", "checkpoint", "snapshots", "resume", "sweep")
 #: What came later, and the value that asks for nothing: runs that were made before are the same ones.
 LATER: dict[str, dict[str, Any]] = {
     "backbone": {"gguf": None, "head": "new"},

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal: the run stops at the next safe point, with its state saved."""
+"""Ctrl-C, SIGTERM, a closed terminal, a time limit ahead: the run stops at the next safe point, its state saved."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ import signal
 from types import FrameType
 from typing import Self
 
+#: By these a cluster says that the end is near: nobody is impatient who sends another one. Windows has none.
+EARLY = tuple(number for name in ("SIGUSR1", "SIGUSR2") if (number := getattr(signal, name, None)) is not None)
+#: The last signal that asked this process to stop: whether it was the cluster or a person.
+last_heard: int | None = None
+
 
 def stopping() -> list[int]:
     """The signals that ask this process to stop: SIGHUP unless it is ignored, as under nohup."""
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     heard = [hangup] if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN else []
-    return [signal.SIGINT, signal.SIGTERM, *heard]
+    return [signal.SIGINT, signal.SIGTERM, *heard, *EARLY]
+
+
+def heard(number: int) -> None:
+    """Remember a signal that asked to stop."""
+    global last_heard
+    last_heard = number
 
 
 class Interrupted(Exception):
@@ -36,8 +47,13 @@ class Stop:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        heard(number)
+        if self.asked and number in EARLY:
+            return
         self.asked = True
-        self._restore()
+        for other, handler in self._before.items():
+            if other not in EARLY:
+                signal.signal(other, handler)
 
     def check(self) -> None:
         """Raise Interrupted if a signal came: for places where nothing needs saving."""

@@ -122,7 +122,7 @@ def finished_metrics(folder: Path) -> dict[str, float]:
 def job(config: DictConfig) -> int:
     """What Hydra calls for each job of a multirun, here or on a node of a cluster.
 
-    A failure is on the screen at once and does not end the other jobs; an interruption ends the sweep.
+    A failure is on the screen at once and ends the sweep only if sweep.on_error=stop; an interruption does.
     """
     hydra = HydraConfig.get()
     composed = OmegaConf.create(config)
@@ -131,7 +131,8 @@ def job(config: DictConfig) -> int:
     sweep = str(hydra.sweep.dir).rpartition("/")[2]
     sources = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     folders = [source for source in sources if source != CONF]
-    status = run_request(request(composed, from_sweeper(hydra.overrides.task), sweep, folders))
-    if status == 75:
+    asked = request(composed, from_sweeper(hydra.overrides.task), sweep, folders)
+    status = run_request(asked)
+    if status == 75 or (status and asked.config.sweep.on_error == "stop"):
         raise SystemExit(status)
     return status

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import re
 import shlex
@@ -280,8 +279,3 @@ def from_sweeper(overrides: Sequence[str]) -> list[str]:
     """What was typed of a job of `for_sweeper`: `++` only where it matters."""
     parsed = zip(parse(overrides), overrides, strict=True)
     return [text.removeprefix("++") if override.value() is None else text for override, text in parsed]
-
-
-def sweep_id(overrides: Sequence[str]) -> str:
-    """The name of a multirun: the same line is the same sweep."""
-    return "sweep-" + hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:8]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from tiny import TINY, run_command
 
-from cl_runner.overrides import jobs_of, sweep_id
+from cl_runner.overrides import jobs_of
+from cl_runner.sweeps.jobs import requests_of
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -27,7 +28,7 @@ def test_runs_resumes_and_skips(tmp_path: Path, capsys: pytest.CaptureFixture[st
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     assert len({s["weights_sha256"] for s in summaries}) == 4
     (name,) = {s["run"]["sweep"] for s in summaries}
-    assert name == sweep_id(arguments[1:])
+    assert name == requests_of(arguments[1:], [])[0].sweep
     capsys.readouterr()
     (folders[0] / "COMPLETED").unlink()
     assert run_command(arguments) == 0

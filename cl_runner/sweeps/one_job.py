@@ -1,0 +1,99 @@
+"""One job of a submitted sweep, as a batch script or a worker starts it: it runs, says how it ended, waits again.
+
+A job that SLURM tells to stop before its time limit, or that has to make room, saves its state, goes back into the
+queue and goes on from there. One that somebody cancels does not.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cl_runner import interrupt
+from cl_runner.arguments import Parser
+from cl_runner.compose import compose
+from cl_runner.job import run_request
+from cl_runner.sweeps import slurm
+from cl_runner.sweeps.folder import Sweep, here, load
+from cl_runner.sweeps.frozen import configurations, running
+
+#: How SLURM calls a job that it ends to start it again: of a signal that says no more than to stop.
+_MAKES_ROOM = ("PREEMPTED", "NODE_FAIL", "REQUEUED", "TIMEOUT")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command `job`."""
+    parser = Parser(prog="python -m cl_runner job", description="One job of a submitted sweep, in this process.")
+    parser.add_argument("sweep", type=Path)
+    parser.add_argument("number", type=int)
+    try:
+        given = parser.parse_args(list(arguments))
+        sweep = load(given.sweep)
+        if not 0 <= given.number < len(sweep.jobs):
+            raise ValueError(f"{sweep.name} has jobs 0 to {len(sweep.jobs) - 1}, got {given.number}")
+    except ValueError as error:
+        print(f"cl_runner: {error}", file=sys.stderr)
+        return 2
+    return run_job(sweep, given.number)
+
+
+def run_job(sweep: Sweep, number: int) -> int:
+    """Run a job and note how it ended; its exit status."""
+    place, log = _place(sweep, number)
+    sweep.begin(number, place, str(log))
+    try:
+        status = _run(sweep, number)
+    except KeyboardInterrupt:  # before there was anything to save
+        status = 75
+    requeued = status == 75 and _waits_again(sweep, number)
+    sweep.end(number, status, requeued)
+    if requeued:
+        print(f"Back into the queue as job {_slurm_job()}; it goes on there.", flush=True)
+        slurm.requeue(_slurm_job())
+    return status
+
+
+def _run(sweep: Sweep, number: int) -> int:
+    job = sweep.jobs[number]
+    try:
+        code = running() or sweep.path / sweep.code
+        request = compose(job.overrides, configurations(code), sweep.name)
+        if str(request.folder) != job.folder:
+            raise ValueError(
+                f"the configuration that was submitted composes to {request.folder} now, and was {job.folder}: an "
+                "environment variable or a file that it reads is another one. Submit it anew"
+            )
+    except ValueError as error:
+        print(f"cl_runner: {error}", file=sys.stderr)
+        return 2
+    return run_request(request)
+
+
+def _slurm_job() -> str:
+    """SLURM's number of this job as its commands take it."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def _place(sweep: Sweep, number: int) -> tuple[str, Path]:
+    """Where this job runs, and the file that has what it prints."""
+    if "SLURM_JOB_ID" in os.environ and sweep.jobs[number].slurm is not None:
+        return _slurm_job(), sweep.path / "logs" / f"{_slurm_job()}.log"
+    return here(), sweep.path / "logs" / f"{number}.log"
+
+
+def _waits_again(sweep: Sweep, number: int) -> bool:
+    """Whether a job that was interrupted goes back into the queue."""
+    options = sweep.jobs[number].slurm
+    if options is None or "SLURM_JOB_ID" not in os.environ:
+        return False
+    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= options["requeues"]:
+        print(f"Not back into the queue: hardware.slurm.requeues={options['requeues']}", flush=True)
+        return False
+    if interrupt.last_heard in interrupt.EARLY:
+        return True
+    # SIGTERM comes of whoever cancels as well.
+    return interrupt.last_heard == signal.SIGTERM and slurm.ended_as(_slurm_job()) in _MAKES_ROOM
