@@ -1,4 +1,4 @@
-"""The commands submit, status, cancel and resubmit: they answer at once, and work from files after a closed terminal."""
+"""The commands submit, status, cancel, resubmit: they answer at once, from files, after a closed terminal too."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def _cancel(arguments: list[str]) -> int:
     slurm.cancel(of_slurm)
     stopped = len(of_slurm) + _stop_here(sweep, numbers, states)
     print(
-        f"{sweep.name}: {stopped} of {len(numbers)} jobs told to stop. What runs saves first. See: {sweep.line('status')}"
+        f"{sweep.name}: {stopped} of {len(numbers)} jobs told to stop. What runs saves first.\n{sweep.line('status')}"
     )
     return 0
 

@@ -38,7 +38,7 @@ def requests_of(overrides: Sequence[str], folders: Sequence[Path]) -> list[Reque
 
 
 def sweep_name(requests: Sequence[Request]) -> str:
-    """The name of a multirun: the same runs are the same sweep, however they were typed and whatever they ask of a cluster."""
+    """The name of a multirun: the same runs are the same sweep, however they were typed, whatever they ask of SLURM."""
     runs = sorted(request.identity for request in requests)
     return "sweep-" + hashlib.sha256("\n".join(runs).encode()).hexdigest()[:8]
 

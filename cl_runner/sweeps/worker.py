@@ -1,4 +1,4 @@
-"""The queue of one machine: the jobs of a sweep, so many at once, each in a process with its share of cores and devices."""
+"""The queue of one machine: so many jobs of a sweep at once, each in a process with its share of cores and GPUs."""
 
 from __future__ import annotations
 
