@@ -205,8 +205,7 @@ def _request(given: argparse.Namespace) -> int:
         if passed_on:
             return _hydra(given)
         if request.config.hardware.slurm is not None:
-            line = request.command.replace(COMMAND, f"{COMMAND} submit", 1)
-            raise ValueError(f"a run on SLURM is submitted. Type: {line}")
+            raise ValueError(f"a run on SLURM is submitted. Type: {request.command}")
     except ValueError as error:
         return fail(error)
     from cl_runner.job import run_request

@@ -108,8 +108,8 @@ def give(sweep: Sweep, numbers: Sequence[int]) -> None:
     asked = sweep.jobs[numbers[0]].slurm
     if asked is not None and asked["requeues"]:
         print(
-            f"A job that needs more than {asked['minutes']} minutes saves {asked['signal_seconds']} seconds before "
-            "(or up to a minute earlier), waits again and goes on",
+            f"A job saves {asked['signal_seconds']} s before its limit of {asked['minutes']} min, or up to a minute earlier; "
+            "it waits again and goes on",
             flush=True,
         )
 

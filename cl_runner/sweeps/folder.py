@@ -67,6 +67,7 @@ class Attempt:
         ended: None while it runs, and for ever if it was killed.
         status: its exit status.
         requeued: it gave itself back to the queue.
+        saved: what told its saved state when it ended, if it was interrupted; None = nothing was saved.
     """
 
     place: str
@@ -75,6 +76,7 @@ class Attempt:
     ended: float | None = None
     status: int | None = None
     requeued: bool = False
+    saved: str | None = None
 
 
 @dataclass
@@ -146,9 +148,9 @@ class Sweep:
         """A job's process begins."""
         self.note(number, place=place, log=log, begun=time.time())
 
-    def end(self, number: int, status: int, requeued: bool = False) -> None:
+    def end(self, number: int, status: int, requeued: bool = False, saved: str | None = None) -> None:
         """It ends."""
-        self.note(number, ended=time.time(), status=status, requeued=requeued)
+        self.note(number, ended=time.time(), status=status, requeued=requeued, saved=saved)
 
 
 def here() -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from cl_runner import interrupt
 from cl_runner.arguments import Parser
 from cl_runner.compose import compose
+from cl_runner.digests import digest_of
 from cl_runner.job import run_request
 from cl_runner.sweeps import slurm
 from cl_runner.sweeps.folder import Sweep, here, load
@@ -48,8 +49,9 @@ def run_job(sweep: Sweep, number: int) -> int:
         status = _run(sweep, number)
     except KeyboardInterrupt:  # before there was anything to save
         status = 75
-    requeued = status == 75 and _waits_again(sweep, number)
-    sweep.end(number, status, requeued)
+    saved = _saved(sweep, number) if status == 75 else None
+    requeued = status == 75 and _waits_again(sweep, number, saved)
+    sweep.end(number, status, requeued, saved)
     if requeued:
         print(f"Back into the queue as job {_slurm_job()}; it goes on there.", flush=True)
         slurm.requeue(_slurm_job())
@@ -85,10 +87,30 @@ def _place(sweep: Sweep, number: int) -> tuple[str, Path]:
     return here(), sweep.path / "logs" / f"{number}.log"
 
 
-def _waits_again(sweep: Sweep, number: int) -> bool:
-    """Whether a job that was interrupted goes back into the queue."""
+def _saved(sweep: Sweep, number: int) -> str | None:
+    """What tells the state that a run has saved."""
+    from cl_runner.checkpoint import MANIFEST  # which imports torch, as the run has
+
+    manifest = sweep.run_folder(number) / "state" / MANIFEST
+    return digest_of(manifest.read_bytes()) if manifest.is_file() else None
+
+
+def _waits_again(sweep: Sweep, number: int, saved: str | None) -> bool:
+    """Whether a job that was interrupted goes back into the queue.
+
+    Args:
+        saved: what tells its state now.
+    """
     options = sweep.jobs[number].slurm
     if options is None or "SLURM_JOB_ID" not in os.environ:
+        return False
+    before = sweep.attempts(number)[:-1]
+    if before and before[-1].requeued and before[-1].saved == saved:
+        print(
+            f"Not back into the queue: this try got no further than the one before. Ask for more than "
+            f"hardware.slurm.minutes={options['minutes']}",
+            flush=True,
+        )
         return False
     if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= options["requeues"]:
         print(f"Not back into the queue: hardware.slurm.requeues={options['requeues']}", flush=True)

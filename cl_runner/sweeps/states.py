@@ -72,7 +72,7 @@ def _state(
     queued = queue.get((submission.id, index))
     name = submission.id if here else f"{submission.id}_{index}"
     if queued is not None and queued.runs:
-        return JobState("running", "" if queued.state == "RUNNING" else queued.state, name, log)
+        return JobState("running", _doing(log) if queued.state == "RUNNING" else queued.state, name, log)
     if queued is not None and queued.state == "PENDING":
         again = f"for the {len(attempts) + 1}. time; " if attempts else ""
         return JobState("waiting", f"{again}{queued.reason}", name, log)
@@ -82,7 +82,7 @@ def _state(
         ended = queued.state if queued else None if here else slurm.ended_as(name)
         return JobState("missing", f"it never began{f': {ended}' if ended else ''}", name)
     if last.ended is None and here and alive(last.place):
-        return JobState("running", "", last.place, log)
+        return JobState("running", _doing(log), last.place, log)
     return _ended(last, folder, name, queued)
 
 
@@ -107,6 +107,11 @@ def _reason(folder: Path, attempt: Attempt) -> str:
         if lines:
             return lines[-1]
     return "\n".join(_last_lines(Path(attempt.log))) or f"exit status {attempt.status}"
+
+
+def _doing(log: str) -> str:
+    """The last line that a running job printed."""
+    return next(reversed(_last_lines(Path(log)) if log else []), "")
 
 
 def _last_lines(log: Path) -> list[str]:
