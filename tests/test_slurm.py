@@ -1,60 +1,332 @@
-"""The hardware group for clusters: what a job asks for, and a real job where there is a SLURM."""
+"""Jobs on SLURM: what is asked for, how they stand, whatever is swept; with stand-ins for SLURM's commands, and with
+a real one where there is one."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
-from tiny import TINY
+from tiny import TINY, run_command
 
-from cl_runner.compose import _compose, _hydra
+from cl_runner import interrupt
+from cl_runner.sweeps import one_job, slurm
+from cl_runner.sweeps.folder import Sweep, load
+from cl_runner.sweeps.states import states_of
 
-ASKED = ["hardware=slurm", "hardware.slurm.partition=night", "hardware.slurm.minutes=7", "hardware.slurm.gpus=1"]
+pytestmark = pytest.mark.usefixtures("no_pictures")
+SHORT = [o for o in TINY if "threads" not in o and not o.startswith("method")] + ["training.max_steps=2"]
+#: Every option of a job, with a value of its own.
+ASKED = {
+    "partition": "night",
+    "account": "lab",
+    "qos": "low",
+    "constraint": "a100",
+    "gres": "gpu:a100:2",
+    "nodelist": '"n[1-3]"',
+    "exclude": "n2",
+    "dependency": "afterok:7",
+    "minutes": "7",
+    "gpus": "1",
+    "cpus": "3",
+    "memory_gb": "5",
+    "at_once": "2",
+    "signal_seconds": "33",
+    "requeues": "4",
+    "setup": "[module load cuda]",
+    "environment": "{HF_HOME: /scratch/hub}",
+}
+#: sbatch keeps what it is given and counts; squeue shows a file; scontrol and scancel write down what they are told.
+STANDS_IN = {
+    "sbatch": 'n=$(ls "$D"/script_* 2>/dev/null | wc -l); cat > "$D/script_$n"; echo $((70 + n))',
+    "squeue": 'cat "$D/queue" 2>/dev/null || true',
+    "sacct": "exit 1",
+    "scontrol": 'case "$*" in *show*) echo "MaxArraySize = 3" ;; *) echo "$@" >> "$D/told" ;; esac',
+    "scancel": 'echo cancel "$@" >> "$D/told"',
+}
 
 
-def test_the_group_reaches_the_launcher() -> None:
-    with _hydra([]):
-        composed = _compose(ASKED, [])
-    launcher = composed.hydra.launcher
-    assert composed.hydra.runtime.choices["hydra/launcher"] == "submitit_slurm"
-    assert (launcher.partition, launcher.timeout_min, launcher.gpus_per_node) == ("night", 7, 1)
-    assert (launcher.cpus_per_task, launcher.mem_gb) == (2, 8)
-    assert OmegaConf.select(composed, "hardware.threads") == 2, "as many threads as cores were asked for"
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder where stand-ins for SLURM's commands leave what they were told."""
+    place = tmp_path / "cluster"
+    place.mkdir()
+    for name, text in STANDS_IN.items():
+        file = place / name
+        file.write_text(f"#!/bin/bash\nD={place}\n{text}\n")
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return place
+
+
+def submitted(*overrides: str) -> list[str]:
+    return ["submit", "hardware=slurm", *SHORT, "root=X", *overrides]
+
+
+def plus(key: str) -> str:
+    """Names that a mapping has not yet are added to it."""
+    return "++" if key == "environment" else ""
+
+
+def the_sweep() -> Sweep:
+    (path,) = Path("X/sweeps").iterdir()
+    return load(path)
+
+
+@pytest.mark.parametrize(
+    "swept", [["seed=0,1"], ["method=pe,ewc"], ["method=pe,ewc", "backbone=tiny_bert,minilm"], ["probe=none,task_loss"]]
+)
+def test_all_that_is_asked_reaches_the_job_whatever_is_swept(swept: list[str], cluster: Path) -> None:
+    keys = {word.partition("=")[0] for word in swept}
+    given = [o for o in submitted(*swept) if o.partition("=")[0] not in keys or o in swept]
+    options = [f"{plus(key)}hardware.slurm.{key}={value}" for key, value in ASKED.items()]
+    assert run_command([*given, *options]) == 0
+    scripts = sorted(cluster.glob("script_*"))
+    text = "".join(script.read_text() for script in scripts)
+    for option in (
+        *("partition=night", "account=lab", "qos=low", "constraint=a100", "gres=gpu:a100:2", "nodelist=n[1-3]"),
+        *("exclude=n2", "dependency=afterok:7", "time=7", "cpus-per-task=3", "mem=5G", "gpus-per-node=1"),
+        *("signal=B:USR1@33", "requeue", "open-mode=append"),
+    ):
+        assert text.count(f"#SBATCH --{option}\n") == len(scripts), option
+    assert "%2\n" in text and "\nmodule load cuda\n" in text and "\nexport HF_HOME=/scratch/hub\n" in text
+    sweep = the_sweep()
+    assert {job.slurm["requeues"] for job in sweep.jobs if job.slurm} == {4}
+    assert sum(len(given.jobs) for given in sweep.submissions) == len(sweep.jobs) == 2 ** len(swept)
+    threads = [json.loads(json.dumps(job.overrides)) for job in sweep.jobs]
+    assert all("hardware=slurm" in overrides for overrides in threads)
+
+
+def test_more_jobs_than_an_array_holds_are_several(cluster: Path) -> None:
+    assert run_command(submitted("seed=range(0,7)")) == 0
+    arrays = [re.search(r"--array=(\S+)", path.read_text())[1] for path in sorted(cluster.glob("script_*"))]  # type: ignore[index]
+    assert arrays == ["0-2", "0-2", "0-0"]
+    assert [given.jobs for given in the_sweep().submissions] == [(0, 1, 2), (3, 4, 5), (6,)]
+
+
+def test_jobs_that_ask_for_other_things_are_other_arrays(cluster: Path) -> None:
+    assert run_command(submitted("seed=0,1", "hardware.slurm.memory_gb=2,4")) == 2, "one run cannot ask for both"
+    assert not list(cluster.glob("script_*"))
+
+
+def test_the_same_runs_are_the_same_sweep_and_none_is_submitted_twice(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(submitted("seed=0,1", "hardware.slurm.minutes=5")) == 0
+    (cluster / "queue").write_text("70|0|RUNNING|None\n70|1|PENDING|Resources\n9|0|RUNNING|None\n")
+    assert run_command(submitted("seed=1,0", "hardware.slurm.minutes=60")) == 0
+    assert len(list(cluster.glob("script_*"))) == 1
+    assert "2 jobs, 1 waiting, 1 running" in capsys.readouterr().out
+
+
+def test_how_jobs_stand(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(submitted("seed=range(0,3)")) == 0
+    sweep = the_sweep()
+    first = sweep.run_folder(0)
+    first.mkdir(parents=True)
+    (first / "COMPLETED").touch()
+    (cluster / "queue").write_text("70|1|PENDING|Priority\n70|2|RUNNING|None\n")
+    assert [(s.state, s.why) for s in states_of(sweep)] == [("done", ""), ("waiting", "Priority"), ("running", "")]
+    (cluster / "queue").unlink()
+    assert [(s.state, s.why) for s in states_of(sweep)][1:] == [("missing", "it never began")] * 2
+    (sweep.path / "logs" / "70_1.log").write_text("one\n\nRuntimeError: [red] is no colour\n")
+    sweep.begin(1, "70_1", str(sweep.path / "logs" / "70_1.log"))
+    assert states_of(sweep)[1].state == "failed" and "was killed" in states_of(sweep)[1].why
+    sweep.end(1, 1)
+    sweep.begin(2, "70_2", "nowhere.log")
+    sweep.end(2, 75)
+    assert [s.state for s in states_of(sweep)] == ["done", "failed", "missing"]
+    assert "RuntimeError: [red] is no colour" in states_of(sweep)[1].why
+    capsys.readouterr()
+    assert run_command(["status", "X"]) == 0
+    said = capsys.readouterr().out
+    assert "1 done, 1 failed, 1 missing" in said and "[red] is no colour" in said and "cl_runner resubmit" in said
+    assert run_command(["resubmit", "X", "--jobs", "1"]) == 0
+    assert the_sweep().submissions[-1].jobs == (1,)
+    (cluster / "queue").write_text("71|0|PENDING|Priority\n")
+    assert [s.state for s in states_of(the_sweep())] == ["done", "waiting", "missing"]
+    assert run_command(["resubmit", "X"]) == 0
+    assert the_sweep().submissions[-1].jobs == (2,)
+
+
+def test_cancel_takes_what_waits_or_runs_out_of_the_queue(cluster: Path) -> None:
+    assert run_command(submitted("seed=range(0,3)")) == 0
+    (cluster / "queue").write_text("70|1|PENDING|Priority\n70|2|RUNNING|None\n")
+    assert run_command(["cancel", "X", "--jobs", "0,2"]) == 0
+    assert run_command(["cancel", "X"]) == 0
+    assert (cluster / "told").read_text() == "cancel 70_2\ncancel 70_1 70_2\n"
+
+
+def test_what_cannot_be_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm, "has", lambda command="sbatch": False)
+    assert run_command(submitted("seed=0")) == 2
+    assert "this machine has no sbatch" in capsys.readouterr().err
+    assert run_command(["hardware=slurm", "seed=3"]) == 2
+    assert (
+        "a run on SLURM is submitted. Type: python -m cl_runner submit hardware=slurm seed=3" in capsys.readouterr().err
+    )
+    assert run_command(["-m", "hardware=slurm", "hydra/launcher=basic", "seed=3,4"]) == 2
+    assert "one of them. Type: python -m cl_runner -m hardware=slurm seed=3,4" in capsys.readouterr().err
+    assert run_command(["status", "nowhere"]) == 2
+    assert "no submitted sweep lies in nowhere" in capsys.readouterr().err
+
+
+@pytest.fixture
+def job(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sweep]:
+    """A job that SLURM has started in this process."""
+    assert run_command(submitted("seed=0", "hardware.slurm.requeues=1")) == 0
+    monkeypatch.setenv("SLURM_JOB_ID", "99")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    yield the_sweep()
+    interrupt.last_heard = None
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_job_near_its_limit_saves_and_waits_again(
+    number: int, job: Sweep, cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It goes on bit for bit; what is requeued once may not be requeued a second time here."""
+    import cl_runner.train
+
+    step, steps = cl_runner.train._backward, []
+
+    def near_the_end(*given: object, **named: object) -> object:
+        steps.append(None)
+        if len(steps) == 2:
+            os.kill(os.getpid(), number)
+        return step(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cl_runner.train, "_backward", near_the_end)
+    assert run_command(["job", str(job.path), "0"]) == 75
+    assert (cluster / "told").read_text() == "requeue 70_0\n"
+    assert "Back into the queue as job 70_0" in capsys.readouterr().out
+    (attempt,) = job.attempts(0)
+    assert attempt.requeued and attempt.saved is not None and attempt.status == 75
+    assert run_command(["job", str(job.path), "0"]) == 0
+    assert states_of(job)[0].state == "done"
+    plain = [o for o in job.jobs[0].overrides if not o.startswith(("root", "hardware"))]
+    assert run_command([*plain, "root=Y", "hardware=auto", "hardware.threads=2"]) == 0
+    ends = [json.loads(path.read_text())["weights_sha256"] for path in Path().glob("[XY]/**/summary.json")]
+    assert len(ends) == 2 and len(set(ends)) == 1
+
+
+def test_who_cancels_is_believed_and_a_job_that_gets_no_further_stops(job: Sweep, cluster: Path) -> None:
+    interrupt.last_heard = signal.SIGTERM
+    job.begin(0, "70_0", "x")
+    assert not one_job._waits_again(job, 0, "a")
+    interrupt.last_heard = signal.SIGUSR1
+    assert one_job._waits_again(job, 0, "a")
+    job.end(0, 75, requeued=True, saved="a")
+    job.begin(0, "70_0", "x")
+    assert one_job._waits_again(job, 0, "b") and not one_job._waits_again(job, 0, "a")
+
+
+def test_code_and_configuration_are_those_of_the_submission(cluster: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine/method").mkdir(parents=True)
+    (tmp_path / "own_part.py").write_text(
+        "from dataclasses import dataclass\nfrom cl_runner.methods.base import Method\n\n\n"
+        "@dataclass\nclass Own(Method):\n    pass\n"
+    )
+    (tmp_path / "mine/method/own.yaml").write_text("own: {_target_: own_part.Own}\n")
+    assert run_command([*submitted("seed=0,1", "method=own"), "--config-dir", "mine"]) == 0
+    sweep = the_sweep()
+    shutil.rmtree(tmp_path / "mine")
+    (tmp_path / "own_part.py").write_text("raise RuntimeError('edited')\n")
+    code = sweep.path.resolve() / sweep.code
+    assert {path.name for path in code.iterdir()} >= {
+        "cl_runner",
+        "conf",
+        "configuration_0",
+        "own_part.py",
+        "frozen.json",
+    }
+    (script,) = cluster.glob("script_*")
+    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "1", "PYTHONPATH": ""}
+    done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (sweep.run_folder(1) / "COMPLETED").is_file()
+    assert json.loads((sweep.run_folder(1) / "environment.json").read_text())["git"] is not None
+
+
+def slurm_is_up() -> bool:
+    if shutil.which("sinfo") is None:
+        return False
+    up = subprocess.run(["sinfo", "-h", "-o", "%P"], capture_output=True, text=True, check=False)
+    return up.returncode == 0 and bool(up.stdout.strip())
 
 
 @pytest.mark.slow
-def test_jobs_in_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are pickled as for a cluster, the user's files and what task definitions leave out included."""
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    for split in ("train", "test"):
-        (tmp_path / f"news-{split}.csv").write_text("text,label\n" + "a good text,1\na bad text,0\n" * 4)
-    (tmp_path / "mine/task_order").mkdir(parents=True)
-    (tmp_path / "mine/task_order/own.yaml").write_text(
-        "# @package _global_\n# mine\n"
-        "task: {own: {path: '{domain}-{split}.csv', labels: {'0': a, '1': b}}}\n"
-        "task_order: {task: own, tasks: [{name: news}]}\n"
-    )
+@pytest.mark.skipif(not slurm_is_up(), reason="no SLURM on this machine")
+def test_a_sweep_on_a_real_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished, cancelled, killed, over its limit, failed; the terminal is closed; what is missing is submitted again."""
     monkeypatch.chdir(tmp_path)
-    arguments = ["-m", "--config-dir", "mine", "hydra/launcher=submitit_local", "task_order=own", "method=seq_ft"]
-    arguments += [o for o in TINY if not o.startswith("task_order")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-m", "cl_runner", *arguments, "training.max_steps=2", "task.own.max_rows=7"]
-    subprocess.run(command, check=True, env=environment)
-    assert len(list(tmp_path.rglob("COMPLETED"))) == 1
+
+    def command(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "cl_runner", *words], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    asked = ["hardware=slurm", "hardware.slurm.cpus=1", "hardware.slurm.memory_gb=2", "hardware.slurm.minutes=10"]
+    long = [o for o in SHORT if "epochs" not in o and "max_steps" not in o] + ["training.base.epochs=400"]
+    command("submit", *asked, *long, "root=X", "method=pe", "method.pe.fraction=0.005,0.1", "seed=0,1")
+    sweep = the_sweep()
+
+    def wait(number: int, *wanted: str) -> None:
+        for _ in range(600):
+            if states_of(sweep)[number].state in wanted:
+                return
+            time.sleep(0.5)
+        raise AssertionError(f"job {number}: {states_of(sweep)[number]}, not {wanted}")
+
+    wait(0, "running")
+    for _ in range(600):
+        if (sweep.run_folder(0) / "state" / "checkpoint.json").is_file():
+            break
+        time.sleep(0.2)
+    place = states_of(sweep)[0].place
+    slurm.call("scancel", "--signal=USR1", "--batch", place)  # as before its limit
+    wait(0, "waiting")
+    slurm.call("scontrol", "update", f"jobid={place}", "StartTime=now")
+    wait(1, "running")
+    command("cancel", "X", "--jobs", "1")
+    wait(1, "missing")
+    wait(2, "running")
+    slurm.call("scancel", "--signal=KILL", "--batch", states_of(sweep)[2].place)
+    wait(2, "failed")
+    command("resubmit", "X")
+    for number in range(4):
+        wait(number, "done")
+    assert "4 done" in command("status", "X")
+    plain = [o for o in long if not o.startswith("root")]
+    command(
+        "-m",
+        *plain,
+        "root=Y",
+        "method=pe",
+        "method.pe.fraction=0.005,0.1",
+        "seed=0,1",
+        "hardware.threads=1",
+        "hardware=auto",
+    )
+    ends = {root: sorted(_weights(path) for path in Path(root).glob("reviews/**/summary.json")) for root in "XY"}
+    assert len(ends["X"]) == 4 and ends["X"] == ends["Y"]
 
 
-@pytest.mark.skipif(shutil.which("sinfo") is None, reason="no SLURM on this machine")
-def test_a_sweep_on_slurm(tmp_path: Path) -> None:
-    up = subprocess.run(["sinfo", "-h", "-o", "%P"], capture_output=True, text=True)
-    if up.returncode != 0 or not up.stdout.strip():
-        pytest.skip("SLURM is installed but not running")
-    arguments = ["-m", "hydra/launcher=submitit_slurm", "hardware=slurm", "hardware.slurm.cpus=1"]
-    arguments += ["hardware.slurm.memory_gb=2", "hardware.slurm.minutes=10", "seed=0,1", "training.max_steps=2"]
-    arguments += [o for o in TINY if "threads" not in o]
-    subprocess.run([sys.executable, "-m", "cl_runner", *arguments, f"root={tmp_path}"], check=True)
-    assert len(list(tmp_path.rglob("COMPLETED"))) == 2
+def _weights(path: Path) -> str:
+    return str(json.loads(path.read_text())["weights_sha256"])

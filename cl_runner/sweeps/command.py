@@ -88,7 +88,9 @@ def prepared(overrides: Sequence[str], folders: Sequence[Path]) -> Sweep:
         )
     if (sweep.path / MANIFEST).is_file():
         before = load(sweep.path)
-        if [job.folder for job in before.jobs] == [job.folder for job in sweep.jobs]:
+        jobs = {job.folder: job for job in sweep.jobs}
+        if jobs.keys() == {job.folder for job in before.jobs}:
+            sweep.jobs = tuple(jobs[job.folder] for job in before.jobs)  # numbers stay what they are
             sweep.submissions = before.submissions
     sweep.code = str(freeze(sweep.path, requests, folders).relative_to(sweep.path))
     sweep.save()
@@ -108,8 +110,8 @@ def give(sweep: Sweep, numbers: Sequence[int]) -> None:
     asked = sweep.jobs[numbers[0]].slurm
     if asked is not None and asked["requeues"]:
         print(
-            f"A job saves {asked['signal_seconds']} s before its limit of {asked['minutes']} min, or up to a minute earlier; "
-            "it waits again and goes on",
+            f"A job saves {asked['signal_seconds']} s before its limit of {asked['minutes']} min, or up to a minute "
+            "earlier, waits again and goes on",
             flush=True,
         )
 
@@ -145,14 +147,13 @@ def show(sweep: Sweep, states: Sequence[JobState]) -> None:
     """A line for each job, and how many stand how."""
     console = Console()
     table = Table(title=f"{sweep.name}: {_counts(states)}", title_justify="left")
-    for column in ("", "job", "state", "where", "log"):
+    for column in ("", "job", "state", "where"):
         table.add_column(column, overflow="fold")
     for number, (job, state) in enumerate(zip(sweep.jobs, states, strict=True)):
         said = f"{state.state}: {state.why}" if state.why else state.state
-        log = os.path.relpath(state.log) if state.log else ""
-        cells = (str(number), job.varied or "(the only one)", said, state.place, log)
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(Text, (str(number), job.varied or "(the only one)", said, state.place)))
     console.print(table)
+    print(f"What they print: {os.path.relpath(sweep.path / 'logs')}", flush=True)
 
 
 def _counts(states: Sequence[JobState]) -> str:
