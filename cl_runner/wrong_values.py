@@ -146,8 +146,6 @@ def _meant(kind: str, value: Any) -> Any:
 def explain_hydra(error: HydraException, overrides: Sequence[str], folders: Sequence[Path]) -> ValueError:
     """What Hydra could not compose, as one message."""
     said = str(error)
-    if "launcher/submitit" in said:
-        return ValueError("jobs on SLURM need the extra `slurm`. Type: pip install 'cl-runner[slurm]'")
     unknown = re.search(rf"^In '(.*)': .*\n.* not in '{TaskDefaults.__name__}'.*\n +full_key: (\S+)", said)
     if unknown:
         node = unknown[2].rpartition(".")[0]

@@ -3,6 +3,6 @@
 # Usage: bash scripts/test.sh [PYTEST ARGUMENTS ...]     such as: bash scripts/test.sh -m "not slow"
 set -euo pipefail
 
-. "$(dirname "${BASH_SOURCE[0]}")/install.sh" embedded,slurm,test
+. "$(dirname "${BASH_SOURCE[0]}")/install.sh" embedded,test
 # Two processes, each test file in one of them; a later -n 0 runs all in this one, as a debugger needs it.
 exec "$python" -m pytest -n 2 --dist loadfile "$@"

@@ -271,7 +271,7 @@ def slurm_is_up() -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not slurm_is_up(), reason="no SLURM on this machine")
 def test_a_sweep_on_a_real_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finished, cancelled, killed, over its limit, failed; the terminal is closed; what is missing is submitted again."""
+    """Finished, cancelled, killed, near its limit; the terminal is closed; what is missing is submitted again."""
     monkeypatch.chdir(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
