@@ -20,9 +20,9 @@ from cl_runner.full_disk import is_full, unusable
 from cl_runner.interrupt import stopping
 from cl_runner.streams import lasting_streams
 
-#: command -> (module, or module:function, whose main(arguments) -> exit status, what it does)
+#: command -> (module with main(arguments) -> exit status, what it does)
 COMMANDS = {
-    "cancel": ("cl_runner.sweeps.command:cancel_main", "stop jobs of a submitted sweep, which save what they have"),
+    "cancel": ("cl_runner.sweeps.cancel", "stop jobs of a submitted sweep, which save what they have"),
     "choose": ("cl_runner.choosing.command", "the best try of each method by validation examples, and its test runs"),
     "figure": ("cl_runner.papers.figure_command", "figures of the papers drawn of runs, with their data"),
     "job": ("cl_runner.sweeps.one_job", "one job of a submitted sweep, as its batch script starts it"),
@@ -31,17 +31,17 @@ COMMANDS = {
     "plan": ("cl_runner.planning.command", "memory, disk and time that a run would take, without running it"),
     "rescore": ("cl_runner.rescore", "kept predictions scored by another metric, without running anything again"),
     "report": ("cl_runner.report.command", "tables, pictures and an HTML page of one run or of many"),
-    "resubmit": ("cl_runner.sweeps.command:resubmit_main", "submit again what of a sweep failed or is missing"),
+    "resubmit": ("cl_runner.sweeps.resubmit", "submit again what of a sweep failed or is missing"),
     "snapshot": (
         "cl_runner.history.command",
         "list, size, verify, diff, overlap, compose, revert, restore or export what each task changed",
     ),
     "status": (
-        "cl_runner.sweeps.command:status_main",
+        "cl_runner.sweeps.status",
         "how jobs of submitted sweeps stand, and why",
     ),
     "submit": (
-        "cl_runner.sweeps.command:submit_main",
+        "cl_runner.sweeps.submit",
         "give a multirun to SLURM or this machine, and return",
     ),
     "table": ("cl_runner.papers.command", "published tables of papers, beside them what runs measured"),
@@ -146,8 +146,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _main(typed: list[str]) -> int:
     if typed and typed[0] in COMMANDS:
-        module, _, function = COMMANDS[typed[0]][0].partition(":")
-        return int(getattr(importlib.import_module(module), function or "main")(typed[1:]))
+        return int(importlib.import_module(COMMANDS[typed[0]][0]).main(typed[1:]))
     try:
         given = flags().parse_intermixed_args(typed)
     except ValueError as error:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from cl_runner import __version__, sweep
+from cl_runner import __version__
 from cl_runner.__main__ import COMMANDS
 from cl_runner.compose import compose
 from cl_runner.groups import options
+from cl_runner.overrides import jobs_of
 
 TOP = Path(__file__).parents[1]
 SOURCES = sorted((TOP / "cl_runner").rglob("*.py"))
@@ -149,7 +150,7 @@ def test_commands_of_the_readmes_can_be_typed(readme: str, command: str) -> None
     else:
         overrides = [word for word in (rest if verb in ("plan", "-m") else words[3:]) if not word.startswith("hydra/")]
         seen: set[str] = set()
-        for job in sweep.jobs_of(overrides):
+        for job in jobs_of(overrides):
             if not seen.issuperset(job):  # a value that no job before had
                 compose(job)
             seen.update(job)

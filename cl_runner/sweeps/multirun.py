@@ -15,8 +15,8 @@ from cl_runner.digests import Damaged
 from cl_runner.job import finished_metrics
 from cl_runner.matrix import headline
 from cl_runner.overrides import command_line, key_of
-from cl_runner.sweeps.command import give, prepared
 from cl_runner.sweeps.folder import Sweep
+from cl_runner.sweeps.giving import FREE, give, prepared
 from cl_runner.sweeps.jobs import requests_of
 from cl_runner.sweeps.states import JobState, states_of
 from cl_runner.sweeps.worker import work
@@ -68,7 +68,7 @@ def _by_hydra(requests: Sequence[Request], launch: Callable[[str], int]) -> int:
 def _away(sweep: Sweep) -> int:
     """Submit what is of no queue yet, and tell what becomes of it until nothing waits or runs."""
     states = states_of(sweep)
-    free = [n for n, state in enumerate(states) if state.state not in ("done", "waiting", "running")]
+    free = [n for n, state in enumerate(states) if state.state in FREE]
     told: list[JobState] = list(states)
 
     def look() -> None:

@@ -27,11 +27,8 @@ _MAKES_ROOM = ("PREEMPTED", "NODE_FAIL", "REQUEUED", "TIMEOUT")
 
 def main(arguments: Sequence[str]) -> int:
     """The command `job`."""
-    parser = Parser(prog="python -m cl_runner job", description="One job of a submitted sweep, in this process.")
-    parser.add_argument("sweep", type=Path)
-    parser.add_argument("number", type=int)
     try:
-        given = parser.parse_args(list(arguments))
+        given = _parser().parse_args(list(arguments))
         sweep = load(given.sweep)
         if not 0 <= given.number < len(sweep.jobs):
             raise ValueError(f"{sweep.name} has jobs 0 to {len(sweep.jobs) - 1}, got {given.number}")
@@ -39,6 +36,13 @@ def main(arguments: Sequence[str]) -> int:
         print(f"cl_runner: {error}", file=sys.stderr)
         return 2
     return run_job(sweep, given.number)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m cl_runner job", description="One job of a submitted sweep, in this process.")
+    parser.add_argument("sweep", type=Path)
+    parser.add_argument("number", type=int)
+    return parser
 
 
 def run_job(sweep: Sweep, number: int) -> int:

@@ -21,16 +21,20 @@ PAUSE = 0.2
 
 def main(arguments: Sequence[str]) -> int:
     """The command `work`, which `submit` starts in the background."""
-    parser = Parser(prog="python -m cl_runner work", description="Run jobs of a submitted sweep on this machine.")
-    parser.add_argument("sweep", type=Path)
-    parser.add_argument("numbers", type=int, nargs="+")
     try:
-        given = parser.parse_args(list(arguments))
+        given = _parser().parse_args(list(arguments))
         sweep = load(given.sweep)
     except ValueError as error:
         print(f"cl_runner: {error}", file=sys.stderr)
         return 2
     return work(sweep, given.numbers)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m cl_runner work", description="Run jobs of a submitted sweep on this machine.")
+    parser.add_argument("sweep", type=Path)
+    parser.add_argument("numbers", type=int, nargs="+")
+    return parser
 
 
 def work(sweep: Sweep, numbers: Sequence[int], look: Callable[[], None] = lambda: None) -> int:
