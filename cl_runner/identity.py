@@ -28,6 +28,8 @@ def config_hash(resolved: Mapping[str, Any]) -> str:
         kept = {key: value for key, value in identity[group].items() if key not in later or value != later[key]}
         identity[group] = kept if "balanced" in kept else {key: kept[key] for key in kept if key != "fixed"}
     for group, named in (("task", LATER_OF_TASKS), ("probe", LATER_OF_PROBES)):
+        if group not in identity:  # of a part of a configuration, or one that an early version wrote
+            continue
         identity[group] = {
             name: {key: value for key, value in definition.items() if (key, value) not in named.items()}
             for name, definition in identity[group].items()
