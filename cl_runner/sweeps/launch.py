@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -47,21 +48,22 @@ def _to_slurm(sweep: Sweep, numbers: Sequence[int]) -> Submission:
 
 
 def _to_worker(sweep: Sweep, numbers: Sequence[int]) -> Submission:
-    log = sweep.path / "logs" / "worker.log"
+    log = sweep.path.resolve() / "logs" / "worker.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-P", "-m", "cl_runner", "work", str(sweep.path.resolve()), *map(str, numbers)]
     began = time.time()
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            command,
-            cwd=sweep.cwd,
-            env=environment(sweep, 0, 1),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    submission = Submission(f"{os.uname().nodename}:{process.pid}", tuple(numbers), began)
+    # By a shell that ends at once, so that the worker is nobody's child and outlives the terminal.
+    line = f"{shlex.join(command)} </dev/null >>{shlex.quote(str(log))} 2>&1 & echo $!"
+    shell = subprocess.run(
+        ["sh", "-c", line],
+        cwd=sweep.cwd,
+        env=environment(sweep, 0, 1),
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    submission = Submission(f"{os.uname().nodename}:{shell.stdout.strip()}", tuple(numbers), began)
     sweep.submissions.append(submission)
     sweep.save()
     return submission
