@@ -101,9 +101,7 @@ def test_each_has_its_share_of_cores_and_a_device(tmp_path: Path, monkeypatch: p
     assert {one["OMP_NUM_THREADS"] for one in found} == {"2"}
     assert "OMP_NUM_THREADS" not in environment(sweep, 0, 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(
-        ValueError, match="sweep.processes=gpus: this machine shows no GPU. Type: sweep.processes=NUMBER"
-    ):
+    with pytest.raises(ValueError, match="this machine shows no GPU. Type: sweep.processes=NUMBER"):
         folder.count_of("gpus")
 
 
@@ -120,7 +118,7 @@ def test_a_queue_in_the_background(
     (path,) = Path("X/sweeps").iterdir()
 
     def wait(*wanted: str) -> None:
-        for _ in range(1200):
+        for _ in range(6000):
             if {state.state for state in states_of(load(path))} <= set(wanted):
                 return
             time.sleep(0.1)
@@ -129,7 +127,7 @@ def test_a_queue_in_the_background(
     wait("running")
     for number in (0, 1):
         manifest = load(path).run_folder(number) / "state" / "checkpoint.json"
-        for _ in range(1200):
+        for _ in range(6000):
             if manifest.is_file():
                 break
             time.sleep(0.1)
