@@ -229,7 +229,7 @@ def _hydra(given: argparse.Namespace, sweep: str = "") -> int:
     from cl_runner.compose import version_base
     from cl_runner.groups import START, search_path
     from cl_runner.job import job
-    from cl_runner.overrides import for_sweeper
+    from cl_runner.overrides import for_sweeper, named
 
     passed = ["-m"] * given.multirun + ["--resolve"] * given.resolve
     passed += ["--hydra-help"] * given.hydra_help + ["--shell-completion"] * given.shell_completion
@@ -237,7 +237,7 @@ def _hydra(given: argparse.Namespace, sweep: str = "") -> int:
         if getattr(given, name) is not None:
             passed += [f"--{name}", getattr(given, name)]
     where = [f"hydra.sweep.dir=${{root}}/sweeps/{sweep}"] if sweep else []
-    overrides = for_sweeper(given.overrides) if given.multirun else given.overrides
+    overrides = for_sweeper(named(given.overrides, given.config_dir)) if given.multirun else given.overrides
     first, others = search_path(given.config_dir)
     sys.argv = ["cl_runner", *passed, *overrides, *others, *where]
     hydra.main(config_path=first, config_name=START, **version_base())(job)()

@@ -323,6 +323,7 @@ class SweepOptions(Schema):
 
     processes: Count | Literal["gpus"]  # at once on this machine; gpus = one for each GPU
     on_error: Literal["continue", "stop"]  # whether jobs begin after one has failed
+    objective: str | None  # a number of summary.json that a searching sweeper is told; null = the first accuracy
 
 
 class Hardware(Schema):

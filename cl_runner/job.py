@@ -119,7 +119,7 @@ def finished_metrics(folder: Path) -> dict[str, float]:
     return metrics
 
 
-def job(config: DictConfig) -> int:
+def job(config: DictConfig) -> float:
     """What Hydra calls for each job of a multirun, here or on a node of a cluster.
 
     A failure is on the screen at once and ends the sweep only if sweep.on_error=stop; an interruption does.
@@ -135,4 +135,26 @@ def job(config: DictConfig) -> int:
     status = run_request(asked)
     if status == 75 or (status and asked.config.sweep.on_error == "stop"):
         raise SystemExit(status)
-    return status
+    if not searches(str(hydra.sweeper.get("_target_", ""))):
+        return status
+    if status:
+        raise RuntimeError(f"no {asked.config.sweep.objective or 'number'} to tell: {asked.folder} did not complete")
+    return objective(asked)
+
+
+def searches(sweeper: str) -> bool:
+    """Whether a sweeper, by its class, chooses jobs by what the ones before have reached."""
+    return not sweeper.endswith(".BasicSweeper")
+
+
+def objective(asked: Request) -> float:
+    """What a searching sweeper is told of a finished run.
+
+    Raises:
+        ValueError: the run has no such number.
+    """
+    metrics = finished_metrics(asked.folder)
+    name = asked.config.sweep.objective or headline(metrics)
+    if not isinstance(metrics.get(name), int | float):
+        raise ValueError(f"sweep.objective={name} is no number of this run. It has: {', '.join(sorted(metrics))}")
+    return float(metrics[name])

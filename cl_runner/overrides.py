@@ -234,18 +234,30 @@ def _glob(text: str) -> str:
     return f"{text}: glob(...) chooses among options of a group. Type the values: {key_of(text)}=A,B"
 
 
-def jobs_of(overrides: Sequence[str], folders: Sequence[Path] = ()) -> list[list[str]]:
-    """The override lists of a multirun, one per job, in the order in which Hydra's sweeper runs them."""
-    parsed = parse(overrides, folders, multirun=True)
-    for override, text in zip(parsed, overrides, strict=True):
+def named(overrides: Sequence[str], folders: Sequence[Path] = ()) -> list[str]:
+    """The overrides with the options that a glob chooses in its place: method=glob(piece*) is method=piece_f,piece_s.
+
+    Raises:
+        ValueError: it chooses none, or chooses among what is no group.
+    """
+    found = []
+    for override, text in zip(parse(overrides, folders, multirun=True), overrides, strict=True):
         glob: Any = override.value()
         if isinstance(glob, Glob):
-            if override.key_or_group not in GROUPS:
+            group = override.key_or_group
+            if group not in GROUPS:
                 raise ValueError(_glob(text))  # Hydra would look among the options of no group
-            found = glob.filter(options(override.key_or_group, folders))
-            listed = f"{override.key_or_group}={','.join(found)}" if found else f"{override.key_or_group}=A,B"
-            right = [listed if word == text else word for word in overrides]
-            raise ValueError(f"{text}: name the options. Type: {command_line(right, folders, multirun=True)}")
+            chosen = glob.filter(options(group, folders))
+            if not chosen:
+                raise ValueError(f"{text} chooses none of: {', '.join(options(group, folders))}")
+            text = f"{group}={','.join(chosen)}"
+        found.append(text)
+    return found
+
+
+def jobs_of(overrides: Sequence[str], folders: Sequence[Path] = ()) -> list[list[str]]:
+    """The override lists of a multirun, one per job, in the order in which Hydra's sweeper runs them."""
+    parsed = parse(named(overrides, folders), folders, multirun=True)
     try:
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tiny import TINY, run_command
 
+from cl_runner.compose import compose
+from cl_runner.job import objective, searches
 from cl_runner.overrides import jobs_of
 from cl_runner.sweeps.jobs import requests_of
 
@@ -68,7 +70,25 @@ def test_a_mistake_in_one_job_starts_none(tmp_path: Path, capsys: pytest.Capture
     assert not list(tmp_path.iterdir())
 
 
+def test_a_searching_sweeper_is_told_a_number_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["method=seq_ft", "seed=0", f"root={tmp_path}", *(o for o in TINY if not o.startswith("method"))]
+    asked = compose([*short, "sweep.objective=bwt/gem"])
+    asked.folder.mkdir(parents=True)
+    (asked.folder / "summary.json").write_text(json.dumps({"metrics": {"union_accuracy": 40.0, "bwt/gem": -3.0}}))
+    assert objective(asked) == -3.0 and objective(compose(short)) == 40.0
+    with pytest.raises(
+        ValueError, match="sweep.objective=bwt is no number of this run. It has: bwt/gem, union_accuracy"
+    ):
+        objective(compose([*short, "sweep.objective=bwt"]))
+    assert searches("hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper")
+    assert not searches("hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
+    line = ["-m", "hydra/sweeper=other", "training.base.learning_rate=interval(1e-5,1e-3)"]
+    assert run_command(line) == 2
+    assert "which way the accuracy" in (said := capsys.readouterr().err) and "hydra.sweeper.direction=maximize" in said
+
+
 def test_jobs_of_lists_and_ranges() -> None:
+    assert jobs_of(["method=glob(pe_m*)", "seed=1"]) == [["method=pe_main", "seed=1"]]
     assert jobs_of(["method=pe,[ewc,lwf]", "seed=range(2)"]) == [
         ["method=pe", "seed=0"],
         ["method=pe", "seed=1"],

@@ -5,22 +5,24 @@ Typing the line again goes on: finished jobs say so, interrupted ones resume.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cl_runner.compose import Request
-from cl_runner.digests import Damaged
+from cl_runner.compose import Request, compose
+from cl_runner.digests import Damaged, digest_of
 from cl_runner.job import finished_metrics
 from cl_runner.matrix import headline
-from cl_runner.overrides import command_line, key_of
+from cl_runner.overrides import command_line, key_of, parse
 from cl_runner.sweeps.folder import Sweep
 from cl_runner.sweeps.giving import FREE, give, prepared
 from cl_runner.sweeps.jobs import requests_of
 from cl_runner.sweeps.states import JobState, states_of
 from cl_runner.sweeps.worker import work
 
+_OPTUNA = "hydra_plugins.hydra_optuna_sweeper"
 #: Seconds between two looks at SLURM's queue.
 LOOK = 5.0
 
@@ -34,8 +36,10 @@ def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callabl
     Raises:
         ValueError: a job's request is wrong; nothing was started.
     """
-    requests = requests_of(overrides, folders)
     line = command_line(overrides, folders, multirun=True)
+    if any(key_of(o) == "hydra/sweeper" and not o.endswith("=basic") for o in overrides):
+        return _searched(overrides, folders, launch, line)
+    requests = requests_of(overrides, folders)
     by_slurm = any(request.config.hardware.slurm is not None for request in requests)
     launcher = next((o for o in overrides if key_of(o) == "hydra/launcher"), None)
     if launcher is not None and (by_slurm or requests[0].config.sweep.processes != 1):
@@ -54,6 +58,33 @@ def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callabl
         print(f"The same line goes on with this multirun: {line}")
         return 75
     return summarise(requests, line)
+
+
+def _searched(overrides: Sequence[str], folders: Sequence[Path], launch: Callable[[str], int], line: str) -> int:
+    """A sweeper that chooses its jobs itself, as Optuna does: what it is told of each, and which way is better."""
+    if "hydra/sweeper=optuna" in overrides and importlib.util.find_spec(_OPTUNA) is None:
+        raise ValueError("hydra/sweeper=optuna is a package of its own. Type: pip install hydra-optuna-sweeper")
+    swept = [o for o, one in zip(overrides, parse(overrides, folders), strict=True) if one.is_sweep_override()]
+    plain = [o for o in overrides if o not in swept and not key_of(o).startswith("hydra")]
+    request = compose(plain, folders, sweep="")
+    name = f"sweep-{digest_of(line.encode())[:8]}"
+    told = request.config.sweep.objective or "the accuracy that its last line names"
+    direction = next((o.partition("=")[2] for o in overrides if key_of(o) == "hydra.sweeper.direction"), None)
+    if direction is None:
+        right = command_line([*overrides, "hydra.sweeper.direction=maximize"], folders, multirun=True)
+        raise ValueError(f"the sweeper does not know which way {told} is better. Type: {right} (or minimize)")
+    print(f"{name}: {direction} {told}, of the {request.config.evaluation.split} examples", flush=True)
+    if request.config.evaluation.split == "test":
+        print("Note: what is chosen by test examples is not measured by them: evaluation.split=validation", flush=True)
+    try:
+        launch(name)
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+        if status == 75:
+            print(f"The same line goes on with this multirun: {line}")
+        return status
+    print(f"What it found: {Path(request.config.root) / 'sweeps' / name}")
+    return 0
 
 
 def _by_hydra(requests: Sequence[Request], launch: Callable[[str], int]) -> int:
