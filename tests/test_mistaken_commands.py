@@ -199,7 +199,7 @@ TABLE: dict[str, list[Case]] = {
         ("-m seed=0,0", r"the same run"),
         ("-m method=pe,ewcc", r"in the job method=ewcc: .*Nearest: 'ewc'"),
         ("-m --cfg job", r"leave -m"),
-        ("hardware=slurm", r"submits the runs of a multirun.*Type: python -m cl_runner -m hardware=slurm$"),
+        ("hardware=slurm", r"is submitted. Type: python -m cl_runner submit hardware=slurm$"),
     ],
     "signs": [
         ("+seed=1", r"`\+` is for keys without one. Type: .* seed=1$"),
