@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from cl_runner.families.freezing import freeze
 from cl_runner.needs import Needs
-from cl_runner.planning.imitation import Cost
+from cl_runner.planning.alike import Cost
 from cl_runner.planning.planner import Planner
 from cl_runner.planning.seconds import work
 from cl_runner.planning.speed import Speed, calibrate

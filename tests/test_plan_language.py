@@ -18,7 +18,8 @@ from cl_runner.data.example import Example
 from cl_runner.families.base import Answering, Family
 from cl_runner.families.seq2seq import Seq2Seq
 from cl_runner.needs import Needs, ProbePass
-from cl_runner.planning.imitation import Cost, Imitation, Ledger
+from cl_runner.planning.alike import Cost
+from cl_runner.planning.imitation import Imitation, Ledger
 from cl_runner.planning.passes import loss_sum
 from cl_runner.planning.planner import Planner
 from cl_runner.planning.seconds import work

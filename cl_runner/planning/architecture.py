@@ -69,6 +69,10 @@ class Architecture:
         assert s.needs.measured != "selected", "a chain's needs name the candidates"
         return self.trainable(s) if s.needs.measured is None else s.needs.measured
 
+    def measured_names(self, s: Setting) -> Collection[str]:
+        """Names of parameters of which something is measured, as far as they are told."""
+        return () if s.needs.measured is None or s.needs.measured == "selected" else s.needs.measured.keys()
+
     def width(self, s: Setting) -> int:
         """Width of the model: inputs of its median product."""
         modules = self.imitation(s).model.modules()

@@ -133,8 +133,9 @@ def _evaluation(prices: Prices, s: Setting, speed: Speed) -> float:
         batches = (s.evaluated - s.answers.by_label) / s.evaluation_batch
         found += batches * (speed.seconds(prompt, share) + tokens * (speed.seconds(token) + read))
     if "labels" in ways:
-        prompt, labels = ways["labels"]
-        found += (speed.seconds(prompt, share) + speed.seconds(labels)) * s.answers.by_label / s.evaluation_batch
+        prompt, *labels = ways["labels"]
+        of_a_batch = speed.seconds(prompt, share) + sum(map(speed.seconds, labels))
+        found += of_a_batch * s.answers.by_label / s.evaluation_batch
     return found
 
 

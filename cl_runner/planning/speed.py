@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from cl_runner.planning.imitation import Cost, Ledger
+from cl_runner.planning.alike import Cost
+from cl_runner.planning.imitation import Ledger
 
 #: Share of the calibrated rates that whole passes reach: operands come from memory, not from a warm cache. Measured on
 #: MiniLM: 0.6 to 0.85.
