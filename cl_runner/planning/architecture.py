@@ -26,14 +26,19 @@ class Architecture:
 
     Args:
         skeleton: makes the architecture on the meta device.
+        imitates: makes of it what passes are priced on.
     """
 
-    def __init__(self, skeleton: Callable[[], PreTrainedModel]):
+    def __init__(
+        self,
+        skeleton: Callable[[], PreTrainedModel],
+        imitates: Callable[[PreTrainedModel, torch.dtype, Device], Imitation] = Imitation,
+    ):
         def imitate(dtype: torch.dtype, device: Device, adapts: Adapts | None) -> Imitation:
             model = skeleton()
             if adapts is not None:
                 adapts(model)
-            return Imitation(model, dtype, device)
+            return imitates(model, dtype, device)
 
         self._imitation = functools.cache(imitate)
         self._retrieving: dict[tuple[torch.dtype, Device], Retrieving] = {}
