@@ -90,11 +90,11 @@ def sampled(prices: Prices, skeleton: Callable[[], PreTrainedModel], s: Setting,
     real = Prices(Architecture(lambda: shortened(skeleton()), Sample))
     entries = real.architecture.parameters(s)
     part = entries / prices.architecture.parameters(s)
-    task = next((task for task in reversed(s.tasks) if task.trains != "nothing"), None)
+    training = [task for task in s.tasks if task.trains != "nothing"]
     way = next(iter(prices.evaluate(s)))
     kinds: dict[str, Callable[[Prices, Setting], Cost]] = {"read": lambda of, few: of.evaluate(few)[way][0]}
-    if task is not None:
-        kinds["train"] = lambda of, few: of.train(few, task)
+    if training:
+        kinds["train"] = lambda of, few: of.train(few, training[-1])
     if any(each.measured for each in s.tasks):
         kinds["importance"] = lambda of, few: of.importance(few)
     reached = {}
