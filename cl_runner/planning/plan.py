@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,10 +93,11 @@ def _plan_run(
         product = torch.bfloat16 if config.hardware.precision == "bf16" else s.dtype
         rows = s.pass_size(s.tasks[-1]) * s.max_whole
         size = s.dtype.itemsize * planner.architecture.parameters(s)
-        speed = calibrate(planner.architecture.width(s), rows, product, device, size)
+        calibrated = functools.partial(calibrate, planner.architecture.width(s), rows, product, device, size)
         if found is None and not gpu and s.needs.retrieves is None:
-            with suppress(Exception):  # what a cut architecture cannot do, the whole one may
-                speed = sampled(planner.prices, lambda: copy.deepcopy(model), s, speed)
+            speed = sampled(planner.prices, lambda: copy.deepcopy(model), s, calibrated)
+        else:
+            speed = calibrated()
     if found is not None:
         seconds, basis = found[0], f"the pace of {found[1]}"
     elif speed is not None:

@@ -43,7 +43,7 @@ class Prices:
     def _costs(self, s: Setting, key: object, stages: Sequence[passes.Stage]) -> list[Cost]:
         key = (key, s.dtype, s.device, s.precision, s.max_length, s.answers)
         if key not in self._known:
-            place = self._place(s, key)
+            place = self.place(s, key)
             found = None if place is None else _stored(place)
             if found is None:
                 imitation = self.architecture.imitation(s)
@@ -58,8 +58,11 @@ class Prices:
             self._known[key] = found
         return self._known[key]
 
-    def _place(self, s: Setting, key: object) -> Path | None:
-        """Where the costs of a pass lie, by all that they depend on; no key tells what methods add to a model."""
+    def place(self, s: Setting, key: object) -> Path | None:
+        """Where what was found of an architecture lies, by all that it depends on, or None.
+
+        No key tells what methods add to a model.
+        """
         if self._store is None or s.needs.retrieves is not None or s.needs.adapts is not None:
             return None
         config = self.architecture.imitation(s).model.config

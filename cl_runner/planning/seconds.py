@@ -170,7 +170,7 @@ def _token(prices: Prices, s: Setting, speed: Speed, token: Cost) -> float:
 def _probe(prices: Prices, s: Setting, speed: Speed, probe: ProbePass) -> float:
     """Seconds of one measurement."""
     first, *rest = prices.probe(s, probe, at_mean=True)
-    of_a_batch = speed.seconds(first, 1.0, "read")
+    of_a_batch = speed.seconds(first, 1.0, "probe" if probe in s.probes and not rest else "read")
     if rest:
         of_a_batch += probe.generated * _token(prices, s, speed, rest[-1])
     return of_a_batch * probe.texts / probe.batch_size
