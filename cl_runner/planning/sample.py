@@ -143,7 +143,8 @@ def _sampled(prices: Prices, skeleton: Callable[[], PreTrainedModel], s: Setting
     token = real.evaluate(few)[way][-1]
     planned = speed.seconds(token) + s.dtype.itemsize * entries / speed.streams
     reached["token"] = planned / token.seconds
-    beside = _generated(real.architecture.imitation(s).model, few) - token.seconds
+    few = dataclasses.replace(few, evaluation_batch=FEWEST)
+    beside = _generated(real.architecture.imitation(s).model, few) - real.evaluate(few)[way][-1].seconds
     return dataclasses.replace(speed, reached=reached, seconds_per_token=max(0.0, beside))
 
 

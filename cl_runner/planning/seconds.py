@@ -141,7 +141,8 @@ def _evaluation(prices: Prices, s: Setting, speed: Speed) -> float:
         written = s.evaluated - s.answers.by_label
         tokens = s.answers.mean_generated * s.evaluated / written
         found += speed.seconds(prompt, share, "read") * written / s.evaluation_batch
-        found += tokens * _token(prices, s, speed, token) * s.batches(written)
+        batches = s.batches(written)
+        found += tokens * _token(prices, s, speed, token, written / batches / s.evaluation_batch) * batches
     if "labels" in ways:
         prompt, *labels = ways["labels"]
         of_a_batch = speed.seconds(prompt, share, "read") + sum(speed.seconds(label, 1.0, "read") for label in labels)
@@ -161,10 +162,14 @@ def _local(prices: Prices, s: Setting, speed: Speed) -> float:
     return s.adapted * local.steps * of_a_step
 
 
-def _token(prices: Prices, s: Setting, speed: Speed, token: Cost) -> float:
-    """Seconds of one more token of each text of a batch: the pass, and the weights, which longer ones read beside."""
+def _token(prices: Prices, s: Setting, speed: Speed, token: Cost, share: float = 1.0) -> float:
+    """Seconds of one more token of each text of a batch: the pass, and the weights, which longer ones read beside.
+
+    Args:
+        share: of a full batch that there is.
+    """
     read = s.dtype.itemsize * prices.architecture.parameters(s) / speed.streams
-    return speed.seconds(token, 1.0, "token") + read / speed.share("token") + speed.seconds_per_token
+    return speed.seconds(token, share, "token") + read / speed.share("token") + speed.seconds_per_token
 
 
 def _probe(prices: Prices, s: Setting, speed: Speed, probe: ProbePass) -> float:
