@@ -25,7 +25,8 @@ from cl_runner.prepared import Prepared
 from cl_runner.record import tables, write_summary
 from cl_runner.report.sections import Incomplete
 from cl_runner.tracking.clock import Clock
-from cl_runner.tracking.console import Console, duration
+from cl_runner.tracking.console import Console
+from cl_runner.tracking.pace import duration
 from cl_runner.tracking.progress import Shown
 
 

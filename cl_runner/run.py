@@ -98,7 +98,7 @@ class Run:
             if saved is not None:
                 journal.load(saved)
             journal.open(tuple(saved["log"]) if saved else (0, None))
-            scene.console.plan(units(self.config, self.prepared))
+            scene.console.plan(units(self.config, self.prepared, self._plan()))
             scene.console.order(len(self.prepared.tasks))
         if not journal.rows:
             journal.evaluate(START)
@@ -173,10 +173,13 @@ class Run:
 
     def _flops_per_token(self, task: Task) -> float | None:
         """What a token of a task costs, as plan.json has it, where a budget counts that; None without a plan."""
+        plan = None if self.config.training.budget.flops is None else self._plan()
+        return None if plan is None else float(plan["flops_per_token"][task.index])
+
+    def _plan(self) -> dict[str, Any] | None:
+        """The content of plan.json; None without one."""
         path = self.request.folder / "plan.json"
-        if self.config.training.budget.flops is None or not path.is_file():
-            return None
-        return float(read_json(path)["flops_per_token"][task.index])
+        return read_json(path) if path.is_file() else None
 
 
 def _accounted(task: Task, family: Family) -> Task:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cl_runner.tracking import console as console_module
-from cl_runner.tracking.console import Console, duration
+from cl_runner.tracking.console import Console
+from cl_runner.tracking.pace import duration
 
 
 class Clock:

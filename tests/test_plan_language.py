@@ -18,7 +18,8 @@ from cl_runner.data.example import Example
 from cl_runner.families.base import Answering, Family
 from cl_runner.families.seq2seq import Seq2Seq
 from cl_runner.needs import Needs, ProbePass
-from cl_runner.planning.imitation import Cost, Imitation, Ledger
+from cl_runner.planning.alike import Cost
+from cl_runner.planning.imitation import Imitation, Ledger
 from cl_runner.planning.passes import loss_sum
 from cl_runner.planning.planner import Planner
 from cl_runner.planning.seconds import work
@@ -174,7 +175,9 @@ def test_prices_are_shared_between_processes(tmp_path: Path, monkeypatch: pytest
     stored = sorted(tmp_path.rglob("*.json"))
     assert plans[0] == plans[1] and len(stored) == 5  # training of two kinds, importance, answers, a forward pass
     priced = []
-    monkeypatch.setattr(Imitation, "costs", lambda imitation, stages: priced.append(stages) or [Cost(1, 2, 3, 4)] * 3)
+    monkeypatch.setattr(
+        Imitation, "costs", lambda imitation, stages, *names: priced.append(stages) or [Cost(1, 2, 3, 4)] * 3
+    )
     assert Planner(family.skeleton, 0, tmp_path / "plans").plan(s, None, "") == plans[0]
     assert not priced
     longer = dataclasses.replace(s, max_length=PROMPT + 1)

@@ -142,7 +142,7 @@ def _plan(request: Request, runs: int) -> str:
     )  # what is absent is said before torch is there
     from cl_runner.planning.command import planned_run
     from cl_runner.planning.memory import gigabytes
-    from cl_runner.tracking.console import duration
+    from cl_runner.tracking.pace import duration
 
     _, _, plan = planned_run(request, tasks)
     seconds = [phase.seconds for phase in plan.phases.values() if phase.seconds is not None]

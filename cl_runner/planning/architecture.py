@@ -26,14 +26,19 @@ class Architecture:
 
     Args:
         skeleton: makes the architecture on the meta device.
+        imitates: makes of it what passes are priced on.
     """
 
-    def __init__(self, skeleton: Callable[[], PreTrainedModel]):
+    def __init__(
+        self,
+        skeleton: Callable[[], PreTrainedModel],
+        imitates: Callable[[PreTrainedModel, torch.dtype, Device], Imitation] = Imitation,
+    ):
         def imitate(dtype: torch.dtype, device: Device, adapts: Adapts | None) -> Imitation:
             model = skeleton()
             if adapts is not None:
                 adapts(model)
-            return Imitation(model, dtype, device)
+            return imitates(model, dtype, device)
 
         self._imitation = functools.cache(imitate)
         self._retrieving: dict[tuple[torch.dtype, Device], Retrieving] = {}
@@ -68,6 +73,10 @@ class Architecture:
         """Entries of what importance is measured of, by parameter name."""
         assert s.needs.measured != "selected", "a chain's needs name the candidates"
         return self.trainable(s) if s.needs.measured is None else s.needs.measured
+
+    def measured_names(self, s: Setting) -> Collection[str]:
+        """Names of parameters of which something is measured, as far as they are told."""
+        return () if s.needs.measured is None or s.needs.measured == "selected" else s.needs.measured.keys()
 
     def width(self, s: Setting) -> int:
         """Width of the model: inputs of its median product."""

@@ -80,7 +80,7 @@ def _content(request: Request, planner: Planner, s: Setting, plan: Plan) -> dict
 
     content = plan_json(plan)
     for name, phase in plan.phases.items():
-        content["phases"][name] |= {"examples": phase.examples, "tokens": phase.tokens}
+        content["phases"][name] |= {"tokens": phase.tokens}
     available = device_bytes(s.device)
     over = available is not None and max(phase.bytes for phase in plan.phases.values()) > available
     return content | {
@@ -108,7 +108,7 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
     from cl_runner.planning.memory import device_bytes, gigabytes
     from cl_runner.planning.plan import advise, refusal
     from cl_runner.planning.planner import CUDA_CONTEXT_BYTES
-    from cl_runner.tracking.console import duration
+    from cl_runner.tracking.pace import duration
 
     console = Console(soft_wrap=True, highlight=False)
     where = "GPU memory" if s.device == "cuda" else "memory"

@@ -7,39 +7,22 @@ sum of living storages is the peak that an allocator would see, but for rounding
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel
 
 from cl_runner.build import recompute_activations
+from cl_runner.planning.alike import FEW, Cost, Counted, extended, stack_of
 
 Device = Literal["cpu", "cuda"]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a piece of work costs, beyond what was there before it.
-
-    Attributes:
-        peak_bytes: the most that was alive at once.
-        flops: of matrix products and attention, a multiplication and an addition counted as two.
-        moved_bytes: read and written by all other operations.
-        operations: number of kernels.
-    """
-
-    peak_bytes: int
-    flops: int
-    moved_bytes: int
-    operations: int
 
 
 class Ledger(TorchDispatchMode):
@@ -53,10 +36,14 @@ class Ledger(TorchDispatchMode):
         self.moved_bytes = 0
         self.operations = 0
         self._known: set[int] = set()  # storages that are counted already, or that the work was given
+        self._start = 0
+        self._changes: list[int] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # autograd asks it several times for each operation
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         given = {id(tensor.untyped_storage()) for tensor in _tensors(args)}
@@ -80,18 +67,25 @@ class Ledger(TorchDispatchMode):
         return result
 
     def _change(self, amount: int) -> None:
+        self._changes.append(amount)
         self.live_bytes += amount
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
     def _gone(self, key: int, size: int) -> None:
         self._known.discard(key)
-        self.live_bytes -= size
+        self._change(-size)
+
+    def counted(self) -> Counted:
+        """What has been counted since the start or the last call; what lives goes on living."""
+        cost = Cost(self.peak_bytes, self.flops, self.moved_bytes, self.operations)
+        counted = Counted(cost, self._start, self._changes)
+        self.peak_bytes, self.flops, self.moved_bytes, self.operations = self.live_bytes, 0, 0, 0
+        self._start, self._changes = self.live_bytes, []
+        return counted
 
     def cost(self) -> Cost:
-        """What has been counted since the start or the last call; what lives goes on living."""
-        counted = Cost(self.peak_bytes, self.flops, self.moved_bytes, self.operations)
-        self.peak_bytes, self.flops, self.moved_bytes, self.operations = self.live_bytes, 0, 0, 0
-        return counted
+        """The same without the story of its memory."""
+        return self.counted().cost
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -178,6 +172,7 @@ class Imitation:
                 for name, buffer in module._buffers.items():
                     if buffer is not None:
                         module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+        self._stack = stack_of(skeleton)
 
     def empty(self, *shape: int) -> Tensor:
         """A tensor without content, fp32, that is there before any work."""
@@ -192,19 +187,38 @@ class Imitation:
         """What `work` on the model costs; gradients it leaves behind count as alive, and are removed afterwards."""
         return self.costs([lambda model, _: work(model)])[0]
 
-    def costs(self, stages: Sequence[Callable[[PreTrainedModel, Any], Any]]) -> list[Cost]:
-        """The costs of stages that follow one another.
+    def costs(
+        self,
+        stages: Sequence[Callable[[PreTrainedModel, Any], Any]],
+        chosen: Sequence[Collection[str]] = (),
+        folds: bool = True,
+    ) -> list[Cost]:
+        """The costs of stages that follow one another, and each of which goes through the layers once or not at all.
 
         Args:
             stages: each is given the model and what the stage before returned, which then counts as alive.
+            chosen: names of parameters that the stages treat otherwise than others.
+            folds: whether equal layers are counted from few of them.
         """
+        if folds and self._stack is not None and all(self._stack.alike(names) for names in chosen):
+            few, more = (self._counted(stages, FEW + further) for further in (0, 1))
+            found = extended(few, more, self._stack.size)
+            if found is not None:
+                return found
+        return [counted.cost for counted in self._counted(stages)]
+
+    def _counted(
+        self, stages: Sequence[Callable[[PreTrainedModel, Any], Any]], layers: int | None = None
+    ) -> list[Counted]:
+        """The stages on a model of so many layers; None = of all."""
         ledger = Ledger()
         attention = _gpu_attention() if self.device == "cuda" else nullcontext()
+        fewer = nullcontext() if self._stack is None or layers is None else self._stack.cut(layers)
         found, kept = [], None
-        with self._mode, attention, ledger:
+        with fewer, self._mode, attention, ledger:
             for stage in stages:
                 kept = stage(self.model, kept)
-                found.append(ledger.cost())
+                found.append(ledger.counted())
             del kept
         for parameter in self.model.parameters():
             parameter.grad = None

@@ -197,6 +197,7 @@ def setting_of(
         passes=importance.passes,
         evaluation_batch=config.evaluation.batch_size,
         evaluated=sum(evaluated),
+        evaluations=len(tasks) + (not seen),
         tasks=tasks,
         needs=needs,
         optimizer=OptimizerNumbers(

@@ -56,7 +56,7 @@ def answers(s: Setting) -> dict[str, list[Stage]]:
 
     Returns:
         "forward": one pass of a classifier. "generate": the prompts, room for almost all of the answers, and the pass
-        for one more token. "labels": the prompts, and all labels after each.
+        for one more token. "labels": the prompts, and each label after them.
     """
     said = s.answers
     if said is None:
@@ -65,7 +65,7 @@ def answers(s: Setting) -> dict[str, list[Stage]]:
     read = _read_causal if s.family == "causal" else _read_seq2seq
     before_labels = _read_causal if s.family == "causal" else _encode
     following = _token_causal if s.family == "causal" else _token_seq2seq
-    of_labels = _labels_causal if s.family == "causal" else _labels_seq2seq
+    of_label = _label_causal if s.family == "causal" else _label_seq2seq
     length = s.max_length
     if said.generated:
 
@@ -81,7 +81,7 @@ def answers(s: Setting) -> dict[str, list[Stage]]:
     if said.by_label:
         ways["labels"] = [
             lambda model, _: before_labels(model, s.evaluation_batch, length),
-            lambda model, given: of_labels(model, s.evaluation_batch, length, said, given),
+            *[lambda model, given: of_label(model, s.evaluation_batch, length, said, given)] * said.labels,
         ]
     return ways
 
@@ -92,26 +92,21 @@ def _read_causal(model: PreTrainedModel, examples: int, length: int) -> tuple[An
     return read.past_key_values, read.logits[:, -1].float()
 
 
-def _token_causal(model: PreTrainedModel, examples: int, length: int, generated: int, given: Any) -> Tensor:
+def _token_causal(model: PreTrainedModel, examples: int, length: int, generated: int, given: Any) -> Any:
     texts = {"input_ids": _ids(examples, 1), "attention_mask": _ids(examples, length + max(1, generated - 1))}
     texts |= _positions(model, examples, 1)
     wrote = model(**texts, **_kept(model, 1), past_key_values=given[0], use_cache=True)
-    logits: Tensor = wrote.logits[:, -1].float()
-    return logits
+    return given, wrote.logits[:, -1].float()
 
 
-def _labels_causal(model: PreTrainedModel, examples: int, length: int, said: Answers, given: Any) -> list[Tensor]:
+def _label_causal(model: PreTrainedModel, examples: int, length: int, said: Answers, given: Any) -> Any:
     tokens = max(1, said.label_length - 1)
     texts: dict[str, Any] = {"input_ids": _ids(examples, tokens), "attention_mask": _ids(examples, length + tokens)}
-    texts |= _positions(model, examples, tokens)
-    losses = []
-    for _ in range(said.labels):
-        texts |= {"past_key_values": branched(given[0]), "use_cache": True}
-        of_tokens = functional.cross_entropy(
-            model(**texts).logits.float().flatten(0, 1), _ids(examples * tokens), reduction="none"
-        )
-        losses.append(of_tokens.view(examples, -1).sum(1))
-    return losses
+    texts |= {**_positions(model, examples, tokens), "past_key_values": branched(given[0]), "use_cache": True}
+    of_tokens = functional.cross_entropy(
+        model(**texts).logits.float().flatten(0, 1), _ids(examples * tokens), reduction="none"
+    )
+    return *given, of_tokens.view(examples, -1).sum(1)
 
 
 def _encode(model: PreTrainedModel, examples: int, length: int) -> tuple[Any, Tensor]:
@@ -130,7 +125,7 @@ def _read_seq2seq(model: PreTrainedModel, examples: int, length: int) -> tuple[A
     return wrote.past_key_values, states
 
 
-def _token_seq2seq(model: PreTrainedModel, examples: int, length: int, generated: int, given: Any) -> Tensor:
+def _token_seq2seq(model: PreTrainedModel, examples: int, length: int, generated: int, given: Any) -> Any:
     cache, states = given
     wrote = model(
         encoder_outputs=BaseModelOutput(last_hidden_state=states),
@@ -139,22 +134,18 @@ def _token_seq2seq(model: PreTrainedModel, examples: int, length: int, generated
         past_key_values=cache,
         use_cache=True,
     )
-    logits: Tensor = wrote.logits[:, -1].float()
-    return logits
+    return given, wrote.logits[:, -1].float()
 
 
-def _labels_seq2seq(model: PreTrainedModel, examples: int, length: int, said: Answers, given: Any) -> list[Tensor]:
-    losses = []
-    for _ in range(said.labels):
-        logits = model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=given[1]),
-            attention_mask=_ids(examples, length),
-            decoder_input_ids=_ids(examples, said.label_length),
-            use_cache=False,
-        ).logits.float()
-        targets = _ids(examples, said.label_length)
-        losses.append(functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none").sum(1))
-    return losses
+def _label_seq2seq(model: PreTrainedModel, examples: int, length: int, said: Answers, given: Any) -> Any:
+    logits = model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=given[1]),
+        attention_mask=_ids(examples, length),
+        decoder_input_ids=_ids(examples, said.label_length),
+        use_cache=False,
+    ).logits.float()
+    targets = _ids(examples, said.label_length)
+    return *given, functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none").sum(1)
 
 
 def _grow(cache: Any, tokens: int) -> None:

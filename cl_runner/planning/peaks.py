@@ -5,8 +5,9 @@ Memory is what the process (on a GPU: its allocator) holds.
 
 from __future__ import annotations
 
+from cl_runner.planning.alike import Cost
 from cl_runner.planning.disk import kept_examples_bytes
-from cl_runner.planning.imitation import Cost, Device
+from cl_runner.planning.imitation import Device
 from cl_runner.planning.prices import Prices
 from cl_runner.planning.setting import Setting, TaskNumbers
 

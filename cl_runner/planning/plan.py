@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,7 @@ def _plan_run(
     from cl_runner.planning.numbers import counts_of, setting_of, skeleton, text_lengths
     from cl_runner.planning.past import Work, past_seconds
     from cl_runner.planning.planner import Planner
+    from cl_runner.planning.sample import sampled
     from cl_runner.planning.seconds import work
     from cl_runner.planning.speed import calibrate
     from cl_runner.planning.tasks import Counts
@@ -90,11 +92,16 @@ def _plan_run(
             torch.set_num_threads(config.hardware.threads)
         product = torch.bfloat16 if config.hardware.precision == "bf16" else s.dtype
         rows = s.pass_size(s.tasks[-1]) * s.max_whole
-        speed = calibrate(planner.architecture.width(s), rows, product, device)
+        size = s.dtype.itemsize * planner.architecture.parameters(s)
+        calibrated = functools.partial(calibrate, planner.architecture.width(s), rows, product, device, size)
+        if found is None and not gpu and s.needs.retrieves is None:
+            speed = sampled(planner.prices, lambda: copy.deepcopy(model), s, calibrated)
+        else:
+            speed = calibrated()
     if found is not None:
         seconds, basis = found[0], f"the pace of {found[1]}"
     elif speed is not None:
-        seconds, basis = planner.seconds(s, speed.useful), f"a short calibration of this machine: {speed}"
+        seconds, basis = planner.seconds(s, speed), f"a short calibration of this machine: {speed}"
     else:
         seconds = None
         basis = "no time: " + ("there is no GPU here" if gpu and not there else "no past run of this kind")

@@ -133,7 +133,10 @@ class Planner:
 def plan_json(plan: Plan) -> dict[str, Any]:
     """The content of plan.json."""
     return {
-        "phases": {name: {"bytes": phase.bytes, "seconds": phase.seconds} for name, phase in plan.phases.items()},
+        "phases": {
+            name: {"bytes": phase.bytes, "seconds": phase.seconds, "examples": phase.examples}
+            for name, phase in plan.phases.items()
+        },
         "disk_bytes": plan.kept_bytes,
         "trainable": list(plan.trainable.values()),
         "flops_per_token": list(plan.flops_per_token.values()),

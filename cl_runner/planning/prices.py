@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from cl_runner.batch import Output
 from cl_runner.digests import Damaged, replace_file, sealed, unsealed
 from cl_runner.needs import ProbePass
 from cl_runner.planning import passes
+from cl_runner.planning.alike import Cost
 from cl_runner.planning.architecture import Architecture
-from cl_runner.planning.imitation import Cost, Imitation, checkpointing, keeping_inputs
+from cl_runner.planning.imitation import Imitation, checkpointing, keeping_inputs
 from cl_runner.planning.retrieval import EncoderNumbers
 from cl_runner.planning.setting import Setting, TaskNumbers
 from cl_runner.retrieval.encoder import AT_ONCE
@@ -42,18 +43,26 @@ class Prices:
     def _costs(self, s: Setting, key: object, stages: Sequence[passes.Stage]) -> list[Cost]:
         key = (key, s.dtype, s.device, s.precision, s.max_length, s.answers)
         if key not in self._known:
-            place = self._place(s, key)
+            place = self.place(s, key)
             found = None if place is None else _stored(place)
             if found is None:
-                found = self.architecture.imitation(s).costs(stages)
+                imitation = self.architecture.imitation(s)
+                if s.needs.retrieves is None:
+                    names = (s.needs.listed, s.needs.candidates, self.architecture.measured_names(s))
+                    found = imitation.costs(stages, (*names, self.architecture.trainable(s)))
+                else:  # whose values enter some layers only
+                    found = imitation.costs(stages, folds=False)
                 if place is not None:
                     place.parent.mkdir(parents=True, exist_ok=True)
                     replace_file(place, sealed({"costs": [dataclasses.astuple(cost) for cost in found]}))
             self._known[key] = found
         return self._known[key]
 
-    def _place(self, s: Setting, key: object) -> Path | None:
-        """Where the costs of a pass lie, by all that they depend on; no key tells what methods add to a model."""
+    def place(self, s: Setting, key: object) -> Path | None:
+        """Where what was found of an architecture lies, by all that it depends on, or None.
+
+        No key tells what methods add to a model.
+        """
         if self._store is None or s.needs.retrieves is not None or s.needs.adapts is not None:
             return None
         config = self.architecture.imitation(s).model.config
@@ -65,8 +74,9 @@ class Prices:
         )
         return self._store / f"{hashlib.sha256(repr(depends).encode()).hexdigest()[:32]}.json"
 
-    def _cost(self, s: Setting, key: object, work: Callable[[PreTrainedModel], object]) -> Cost:
-        return self._costs(s, key, [lambda model, _: work(model)])[0]
+    def _cost(self, s: Setting, key: object, *stages: passes.Stage) -> Cost:
+        """Of stages as one."""
+        return together(self._costs(s, key, stages))
 
     @contextmanager
     def _given(self, s: Setting, examples: int, **how: bool) -> Iterator[None]:
@@ -97,37 +107,20 @@ class Prices:
                 return functional.kl_div(old, new, reduction="none", log_target=True)
             return (new - old).square()
 
-        def run(model: PreTrainedModel) -> None:
-            with checkpointing(model, s.gradient_checkpointing):
-                old = None
-                if s.needs.queries:
-                    model.eval()
-                    with torch.no_grad():
-                        self._output(model, s, examples)
-                if teacher is not None and teacher != "kept":
-                    model.eval()
-                    with torch.no_grad():
-                        old = compared(self._output(model, s.teaching(), examples).logits)
-                model.train()
-                output = self._output(model, s, examples)
-                if teacher == "kept":
-                    old = torch.empty_like(output.logits)
-                loss = output.loss
-                if old is not None:
-                    loss = loss + difference(compared(output.logits), old).sum(-1).mean()
-                loss.backward()
+        stack = ExitStack()  # what is there while a pass goes on
 
-        def work(model: PreTrainedModel) -> None:
+        def begin(model: PreTrainedModel, given: Any) -> None:
             if trains == "selected":
-                layers = {model.get_submodule(name): number for name, number in columns.items()}
-                with keeping_inputs(model, layers, room=False):
-                    run(model)
-                return
-            if trains == "retrieved":
+                layers = {m: columns[name] for name, m in model.named_modules() if name in columns}
+                stack.enter_context(keeping_inputs(model, layers, room=False))
+            elif trains == "retrieved":
                 model.requires_grad_(False)
-                with self._given(s, examples, learns=True, later=later, accumulates=accumulates):
-                    run(model)
-                return
+                stack.enter_context(self._given(s, examples, learns=True, later=later, accumulates=accumulates))
+            else:
+                whole(model)
+            stack.enter_context(checkpointing(model, s.gradient_checkpointing))
+
+        def whole(model: PreTrainedModel) -> None:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in (s.needs.listed if trains == "listed" else trainable))
             learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -145,20 +138,43 @@ class Prices:
                 full[parameter] = full[parameter].add_(gradient) if accumulates else gradient
                 parameter.grad = None
 
-            handles = [p.register_post_accumulate_grad_hook(collect) for p in learning if half]
-            try:
-                run(model)
-            finally:
-                for handle in handles:
-                    handle.remove()
+            for parameter in learning if half else ():
+                stack.callback(parameter.register_post_accumulate_grad_hook(collect).remove)
 
+        def ask(model: PreTrainedModel, given: Any) -> None:
+            model.eval()
+            with torch.no_grad():
+                self._output(model, s, examples)
+
+        def teach(model: PreTrainedModel, given: Any) -> Tensor:
+            model.eval()
+            with torch.no_grad():
+                return compared(self._output(model, s.teaching(), examples).logits)
+
+        def learn(model: PreTrainedModel, old: Tensor | None) -> tuple[Any, ...]:
+            model.train()
+            output = self._output(model, s, examples)
+            if teacher == "kept":
+                old = torch.empty_like(output.logits)
+            loss = output.loss
+            if old is not None:
+                loss = loss + difference(compared(output.logits), old).sum(-1).mean()
+            return old, output, loss
+
+        def back(model: PreTrainedModel, given: tuple[Any, ...]) -> None:
+            given[-1].backward()
+            stack.close()
+
+        stages: list[passes.Stage] = [begin]
+        stages += [ask] * s.needs.queries + [teach] * (teacher not in (None, "kept")) + [learn, back]
         key = ("train", trains, examples, accumulates, s.gradient_checkpointing, teacher, s.needs.writes)
-        if trains == "retrieved":
-            retrieving = self.architecture.retrieving(s)
-            found = self._cost(s, (*key, later), work)
-            retrieving.forget()
-            return found
-        return self._cost(s, (*key, tuple(columns.items())), work)
+        with stack:
+            if trains == "retrieved":
+                retrieving = self.architecture.retrieving(s)
+                found = self._cost(s, (*key, later), *stages)
+                retrieving.forget()
+                return found
+            return self._cost(s, (*key, tuple(columns.items())), *stages)
 
     def importance(self, s: Setting) -> Cost:
         """One forward and backward pass of the importance phase, without its sums."""
@@ -173,29 +189,29 @@ class Prices:
 
         measured = self.architecture.measured(s)
 
-        def work(model: PreTrainedModel) -> None:
+        stack = ExitStack()
+
+        def forward(model: PreTrainedModel, _: Any) -> Tensor:
             model.eval()
             wanted = [parameter for name, parameter in model.named_parameters() if name in measured]
             if s.per_example:
                 found = set(wanted)
                 layers = (m for m in model.modules() if found.intersection(m.parameters(recurse=False)))
-                with keeping_inputs(model, {m: None for m in layers if not isinstance(m, nn.Embedding)}, room=True):
-                    self._loss_sum(model, s, examples).backward()
-                return
+                kept = {m: None for m in layers if not isinstance(m, nn.Embedding)}
+                stack.enter_context(keeping_inputs(model, kept, room=True))
+                return self._loss_sum(model, s, examples)
             model.requires_grad_(False)
             for parameter in wanted:
                 parameter.requires_grad_(True)
-            handles = [parameter.register_post_accumulate_grad_hook(square) for parameter in wanted]
-            try:
-                if examples == 1:
-                    self._loss_sum(model, s, examples).backward()
-                else:
-                    self._output(model, s, examples).loss.backward()
-            finally:
-                for handle in handles:
-                    handle.remove()
+                stack.callback(parameter.register_post_accumulate_grad_hook(square).remove)
+            return self._loss_sum(model, s, examples) if examples == 1 else self._output(model, s, examples).loss
 
-        return self._cost(s, ("importance", s.per_example, examples, tuple(measured)), work)
+        def back(model: PreTrainedModel, loss: Tensor) -> None:
+            loss.backward()
+            stack.close()
+
+        with stack:
+            return self._cost(s, ("importance", s.per_example, examples, tuple(measured)), forward, back)
 
     def _output(self, model: nn.Module, s: Setting, examples: int) -> Output:
         """A forward pass over the longest examples, in the run's precision."""
@@ -250,14 +266,14 @@ class Prices:
         if probe.generated:
             return self.evaluate(s)["generate"]
 
-        def work(model: PreTrainedModel) -> None:
+        def work(model: PreTrainedModel, _: Any) -> None:
             model.eval()
             with torch.no_grad(), ExitStack() as stack:
                 if s.needs.retrieves is not None:
                     stack.enter_context(self._given(s, probe.batch_size, learns=False, later=True))
                 self._output(model, s, probe.batch_size)
 
-        return self._costs(s, ("probe", probe.batch_size), [lambda model, _: work(model)])
+        return self._costs(s, ("probe", probe.batch_size), [work])
 
     def encode(self, s: Setting, encoder: EncoderNumbers) -> Cost:
         """A pass of the sentence encoder over its longest texts."""
@@ -279,7 +295,7 @@ class Prices:
         if retrieves:
             self.architecture.retrieving(s)
 
-        def work(model: PreTrainedModel) -> None:
+        def work(model: PreTrainedModel, _: Any) -> None:
             model.eval()
             with torch.no_grad(), ExitStack() as stack:
                 if retrieves:
@@ -300,6 +316,14 @@ class Prices:
         if task.trains == "retrieved":  # of their own products both gradients are computed
             return 2 * forward + 3 * (self.forward_flops(s, retrieves=True) - forward)
         return (3 if task.trains == "all" else 2) * forward
+
+
+def together(costs: Sequence[Cost]) -> Cost:
+    """The cost of all stages of a pass."""
+    return Cost(
+        max(cost.peak_bytes for cost in costs),
+        *(sum(getattr(cost, name) for cost in costs) for name in ("flops", "moved_bytes", "operations", "seconds")),
+    )
 
 
 def _stored(place: Path) -> list[Cost] | None:

@@ -21,7 +21,8 @@ from cl_runner.layers.before import reader_of
 from cl_runner.layers.prompts import Prompts
 from cl_runner.layers.values import Retrieved
 from cl_runner.needs import Retrieves
-from cl_runner.planning.imitation import Cost, Imitation, Ledger
+from cl_runner.planning.alike import Cost
+from cl_runner.planning.imitation import Imitation, Ledger
 from cl_runner.pretrained.places import locate
 from cl_runner.pretrained.reading import readable
 from cl_runner.retrieval.encoder import KEY

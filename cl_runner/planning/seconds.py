@@ -6,10 +6,16 @@ import dataclasses
 from statistics import fmean
 
 from cl_runner.needs import ProbePass
+from cl_runner.planning.alike import Cost
 from cl_runner.planning.prices import Prices
 from cl_runner.planning.setting import Setting
 from cl_runner.planning.speed import Speed
 from cl_runner.retrieval.encoder import AT_ONCE
+
+#: Examples that a task's importance costs beyond its own: one is measured in both ways, and both are compared.
+COMPARED = 3
+#: Bytes that are read and written to score an entry and to find out whether it is selected.
+SELECTION = 160
 
 
 def work(s: Setting) -> dict[str, tuple[int, float]]:
@@ -90,14 +96,15 @@ def _training(prices: Prices, s: Setting, speed: Speed) -> float:
     for task in s.tasks:
         if task.trains != "nothing":
             passes = [s, s.reciting()] if s.needs.recites else [s]
-            of_a_pass = fmean(speed.seconds(prices.train(one, task), _share(one.learning())) for one in passes)
+            of_a_pass = fmean(speed.seconds(prices.train(one, task), _share(one.learning()), "train") for one in passes)
             found += of_a_pass * task.passed / s.pass_size(task)
             trained = prices.architecture.trained(s, task)
-            found += task.steps * s.optimizer.traffic * trained / speed.bytes_per_second
+            found += task.steps * s.optimizer.traffic * trained / speed.streams
     return found if s.needs.writes is None else found + _evaluation(prices, s.writing(), speed)
 
 
 def _importance(prices: Prices, s: Setting, speed: Speed) -> float:
+    """Of the passes, and of what is selected by them."""
     examples = sum(task.measured for task in s.tasks)
     if not examples:
         return 0.0
@@ -109,32 +116,37 @@ def _importance(prices: Prices, s: Setting, speed: Speed) -> float:
     products = 2 * entries * s.mean_whole if s.per_example else 0.0
     traffic = (4 + 2 * s.needs.sums * s.needs.sum_item) * entries / s.importance_micro_batch
     of_example = (
-        speed.seconds(prices.importance(s), _share(s)) / size
-        + products / speed.flops_per_second
-        + traffic / speed.bytes_per_second
+        speed.seconds(prices.importance(s), _share(s), "importance") / size
+        + products / speed.flops_per_second / speed.share("importance")
+        + traffic / speed.streams
     )
     # T5's table of positions has no rule for batches: the pass goes through single examples as well.
     if s.per_example and any(name.endswith("relative_attention_bias.weight") for name in measured):
         single = prices.importance(dataclasses.replace(s, importance_batch=1))
-        of_example += speed.seconds(single, _share(s))
-    return s.passes * examples * of_example
+        of_example += speed.seconds(single, _share(s), "importance")
+    measuring = sum(task.measured > 0 for task in s.tasks)
+    found = s.passes * (examples + (COMPARED * measuring if size > 1 else 0)) * of_example
+    selecting = sum(task.measured > 0 and task.trains == "selected" for task in s.tasks)
+    return found + selecting * SELECTION * sum(s.needs.candidates.values()) / speed.streams
 
 
 def _evaluation(prices: Prices, s: Setting, speed: Speed) -> float:
     share = s.mean_length / s.max_length
     ways = prices.evaluate(s)
     if s.answers is None:
-        return speed.seconds(ways["forward"][0], share) * s.evaluated / s.evaluation_batch
+        return speed.seconds(ways["forward"][0], share, "read") * s.evaluated / s.evaluation_batch
     found = 0.0
     if "generate" in ways:
         prompt, _, token = ways["generate"]
-        read = _weights_read(prices, s, speed)
-        tokens = s.answers.mean_generated * s.evaluated / (s.evaluated - s.answers.by_label)
-        batches = (s.evaluated - s.answers.by_label) / s.evaluation_batch
-        found += batches * (speed.seconds(prompt, share) + tokens * (speed.seconds(token) + read))
+        written = s.evaluated - s.answers.by_label
+        tokens = s.answers.mean_generated * s.evaluated / written
+        found += speed.seconds(prompt, share, "read") * written / s.evaluation_batch
+        batches = s.batches(written)
+        found += tokens * _token(prices, s, speed, token, written / batches / s.evaluation_batch) * batches
     if "labels" in ways:
-        prompt, labels = ways["labels"]
-        found += (speed.seconds(prompt, share) + speed.seconds(labels)) * s.answers.by_label / s.evaluation_batch
+        prompt, *labels = ways["labels"]
+        of_a_batch = speed.seconds(prompt, share, "read") + sum(speed.seconds(label, 1.0, "read") for label in labels)
+        found += of_a_batch * s.answers.by_label / s.evaluation_batch
     return found
 
 
@@ -145,20 +157,25 @@ def _local(prices: Prices, s: Setting, speed: Speed) -> float:
         return 0.0
     adapted, task = adapting
     passes = local.examples / adapted.pass_size(task)
-    of_a_step = speed.seconds(prices.train(adapted, task), _share(s)) * passes
-    of_a_step += local.entry_bytes * prices.architecture.trained(s, task) / speed.bytes_per_second
+    of_a_step = speed.seconds(prices.train(adapted, task), _share(s), "train") * passes
+    of_a_step += local.entry_bytes * prices.architecture.trained(s, task) / speed.streams
     return s.adapted * local.steps * of_a_step
 
 
-def _weights_read(prices: Prices, s: Setting, speed: Speed) -> float:
-    """Seconds beside a pass for one token: all weights are read, which longer passes hide behind their products."""
-    return s.dtype.itemsize * prices.architecture.parameters(s) / speed.bytes_per_second
+def _token(prices: Prices, s: Setting, speed: Speed, token: Cost, share: float = 1.0) -> float:
+    """Seconds of one more token of each text of a batch: the pass, and the weights, which longer ones read beside.
+
+    Args:
+        share: of a full batch that there is.
+    """
+    read = s.dtype.itemsize * prices.architecture.parameters(s) / speed.streams
+    return speed.seconds(token, share, "token") + read / speed.share("token") + speed.seconds_per_token
 
 
 def _probe(prices: Prices, s: Setting, speed: Speed, probe: ProbePass) -> float:
     """Seconds of one measurement."""
     first, *rest = prices.probe(s, probe, at_mean=True)
-    of_a_batch = speed.seconds(first)
+    of_a_batch = speed.seconds(first, 1.0, "probe" if probe in s.probes and not rest else "read")
     if rest:
-        of_a_batch += probe.generated * (speed.seconds(rest[-1]) + _weights_read(prices, s, speed))
+        of_a_batch += probe.generated * _token(prices, s, speed, rest[-1])
     return of_a_batch * probe.texts / probe.batch_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -104,6 +105,7 @@ class Setting:
     encoder_length: int = 0  # tokens of the longest of them, as its encoder reads it
     importance_max_length: int | None = None  # tokens of a text, and of its answer, in the importance pass
 
+    evaluations: int = 0  # of the run, each with batches of its own; 0 = one of many batches
     kept_examples: int = 0  # training examples that a method may keep: of all tasks, or of one that starts anew
     adapted: int = 0  # of those evaluated, such that local steps come before their answers
     written: int = 0  # tokens of an answer that the model writes itself in training, in place of the data's; 0 = none
@@ -112,6 +114,12 @@ class Setting:
     asked_answers: Answers | None = None  # of language models, to these
     probes: tuple[ProbePass, ...] = ()  # of one measurement
     unsaid: tuple[str, ...] = ()  # methods and probes that do not say what they need
+
+    def batches(self, examples: int) -> float:
+        """Into how many batches so many of the evaluated examples are cut; each evaluation ends with a smaller one."""
+        if not self.evaluations:
+            return examples / self.evaluation_batch
+        return self.evaluations * math.ceil(examples / self.evaluations / self.evaluation_batch)
 
     @property
     def per_example(self) -> bool:
@@ -195,8 +203,13 @@ class Setting:
         asks = self.needs.asks
         assert asks is not None
         s = self if asks.writes is None else self._started()
-        at_once = min(asks.batch_size, self.asked_at_once)
-        return dataclasses.replace(s, evaluated=self.asked, evaluation_batch=at_once, answers=self.asked_answers)
+        return dataclasses.replace(
+            s,
+            evaluated=self.asked,
+            evaluations=0,
+            evaluation_batch=min(asks.batch_size, self.asked_at_once),
+            answers=self.asked_answers,
+        )
 
     def learning(self) -> Setting:
         """The same run if the data's answers were as long as those that are learned in their place."""
@@ -232,7 +245,7 @@ class Setting:
         passed = sum(task.passed for task in self.tasks if task.trains != "nothing")
         largest = max((task.largest_part for task in self.tasks), default=1)
         at_once = min(self.needs.writes.batch_size, largest)
-        return dataclasses.replace(self, evaluated=passed, evaluation_batch=at_once, answers=said)
+        return dataclasses.replace(self, evaluated=passed, evaluations=0, evaluation_batch=at_once, answers=said)
 
     def _started(self) -> Setting:
         """The same run if what is read were the start of an example that is written as a whole."""

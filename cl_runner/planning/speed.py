@@ -3,57 +3,74 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from cl_runner.planning.imitation import Cost, Ledger
+from cl_runner.planning.alike import Cost
+from cl_runner.planning.imitation import Ledger
 
-#: Share of the calibrated rates that whole passes reach: operands come from memory, not from a warm cache. Measured on
-#: MiniLM: 0.6 to 0.85.
+#: Share of the calibrated rates that whole passes reach where no sample tells. Measured on MiniLM: 0.6 to 0.85.
 EFFICIENCY = 0.7
+#: Bytes that no cache of a processor's core holds.
+UNCACHED = 1 << 26
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Three rates; a pass takes the sum of its products, its other traffic and its kernels' starts."""
+    """Rates; a pass takes the sum of its products, its other traffic and its kernels' starts.
+
+    Attributes:
+        bytes_per_second: of what a pass has just written, which mostly lies in a cache.
+        streamed_per_second: of what is read and written once in a while, such as all weights; None = the same.
+        seconds_per_token: of a batch that is generated, beside its pass.
+        reached: shares of the rates that passes reach, by kind: train, importance, read, token; of others EFFICIENCY.
+            None = all of them reach the whole.
+    """
 
     flops_per_second: float
     bytes_per_second: float
     seconds_per_operation: float
+    streamed_per_second: float | None = None
+    seconds_per_token: float = 0.0
+    reached: Mapping[str, float] | None = None
 
     @property
-    def useful(self) -> Speed:
-        """The rates that a whole pass reaches."""
-        return Speed(
-            EFFICIENCY * self.flops_per_second,
-            EFFICIENCY * self.bytes_per_second,
-            self.seconds_per_operation / EFFICIENCY,
-        )
+    def streams(self) -> float:
+        """Bytes per second of what no cache holds."""
+        return self.bytes_per_second if self.streamed_per_second is None else self.streamed_per_second
 
-    def seconds(self, cost: Cost, share: float = 1.0) -> float:
+    def seconds(self, cost: Cost, share: float = 1.0, kind: str = "") -> float:
         """Seconds of a pass, or of one with only `share` of its positions."""
         return (
             share * (cost.flops / self.flops_per_second + cost.moved_bytes / self.bytes_per_second)
             + cost.operations * self.seconds_per_operation
-        )
+        ) / self.share(kind)
+
+    def share(self, kind: str) -> float:
+        """Of the rates, that passes of a kind reach."""
+        return 1.0 if self.reached is None else self.reached.get(kind, EFFICIENCY)
 
     def __str__(self) -> str:
-        return (
-            f"{self.flops_per_second / 1e9:,.0f} GFLOP/s, {self.bytes_per_second / 1e9:,.1f} GB/s, "
-            f"{1e6 * self.seconds_per_operation:,.0f} µs per operation; {100 * EFFICIENCY:.0f} % of it reached"
+        said = (
+            f"{self.flops_per_second / 1e9:,.0f} GFLOP/s, {self.bytes_per_second / 1e9:,.1f} GB/s "
+            f"({self.streams / 1e9:,.1f} beyond the caches), {1e6 * self.seconds_per_operation:,.0f} µs per operation"
         )
+        if not self.reached:
+            return f"{said}; {100 * EFFICIENCY:.0f} % of it reached"
+        return f"{said}; reached: " + ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in self.reached.items())
 
 
-def calibrate(hidden: int, rows: int, dtype: torch.dtype, device: torch.device) -> Speed:
+def calibrate(hidden: int, rows: int, dtype: torch.dtype, device: torch.device, weight_bytes: int = UNCACHED) -> Speed:
     """Measure the rates with products and sums of the model's own size.
 
     Args:
         hidden: width of the model.
         rows: positions of a batch.
         dtype: of the products.
+        weight_bytes: of the model.
     """
     rows = min(rows, 2048)
     a = torch.randn(rows, hidden, device=device, dtype=dtype)
@@ -63,6 +80,8 @@ def calibrate(hidden: int, rows: int, dtype: torch.dtype, device: torch.device) 
     values = torch.randn(rows, hidden, device=device)
     # A pass allocates its results anew, so this does too.
     moved = 3 * values.numel() * 4 / _quickest(lambda: values + values, device)
+    weights = torch.ones(max(1, min(UNCACHED, weight_bytes) // 4), device=device)
+    streamed = 4 * weights.numel() / _quickest(lambda: torch.dot(weights, weights), device)
     block = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.GELU()).to(device)
     small = torch.randn(2, 8, device=device, requires_grad=True)
 
@@ -71,18 +90,24 @@ def calibrate(hidden: int, rows: int, dtype: torch.dtype, device: torch.device) 
 
     with Ledger() as ledger:
         step()
-    return Speed(flops, moved, _quickest(step, device) / ledger.operations)
+    return Speed(flops, moved, _quickest(step, device) / ledger.operations, streamed, reached={})
+
+
+def now(device: torch.device) -> float:
+    """Seconds; on a CPU of this thread, which other work does not lengthen, and which does its share where it is one
+    of several."""
+    return time.perf_counter() if device.type == "cuda" else time.thread_time()
 
 
 def _quickest(work: Callable[[], object], device: torch.device) -> float:
-    """The least seconds of `work` within a tenth of a second, at least three times."""
+    """The least seconds of `work` within a few hundredths of a second, at least three times."""
     taken: list[float] = []
-    began = time.perf_counter()
+    began = now(device)
     work()
-    while len(taken) < 3 or time.perf_counter() - began < 0.1:
-        start = time.perf_counter()
+    while len(taken) < 3 or now(device) - began < 0.03:
+        start = now(device)
         work()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
+        taken.append(now(device) - start)
     return min(taken)

@@ -221,7 +221,10 @@ def planned_tables(run: Run) -> list[Table]:
     phases = []
     for phase, predicted in run.plan["phases"].items():
         memory = predicted["bytes"] / 2**20, peak.get(phase)
-        phases.append([phase, *_compared(*memory, "{:,.0f}"), *_compared(predicted["seconds"], seconds.get(phase))])
+        taken = seconds.get(phase)
+        if phase == "importance" and taken is not None:  # a plan counts the selection to it
+            taken += seconds.get("selection", 0.0)
+        phases.append([phase, *_compared(*memory, "{:,.0f}"), *_compared(predicted["seconds"], taken)])
     head = ["phase", "peak memory predicted, MiB", "measured", "measured / predicted"]
     head += ["time predicted, s", "measured", "measured / predicted"]
     files = [path for part in ("snapshots", "predictions") for path in (run.folder / part).glob("*")]

@@ -29,6 +29,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from cl_runner.tracking.pace import Paces, duration
+
 Shown = float | int | str
 
 PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
@@ -36,15 +38,6 @@ PLAIN_WIDTH = 120  # characters of a table where there is no terminal
 LABEL_WIDTH = 28  # characters of a table's first column at most
 NOTABLE_SECONDS = 1.0  # a phase shorter than this ends without a line of its own
 LEAST_SHARE = 0.02  # of the whole order that must be done before its time left is worth guessing
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them: `5.2 s`, `1:05`, `1:02:03`."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _values(shown: Mapping[str, Shown]) -> str:
@@ -124,6 +117,7 @@ class Console:
         self._before = 0.0  # units of the plan that come before the current task
         self._within = 0.0  # units of the current task whose phases have ended
         self._worked = 0.0  # units done by this process, which alone tell its pace
+        self._paces = Paces()
         self._started = time.monotonic()
         self._last_plain = self._started
 
@@ -232,7 +226,9 @@ class Console:
         if not phase.nested:
             units = self._units_of(phase)
             self._within += units
-            self._worked += units * (1 - phase.first / phase.total if phase.total else 1)
+            worked = units * (1 - phase.first / phase.total if phase.total else 1)
+            self._worked += worked
+            self._paces.add(phase.name, phase.seconds, worked)
             self._update_order()
         if phase.seconds >= NOTABLE_SECONDS or (phase.shown and not phase.nested):
             said = [self._where(phase), phase.count, f"in {duration(phase.seconds)}", _values(phase.shown)]
@@ -350,14 +346,16 @@ class Console:
     def _order_left(self, phase: Phase | None = None) -> str:
         """The time left of the whole order at this process's pace; nothing where it is too early to tell."""
         position, worked = self._before + self._within, self._worked
+        paces = self._paces.copy()
         if phase is not None:
             units = self._units_of(phase)
-            position += units * phase.share
-            worked += units * (phase.share - (phase.first / phase.total if phase.total else 0.0))
+            done = units * (phase.share - (phase.first / phase.total if phase.total else 0.0))
+            position, worked = position + units * phase.share, worked + done
+            paces.add(phase.name, phase.seconds, done)
         if worked < LEAST_SHARE * self._units or position >= self._units:
             return ""
-        seconds = (time.monotonic() - self._started) / worked * (self._units - position)
-        return f"all: {duration(seconds)} left"
+        elapsed = time.monotonic() - self._started
+        return f"all: {duration(paces.left(self._plan or {'': self._units}, position, elapsed, worked))} left"
 
     def _update_order(self, phase: Phase | None = None) -> None:
         if not self._bars or self._order_bar is None:
