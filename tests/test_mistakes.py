@@ -153,7 +153,7 @@ MISTAKES = [
     (["-m", "seed=range(0,0)"], r"no jobs"),
     (["-m", "method=pe,ewcc"], r"no option 'ewcc'.*Nearest: 'ewc'"),
     (["-m", "seed=0,0"], r"the same run"),
-    (["hardware=slurm"], r"submits the runs of a multirun.*Type: python -m cl_runner -m "),
+    (["hardware=slurm"], r"is submitted. Type: python -m cl_runner submit hardware=slurm"),
 ]
 
 

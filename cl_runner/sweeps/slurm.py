@@ -143,12 +143,14 @@ def queue(arrays: Iterable[str]) -> dict[tuple[str, int], Queued]:
 
 def ended_as(job: str) -> str | None:
     """How SLURM says that a job ended, such as TIMEOUT or OUT_OF_MEMORY; None if it does not know any more."""
-    for words in (["sacct", "-n", "-P", "-X", "-j", job, "-o", "State"], ["scontrol", "-o", "show", "job", job]):
+    for said_by, words in (
+        (r"\s*([A-Z_]+)", ["sacct", "-n", "-P", "-X", "-j", job, "-o", "State"]),
+        (r".*?JobState=(\w+)", ["scontrol", "-o", "show", "job", job]),
+    ):
         try:
-            said = call(*words)
-        except ValueError:
+            found = re.match(said_by, call(*words))
+        except ValueError:  # no accounting, or a job that is forgotten
             continue
-        found = re.search(r"JobState=(\w+)", said) or re.match(r"\s*([A-Z_]+)", said)
         if found:
             return found[1]
     return None
