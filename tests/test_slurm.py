@@ -128,7 +128,7 @@ def test_the_same_runs_are_the_same_sweep_and_none_is_submitted_twice(
     assert "2 jobs, 1 waiting, 1 running" in capsys.readouterr().out
 
 
-def test_how_jobs_stand(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_how_jobs_stand(cluster: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_command(submitted("seed=range(0,3)")) == 0
     sweep = the_sweep()
     first = sweep.run_folder(0)
@@ -138,6 +138,12 @@ def test_how_jobs_stand(cluster: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert [(s.state, s.why) for s in states_of(sweep)] == [("done", ""), ("waiting", "Priority"), ("running", "")]
     (cluster / "queue").unlink()
     assert [(s.state, s.why) for s in states_of(sweep)][1:] == [("missing", "it never began")] * 2
+    monkeypatch.setattr(slurm, "ended_as", lambda job: "FAILED" if job == "70_1" else "CANCELLED")
+    assert [(s.state, s.why) for s in states_of(sweep)][1:] == [
+        ("failed", "it ended before it began: FAILED"),
+        ("missing", "it never began: CANCELLED"),
+    ]
+    monkeypatch.setattr(slurm, "ended_as", lambda job: None)
     (sweep.path / "logs" / "70_1.log").write_text("one\n\nRuntimeError: [red] is no colour\n")
     sweep.begin(1, "70_1", str(sweep.path / "logs" / "70_1.log"))
     assert states_of(sweep)[1].state == "failed" and "was killed" in states_of(sweep)[1].why
@@ -331,8 +337,9 @@ def test_a_sweep_on_a_real_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def signalled(name: str, job: str) -> None:
-    """Send a signal; scancel complains where the job has left its node while it was sent."""
-    subprocess.run(["scancel", f"--signal={name}", "--batch", job], capture_output=True, check=False)
+    """Send a signal, not waiting for scancel: where the job leaves its node at once, it tries again for a minute."""
+    line = f"scancel --signal={name} --batch {job} >/dev/null 2>&1 &"
+    subprocess.run(["sh", "-c", line], check=True)
 
 
 def _weights(path: Path) -> str:

@@ -17,6 +17,8 @@ from cl_runner.sweeps.slurm import Queued
 #: missing: it was submitted, is nowhere any more and has not failed: cancelled, interrupted or lost.
 State = Literal["planned", "waiting", "running", "done", "failed", "missing"]
 STATES: tuple[State, ...] = ("planned", "waiting", "running", "done", "failed", "missing")
+#: How SLURM calls jobs that nobody stopped and that did not do what they should.
+_FAILED = ("FAILED", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
 #: Lines of a log that a failure is told by, where the run did not say why.
 LAST_LINES = 5
 
@@ -80,6 +82,10 @@ def _state(
         if here and alive(submission.id):
             return JobState("waiting", "for a process of this machine", name)
         ended = queued.state if queued else None if here else slurm.ended_as(name)
+        if ended is not None and ended.startswith(_FAILED):
+            log = str(sweep.path / "logs" / f"{name}.log")
+            said = "\n".join([f"it ended before it began: {ended}", *_last_lines(Path(log))])
+            return JobState("failed", said, name, log)
         return JobState("missing", f"it never began{f': {ended}' if ended else ''}", name)
     if last.ended is None and here and alive(last.place):
         return JobState("running", _doing(log), last.place, log)
