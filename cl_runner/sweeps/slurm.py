@@ -95,6 +95,8 @@ def script(slurm: Slurm, name: str, places: Sequence[int], sweep: Path, cwd: str
             *(f"export {key}={shlex.quote(value)}" for key, value in slurm.environment.items()),
             f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
             f"jobs=({numbers})",
+            # Until the program listens, which takes a second: by default they end a process.
+            "trap '' USR1 USR2",
             # -P: not what lies in the folder, but what was submitted.
             f"exec {shlex.quote(sys.executable)} -P -m cl_runner job {shlex.quote(str(sweep))} "
             '"${jobs[$SLURM_ARRAY_TASK_ID]}"',
