@@ -95,7 +95,8 @@ def _state(
 def _ended(attempt: Attempt, folder: Path, name: str, queued: Queued | None) -> JobState:
     """Of a job that is over, and not done."""
     if attempt.ended is not None and attempt.status == 75:
-        return JobState("missing", "interrupted, and saved", name, attempt.log)
+        said = "it went back into the queue, and is not there" if attempt.requeued else "interrupted, and saved"
+        return JobState("missing", said, name, attempt.log)
     if attempt.ended is not None:
         return JobState("failed", _reason(folder, attempt), name, attempt.log)
     ended = queued.state if queued else None if ":" in name else slurm.ended_as(name)
