@@ -311,11 +311,11 @@ def test_a_sweep_on_a_real_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             break
         time.sleep(0.2)
     place = states_of(sweep)[near].place
-    signalled("USR1", place)  # as before its limit
+    signalled("USR1", sweep, near)  # as before its limit
     wait([near], "waiting")
     slurm.call("scontrol", "update", f"jobid={place}", "StartTime=now")
     killed = wait([number for number in (0, 1, 2) if number != near], "running")
-    signalled("KILL", states_of(sweep)[killed].place)
+    signalled("KILL", sweep, killed)
     wait([killed], "failed")
     command("resubmit", "X")
     for number in range(4):
@@ -336,10 +336,9 @@ def test_a_sweep_on_a_real_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(ends["X"]) == 4 and ends["X"] == ends["Y"]
 
 
-def signalled(name: str, job: str) -> None:
-    """Send a signal, not waiting for scancel: where the job leaves its node at once, it tries again for a minute."""
-    line = f"scancel --signal={name} --batch {job} >/dev/null 2>&1 &"
-    subprocess.run(["sh", "-c", line], check=True)
+def signalled(name: str, sweep: Sweep, number: int) -> None:
+    """Signal a job's process on this node; scancel would send it again and again once the job has left."""
+    subprocess.run(["pkill", f"-{name}", "-f", f"cl_runner job {sweep.path.resolve()} {number}$"], check=True)
 
 
 def _weights(path: Path) -> str:
