@@ -42,7 +42,7 @@ from cl_runner.config import Config
 from cl_runner.groups import GROUPS, START, check_folders, replaced, search_path
 from cl_runner.identity import config_hash
 from cl_runner.mistakes import check_groups, check_keys
-from cl_runner.overrides import COMMAND, check_single, command_line, key_of
+from cl_runner.overrides import check_single, command_line, key_of
 from cl_runner.parts import PartSpec, method_spec, options_of, probe_spec
 from cl_runner.statistics.orders import arrangement, of_balanced
 from cl_runner.unread import Unread, unread
@@ -97,8 +97,7 @@ class Request:
 
     def _line(self, overrides: Iterable[str]) -> str:
         """What is typed for a run like this: one on a cluster is submitted."""
-        line = command_line(overrides, self.folders)
-        return line if self.config.hardware.slurm is None else line.replace(COMMAND, f"{COMMAND} submit", 1)
+        return command_line(overrides, self.folders, command="submit" if self.config.hardware.slurm else "")
 
 
 @contextmanager

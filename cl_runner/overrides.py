@@ -27,9 +27,11 @@ def quoted(override: str) -> str:
     return override if re.fullmatch(r"[\w./=:@%+,~-]+", override) else shlex.quote(override)
 
 
-def command_line(overrides: Iterable[str], folders: Sequence[Path] = (), multirun: bool = False) -> str:
-    """The line that a user types for these overrides."""
-    flags = ["-m"] if multirun else []
+def command_line(
+    overrides: Iterable[str], folders: Sequence[Path] = (), multirun: bool = False, command: str = ""
+) -> str:
+    """The line that a user types for these overrides, for a run, a multirun, or a command such as submit."""
+    flags = [command] if command else ["-m"] if multirun else []
     flags += [f"--config-dir {shlex.quote(str(folder))}" for folder in folders]
     return " ".join([COMMAND, *flags, *(quoted(o) for o in overrides)])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny import TINY, run_command
 
-from cl_runner.sweeps import folder, worker
+from cl_runner.sweeps import devices, worker
 from cl_runner.sweeps.folder import Job, Sweep, load
 from cl_runner.sweeps.states import states_of
 from cl_runner.sweeps.worker import environment
@@ -102,7 +102,25 @@ def test_each_has_its_share_of_cores_and_a_device(tmp_path: Path, monkeypatch: p
     assert "OMP_NUM_THREADS" not in environment(sweep, 0, 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ValueError, match="this machine shows no GPU. Type: sweep.processes=NUMBER"):
-        folder.count_of("gpus")
+        devices.count_of("gpus")
+
+
+@pytest.mark.slow
+def test_a_multirun_of_two_at_once_tells_what_becomes_of_its_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    line = ["-m", *SHORT, "method=seq_ft", "seed=0,1", "sweep.processes=2", "root=X"]
+    assert run_command(line) == 0
+    said = capsys.readouterr().out
+    assert "2 jobs, 0 of them completed before" in said and said.count("completed") == 3
+    for seed in (0, 1):
+        assert said.count(f"seed={seed}: running\n") == 1 and said.count(f"seed={seed}: done\n") == 1
+    (path,) = Path("X/sweeps").iterdir()
+    assert {state.state for state in states_of(load(path))} == {"done"}
+    assert run_command(line) == 0
+    assert len(load(path).submissions) == 1
 
 
 @pytest.mark.slow

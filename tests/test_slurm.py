@@ -100,7 +100,7 @@ def test_all_that_is_asked_reaches_the_job_whatever_is_swept(swept: list[str], c
         assert text.count(f"#SBATCH --{option}\n") == len(scripts), option
     assert "%2\n" in text and "\nmodule load cuda\n" in text and "\nexport HF_HOME=/scratch/hub\n" in text
     sweep = the_sweep()
-    assert {job.slurm["requeues"] for job in sweep.jobs if job.slurm} == {4}
+    assert {job.slurm.requeues for job in sweep.jobs if job.slurm} == {4}
     assert sum(len(given.jobs) for given in sweep.submissions) == len(sweep.jobs) == 2 ** len(swept)
     threads = [json.loads(json.dumps(job.overrides)) for job in sweep.jobs]
     assert all("hardware=slurm" in overrides for overrides in threads)

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _unknown(name: str, known: Sequence[str], folders: Sequence[Path]) -> ValueError:
     """What to say of a method that is none."""
-    line = command_line([], folders).replace(COMMAND, f"{COMMAND} methods", 1)
+    line = command_line([], folders, command="methods")
     bringing = options_with(name, folders)
     if bringing:
         best = nearest(name, bringing) or bringing[0]

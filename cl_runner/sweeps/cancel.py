@@ -11,7 +11,7 @@ from contextlib import suppress
 from cl_runner.sweeps import slurm
 from cl_runner.sweeps.asked import answered, chosen, parser_of
 from cl_runner.sweeps.folder import Sweep
-from cl_runner.sweeps.states import JobState, alive, states_of
+from cl_runner.sweeps.states import BUSY, JobState, alive, states_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,23 +26,24 @@ def _parser() -> argparse.ArgumentParser:
 def _cancel(given: argparse.Namespace) -> int:
     sweep, numbers = chosen(given, "cancel")
     states = states_of(sweep)
-    of_slurm = [states[n].place for n in numbers if states[n].state in ("waiting", "running") and sweep.jobs[n].slurm]
+    of_slurm = [states[n].place for n in numbers if states[n].state in BUSY and sweep.jobs[n].slurm]
     slurm.cancel(of_slurm)
     stopped = len(of_slurm) + _stop_here(sweep, numbers, states)
     print(
-        f"{sweep.name}: {stopped} of {len(numbers)} jobs told to stop. What runs saves first.\n{sweep.line('status')}"
+        f"{sweep.name}: {stopped} of {len(numbers)} jobs told to stop. What runs saves first.\n"
+        f"See how they stand: {sweep.line('status')}"
     )
     return 0
 
 
 def _stop_here(sweep: Sweep, numbers: Sequence[int], states: Sequence[JobState]) -> int:
     """Stop jobs of this machine's worker: all of them by the worker, some by their own processes."""
-    local = [n for n in numbers if sweep.jobs[n].slurm is None and states[n].state in ("waiting", "running")]
+    local = [n for n in numbers if sweep.jobs[n].slurm is None and states[n].state in BUSY]
     if not local:
         return 0
-    everything = [n for n, state in enumerate(states) if state.state in ("waiting", "running")]
+    everything = [n for n, state in enumerate(states) if state.state in BUSY]
     if local == everything:
-        targets = {submission.id for submission in sweep.submissions if ":" in submission.id and alive(submission.id)}
+        targets = {submission.id for submission in sweep.submissions if submission.here and alive(submission.id)}
     else:
         waiting = [n for n in local if states[n].state == "waiting"]
         if waiting:

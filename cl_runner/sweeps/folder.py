@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import socket
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,8 @@ from cl_runner.compose import Request
 from cl_runner.config import Slurm
 from cl_runner.digests import replace_file
 from cl_runner.overrides import COMMAND, quoted
+from cl_runner.sweeps.devices import count_of
+from cl_runner.sweeps.jobs import varied_of
 
 MANIFEST = "sweep.json"
 
@@ -40,7 +41,7 @@ class Job:
     overrides: tuple[str, ...]
     folder: str
     varied: str
-    slurm: dict[str, Any] | None = None
+    slurm: Slurm | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Submission:
     id: str
     jobs: tuple[int, ...]
     time: float
+
+    @property
+    def here(self) -> bool:
+        """Whether a worker has them; SLURM's numbers have no colon."""
+        return ":" in self.id
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,13 @@ class Sweep:
         content = dataclasses.asdict(self)
         del content["path"]
         self.path.mkdir(parents=True, exist_ok=True)
-        replace_file(self.path / MANIFEST, json.dumps(content, indent=1) + "\n")
+        text = json.dumps(content, indent=1, default=Slurm.model_dump)
+        replace_file(self.path / MANIFEST, text + "\n")
+
+    def add(self, submission: Submission) -> None:
+        """Note what was submitted, before anything else is."""
+        self.submissions.append(submission)
+        self.save()
 
     def line(self, command: str, *more: str) -> str:
         """A command about this sweep, as it is typed."""
@@ -153,21 +165,19 @@ class Sweep:
         self.note(number, ended=time.time(), status=status, requeued=requeued, saved=saved)
 
 
-def here() -> str:
-    """This process, as `host:pid`."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+def place_of(pid: int) -> str:
+    """A process of this machine, as `host:pid`."""
+    return f"{socket.gethostname()}:{pid}"
 
 
 def made(requests: Sequence[Request], typed: Sequence[str]) -> Sweep:
     """The sweep of these jobs, not yet written."""
     first = requests[0]
     assert first.sweep is not None
-    shared = set.intersection(*(set(request.overrides) for request in requests))
-    jobs = []
-    for request in requests:
-        slurm = request.config.hardware.slurm
-        varied = " ".join(o for o in request.overrides if o not in shared)
-        jobs.append(Job(request.overrides, str(request.folder), varied, None if slurm is None else slurm.model_dump()))
+    jobs = [
+        Job(request.overrides, str(request.folder), varied, request.config.hardware.slurm)
+        for request, varied in zip(requests, varied_of(requests), strict=True)
+    ]
     settings = first.config.sweep
     return Sweep(
         Path(first.config.root) / "sweeps" / first.sweep,
@@ -190,40 +200,12 @@ def load(path: Path) -> Sweep:
         raise ValueError(f"{path} is no submitted sweep: it has no {MANIFEST}. See which there are: {COMMAND} status")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        jobs = tuple(Job(**{**job, "overrides": tuple(job["overrides"])}) for job in content.pop("jobs"))
+        jobs = tuple(
+            Job(tuple(one["overrides"]), one["folder"], one["varied"], one["slurm"] and Slurm(**one["slurm"]))
+            for one in content.pop("jobs")
+        )
         given = [Submission(one["id"], tuple(one["jobs"]), one["time"]) for one in content.pop("submissions")]
         typed = tuple(content.pop("typed"))
         return Sweep(path=path, typed=typed, jobs=jobs, submissions=given, **content)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error}). Submit the sweep again: it goes on where it is") from None
-
-
-def visible_devices() -> list[str]:
-    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes; without importing torch."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [one for one in named.split(",") if one.strip()]
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    except OSError:
-        return []
-    return [str(number) for number, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")]
-
-
-def count_of(processes: int | str) -> int:
-    """How many jobs run at once on this machine.
-
-    Raises:
-        ValueError: one for each GPU is asked for, and there is none.
-    """
-    if isinstance(processes, int):
-        return processes
-    devices = len(visible_devices())
-    if not devices:
-        raise ValueError(f"sweep.processes={processes}: this machine shows no GPU. Type: sweep.processes=NUMBER")
-    return devices
-
-
-def slurm_of(job: Job) -> Slurm | None:
-    """What a job asks of a cluster."""
-    return None if job.slurm is None else Slurm.model_validate(job.slurm)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from cl_runner.compose import Request
+from cl_runner.digests import digest_of
 from cl_runner.groups import CONF, HERE
 from cl_runner.parts import TARGET
 from cl_runner.registry import PartKind, Place, find
@@ -41,7 +42,7 @@ def freeze(sweep: Path, requests: Sequence[Request], folders: Sequence[Path]) ->
             shutil.copy2(module, part / module.name)
     digest = hashlib.sha256()
     for file in sorted(path for path in part.rglob("*") if path.is_file()):
-        digest.update(f"{file.relative_to(part)}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        digest.update(f"{file.relative_to(part)}\n{digest_of(file.read_bytes())}\n".encode())
     (part / FROZEN).write_text(json.dumps(git_state(HERE)) + "\n", encoding="utf-8")
     copy = sweep / "code" / digest.hexdigest()[:8]
     if copy.is_dir():

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cl_runner.overrides import check_once, command_line
+from cl_runner.compose import Request
+from cl_runner.overrides import command_line
 from cl_runner.sweeps import launch, slurm
 from cl_runner.sweeps.folder import MANIFEST, Sweep, load, made
 from cl_runner.sweeps.frozen import freeze
-from cl_runner.sweeps.jobs import requests_of
-
-#: How a job stands that may be submitted.
-FREE = ("planned", "failed", "missing")
 
 
-def prepared(overrides: Sequence[str], folders: Sequence[Path]) -> Sweep:
-    """The sweep of a line, with its code frozen and its manifest written; one that was submitted before goes on.
+def prepared(requests: Sequence[Request], overrides: Sequence[str], folders: Sequence[Path]) -> Sweep:
+    """The sweep of a line's jobs, with its code frozen and its manifest written; one that was submitted before goes on.
 
     Raises:
-        ValueError: a job's request is wrong, or SLURM is asked for where there is none.
+        ValueError: SLURM is asked for where there is none, or by some of the jobs alone.
     """
-    check_once(overrides, folders, multirun=True)
-    requests = requests_of(overrides, folders)
-    for line in dict.fromkeys(line for request in requests for line in request.replaced):
-        print(line, file=sys.stderr, flush=True)
     sweep = made(requests, overrides)
     kinds = {job.slurm is not None for job in sweep.jobs}
     if len(kinds) > 1:
@@ -50,16 +42,16 @@ def give(sweep: Sweep, numbers: Sequence[int]) -> None:
     """Submit jobs, and say where they are."""
     for submission in launch.submit(sweep, numbers):
         several = "1 job" if len(submission.jobs) == 1 else f"{len(submission.jobs)} jobs"
-        if ":" in submission.id:
+        if submission.here:
             logs = f"{sweep.path}/logs/<number>.log"
             print(f"{several} for process {submission.id}, {sweep.processes} at once; logs: {logs}", flush=True)
         else:
             logs = f"{sweep.path}/logs/{submission.id}_*.log"
             print(f"{several} submitted as {submission.id}; logs: {logs}", flush=True)
     asked = sweep.jobs[numbers[0]].slurm
-    if asked is not None and asked["requeues"]:
+    if asked is not None and asked.requeues:
         print(
-            f"A job saves {asked['signal_seconds']} s before its limit of {asked['minutes']} min, or up to a minute "
+            f"A job saves {asked.signal_seconds} s before its limit of {asked.minutes} min, or up to a minute "
             "earlier, waits again and goes on",
             flush=True,
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cl_runner.compose import Chosen, Request, compose
+from cl_runner.digests import digest_of
 from cl_runner.overrides import command_line, jobs_of, key_of, quoted
 
 
@@ -37,10 +38,22 @@ def requests_of(overrides: Sequence[str], folders: Sequence[Path]) -> list[Reque
     return [dataclasses.replace(request, sweep=name) for request in requests]
 
 
+def say_replaced(requests: Sequence[Request]) -> None:
+    """Say first what the user's files replace, and which methods are idle, once for all jobs."""
+    for line in dict.fromkeys(line for request in requests for line in request.replaced):
+        print(line, file=sys.stderr, flush=True)
+
+
 def sweep_name(requests: Sequence[Request]) -> str:
     """The name of a multirun: the same runs are the same sweep, however they were typed, whatever they ask of SLURM."""
-    runs = sorted(request.identity for request in requests)
-    return "sweep-" + hashlib.sha256("\n".join(runs).encode()).hexdigest()[:8]
+    text = "\n".join(sorted(request.identity for request in requests))
+    return f"sweep-{digest_of(text.encode())[:8]}"
+
+
+def varied_of(requests: Sequence[Request]) -> list[str]:
+    """Of each job the overrides that not all of them have; of a single one what says so."""
+    shared = set.intersection(*(set(request.overrides) for request in requests))
+    return [" ".join(o for o in request.overrides if o not in shared) or "(the only one)" for request in requests]
 
 
 def _request(job: Sequence[str], folders: Sequence[Path], made_before: dict[tuple[str, ...], Chosen]) -> Request:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from cl_runner.sweeps import slurm
-from cl_runner.sweeps.folder import Submission, Sweep, slurm_of
+from cl_runner.sweeps.folder import Submission, Sweep, place_of
 from cl_runner.sweeps.worker import environment
 
 
@@ -22,34 +22,33 @@ def submit(sweep: Sweep, numbers: Sequence[int]) -> list[Submission]:
     Raises:
         ValueError: SLURM refused some; those before it are submitted and noted.
     """
-    if slurm_of(sweep.jobs[numbers[0]]) is None:
-        return [_to_worker(sweep, numbers)]
+    (sweep.path / "logs").mkdir(parents=True, exist_ok=True)
+    before = len(sweep.submissions)
+    if sweep.jobs[numbers[0]].slurm is None:
+        sweep.add(_to_worker(sweep, numbers))
+        return sweep.submissions[before:]
     groups: dict[str, list[int]] = {}
     for number in numbers:
         groups.setdefault(repr(sweep.jobs[number].slurm), []).append(number)
     longest = slurm.largest_array()
-    given = []
-    (sweep.path / "logs").mkdir(parents=True, exist_ok=True)
     for alike in groups.values():
-        given += [_to_slurm(sweep, alike[first : first + longest]) for first in range(0, len(alike), longest)]
-    return given
+        for first in range(0, len(alike), longest):
+            sweep.add(_to_slurm(sweep, alike[first : first + longest]))
+    return sweep.submissions[before:]
 
 
 def _to_slurm(sweep: Sweep, numbers: Sequence[int]) -> Submission:
-    asked = slurm_of(sweep.jobs[numbers[0]])
+    asked = sweep.jobs[numbers[0]].slurm
     assert asked is not None
     path = sweep.path.resolve()
     text = slurm.script(asked, _name(sweep, numbers), numbers, path, sweep.cwd, path / sweep.code)
     submission = Submission(slurm.submit(text), tuple(numbers), time.time())
     (sweep.path / "logs" / f"{submission.id}.sh").write_text(text, encoding="utf-8")
-    sweep.submissions.append(submission)
-    sweep.save()
     return submission
 
 
 def _to_worker(sweep: Sweep, numbers: Sequence[int]) -> Submission:
     log = sweep.path.resolve() / "logs" / "worker.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-P", "-m", "cl_runner", "work", str(sweep.path.resolve()), *map(str, numbers)]
     began = time.time()
     # By a shell that ends at once, so that the worker is nobody's child and outlives the terminal.
@@ -63,10 +62,7 @@ def _to_worker(sweep: Sweep, numbers: Sequence[int]) -> Submission:
         text=True,
         check=True,
     )
-    submission = Submission(f"{os.uname().nodename}:{shell.stdout.strip()}", tuple(numbers), began)
-    sweep.submissions.append(submission)
-    sweep.save()
-    return submission
+    return Submission(place_of(int(shell.stdout)), tuple(numbers), began)
 
 
 def _name(sweep: Sweep, numbers: Sequence[int]) -> str:

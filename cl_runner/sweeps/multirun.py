@@ -6,6 +6,7 @@ Typing the line again goes on: finished jobs say so, interrupted ones resume.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,10 +17,10 @@ from cl_runner.digests import Damaged, digest_of
 from cl_runner.job import finished_metrics
 from cl_runner.matrix import headline
 from cl_runner.overrides import command_line, key_of, parse
-from cl_runner.sweeps.folder import Sweep
-from cl_runner.sweeps.giving import FREE, give, prepared
-from cl_runner.sweeps.jobs import requests_of
-from cl_runner.sweeps.states import JobState, states_of
+from cl_runner.sweeps.folder import Submission, Sweep, place_of
+from cl_runner.sweeps.giving import give, prepared
+from cl_runner.sweeps.jobs import requests_of, say_replaced, varied_of
+from cl_runner.sweeps.states import BUSY, FREE, failure_of, states_of
 from cl_runner.sweeps.worker import work
 
 _OPTUNA = "hydra_plugins.hydra_optuna_sweeper"
@@ -38,26 +39,37 @@ def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callabl
     """
     line = command_line(overrides, folders, multirun=True)
     if any(key_of(o) == "hydra/sweeper" and not o.endswith("=basic") for o in overrides):
-        return _searched(overrides, folders, launch, line)
+        return _told(_searched(overrides, folders, launch, line), line)
     requests = requests_of(overrides, folders)
     by_slurm = any(request.config.hardware.slurm is not None for request in requests)
+    away = by_slurm or requests[0].config.sweep.processes != 1
     launcher = next((o for o in overrides if key_of(o) == "hydra/launcher"), None)
-    if launcher is not None and (by_slurm or requests[0].config.sweep.processes != 1):
+    if launcher is not None and away:
         right = command_line([o for o in overrides if o != launcher], folders, multirun=True)
         asked = "hardware=slurm submits its jobs" if by_slurm else "sweep.processes runs them"
         raise ValueError(f"{launcher} and {asked} itself: one of them. Type: {right}")
-    for said in dict.fromkeys(said for request in requests for said in request.replaced):
-        print(said, file=sys.stderr, flush=True)
+    say_replaced(requests)
     done = sum((request.folder / "COMPLETED").is_file() for request in requests)
-    print(f"{requests[0].sweep}: {len(requests)} jobs, {done} of them completed before", flush=True)
-    if by_slurm or requests[0].config.sweep.processes != 1:
-        status = _away(prepared(overrides, folders))
-    else:
-        status = _by_hydra(requests, launch)
+    name = requests[0].sweep
+    assert name is not None
+    print(f"{name}: {len(requests)} jobs, {done} of them completed before", flush=True)
+    status = _away(prepared(requests, overrides, folders)) if away else _by_hydra(name, launch)
+    return _told(status, line) if status == 75 else summarise(requests, line)
+
+
+def _told(status: int, line: str) -> int:
+    """An exit status; of a multirun that was interrupted it is said how it goes on."""
     if status == 75:
         print(f"The same line goes on with this multirun: {line}")
-        return 75
-    return summarise(requests, line)
+    return status
+
+
+def _by_hydra(name: str, launch: Callable[[str], int]) -> int:
+    try:
+        launch(name)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    return 0
 
 
 def _searched(overrides: Sequence[str], folders: Sequence[Path], launch: Callable[[str], int], line: str) -> int:
@@ -76,48 +88,38 @@ def _searched(overrides: Sequence[str], folders: Sequence[Path], launch: Callabl
     print(f"{name}: {direction} {told}, of the {request.config.evaluation.split} examples", flush=True)
     if request.config.evaluation.split == "test":
         print("Note: what is chosen by test examples is not measured by them: evaluation.split=validation", flush=True)
-    try:
-        launch(name)
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1
-        if status == 75:
-            print(f"The same line goes on with this multirun: {line}")
-        return status
-    print(f"What it found: {Path(request.config.root) / 'sweeps' / name}")
-    return 0
-
-
-def _by_hydra(requests: Sequence[Request], launch: Callable[[str], int]) -> int:
-    assert requests[0].sweep is not None
-    try:
-        launch(requests[0].sweep)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
-    return 0
+    status = _by_hydra(name, launch)
+    if status == 0:
+        print(f"What it found: {Path(request.config.root) / 'sweeps' / name}")
+    return status
 
 
 def _away(sweep: Sweep) -> int:
     """Submit what is of no queue yet, and tell what becomes of it until nothing waits or runs."""
-    states = states_of(sweep)
-    free = [n for n, state in enumerate(states) if state.state in FREE]
-    told: list[JobState] = list(states)
+    told = states_of(sweep)
+    free = [n for n, state in enumerate(told) if state.state in FREE]
 
-    def look() -> None:
-        for number, state in enumerate(states_of(sweep)):
-            if (state.state, state.why) != (told[number].state, told[number].why):
-                words = [sweep.jobs[number].varied or "the job", state.state]
-                print(": ".join([*words, *([state.why] if state.why else [])]), flush=True)
-                told[number] = state
+    def look() -> bool:
+        """Whether something still waits or runs; each job whose state is another one has a line."""
+        states = states_of(sweep)
+        for number, state in enumerate(states):
+            if state.state != told[number].state:
+                why = f": {state.why}" if state.why and state.state != "running" else ""
+                print(f"{sweep.jobs[number].varied}: {state.state}{why}", flush=True)
+        told[:] = states
+        return any(state.state in BUSY for state in states)
 
     if sweep.jobs[0].slurm is None:
-        return work(sweep, free, look)
+        if free:
+            sweep.add(Submission(place_of(os.getpid()), tuple(free), time.time()))
+        status = work(sweep, free, look)
+        look()
+        return status
     if free:
         give(sweep, free)
     try:
-        while any(state.state in ("waiting", "running") for state in states_of(sweep)):
-            look()
+        while look():
             time.sleep(LOOK)
-        look()
     except KeyboardInterrupt:
         print(f"The jobs go on. See them: {sweep.line('status')}\nStop them: {sweep.line('cancel')}")
         return 75
@@ -129,25 +131,23 @@ def summarise(requests: Sequence[Request], line: str) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    shared = set.intersection(*(set(request.overrides) for request in requests))
     scores = [_scores(request) for request in requests]
     shown = headline(set.intersection(*(set(found) for found in scores if found)) if any(scores) else ())
     table = Table(title=requests[0].sweep, title_justify="left")
     for column in ("job", "status", f"{shown}, %", "folder"):
         table.add_column(column, overflow="fold")
     failed = 0
-    for request, found in zip(requests, scores, strict=True):
+    for request, found, varied in zip(requests, scores, varied_of(requests), strict=True):
         folder = request.folder
         completed = (folder / "COMPLETED").is_file()
         failed += not found
         begun = (folder / "state").is_dir()
         done = "completed" if found else "completed, but damaged: the reason stands above"
         status = done if completed else "not finished" if begun else "not begun: the reason stands above"
-        if (folder / "FAILED").is_file():
-            lines = (folder / "FAILED").read_text(encoding="utf-8", errors="replace").splitlines()
-            status = f"failed: {lines[-1]}" if lines else "failed"
+        failure = failure_of(folder)
+        if failure is not None:
+            status = f"failed: {failure}" if failure else "failed"
         score = f"{found[shown]:.1f}" if found else ""
-        varied = " ".join(o for o in request.overrides if o not in shared) or "(the only one)"
         table.add_row(varied, status, score, str(folder))
     console = Console()
     console.print(table)

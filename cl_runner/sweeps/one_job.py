@@ -6,9 +6,9 @@ queue and goes on from there. One that somebody cancels does not.
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from cl_runner.compose import compose
 from cl_runner.digests import digest_of
 from cl_runner.job import run_request
 from cl_runner.sweeps import slurm
-from cl_runner.sweeps.folder import Sweep, here, load
+from cl_runner.sweeps.asked import answered
+from cl_runner.sweeps.folder import Sweep, load, place_of
 from cl_runner.sweeps.frozen import configurations, running
 
 #: How SLURM calls a job that it ends to start it again: of a signal that says no more than to stop.
@@ -26,19 +27,18 @@ _MAKES_ROOM = ("PREEMPTED", "NODE_FAIL", "REQUEUED", "TIMEOUT")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command `job`."""
-    try:
-        given = _parser().parse_args(list(arguments))
-        sweep = load(given.sweep)
-        if not 0 <= given.number < len(sweep.jobs):
-            raise ValueError(f"{sweep.name} has jobs 0 to {len(sweep.jobs) - 1}, got {given.number}")
-    except ValueError as error:
-        print(f"cl_runner: {error}", file=sys.stderr)
-        return 2
+    """Run the command; the run's exit status, or 2 after one message for a wrong request."""
+    return answered(lambda: _job(_parser().parse_args(list(arguments))))
+
+
+def _job(given: argparse.Namespace) -> int:
+    sweep = load(given.sweep)
+    if not 0 <= given.number < len(sweep.jobs):
+        raise ValueError(f"{sweep.name} has jobs 0 to {len(sweep.jobs) - 1}, got {given.number}")
     return run_job(sweep, given.number)
 
 
-def _parser() -> Parser:
+def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m cl_runner job", description="One job of a submitted sweep, in this process.")
     parser.add_argument("sweep", type=Path)
     parser.add_argument("number", type=int)
@@ -64,7 +64,8 @@ def run_job(sweep: Sweep, number: int) -> int:
 
 def _run(sweep: Sweep, number: int) -> int:
     job = sweep.jobs[number]
-    try:
+
+    def run() -> int:
         code = running() or sweep.path / sweep.code
         request = compose(job.overrides, configurations(code), sweep.name)
         if str(request.folder) != job.folder:
@@ -72,10 +73,9 @@ def _run(sweep: Sweep, number: int) -> int:
                 f"the configuration that was submitted composes to {request.folder} now, and was {job.folder}: an "
                 "environment variable or a file that it reads is another one. Submit it anew"
             )
-    except ValueError as error:
-        print(f"cl_runner: {error}", file=sys.stderr)
-        return 2
-    return run_request(request)
+        return run_request(request)
+
+    return answered(run)
 
 
 def _slurm_job() -> str:
@@ -88,7 +88,7 @@ def _place(sweep: Sweep, number: int) -> tuple[str, Path]:
     """Where this job runs, and the file that has what it prints."""
     if "SLURM_JOB_ID" in os.environ and sweep.jobs[number].slurm is not None:
         return _slurm_job(), sweep.path / "logs" / f"{_slurm_job()}.log"
-    return here(), sweep.path / "logs" / f"{number}.log"
+    return place_of(os.getpid()), sweep.path / "logs" / f"{number}.log"
 
 
 def _saved(sweep: Sweep, number: int) -> str | None:
@@ -112,12 +112,12 @@ def _waits_again(sweep: Sweep, number: int, saved: str | None) -> bool:
     if before and before[-1].requeued and before[-1].saved == saved:
         print(
             f"Not back into the queue: this try got no further than the one before. Ask for more than "
-            f"hardware.slurm.minutes={options['minutes']}",
+            f"hardware.slurm.minutes={options.minutes}",
             flush=True,
         )
         return False
-    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= options["requeues"]:
-        print(f"Not back into the queue: hardware.slurm.requeues={options['requeues']}", flush=True)
+    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= options.requeues:
+        print(f"Not back into the queue: hardware.slurm.requeues={options.requeues}", flush=True)
         return False
     if interrupt.last_heard in interrupt.EARLY:
         return True

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cl_runner.sweeps.asked import answered, chosen, counts, parser_of
-from cl_runner.sweeps.giving import FREE, give, prepared, say_how
-from cl_runner.sweeps.states import states_of
+from cl_runner.sweeps.giving import give, prepared, say_how
+from cl_runner.sweeps.jobs import requests_of
+from cl_runner.sweeps.states import FREE, states_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -31,7 +32,7 @@ def _resubmit(given: argparse.Namespace) -> int:
     if given.new_code:
         folders = [folder.resolve() for folder in given.config_dir]
         os.chdir(sweep.cwd)
-        sweep = prepared(sweep.typed, folders)
+        sweep = prepared(requests_of(sweep.typed, folders), sweep.typed, folders)
     states = states_of(sweep)
     again = [number for number in numbers if states[number].state in FREE]
     if not again:

@@ -17,6 +17,8 @@ from cl_runner.sweeps.slurm import Queued
 #: missing: it was submitted, is nowhere any more and has not failed: cancelled, interrupted or lost.
 State = Literal["planned", "waiting", "running", "done", "failed", "missing"]
 STATES: tuple[State, ...] = ("planned", "waiting", "running", "done", "failed", "missing")
+#: How a job stands that may be submitted, and one that may be stopped.
+FREE, BUSY = ("planned", "failed", "missing"), ("waiting", "running")
 #: How SLURM calls jobs that nobody stopped and that did not do what they should.
 _FAILED = ("FAILED", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
 #: Lines of a log that a failure is told by, where the run did not say why.
@@ -49,7 +51,7 @@ def states_of(sweep: Sweep) -> list[JobState]:
     for submission in sweep.submissions:
         for place, number in enumerate(submission.jobs):
             given[number] = (submission, place)
-    arrays = [submission.id for submission in sweep.submissions if ":" not in submission.id]
+    arrays = [submission.id for submission in sweep.submissions if not submission.here]
     undone = any(not (sweep.run_folder(number) / "COMPLETED").is_file() for number in given)
     queue = slurm.queue(arrays) if undone else {}
     return [_state(sweep, number, given.get(number), queue) for number in range(len(sweep.jobs))]
@@ -70,7 +72,7 @@ def _state(
     if given is None:
         return JobState("planned")
     submission, index = given
-    here = ":" in submission.id
+    here = submission.here
     queued = queue.get((submission.id, index))
     name = submission.id if here else f"{submission.id}_{index}"
     if queued is not None and queued.runs:
@@ -108,17 +110,21 @@ def _ended(attempt: Attempt, folder: Path, name: str, queued: Queued | None) -> 
 
 def _reason(folder: Path, attempt: Attempt) -> str:
     """The last line of the trace that a failed run leaves, or of its log."""
+    said = failure_of(folder) or "\n".join(_last_lines(Path(attempt.log)))
+    return said or f"exit status {attempt.status}"
+
+
+def failure_of(folder: Path) -> str | None:
+    """The last line of the trace that a failed run has left, empty if it could write none; None: it has not failed."""
     failed = folder / "FAILED"
-    if failed.is_file():
-        lines = failed.read_text(encoding="utf-8", errors="replace").splitlines()
-        if lines:
-            return lines[-1]
-    return "\n".join(_last_lines(Path(attempt.log))) or f"exit status {attempt.status}"
+    if not failed.is_file():
+        return None
+    return (failed.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[-1]
 
 
 def _doing(log: str) -> str:
     """The last line that a running job printed."""
-    return next(reversed(_last_lines(Path(log)) if log else []), "")
+    return (_last_lines(Path(log)) or [""])[-1]
 
 
 def _last_lines(log: Path) -> list[str]:

@@ -15,8 +15,7 @@ from cl_runner.arguments import Parser
 from cl_runner.overrides import COMMAND
 from cl_runner.sweeps.asked import answered, counts, sweeps_of
 from cl_runner.sweeps.folder import Sweep
-from cl_runner.sweeps.giving import FREE
-from cl_runner.sweeps.states import JobState, states_of
+from cl_runner.sweeps.states import FREE, JobState, states_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -62,6 +61,6 @@ def _show(sweep: Sweep, states: Sequence[JobState]) -> None:
         table.add_column(column, overflow="fold")
     for number, (job, state) in enumerate(zip(sweep.jobs, states, strict=True)):
         said = f"{state.state}: {state.why}" if state.why else state.state
-        table.add_row(*map(Text, (str(number), job.varied or "(the only one)", said, state.place)))
+        table.add_row(*map(Text, (str(number), job.varied, said, state.place)))
     console.print(table)
     print(f"What they print: {os.path.relpath(sweep.path / 'logs')}", flush=True)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cl_runner.arguments import Parser
-from cl_runner.overrides import COMMAND
+from cl_runner.overrides import COMMAND, check_once
 from cl_runner.sweeps.asked import answered, counts
-from cl_runner.sweeps.giving import FREE, give, prepared, say_how
-from cl_runner.sweeps.states import states_of
+from cl_runner.sweeps.giving import give, prepared, say_how
+from cl_runner.sweeps.jobs import requests_of, say_replaced
+from cl_runner.sweeps.states import FREE, states_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -31,7 +32,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _submit(given: argparse.Namespace) -> int:
-    sweep = prepared(given.overrides, given.config_dir)
+    check_once(given.overrides, given.config_dir, multirun=True)
+    requests = requests_of(given.overrides, given.config_dir)
+    say_replaced(requests)
+    sweep = prepared(requests, given.overrides, given.config_dir)
     states = states_of(sweep)
     free = [number for number, state in enumerate(states) if state.state in FREE]
     print(f"{sweep.name}: {len(sweep.jobs)} jobs, {counts(states)}", flush=True)

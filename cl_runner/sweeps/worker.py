@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -13,31 +14,33 @@ from types import FrameType
 
 from cl_runner.arguments import Parser
 from cl_runner.interrupt import stopping
-from cl_runner.sweeps.folder import Sweep, load, visible_devices
+from cl_runner.sweeps.asked import answered
+from cl_runner.sweeps.devices import visible_devices
+from cl_runner.sweeps.folder import Sweep, load
 
 #: Seconds between two looks at what runs.
 PAUSE = 0.2
+#: Seconds between two calls of who wants to look as well, at the files of all jobs.
+LOOK = 1.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command `work`, which `submit` starts in the background."""
-    try:
-        given = _parser().parse_args(list(arguments))
-        sweep = load(given.sweep)
-    except ValueError as error:
-        print(f"cl_runner: {error}", file=sys.stderr)
-        return 2
-    return work(sweep, given.numbers)
+    """Run the command, which `submit` starts in the background; 2 after one message for a wrong request."""
+    return answered(lambda: _work(_parser().parse_args(list(arguments))))
 
 
-def _parser() -> Parser:
+def _work(given: argparse.Namespace) -> int:
+    return work(load(given.sweep), given.numbers)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m cl_runner work", description="Run jobs of a submitted sweep on this machine.")
     parser.add_argument("sweep", type=Path)
     parser.add_argument("numbers", type=int, nargs="+")
     return parser
 
 
-def work(sweep: Sweep, numbers: Sequence[int], look: Callable[[], None] = lambda: None) -> int:
+def work(sweep: Sweep, numbers: Sequence[int], look: Callable[[], object] = lambda: None) -> int:
     """Run these jobs; 0 if all are done, 1 if some failed, 75 if a signal ended it.
 
     A signal goes on to the jobs, which save and end; what has not begun does not begin.
@@ -45,7 +48,7 @@ def work(sweep: Sweep, numbers: Sequence[int], look: Callable[[], None] = lambda
     Args:
         look: called now and then.
     """
-    waiting, status = list(numbers), 0
+    waiting, status, due = list(numbers), 0, 0.0
     slots: list[subprocess.Popen[bytes] | None] = [None] * min(sweep.processes, len(waiting))
     asked: list[int] = []
 
@@ -66,7 +69,9 @@ def work(sweep: Sweep, numbers: Sequence[int], look: Callable[[], None] = lambda
                         waiting.clear()
                 if slots[place] is None and waiting and not asked:
                     slots[place] = start(sweep, waiting.pop(0), place, len(slots))
-            look()
+            if time.monotonic() >= due:
+                look()
+                due = time.monotonic() + LOOK
             time.sleep(PAUSE)
     finally:
         for number, handler in before.items():

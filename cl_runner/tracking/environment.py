@@ -68,8 +68,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     """
     frozen = folder.parent / FROZEN
     if frozen.is_file():
-        state = json.loads(frozen.read_text(encoding="utf-8"))
-        return None if state is None else {**state}
+        state: dict[str, Any] | None = json.loads(frozen.read_text(encoding="utf-8"))
+        return state
     if not _git("ls-files", "__init__.py", folder=folder):
         return None
     commit = _git("rev-parse", "HEAD", folder=folder)
