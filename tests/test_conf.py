@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import pandas
 import pytest
 import yaml
 from tiny import EVERY_FAMILY, TINY, run_command, tiny_encoder
@@ -54,6 +56,17 @@ def test_every_task_definition_composes(option: str) -> None:
     assert nodes and set(nodes) <= set(compose([f"task={both}", *asked]).config.task)
 
 
+def write_texts(probes: dict[str, Any]) -> None:
+    """The files of a data root that probes read: tables of few texts, under the columns that they name."""
+    for values in probes.values():
+        path = values.get("path")
+        if path is not None:
+            columns = [values.get(key) for key in ("column", "good", "bad", "phenomenon")]
+            texts = {column: [f"a {column} boils"] * 4 for column in columns if column}
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            pandas.DataFrame(texts).to_parquet(path)
+
+
 @pytest.mark.parametrize("option", options("experiment"))
 def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
     """Its own method, strengths and schedule, on a tiny backbone and generated reviews."""
@@ -66,6 +79,7 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
     KINDS.add(kind)
     small = [o for o in TINY if not o.startswith(("training", "backbone"))]
     arguments = [f"experiment={option}", "task_order=reviews", "hardware=cpu", *small, f"root={tmp_path}"]
+    arguments += [f"data_root={tmp_path}/data"]
     arguments += [f"backbone=tiny_{TWINS[config.backbone.family]}", "training.max_steps=2"]
     # One epoch is one step here.
     arguments += [f"training.{stage}.epochs=2" for stage in STAGES if getattr(config.training, stage).epochs]
@@ -90,10 +104,11 @@ def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
     arguments += ["method.mbpa.local_steps=1", "method.mbpa.neighbours=4"] if "mbpa" in config.method else []
     arguments += ["probe=none"] if "lm_eval" in config.probe else []  # it fetches its questions
     arguments += ["protocol=standard"] if config.evaluation.scoring != "standard" else []  # reviews have no release
-    same = compose(arguments).hash
-    if same in SEEN:  # presets that differ in their backbone or order alone
+    request = compose(arguments)
+    if request.hash in SEEN:  # presets that differ in their backbone or order alone
         return
-    SEEN.add(same)
+    SEEN.add(request.hash)
+    write_texts(request.resolved["probe"])
     assert run_command(arguments) == 0
     (summary,) = tmp_path.rglob("summary.json")
     detail = json.loads(summary.read_text())["tasks_detail"]
