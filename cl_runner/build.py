@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cl_runner import distributed
 from cl_runner.compose import check
 from cl_runner.config import Backbone, Hardware
 from cl_runner.damage import read_config
@@ -133,4 +134,10 @@ def prepare_hardware(hardware: Hardware) -> torch.device:
     available = torch.cuda.is_available()
     if hardware.device == "cuda" and not available:
         raise ValueError("hardware.device=cuda, but torch sees no GPU here. Type: hardware=cpu (or hardware=auto)")
-    return torch.device("cuda" if available and hardware.device != "cpu" else "cpu")
+    if not available or hardware.device == "cpu":
+        return torch.device("cpu")
+    if distributed.size() == 1:
+        return torch.device("cuda")
+    device = torch.device("cuda", distributed.local() % torch.cuda.device_count())
+    torch.cuda.set_device(device)  # what asks for "cuda" is given it as well
+    return device

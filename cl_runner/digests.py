@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cl_runner.distributed import once
 from cl_runner.full_disk import room_for
 
 SUMS = "SHA256SUMS"
@@ -66,11 +67,13 @@ def unsealed(path: Path) -> dict[str, Any]:
 
 
 # files that SHA256SUMS tells of
+@once
 def write(path: Path, content: str | bytes) -> None:
     """Replace a file, and its line in SHA256SUMS, so that a reader, or a crash, sees the old file or the new one."""
     write_files(path.parent, {path.name: content})
 
 
+@once
 def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
     """The same of several files of a folder: SHA256SUMS and the folder are synced once for all of them."""
     data = {name: text.encode() if isinstance(text, str) else text for name, text in contents.items()}
@@ -80,6 +83,7 @@ def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
     sync_folder(folder)
 
 
+@once
 def record(folder: Path, digests: Mapping[str, str]) -> None:
     """The lines of files in SHA256SUMS, before the files are replaced, or of such as are complete now."""
     known = _read_sums(folder / SUMS)
@@ -91,6 +95,7 @@ def record(folder: Path, digests: Mapping[str, str]) -> None:
     replace_file(folder / SUMS, _sums_text(known))
 
 
+@once
 def settle(folder: Path) -> None:
     """Leave one line for each file in a folder of a finished run: the line of what the file is."""
     sums = folder / SUMS
@@ -202,6 +207,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 # writing
+@once
 def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
     _replace(path, content.encode() if isinstance(content, str) else content)

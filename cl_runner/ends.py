@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 import numpy as np
 
-from cl_runner import checkpoint, digests
+from cl_runner import checkpoint, digests, distributed
 from cl_runner.compose import Request
 from cl_runner.damage import what_to_type
 from cl_runner.digests import Damaged
@@ -36,9 +37,10 @@ def guarded(request: Request, prepared: Prepared, story: Callable[[Scene], None]
     Raises:
         ValueError: a file that the run reads back is damaged, or the run does not fit into memory.
     """
-    (request.folder / "FAILED").unlink(missing_ok=True)
+    if distributed.first():
+        (request.folder / "FAILED").unlink(missing_ok=True)
     stop, clock = Stop(), Clock()
-    with Console(request.folder / "log.txt") as console, stop:
+    with Console(request.folder / "log.txt" if distributed.first() else None) as console, stop:
         shown = Shown(console, stop.check)
         try:
             with ExitStack() as closing:
@@ -52,11 +54,35 @@ def guarded(request: Request, prepared: Prepared, story: Callable[[Scene], None]
             raise
         except (Interrupted, KeyboardInterrupt):
             shown.close()
-            console.line(f"Interrupted, and saved. The same command goes on: {request.command}")
+            console.line(f"Interrupted, and saved. The same command goes on: {request.command}{distributed.launcher()}")
             return 75
+        except distributed.Elsewhere as error:
+            shown.close()
+            return _lost(error, request, console)
         except Exception as error:
             shown.close()
+            distributed.part()
+            if not distributed.first():
+                if distributed.speaks():
+                    print(f"cl_runner: {distributed.own_name()}{type(error).__name__}: {error}", file=sys.stderr)
+                    traceback.print_exc()
+                return 1
+            distributed.speaks()
             return _failed(error, request, prepared, clock, console)
+
+
+def _lost(error: distributed.Elsewhere, request: Request, console: Console) -> int:
+    """Another process of the run ended: what is saved is whole, and the same command goes on."""
+    if error.interrupted:
+        return 75
+    if distributed.first():
+        why = "without a word, as if it was killed" if distributed.speaks() else "with the message above"
+        text = f"Another of the run's {distributed.size()} processes ended {why}."
+        with suppress(OSError):
+            digests.replace_file(request.folder / "FAILED", text)
+        console.error(text)
+        console.line(f"The same command goes on from what was saved: {request.command}{distributed.launcher()}")
+    return 1
 
 
 def _failed(error: Exception, request: Request, prepared: Prepared, clock: Clock, console: Console) -> int:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from cl_runner import distributed
 from cl_runner.batch import Batch
 from cl_runner.config import Evaluation
 from cl_runner.data.example import Example
@@ -46,22 +47,40 @@ def evaluate(
         ways.setdefault(learner.answering(task), []).append(task)
     total = sum(len(evaluation_examples(task, options.split)) for task in tasks)
     found: dict[str, list[Prediction]] = {}
+    # A method that does more for an answer than ask the model may remember what it did.
+    dealt = distributed.size() > 1 and not method.answering
     done = 0
     for number, (how, alike) in enumerate(ways.items()):
         union = [example for task in alike for example in evaluation_examples(task, options.split)]
         answers: dict[int, Prediction] = {}
-        for positions in learner.by_length(union, options.batch_size, answers=False):
-            torch.manual_seed(learner.seed_of("answers", after, number, len(answers)))
-            batch = learner.collate([union[i] for i in positions], answers=False)
-            answers.update(zip(positions, method.predict(learner, batch, _asked(learner, how)), strict=True))
-            done += len(positions)
-            (progress or learner.progress)("evaluate", done, total)
+        begun, shown = 0, done
+        for place, positions in enumerate(learner.by_length(union, options.batch_size, answers=False)):
+            if not dealt or distributed.mine(place):
+                torch.manual_seed(learner.seed_of("answers", after, number, begun))
+                batch = learner.collate([union[i] for i in positions], answers=False)
+                answers.update(zip(positions, method.predict(learner, batch, _asked(learner, how)), strict=True))
+            begun += len(positions)
+            if not dealt or distributed.round_ends(place):
+                shown = done + begun
+                (progress or learner.progress)("evaluate", shown, total)
+        done += begun
+        if dealt:
+            answers = _gathered(answers)
+            if shown < done:
+                (progress or learner.progress)("evaluate", done, total)
         start = 0
         for task in alike:
             end = start + len(evaluation_examples(task, options.split))
             found[task.name] = [answers[i] for i in range(start, end)]
             start = end
     return {task.name: found[task.name] for task in tasks}
+
+
+def _gathered(answers: Mapping[int, Prediction]) -> dict[int, Prediction]:
+    """The answers of every process."""
+    own = [(place, text, sure, logits.hex()) for place, (text, sure, logits) in answers.items()]
+    every = [row for rows in distributed.gathered(own) for row in rows]
+    return {place: Prediction(text, sure, bytes.fromhex(logits)) for place, text, sure, logits in every}
 
 
 def _asked(learner: Learner, how: Answering) -> Predict:

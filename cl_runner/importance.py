@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cl_runner import distributed
 from cl_runner.batch import Batch
 from cl_runner.config import Importance as ImportanceOptions
 from cl_runner.data.example import Example
@@ -56,7 +57,11 @@ def importance(
                 return measured.found[key]
         measured.found = {}  # of other data: as large as the model, and not needed any more
         for key in keys.values():
-            kept = importance_cache.load(cache, named(key, wanted), learner.warn) if cache else None
+            # Every process takes it from there, or none: one may have looked before another run wrote it.
+            there = cache is not None and distributed.shared(importance_cache.is_there(cache, named(key, wanted)))
+            kept = importance_cache.load(cache, named(key, wanted), learner.warn) if cache and there else None
+            if distributed.any_of(there and kept is None):
+                kept = None
             if kept is not None:
                 whole = options.accumulate == "device" and options.passes == 1
                 measured.found[key] = kept.to(learner.device) if whole else kept
@@ -64,7 +69,7 @@ def importance(
                 return measured.found[key]
         found = _measure(learner, chosen, gradient, dtype, wanted)
         measured.found[keys[gradient]] = found
-        if cache:
+        if cache and distributed.first():
             limit = int(options.cache_gb * 1e9)
             importance_cache.store(cache, named(keys[gradient], wanted), found, limit, learner.warn)
     return found
@@ -114,7 +119,14 @@ def _measure(
         seed=learner.seed_of("importance", "labels"),
         on_batch=lambda done: learner.progress("importance", done, options.passes * len(examples)),
         compared=_shortest(learner, examples) if exact and size > 1 else None,
+        # Sums in bf16 round at every unit: parts of them are others.
+        dealt=distributed.size() > 1 and dtype == torch.float32,
     )
+
+
+def _parts(dtype: torch.dtype) -> str:
+    """Sums of how many processes the result is added up of, where it is of several."""
+    return f"/{distributed.size()} processes" if distributed.size() > 1 and dtype == torch.float32 else ""
 
 
 def _shortest(learner: Learner, examples: Sequence[Example]) -> Batch:
@@ -161,5 +173,5 @@ def _key(learner: Learner, examples: Sequence[Example], gradient: bool, dtype: t
         dtype=dtype,
         precision=learner.precision,
         # Another kind of device, or number of threads, may differ in the last bits; sums in main memory as well.
-        device=f"{kind}/{torch.get_num_threads()} threads/{options.accumulate}",
+        device=f"{kind}/{torch.get_num_threads()} threads/{options.accumulate}{_parts(dtype)}",
     )

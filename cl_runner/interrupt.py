@@ -6,6 +6,8 @@ import signal
 from types import FrameType
 from typing import Self
 
+from cl_runner.distributed import any_of
+
 #: By these a cluster says that the end is near: nobody is impatient who sends another one. Windows has none.
 EARLY = tuple(number for name in ("SIGUSR1", "SIGUSR2") if (number := getattr(signal, name, None)) is not None)
 #: The last signal that asked this process to stop: whether it was the cluster or a person.
@@ -56,6 +58,6 @@ class Stop:
                 signal.signal(other, handler)
 
     def check(self) -> None:
-        """Raise Interrupted if a signal came: for places where nothing needs saving."""
-        if self.asked:
+        """Raise Interrupted if a signal came to any process of the run: for places where nothing needs saving."""
+        if any_of(self.asked):
             raise Interrupted

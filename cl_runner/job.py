@@ -10,10 +10,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cl_runner import damage, digests
+from cl_runner import damage, digests, distributed
 from cl_runner.compose import Request, request
 from cl_runner.data.task import Task, build_tasks, fingerprint
-from cl_runner.distributed import require_single_process
 from cl_runner.groups import CONF
 from cl_runner.matrix import headline
 from cl_runner.overrides import from_sweeper, written
@@ -23,14 +22,16 @@ from cl_runner.pretrained import places
 def run_request(asked: Request) -> int:
     """Run one request and return its exit status; messages go to the terminal."""
     try:
-        require_single_process()
+        distributed.join()
         tasks = build_tasks(asked.config.task_order, asked.config.task)
         check_data(asked, tasks)
         if (asked.folder / "COMPLETED").is_file():
-            shutil.rmtree(asked.folder / "state", ignore_errors=True)  # left if a run died right after its last word
+            if distributed.first():  # what is left if a run died right after its last word
+                shutil.rmtree(asked.folder / "state", ignore_errors=True)
             return say_completed(asked)
     except ValueError as error:
-        print(f"cl_runner: {error}", file=sys.stderr)
+        if distributed.speaks():
+            print(f"cl_runner: {distributed.own_name()}{error}", file=sys.stderr)
         return 2
     from cl_runner.run import execute  # torch and transformers take seconds to import
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cl_runner import checkpoint, outputs
+from cl_runner import checkpoint, distributed, outputs
 from cl_runner.change import Changes
 from cl_runner.compose import Request
 from cl_runner.data.task import Task
@@ -88,6 +88,7 @@ class Journal(Watch):
         self.step = 0
         self._outputs: dict[str, outputs.Recorded] = {}  # of every test set, before the task under way
         self._moved: dict[str, dict[str, Any]] = {}  # since then
+        self._sent = 0  # bytes that processes exchanged before the task's training
         self._milliseconds: float | None = None  # of an example of the last evaluation
         self.wandb: WandbLog | None = None
         self._metrics: MetricsLog | None = None
@@ -121,6 +122,8 @@ class Journal(Watch):
         Args:
             log: lines of metrics.jsonl that belong to the checkpoint, and their digest.
         """
+        if not distributed.first():
+            return
         request, options = self._request, self._config.wandb
         self._metrics = MetricsLog(self._folder / "metrics.jsonl", *log)
         self._scene.closing.callback(self._metrics.close)
@@ -149,11 +152,18 @@ class Journal(Watch):
         return self._metrics.sync()[1]
 
     def _write(self, **line: Any) -> None:
-        assert self._metrics is not None, "the journal is not open"
-        self._metrics.write(**line)
+        if distributed.first():
+            assert self._metrics is not None, "the journal is not open"
+            self._metrics.write(**line)
 
     def save(self, stage: str, task: int, progress: Progress | None = None) -> None:
         """A checkpoint; what W&B is told never runs ahead of it."""
+        self._save(stage, task, progress)
+        self._saved_at = time.monotonic()
+        self._stop.check()
+
+    @distributed.once
+    def _save(self, stage: str, task: int, progress: Progress | None) -> None:
         assert self._metrics is not None, "the journal is not open"
         with self._learner.clock.phase("checkpoint"):
             log = self._metrics.sync()
@@ -172,13 +182,11 @@ class Journal(Watch):
                 "training": None if progress is None else progress.state_dict(),
             }
             checkpoint.save(self._folder / "state", state)
-            self._saved_at = time.monotonic()
             for change in (self._folder / "state").glob("[0-9]*_*.safetensors"):
                 if str(change.relative_to(self._folder)) not in self.changes.chain:
                     change.unlink()
             if self.wandb is not None:
                 self.wandb.flush(log[0])
-        self._stop.check()
 
     # a task, as it goes on
     def on_prepared(self, task: Task) -> None:
@@ -188,13 +196,14 @@ class Journal(Watch):
 
     def on_begin(self, task: Task) -> None:
         self.changes.begins()
+        self._sent = distributed.sent_bytes()
         self._saved_at = time.monotonic()
 
     def on_step(self, task: Task, progress: Progress, numbers: dict[str, float]) -> None:
         self.step += 1
         self._write(kind="train", task=task.name, task_index=task.index, step=self.step, **numbers)
         due = time.monotonic() - self._saved_at >= self._config.checkpoint.every_seconds
-        if due or self._stop.asked or progress.done:
+        if distributed.any_of(due or self._stop.asked or progress.done):
             self.save("training", task.index, progress)
         self._shown("train", progress.step, progress.steps, loss=numbers["loss"])
 
@@ -203,23 +212,41 @@ class Journal(Watch):
         with self._learner.clock.phase("snapshot"):
             try:
                 kept = self.changes.keep(task, entries)
+                self._same_everywhere(task)
             except Untouched:
                 # What the task trained is worth nothing: the next try begins it anew, and does not go on from its end.
                 self.save("begin", task.index)
                 raise
         detail = self.details[task.index]
-        detail |= kept | throughput(self._folder, task, entries)
+        detail |= kept | distributed.once(throughput)(self._folder, task, entries)
+        if distributed.size() > 1:
+            sent = distributed.sent_bytes() - self._sent
+            detail["processes"] = {"number": distributed.size(), "sent_bytes": sent}
         rate = stage_of(self._config.training, task).learning_rate
         detail["loss_note"] = loss_note(detail, task, self._method, self._learner.what, rate, self._config.method)
         if best.evaluations:
             self.details[task.index]["selected_epoch"] = {"step": best.step, "evaluations": best.evaluations}
+
+    def _same_everywhere(self, task: Task) -> None:
+        """Every process of the run has the same weights.
+
+        Raises:
+            RuntimeError: they have not.
+        """
+        found = distributed.gathered(self.changes.weights)
+        if len(set(found)) > 1:
+            raise RuntimeError(
+                f"the processes of this run learned {task.name} to different weights, which must not be: is one of "
+                "them on another kind of device? hardware=deterministic makes sums of a GPU repeat"
+            )
 
     def learned(self, task: Task) -> None:
         """The task is done: every test set, and what the methods say of it."""
         self.evaluate(task.name)
         self._say_changes(self.details[task.index])
         with self._learner.clock.phase("describe"):
-            self.details[task.index]["method"] = self._method.describe(self._learner, task, self._folder)
+            describe = distributed.once(self._method.describe)
+            self.details[task.index]["method"] = describe(self._learner, task, self._folder)
         self.details[task.index]["method_bytes"] = checkpoint.size(self._method.state_dict()) + self._stored()
         self.details[task.index]["milliseconds_per_example"] = self._milliseconds
         self.save("begin", task.index + 1)
@@ -329,6 +356,18 @@ class Journal(Watch):
         """A row of general ability: what the model could do before, it should still do."""
         if not self._probes:
             return
+        numbers = self._probed(after)
+        self._shown.close()
+        self.ability = [*self.ability, numbers]
+        self._write(kind="ability", after=after, step=self.step, ability=numbers)
+        self._write_ability()
+        said = [f"{name} {value:.4g}" for name, value in numbers.items()]
+        if len(said) > SAID + 1:
+            said[SAID:] = [f"and {len(said) - SAID} more in ability.csv"]
+        self._console.line(f"general ability after {after}: {', '.join(said)}")
+
+    @distributed.once
+    def _probed(self, after: str) -> dict[str, float]:
         numbers: dict[str, float] = {}
         with self._learner.clock.phase("probe"):
             for name, probe in self._probes.items():
@@ -338,11 +377,4 @@ class Journal(Watch):
                     probe.prepare(self._learner, folder)
                 found = probe.measure(self._learner, folder, after)
                 numbers |= {f"{name}/{key}": value for key, value in found.items()}
-        self._shown.close()
-        self.ability = [*self.ability, numbers]
-        self._write(kind="ability", after=after, step=self.step, ability=numbers)
-        self._write_ability()
-        said = [f"{name} {value:.4g}" for name, value in numbers.items()]
-        if len(said) > SAID + 1:
-            said[SAID:] = [f"and {len(said) - SAID} more in ability.csv"]
-        self._console.line(f"general ability after {after}: {', '.join(said)}")
+        return numbers

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from cl_runner import distributed
 from cl_runner.batch import Batch, Output
 from cl_runner.config import Evaluation, TaskOrder
 from cl_runner.data.example import Example
@@ -34,6 +35,9 @@ Told = Literal["task", "labels"]
 
 class Hooks(Protocol):
     """What the learner itself asks of a method: cl_runner/methods/base.py says what each does."""
+
+    @property
+    def answering(self) -> Sequence[str]: ...
 
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module: ...
 
@@ -381,13 +385,23 @@ class Learner:
     def record_logits(self, examples: Sequence[Example]) -> Tensor:
         """Logits [examples, V] at the current weights, without dropout; for families with one target an example."""
         self.model.eval()
-        rows: list[Tensor | None] = [None] * len(examples)
-        for positions in self.by_length(examples, 64):
-            batch = self.collate([examples[i] for i in positions])
-            for position, row in zip(positions, self.forward(batch).logits, strict=True):
-                rows[position] = row
-            self.progress("record outputs", int(sum(row is not None for row in rows)), len(examples))
-        return torch.stack([row for row in rows if row is not None])
+        found: Tensor | None = None
+        places = list(self.by_length(examples, 64))
+        done = 0
+        for number, positions in enumerate(places):
+            done += len(positions)
+            # Of a family with one target an example the first batch tells the width to every process.
+            if number == 0 or distributed.mine(number):
+                logits = self.forward(self.collate([examples[i] for i in positions])).logits
+                if found is None:
+                    found = logits.new_zeros(len(examples), logits.shape[1])
+                if distributed.mine(number):
+                    found[torch.tensor(positions, device=found.device)] = logits
+            if distributed.round_ends(number) or done == len(examples):
+                self.progress("record outputs", done, len(examples))
+        assert found is not None, "there are no examples"
+        distributed.add([found])
+        return found
 
     # logging
     def count_replayed(self, examples: Sequence[Example]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from cl_runner import distributed
 from cl_runner.access import access
 from cl_runner.compose import Request
 from cl_runner.data.example import Example
@@ -53,7 +54,7 @@ def write_request(request: Request, tasks: Sequence[Task], device: str) -> None:
 
 
 def _environment(request: Request, device: str) -> dict[str, Any]:
-    return describe_environment(request.command, device, torch.get_num_threads())
+    return describe_environment(request.command, device, torch.get_num_threads(), distributed.size())
 
 
 def check_environment(request: Request, device: str) -> str | None:
@@ -93,6 +94,8 @@ def header(request: Request, tasks: Sequence[Task], device: str) -> list[tuple[s
         ("backbone", f"{request.backbone} on {device}"),
         ("tasks", f"{request.task_order}: {', '.join(task.name for task in tasks)}"),
     ]
+    if distributed.size() > 1:
+        said.append(("processes", f"{distributed.size()}, which share every batch out"))
     training = request.config.training
     for name, stage in (("base", training.base), ("later", training.incremental)):
         size = stage.micro_batch or stage.batch_size

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import transformers
 from torch import Tensor
 
-from cl_runner import checkpoint
+from cl_runner import checkpoint, distributed
 from cl_runner.build import recompute_activations
 from cl_runner.compose import Request
 from cl_runner.damage import check_begun, what_to_type
@@ -43,15 +45,20 @@ def execute(request: Request, tasks: Sequence[Task]) -> int:
     transformers.utils.logging.disable_progress_bar()
     try:
         run = Run(request, tasks)
-        with checkpoint.locked(request.folder / "state"):
-            if (request.folder / "COMPLETED").is_file():
+        # The folder is the run's: the first of its processes holds it for all of them.
+        with checkpoint.locked(request.folder / "state") if distributed.first() else nullcontext():
+            if distributed.shared((request.folder / "COMPLETED").is_file()):
                 print(f"Another process has just completed this run: {request.folder}")
                 return 0
             saved = run.saved()
             return run.guarded(saved)
     except ValueError as error:
-        print(f"cl_runner: {error}", file=sys.stderr)
+        distributed.part()
+        if distributed.speaks():
+            print(f"cl_runner: {distributed.own_name()}{error}", file=sys.stderr)
         return 2
+    except distributed.Elsewhere as error:
+        return distributed.ended(error)
 
 
 class Run:
@@ -71,10 +78,10 @@ class Run:
         try:
             saved = checkpoint.load(folder / "state", str(self.prepared.device))
             if saved is None:
-                (folder / "environment.json").unlink(missing_ok=True)  # nothing that counts was computed there
+                _forget_environment(folder)
                 return None
             lines = check_begun(folder, saved["log"])
-            lines += filter(None, [check_environment(self.request, self.prepared.device.type)])
+            lines += filter(None, [_checked_environment(self.request, self.prepared.device.type)])
         except Damaged as error:
             raise ValueError(what_to_type(folder, error)) from None
         for line in lines:
@@ -100,13 +107,18 @@ class Run:
             journal.open(tuple(saved["log"]) if saved else (0, None))
             scene.console.plan(units(self.config, self.prepared, self._plan()))
             scene.console.order(len(self.prepared.tasks))
+            if distributed.size() > 1 and self.prepared.method.keeps_passes:
+                scene.console.line(
+                    f"Note: {self.request.method} keeps what it sees of each pass of training, so that every process "
+                    "does all of them: several train no faster than one. Evaluation is shared out"
+                )
         if not journal.rows:
             journal.evaluate(START)
             journal.save("begin", 0)
         for task in self.prepared.tasks[saved["task"] if saved else 0 :]:
             resumed = saved if saved and saved["task"] == task.index and saved["stage"] != "begin" else None
             self._learn(scene, learner, journal, task, kept, resumed)
-        finish(self.request, self.prepared, journal, scene)
+        distributed.once(finish)(self.request, self.prepared, journal, scene)
 
     def _build(self, scene: Scene) -> Learner:
         """Say what this run is, and make the starting model."""
@@ -117,11 +129,11 @@ class Run:
         everything = [e for t in prepared.own_tasks for split in (t.train, t.validation, t.test) for e in split]
         prepared.family.tokenize(everything, prepared.cache / "tokens" if prepared.cache else None)
         own_tasks = [_accounted(task, prepared.family) for task in prepared.own_tasks]
-        write_request(self.request, own_tasks, prepared.device.type)
+        distributed.once(write_request)(self.request, own_tasks, prepared.device.type)
         for task in own_tasks:
             for line in account.said(task.name, task.account) if task.account else ():
                 scene.console.line(line)
-        plan_once(self.request, prepared, scene.console.line)
+        distributed.once(plan_once)(self.request, prepared, scene.console.line)
         model, _ = prepared.family.build(config.seed)
         if config.hardware.gradient_checkpointing:
             recompute_activations(model)
@@ -180,6 +192,17 @@ class Run:
         """The content of plan.json; None without one."""
         path = self.request.folder / "plan.json"
         return read_json(path) if path.is_file() else None
+
+
+@distributed.once
+def _forget_environment(folder: Path) -> None:
+    """Nothing that counts was computed in it."""
+    (folder / "environment.json").unlink(missing_ok=True)
+
+
+@distributed.once
+def _checked_environment(request: Request, device: str) -> str | None:
+    return check_environment(request, device)
 
 
 def _accounted(task: Task, family: Family) -> Task:

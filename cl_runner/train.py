@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cl_runner import distributed
 from cl_runner.batch import Batch, Part
 from cl_runner.budget import asked, course_of
 from cl_runner.config import Stage, Training
@@ -171,7 +172,9 @@ def train_task(
             held.write_through()
 
         def spent() -> float:
-            seconds = learner.clock.spent((*OFFLINE, *ONLINE)) if course.kind == "seconds" else 0.0
+            seconds = 0.0
+            if course.kind == "seconds":
+                seconds = distributed.shared(learner.clock.spent((*OFFLINE, *ONLINE)))
             return course.spent(progress.step, progress.tokens, seconds)
 
         learner.model.train()
@@ -192,10 +195,15 @@ def train_task(
             # Every batch has its own seed, so that dropout after a resume is the same without saving random states.
             torch.manual_seed(derive_seed(learner.seed, "step", task.index, number))
             factor = learning_rate_factor(course.place(cost), course.steps, training.schedule, training.warmup)
+            passes = Passes((learner.seed, "step", task.index, number), method.keeps_passes)
             found: list[_Step] = []
             replayed = learner.replayed
             for parts in method.steps(learner, task, number, [[Part(chosen)]]):
-                found.append(_backward(learner, method, parts, stage.micro_batch))
+                found.append(_backward(learner, method, parts, stage.micro_batch, passes))
+                if passes.dealt:
+                    distributed.add_gradients(list(held.parameters.values()))
+                    found[-1].add()
+                passes.over()
                 method.grads(learner)
                 found[-1].norm = _clipped_norm(held, training.clip)
                 found[-1].check(number, task, peak)
@@ -272,6 +280,46 @@ class _Step:
                     f"lower the learning rate (now at most {peak:g})"
                 )
 
+    def add(self) -> None:
+        """What the passes of all processes were; examples and tokens were counted of all of them."""
+        every = distributed.gathered([self.loss, self.padded, self.terms])
+        self.loss, self.padded = sum(one[0] for one in every), sum(one[1] for one in every)
+        names = dict.fromkeys(name for one in every for name in one[2])
+        self.terms.update({name: sum(one[2].get(name, 0.0) for one in every) for name in names})
+
+
+class Passes:
+    """The passes of a batch, by their number: each has its own random numbers, and is done by one process.
+
+    So 1, 2 and 4 processes draw the same dropout, where `micro_batch` cuts the batch alike.
+
+    Args:
+        seed: of the batch, which the first pass has.
+        kept: a method keeps what passes show, so that every process does all of them.
+    """
+
+    def __init__(self, seed: Sequence[object], kept: bool):
+        self._seed = seed
+        self.dealt = distributed.size() > 1 and not kept
+        self._begun = 0
+
+    def next(self) -> bool:
+        """The next pass begins: whether this process does it."""
+        number, self._begun = self._begun, self._begun + 1
+        if self.dealt and not distributed.mine(number):
+            return False
+        if number:
+            torch.manual_seed(derive_seed(*self._seed, "pass", number))
+        return True
+
+    def over(self) -> None:
+        """What draws from now on draws the same wherever passes were done."""
+        torch.manual_seed(derive_seed(*self._seed, "after", self._begun))
+
+    def size(self, examples: int, micro_batch: int | None) -> int:
+        """Examples of a pass: a batch that nothing cuts is cut over the processes."""
+        return micro_batch or (math.ceil(examples / distributed.size()) if self.dealt else examples)
+
 
 def _number(term: Tensor | float) -> float:
     return float(term.detach()) if isinstance(term, Tensor) else term
@@ -295,7 +343,9 @@ def _collated(learner: Learner, part: Part, rows: Sequence[int]) -> Batch:
     return learner.family.answered(learner.collate(examples, answers=False), [part.answers[i] for i in rows])
 
 
-def _backward(learner: Learner, method: Method, parts: Sequence[Part], micro_batch: int | None) -> _Step:
+def _backward(
+    learner: Learner, method: Method, parts: Sequence[Part], micro_batch: int | None, passes: Passes
+) -> _Step:
     """Forward and backward of all parts of a step, each in passes of `micro_batch`; gradients add up."""
     done = _Step()
     for part in parts:
@@ -303,11 +353,13 @@ def _backward(learner: Learner, method: Method, parts: Sequence[Part], micro_bat
         if not examples:
             continue
         lengths, weights = _sizes(learner, part)
-        size = micro_batch or len(examples)
+        size = passes.size(len(examples), micro_batch)
         places = list(range(len(examples)))
         if size < len(places):  # texts of similar length share a pass
             places.sort(key=lambda i: (-lengths[i], examples[i].task, examples[i].row))
         for start in range(0, len(places), size):
+            if not passes.next():
+                continue
             rows = places[start : start + size]
             share = sum(weights[i] for i in rows) / sum(weights)  # of the part's mean over its targets
             learner.terms = {}

@@ -34,6 +34,7 @@ class Method:
     families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq", "image_text")  # checked before loading
     chooses: ClassVar[bool] = False  # decides what trains: at most one of a chain
     isolates: ClassVar[bool] = False  # a task changes nothing that earlier tasks use: there is nothing to protect
+    keeps_passes: ClassVar[bool] = False  # `prepare` or `loss` keep what a pass shows: every process does all of them
     measures: ClassVar[bool] = True  # may measure the importance of weights, by what stands under `importance`
     protects: ClassVar[bool] = False  # acts against forgetting, which is idle beside a method that isolates
     directs: ClassVar[bool] = False  # `grads` promises where a step goes, which another such method would undo
@@ -54,12 +55,17 @@ class Method:
     node: str  # where its options stand in the configuration: method.<node>
 
     def __init_subclass__(cls) -> None:
-        declared = {"state", "families", "chooses", "isolates", "measures", "protects", "routes"}
+        declared = {"state", "families", "chooses", "isolates", "measures", "protects", "routes", "keeps_passes"}
         declared |= {"directs", "joins", "renews", "trains_nothing", "rebuilds", "goes_back", "writes"}
         declared |= {"by_answers"}
         fields = {name for name, kind in cls.__annotations__.items() if "ClassVar" not in str(kind)}
         hidden = fields & {name for name in vars(Method) if not name.startswith("_")} - declared
         assert not hidden, f"{cls.__name__}: fields {sorted(hidden)} hide the hooks of the same name"
+
+    @property
+    def answering(self) -> Sequence[str]:
+        """The methods that do more for an answer than ask the model."""
+        return () if type(self).predict is Method.predict else (self.node,)
 
     # structure
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
@@ -231,6 +237,7 @@ class Chain(Method):
         choosing = [name for name, method in methods.items() if method.chooses]
         assert len(choosing) <= 1, f"{choosing} all decide what trains"
         self.methods = dict(methods)
+        self.keeps_passes = any(method.keeps_passes for method in methods.values())  # type: ignore[misc]  # of a chain
 
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
         for method in self.methods.values():
@@ -251,7 +258,6 @@ class Chain(Method):
 
     @property
     def answering(self) -> list[str]:
-        """The methods that do more for an answer than ask the model."""
         return [name for name, method in self.methods.items() if type(method).predict is not Method.predict]
 
     @property

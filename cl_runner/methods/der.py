@@ -34,6 +34,7 @@ class DER(Method):
     state: ClassVar[tuple[str, ...]] = ("memory", "logits", "seen")
     protects: ClassVar[bool] = True
     by_answers: ClassVar[bool] = True
+    keeps_passes: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     keeps: ClassVar[Said] = (
         "a reservoir of {size} examples, as numbers of rows, with their logits: 4 bytes per label of each example, or "

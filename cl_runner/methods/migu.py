@@ -38,6 +38,7 @@ class MIGU(Method):
     state: ClassVar[tuple[str, ...]] = ("channels",)
     protects: ClassVar[bool] = True
     directs: ClassVar[bool] = True
+    keeps_passes: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     keeps: ClassVar[Said] = {"form": {"inputs": "a mask of the channels of each block"}}
     old_data: ClassVar[Said] = ""

@@ -148,6 +148,10 @@ class _Clocked:
         self._learner, self._method = learner, learner.method
         self.seconds = 0.0
 
+    @property
+    def answering(self) -> Sequence[str]:
+        return self._method.answering
+
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
         return self._method.build(model, tasks, seed, restart)
 

@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from cl_runner import distributed
 from cl_runner.batch import Batch
 from cl_runner.sparse.per_example import Loss, PerExample
 
@@ -66,6 +67,7 @@ def measure(
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
     compared: Batch | None = None,
+    dealt: bool = False,
 ) -> Importance:
     """G and F at the current weights, without dropout.
 
@@ -91,6 +93,8 @@ def measure(
         seed: of those draws.
         on_batch: called after each batch with the number of examples done in all passes; may raise to interrupt.
         compared: the example that is computed both ways; None = the first one. A short one is as good, and cheaper.
+        dealt: whether the processes of the run take the batches in turns, and add up their sums: the same in all of
+            them, and in another order than one process's.
 
     Raises:
         ValueError: there are no examples, a name is no parameter, or a loss or sum is not finite.
@@ -123,7 +127,9 @@ def measure(
     with _measuring(model), torch.enable_grad():
         for group in _groups(model, names, passes):
             totals = {name: _Total(parameters[name], gradient, dtype, accumulate == "cpu") for name in group}
-            counts.add(_pass(model, drawn(), loss, totals, micro_batch, count, compared))
+            counts.add(_pass(model, drawn(), loss, totals, micro_batch, count, compared, dealt))
+            if dealt:
+                distributed.add(part for total in totals.values() for part in total.sums())
             for name, total in totals.items():
                 total.check(name)
                 if passes > 1:
@@ -203,6 +209,10 @@ class _Total:
         """Largest |F - times * gradient^2|; F is used up."""
         gradient = _brought(gradient, self.fisher.device).float()
         return _largest(self.fisher.addcmul_(gradient, gradient, value=-times))
+
+    def sums(self) -> list[Tensor]:
+        """What was added up so far."""
+        return [self.fisher] if self.gradient is None else [self.fisher, self.gradient]
 
     def clear(self) -> None:
         """Back to zero."""
@@ -288,6 +298,7 @@ def _pass(
     micro_batch: int,
     count: Callable[[int], None],
     compared: Batch | None,
+    dealt: bool,
 ) -> tuple[int, int]:
     """Add all batches to `totals`; the numbers of units and examples."""
     units = examples = 0
@@ -303,23 +314,30 @@ def _pass(
             )
         return value
 
-    for batch in batches:
+    waiting = 0
+    for number, batch in enumerate(batches):
         size = next(iter(batch.values())).shape[0]
         if examples % micro_batch:
             raise ValueError(
                 f"importance in micro-batches of {micro_batch} needs batches of a multiple of that, got {examples} "
                 "examples in all but the last"
             )
-        left = set(totals)
-        if exact and size > 1:  # a single example needs no rules: its gradient is the batch's
-            if fast is None:
-                fast = _agreeing(model, batch.rows(0, 1) if compared is None else compared, checked, totals)
-            left = fast.add(batch, totals)
-        if left:
-            _each_unit(model, batch, checked, left, micro_batch, lambda name, g: totals[name].add(g))
+        if exact and size > 1 and fast is None:
+            fast = _agreeing(model, batch.rows(0, 1) if compared is None else compared, checked, totals)
+        if not dealt or distributed.mine(number):
+            left = set(totals)
+            if fast is not None and size > 1:  # a single example needs no rules: its gradient is the batch's
+                left = fast.add(batch, totals)
+            if left:
+                _each_unit(model, batch, checked, left, micro_batch, lambda name, g: totals[name].add(g))
         units += -(-size // micro_batch)
         examples += size
-        count(size)
+        waiting += size
+        if not dealt or distributed.round_ends(number):
+            count(waiting)
+            waiting = 0
+    if waiting:
+        count(waiting)
     return units, examples
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from cl_runner.digests import Damaged, readable, sync_folder
+from cl_runner.distributed import once
 from cl_runner.full_disk import room_for
 from cl_runner.sparse.bits import (
     DTYPES,
@@ -178,6 +179,7 @@ def write_snapshot(
     return save_snapshot(path, Snapshot(header, stored))
 
 
+@once
 def save_snapshot(path: Path, snapshot: Snapshot) -> int:
     """Write a snapshot in one step: a reader, or a crash, sees the whole file or none. Returns bytes on disk."""
     header = snapshot.header

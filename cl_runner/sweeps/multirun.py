@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cl_runner.compose import Request, compose
 from cl_runner.digests import Damaged, digest_of
+from cl_runner.distributed import launched
 from cl_runner.job import finished_metrics
 from cl_runner.matrix import headline
 from cl_runner.overrides import command_line, key_of, parse
@@ -38,6 +39,11 @@ def run_sweep(overrides: Sequence[str], folders: Sequence[Path], launch: Callabl
         ValueError: a job's request is wrong; nothing was started.
     """
     line = command_line(overrides, folders, multirun=True)
+    if launched(os.environ)[1] > 1:
+        raise ValueError(
+            "several processes compute one run, and -m is many. Start them without torchrun or srun; sweep.processes=N "
+            f"computes N of them at once. Type: {line}"
+        )
     if any(key_of(o) == "hydra/sweeper" and not o.endswith("=basic") for o in overrides):
         return _told(_searched(overrides, folders, launch, line), line)
     requests = requests_of(overrides, folders)

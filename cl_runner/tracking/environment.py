@@ -122,13 +122,16 @@ def code_digest() -> str:
     return sha.hexdigest()
 
 
-def describe_environment(command: str, device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
+def describe_environment(
+    command: str, device: str = "cpu", threads: int | None = None, processes: int = 1
+) -> dict[str, Any]:
     """The content of a run's environment.json.
 
     Args:
         command: the line that starts the run.
         device: the torch device that computes, such as "cpu" or "cuda:0".
         threads: of the CPU, with which it computes.
+        processes: that compute the run.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -144,6 +147,7 @@ def describe_environment(command: str, device: str = "cpu", threads: int | None 
             "memory_gib": round(memory / 2**30, 1),
             "device": _device(device),
             "threads": threads,
+            "processes": processes,
         },
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -161,7 +165,7 @@ def differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, l
         found = {name: packages.get(name, "none") for name in COMPUTING} if packages else {}
         found |= {"the code of cl_runner": str(environment["code"])[:12]} if environment.get("code") else {}
         # On a GPU the CPU computes nothing that counts.
-        named = ("device", "threads", "cpu") if hardware.get("device") == "cpu" else ("device",)
+        named = ("device", "processes", *(("threads", "cpu") if hardware.get("device") == "cpu" else ()))
         return found | {name: str(hardware[name]) for name in named if hardware.get(name) is not None}
 
     then, here = parts(began), parts(now)
