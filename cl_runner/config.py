@@ -334,6 +334,8 @@ class Hardware(Schema):
     threads: Count | None  # CPU threads; null = as torch decides
     deterministic: bool  # refuse operations whose result may differ between two runs
     gradient_checkpointing: bool  # recompute activations in backward: less memory, a third more time
+    fit: bool = True  # options that change memory and no result are set by the plan where a run would not fit
+    memory_gb: Positive | None = None  # 10^9 bytes that a run may take; null = what is free
     slurm: Slurm | None = None
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 #: Keys that say where and how often a run writes, not what it computes: they are no part of its identity.
 NOT_IDENTITY = ("root", "data_root", "wandb", "checkpoint", "snapshots", "resume", "sweep")
+#: The same of the hardware.
+NOT_OF_HARDWARE = ("slurm", "fit", "memory_gb")
 #: What came later, and the value that asks for nothing: runs that were made before are the same ones.
 LATER: dict[str, dict[str, Any]] = {
     "backbone": {"gguf": None, "head": "new"},
@@ -34,7 +36,9 @@ def config_hash(resolved: Mapping[str, Any]) -> str:
             name: {key: value for key, value in definition.items() if (key, value) not in named.items()}
             for name, definition in identity[group].items()
         }
-    identity["hardware"] = {key: value for key, value in identity["hardware"].items() if key != "slurm"}
+    hardware = {key: value for key, value in identity["hardware"].items() if key not in NOT_OF_HARDWARE}
+    # The default was the CPU once; on which device a run computes its environment tells.
+    identity["hardware"] = hardware | ({"device": "cpu"} if hardware.get("device") == "auto" else {})
     identity["importance"] = {key: value for key, value in identity["importance"].items() if key != "cache_gb"}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -30,6 +30,7 @@ from cl_runner.learn import learn_task
 from cl_runner.learner import Learner
 from cl_runner.matrix import START
 from cl_runner.planning.begun import plan_once
+from cl_runner.planning.fitting import applied
 from cl_runner.planning.work import units
 from cl_runner.prepared import prepare
 from cl_runner.record import check_environment, header, write_request
@@ -133,7 +134,9 @@ class Run:
         for task in own_tasks:
             for line in account.said(task.name, task.account) if task.account else ():
                 scene.console.line(line)
-        distributed.once(plan_once)(self.request, prepared, scene.console.line)
+        # From here on the run computes by them; its name and its record stay what was asked.
+        self.request = applied(self.request, distributed.once(plan_once)(self.request, prepared, scene.console.line))
+        config = self.config = self.request.config
         model, _ = prepared.family.build(config.seed)
         if config.hardware.gradient_checkpointing:
             recompute_activations(model)

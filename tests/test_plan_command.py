@@ -22,7 +22,8 @@ def test_plan_of_a_run_is_in_its_folder(backbone: str, tmp_path: Path) -> None:
     (folder,) = {path.parent for path in tmp_path.rglob("summary.json")}
     plan = json.loads((folder / "plan.json").read_text())
     summary = json.loads((folder / "summary.json").read_text())
-    assert set(plan) == {"phases", "disk_bytes", "trainable", "flops_per_token", "flops_per_second", "basis", "unsaid"}
+    named = {"phases", "disk_bytes", "trainable", "flops_per_token", "flops_per_second", "basis", "unsaid", "fitted"}
+    assert set(plan) == named and plan["fitted"] == {}, "it fits as it was asked"
     assert set(plan["phases"]) == {"load", "importance", "train", "evaluate"}
     assert len(plan["flops_per_token"]) == 3 and plan["flops_per_second"] > 1e6
     assert plan["flops_per_token"][0] == pytest.approx(1.5 * plan["flops_per_token"][1])

@@ -83,9 +83,8 @@ class Formula(Planner):
             18,  # importance on a CPU fits with shorter texts only, and with those the rest needs less
             {"max_length": 128, "device": "cpu", "importance_batch": 1, "accumulate": "cpu"},
             {
+                "hardware.gradient_checkpointing": "true",
                 "backbone.max_length": "32",
-                "training.base.micro_batch": "2",
-                "training.incremental.micro_batch": "2",
                 "evaluation.batch_size": "4",
             },
         ),

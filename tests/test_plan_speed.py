@@ -101,8 +101,10 @@ def test_a_sample_tells_what_passes_reach(tmp_path: Path) -> None:
     for path in tmp_path.glob("*.json"):
         path.write_text("{")
     assert sampled(again, lambda: meta("bert"), s, lambda: speed) != found
-    # What the sample cannot do is not in the way of a plan.
-    assert sampled(Planner(lambda: meta("bert"), 0).prices, _nothing, s, lambda: speed) == speed
+    # What the sample cannot do is not in the way of a plan, which says so.
+    untimed = sampled(Planner(lambda: meta("bert"), 0).prices, _nothing, s, lambda: speed)
+    assert dataclasses.replace(untimed, untimed=None) == speed and "is not to be made" in (untimed.untimed or "")
+    assert "could not be timed: AssertionError" in str(dataclasses.replace(untimed, reached={}))
 
 
 def _nothing() -> Any:

@@ -74,6 +74,7 @@ def _quiet() -> None:
 
 def _content(request: Request, planner: Planner, s: Setting, plan: Plan) -> dict[str, Any]:
     """Everything, as JSON can hold it."""
+    from cl_runner.planning.fitting import options_of
     from cl_runner.planning.memory import device_bytes
     from cl_runner.planning.plan import advise
     from cl_runner.planning.planner import CUDA_CONTEXT_BYTES, plan_json
@@ -98,6 +99,7 @@ def _content(request: Request, planner: Planner, s: Setting, plan: Plan) -> dict
         "assumed": "" if s.encoder is None else s.encoder.assumed,
         "folder": str(request.folder),
         "advice": advise(request, planner, s) if over else None,
+        "fitted": options_of(request, planner, s),
     }
 
 
@@ -105,7 +107,9 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
     """Tables for people; sizes in 10^9 bytes."""
     from rich.table import Table
 
-    from cl_runner.planning.memory import device_bytes, gigabytes
+    from cl_runner.planning.fitting import free_bytes, options_of, overfull, smallest_card, told
+    from cl_runner.planning.memory import gigabytes, with_options
+    from cl_runner.planning.peaks import sums_in_main_memory
     from cl_runner.planning.plan import advise, refusal
     from cl_runner.planning.planner import CUDA_CONTEXT_BYTES
     from cl_runner.tracking.pace import duration
@@ -141,13 +145,24 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
         console.print(f"Not in this plan: {name}, which does not say what it needs")
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in plan.disk.items())
     console.print(f"Disk: {gigabytes(sum(plan.disk.values()))} at most ({parts}); {gigabytes(plan.kept_bytes)} stays")
-    available = device_bytes(s.device)
+    hardware = request.config.hardware
+    if s.device == "cuda":
+        console.print(smallest_card(request, planner, s), markup=False)
+    available = free_bytes(s.device, hardware.memory_gb)
     if available is None:
-        console.print("There is no GPU here to compare with.")
+        console.print("There is no GPU here to compare with: hardware.memory_gb=N tells of one.")
         return
+    options = options_of(request, planner, s)
     over = [name for name, phase in plan.phases.items() if phase.bytes > available]
     if over:
         console.print(f"[bold]This does not fit[/bold]: {', '.join(over)} of {gigabytes(available)} here.")
+        if options and not overfull(planner, s, options, available):
+            console.print(told(options, available), markup=False)
+            peaks = planner.memory(with_options(s, options))
+            host = sums_in_main_memory(planner.prices, with_options(s, options))
+            beside = f"; {gigabytes(host)} of main memory for sums of importance" if host else ""
+            console.print("Then: " + ", ".join(f"{name} {gigabytes(size)}" for name, size in peaks.items()) + beside)
+            return
         refused = refusal(request, planner, s)
         console.print(advise(request, planner, s) if refused is None else f"A run is refused: {refused}", markup=False)
     else:

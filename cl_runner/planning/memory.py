@@ -78,7 +78,7 @@ def _halvings(value: int, least: int = 1) -> Iterator[int]:
         yield value
 
 
-def _with(s: Setting, options: Mapping[str, str]) -> Setting:
+def with_options(s: Setting, options: Mapping[str, str]) -> Setting:
     """The setting under changed options of the configuration."""
     for key, value in options.items():
         match key.split("."):
@@ -130,14 +130,17 @@ def _importance_ladder(s: Setting) -> Iterator[Options]:
         # Another pass computes everything again; sums in main memory are copied for every tensor of every batch.
         for passes in (2 * s.passes, 4 * s.passes):
             yield {**options, "importance.passes": str(passes)}
-        yield {**options, "importance.accumulate": "cpu"}
+        options = {**options, "importance.accumulate": "cpu"}
+        yield options
+    if not s.gradient_checkpointing:  # which passes of single examples, or of a micro-batch, do as training does
+        yield {**options, "hardware.gradient_checkpointing": "true"}
 
 
 def _evaluation_ladder(s: Setting) -> Iterator[Options]:
     yield from ({"evaluation.batch_size": str(size)} for size in _halvings(s.evaluation_batch))
 
 
-def _ladders(s: Setting, phase: str) -> Iterator[Options]:
+def ladders(s: Setting, phase: str) -> Iterator[Options]:
     """All options for one phase, each needing less memory or costing more than the one before."""
     if phase.startswith("train "):
         same = list(_training_ladder(s, phase.removeprefix("train ")))
@@ -173,27 +176,27 @@ def smallest_change(
     chosen: Options = {}
     hopeless: dict[str, int] = {}
     for phase, limit in limits.items():
-        if planner.peak(_with(s, chosen), phase) <= limit:
+        if planner.peak(with_options(s, chosen), phase) <= limit:
             continue
-        ladder = [{**chosen, **options} for options in _ladders(s, phase)]
-        same = [options for options in ladder if not _changing(options)]
-        least = planner.peak(_with(s, ladder[-1] if ladder else chosen), phase)
+        ladder = [{**chosen, **options} for options in ladders(s, phase)]
+        same = [options for options in ladder if not changing(options)]
+        least = planner.peak(with_options(s, ladder[-1] if ladder else chosen), phase)
         if least > available:
             hopeless[phase] = least
         elif least > limit and same:  # of a run that died: as little as can be
             chosen = same[-1]
         else:
-            chosen = next((o for o in ladder if planner.peak(_with(s, o), phase) <= limit), chosen)
-    if not hopeless and _changing(chosen):
+            chosen = next((o for o in ladder if planner.peak(with_options(s, o), phase) <= limit), chosen)
+    if not hopeless and changing(chosen):
         # What was chosen for one phase may have made an option for another needless.
-        for key in [key for key in chosen if key not in _changing(chosen)]:
+        for key in [key for key in chosen if key not in changing(chosen)]:
             fewer = {other: value for other, value in chosen.items() if other != key}
-            if all(planner.peak(_with(s, fewer), phase) <= limit for phase, limit in limits.items()):
+            if all(planner.peak(with_options(s, fewer), phase) <= limit for phase, limit in limits.items()):
                 chosen = fewer
     return chosen, hopeless
 
 
-def _changing(options: Options) -> list[str]:
+def changing(options: Options) -> list[str]:
     """Those of some options that change the results."""
     return sorted(key for key in options if key in CHANGES_RESULTS or key.startswith("method."))
 
@@ -239,7 +242,7 @@ def advice(
         if failed is None:
             return f"It fits: the peak is {peak} of {gigabytes(available)}."
         return f"Its plan says {peak}, and no option takes less: something else fills the {gigabytes(available)}."
-    changed = _changing(options)
+    changed = changing(options)
     change = "change" if len(changed) > 1 else "changes"
     results = (
         f"{' and '.join(changed)} {change} the results" if changed else "the results stay, but for rounding and dropout"

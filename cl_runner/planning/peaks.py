@@ -120,6 +120,13 @@ def sums_bytes(prices: Prices, s: Setting) -> int:
     return of_a_weight * max(largest, sum(sizes.values()) // s.passes)
 
 
+def sums_in_main_memory(prices: Prices, s: Setting) -> int:
+    """Bytes of the sums of the importance pass of a GPU that lie in main memory."""
+    if s.device == "cpu" or (s.accumulate == "device" and s.passes == 1):
+        return 0
+    return s.needs.sums * s.needs.sum_item * sum(prices.architecture.measured(s).values())
+
+
 def _held_by_methods(prices: Prices, s: Setting, task: TaskNumbers) -> int:
     """Bytes that the methods hold for a task, apart from those for all weights."""
     kept = prices.architecture.kept_bytes(s, task)

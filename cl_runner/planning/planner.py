@@ -146,6 +146,10 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
-    """plan.json in a run's folder, which the report sets beside what was measured."""
-    write(folder / "plan.json", json.dumps(plan_json(plan), indent=1))
+def write_plan(folder: Path, plan: Plan, fitted: Mapping[str, str]) -> None:
+    """plan.json in a run's folder, which the report sets beside what was measured.
+
+    Args:
+        fitted: options by which the run computes so that it fits, beside what was asked.
+    """
+    write(folder / "plan.json", json.dumps({**plan_json(plan), "fitted": dict(fitted)}, indent=1))

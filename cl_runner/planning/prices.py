@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import cl_runner
 from cl_runner.batch import Output
@@ -200,6 +201,10 @@ class Prices:
                 kept = {m: None for m in layers if not isinstance(m, nn.Embedding)}
                 stack.enter_context(keeping_inputs(model, kept, room=True))
                 return self._loss_sum(model, s, examples)
+            stack.enter_context(checkpointing(model, s.gradient_checkpointing))
+            if s.gradient_checkpointing:
+                for module in model.modules():  # as cl_runner/sparse/importance.py has them recompute
+                    module.training = isinstance(module, GradientCheckpointingLayer)
             model.requires_grad_(False)
             for parameter in wanted:
                 parameter.requires_grad_(True)
@@ -211,7 +216,9 @@ class Prices:
             stack.close()
 
         with stack:
-            return self._cost(s, ("importance", s.per_example, examples, tuple(measured)), forward, back)
+            return self._cost(
+                s, ("importance", s.per_example, examples, s.gradient_checkpointing, tuple(measured)), forward, back
+            )
 
     def _output(self, model: nn.Module, s: Setting, examples: int) -> Output:
         """A forward pass over the longest examples, in the run's precision."""

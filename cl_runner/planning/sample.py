@@ -107,8 +107,10 @@ def sampled(
         with suppress(Damaged):
             return Speed(**unsealed(place)["speed"])
     speed = calibrated()
-    with suppress(Exception):  # what a cut architecture cannot do, the whole one may
+    try:
         speed = _sampled(prices, skeleton, s, speed)
+    except Exception as error:  # what a cut architecture cannot do, the whole one may: the plan says so
+        speed = dataclasses.replace(speed, untimed=f"{type(error).__name__}: {' '.join(str(error).split())}")
     if place is not None:
         place.parent.mkdir(parents=True, exist_ok=True)
         replace_file(place, sealed({"speed": dataclasses.asdict(speed)}))

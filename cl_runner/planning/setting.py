@@ -124,7 +124,8 @@ class Setting:
     @property
     def per_example(self) -> bool:
         """Whether one importance pass over a batch gives every example's own gradient; else it is one micro-batch."""
-        return self.importance_micro_batch == 1 and self.needs.sum_item == 4 and not self.needs.one_by_one
+        exact = self.importance_micro_batch == 1 and self.needs.sum_item == 4 and not self.needs.one_by_one
+        return exact and self.importance_batch > 1  # a single example's is the batch's own
 
     @property
     def importance_pass(self) -> int:

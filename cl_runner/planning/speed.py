@@ -28,6 +28,7 @@ class Speed:
         seconds_per_token: of a batch that is generated, beside its pass.
         reached: shares of the rates that passes reach, by kind: train, importance, read, token; of others EFFICIENCY.
             None = all of them reach the whole.
+        untimed: why no sample told the shares, if none could.
     """
 
     flops_per_second: float
@@ -36,6 +37,7 @@ class Speed:
     streamed_per_second: float | None = None
     seconds_per_token: float = 0.0
     reached: Mapping[str, float] | None = None
+    untimed: str | None = None
 
     @property
     def streams(self) -> float:
@@ -59,7 +61,8 @@ class Speed:
             f"({self.streams / 1e9:,.1f} beyond the caches), {1e6 * self.seconds_per_operation:,.0f} µs per operation"
         )
         if not self.reached:
-            return f"{said}; {100 * EFFICIENCY:.0f} % of it reached"
+            why = f" (few layers of the architecture could not be timed: {self.untimed})" if self.untimed else ""
+            return f"{said}; {100 * EFFICIENCY:.0f} % of it reached{why}"
         return f"{said}; reached: " + ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in self.reached.items())
 
 

@@ -6,6 +6,8 @@ A unit is what one gradient is taken of: a single example, which gives the exact
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +17,8 @@ from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cl_runner import distributed
 from cl_runner.batch import Batch
@@ -361,7 +365,9 @@ def _each_unit(
         return hook
 
     handles = []
+    stack = contextlib.ExitStack()
     try:
+        stack.enter_context(_recomputing(model))
         for name, parameter in wanted.items():
             parameter.requires_grad_(True)
             handles.append(parameter.register_post_accumulate_grad_hook(taking(name)))
@@ -370,10 +376,28 @@ def _each_unit(
             if value.requires_grad:
                 value.backward()
     finally:
+        stack.close()
         for handle in handles:
             handle.remove()
         for parameter in wanted.values():
             parameter.requires_grad_(False)
+
+
+@contextmanager
+def _recomputing(model: nn.Module) -> Iterator[None]:
+    """Inside, layers that keep no activations while they train keep none while they are measured.
+
+    transformers has them do so in training alone, which would turn dropout on.
+    """
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
+    layers = [module for module in layers if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def _agreeing(model: nn.Module, example: Batch, loss: Loss, totals: Mapping[str, _Total]) -> PerExample:

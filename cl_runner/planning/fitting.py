@@ -1,0 +1,135 @@
+"""What a run that does not fit does otherwise by itself: options that change its memory and not its results."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import platform
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cl_runner.compose import Request, check
+from cl_runner.overrides import key_of
+from cl_runner.planning import memory
+from cl_runner.planning.memory import Options, changing, gigabytes, ladders, resident_bytes, with_options
+from cl_runner.planning.numbers import skeleton
+from cl_runner.planning.planner import CUDA_CONTEXT_BYTES, Planner
+from cl_runner.planning.setting import Setting
+
+#: GPUs that there are, by their memory in 10^9 bytes.
+CARDS = (8, 12, 16, 20, 24, 32, 40, 48, 80, 141, 192)
+
+
+def free_bytes(device: str, most_gb: float | None = None) -> int | None:
+    """What a run can have now; None if its device is a GPU and there is none here.
+
+    Args:
+        most_gb: that it may have, in 10^9 bytes.
+    """
+    most = None if most_gb is None else int(most_gb * 1e9)
+    if device == "cuda":
+        if torch.cuda.is_available():
+            free = torch.cuda.mem_get_info()[0]
+            return free if most is None else min(free, most - CUDA_CONTEXT_BYTES)
+        return None if most is None else most - CUDA_CONTEXT_BYTES
+    there = memory.device_bytes(device)
+    assert there is not None, "every machine has memory"
+    found = Path("/proc/meminfo")
+    if platform.system() == "Linux" and found.is_file():
+        lines = dict(line.split(":", 1) for line in found.read_text(encoding="ascii").splitlines())
+        there = min(there, 1024 * int(lines["MemAvailable"].split()[0]) + resident_bytes())
+    return there if most is None else min(there, most)
+
+
+def drops_out(model: nn.Module) -> bool:
+    """Whether a pass of training draws random numbers, so that other passes learn something else."""
+    of_modules = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    said = getattr(model, "config", None)
+    named = {} if said is None else said.to_dict()
+    return of_modules or any("dropout" in k and isinstance(v, float) and v > 0 for k, v in named.items())
+
+
+def fitted(
+    planner: Planner, s: Setting, available: int, typed: Collection[str], passes: bool
+) -> tuple[Options, dict[str, int]]:
+    """The least costly options that change no result with which every phase fits, and the peaks of those that do not.
+
+    Args:
+        available: bytes.
+        typed: keys that a person has set, which stay.
+        passes: whether training may take a batch in smaller passes.
+    """
+    chosen: Options = {}
+    too_large: dict[str, int] = {}
+    for phase in planner.memory(s):
+        if planner.peak(with_options(s, chosen), phase) <= available:
+            continue
+        before = chosen
+        for options in ladders(s, phase):
+            if changing(options):
+                break
+            mine = (key for key in options if key not in typed and (passes or not key.endswith(".micro_batch")))
+            chosen = {**before, **{key: options[key] for key in mine}}
+            if planner.peak(with_options(s, chosen), phase) <= available:
+                break
+        peak = planner.peak(with_options(s, chosen), phase)
+        if peak > available:
+            too_large[phase] = peak
+    return chosen, too_large
+
+
+def options_of(request: Request, planner: Planner, s: Setting) -> Options:
+    """What this run does otherwise so that it fits; nothing if it does, or if it may not."""
+    hardware = request.config.hardware
+    available = free_bytes(s.device, hardware.memory_gb)
+    if not hardware.fit or available is None or max(planner.memory(s).values()) <= available:
+        return {}
+    typed = {key_of(override) for override in request.overrides}
+    return fitted(planner, s, available, typed, not drops_out(skeleton(request.config.backbone, 2)))[0]
+
+
+def overfull(planner: Planner, s: Setting, options: Options, available: int) -> bool:
+    """Whether a run is too large with these options as well."""
+    return max(planner.memory(with_options(s, options)).values()) > available
+
+
+def applied(request: Request, options: Mapping[str, str]) -> Request:
+    """The same run, which computes with these options; its identity and what was asked stay."""
+    if not options:
+        return request
+    values = copy.deepcopy(request.resolved)
+    for key, value in options.items():
+        *path, last = key.split(".")
+        node: Any = values
+        for name in path:
+            node = node[int(name)] if isinstance(node, list) else node[name]
+        node[last] = {"true": True, "cpu": "cpu"}.get(value) or int(value)
+    return dataclasses.replace(request, config=check(values, request.folders))
+
+
+def told(options: Mapping[str, str], available: int) -> str:
+    """One line for the user."""
+    listed = " ".join(f"{key}={value}" for key, value in options.items())
+    return (
+        f"To fit {gigabytes(available)}: {listed} (results stay, but for rounding; typed values are kept, "
+        "and hardware.fit=false changes nothing)"
+    )
+
+
+def smallest_card(request: Request, planner: Planner, s: Setting) -> str:
+    """Which GPU is large enough, with what has to be done otherwise on it."""
+    typed = {key_of(override) for override in request.overrides}
+    passes = not drops_out(skeleton(request.config.backbone, 2))
+    for card in CARDS:
+        options, too_large = fitted(planner, s, int(card * 1e9) - CUDA_CONTEXT_BYTES, typed, passes)
+        if not too_large:
+            peak = max(planner.memory(with_options(s, options)).values()) + CUDA_CONTEXT_BYTES
+            listed = " ".join(f"{key}={value}" for key, value in options.items())
+            how = f", by {listed}" if listed else ""
+            return f"Smallest GPU: {card} GB, of which it takes {gigabytes(peak)}{how}"
+    phase, least = max(too_large.items(), key=lambda item: item[1])
+    return f"No GPU is large enough: {phase} takes {gigabytes(least)} at least on one process"
