@@ -308,8 +308,10 @@ class Slurm(Schema):
     exclude: Asked | None
     dependency: Asked | None
     minutes: Count
-    gpus: Whole
-    cpus: Count
+    processes: Count = 1  # of one run, on all its nodes
+    nodes: Count = 1
+    gpus: Whole  # of a node
+    cpus: Count  # of a process
     memory_gb: Count
     at_once: Count | None  # jobs of an array that run at the same time; null = as many as there is room for
     signal_seconds: Annotated[int, Field(ge=10, le=65535)]  # before the limit a job saves and goes back into the queue

@@ -88,7 +88,7 @@ class Journal(Watch):
         self.step = 0
         self._outputs: dict[str, outputs.Recorded] = {}  # of every test set, before the task under way
         self._moved: dict[str, dict[str, Any]] = {}  # since then
-        self._sent = 0  # bytes that processes exchanged before the task's training
+        self._sent, self._sent_from = 0, 0  # bytes that were sent before the task's training went on, and its step
         self._milliseconds: float | None = None  # of an example of the last evaluation
         self.wandb: WandbLog | None = None
         self._metrics: MetricsLog | None = None
@@ -196,7 +196,7 @@ class Journal(Watch):
 
     def on_begin(self, task: Task) -> None:
         self.changes.begins()
-        self._sent = distributed.sent_bytes()
+        self._sent, self._sent_from = distributed.sent_bytes(), self.step
         self._saved_at = time.monotonic()
 
     def on_step(self, task: Task, progress: Progress, numbers: dict[str, float]) -> None:
@@ -220,8 +220,8 @@ class Journal(Watch):
         detail = self.details[task.index]
         detail |= kept | distributed.once(throughput)(self._folder, task, entries)
         if distributed.size() > 1:
-            sent = distributed.sent_bytes() - self._sent
-            detail["processes"] = {"number": distributed.size(), "sent_bytes": sent}
+            sent = (distributed.sent_bytes() - self._sent) / max(1, self.step - self._sent_from)
+            detail["processes"] = {"number": distributed.size(), "sent_bytes_per_step": sent}
         rate = stage_of(self._config.training, task).learning_rate
         detail["loss_note"] = loss_note(detail, task, self._method, self._learner.what, rate, self._config.method)
         if best.evaluations:

@@ -120,7 +120,7 @@ def test_several_processes_learn_what_one_learns(number: int, tmp_path: Path) ->
         for detail in json.loads((many / "summary.json").read_text())["tasks_detail"]:
             assert detail["processes"]["number"] == number
             if kind not in ("passes are kept", "recorded outputs", "answers with memory", "a whole batch"):
-                assert detail["processes"]["sent_bytes"] == 4 * detail["trainable"] * detail["steps"], kind
+                assert detail["processes"]["sent_bytes_per_step"] == 4 * detail["trainable"], kind
 
 
 LONG = ("method=pe", "training.base.epochs=20", "training.incremental.epochs=3", "checkpoint.every_seconds=0.01")

@@ -106,6 +106,32 @@ def test_all_that_is_asked_reaches_the_job_whatever_is_swept(swept: list[str], c
     assert all("hardware=slurm" in overrides for overrides in threads)
 
 
+def test_a_run_of_several_processes_is_one_job(cluster: Path) -> None:
+    """srun starts them, and SLURM tells each of them that its time is over."""
+    several = ["hardware.slurm.processes=4", "hardware.slurm.nodes=2", "hardware.slurm.gpus=2"]
+    assert run_command(submitted("seed=0,1", *several)) == 0
+    (script,) = cluster.glob("script_*")
+    text = script.read_text()
+    for option in ("nodes=2", "ntasks=4", "gpus-per-node=2", "signal=USR1@120"):
+        assert f"#SBATCH --{option}\n" in text, option
+    (start,) = [row for row in text.splitlines() if " -m cl_runner job " in row]
+    assert start.startswith("srun --ntasks=4 --cpus-per-task=2 ")
+
+
+def test_of_several_processes_of_a_job_the_first_one_notes_how_it_went(
+    cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_command(submitted("seed=0,1")) == 0
+    sweep = the_sweep()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    monkeypatch.setattr("cl_runner.sweeps.one_job.run_request", lambda request: 75)
+    assert one_job.run_job(sweep, 0) == 75 and not sweep.attempts(0)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert one_job.run_job(sweep, 0) == 75 and len(sweep.attempts(0)) == 1
+
+
 def test_more_jobs_than_an_array_holds_are_several(cluster: Path) -> None:
     assert run_command(submitted("seed=range(0,7)")) == 0
     arrays = [re.search(r"--array=(\S+)", path.read_text())[1] for path in sorted(cluster.glob("script_*"))]  # type: ignore[index]

@@ -16,6 +16,7 @@ from cl_runner import interrupt
 from cl_runner.arguments import Parser
 from cl_runner.compose import compose
 from cl_runner.digests import digest_of
+from cl_runner.distributed import launched
 from cl_runner.job import run_request
 from cl_runner.sweeps import slurm
 from cl_runner.sweeps.asked import answered
@@ -46,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run_job(sweep: Sweep, number: int) -> int:
-    """Run a job and note how it ended; its exit status."""
+    """Run a job and note how it ended; its exit status. Of several processes the first one notes it."""
+    if launched(os.environ)[0]:
+        return _run(sweep, number)
     place, log = _place(sweep, number)
     sweep.begin(number, place, str(log))
     try:

@@ -61,14 +61,16 @@ def directives(slurm: Slurm) -> list[str]:
         "exclude": slurm.exclude,
         "dependency": slurm.dependency,
         "time": slurm.minutes,
-        "nodes": 1,
-        "ntasks": 1,
+        "nodes": slurm.nodes,
+        "ntasks": slurm.processes,
         "cpus-per-task": slurm.cpus,
         "mem": f"{slurm.memory_gb}G",
         "gpus-per-node": slurm.gpus or None,
     }
     found = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    return [*found, f"--signal=B:USR1@{slurm.signal_seconds}", "--requeue", "--open-mode=append"]
+    # One process takes the place of the batch script; several are told themselves.
+    told = "B:" if slurm.processes == 1 else ""
+    return [*found, f"--signal={told}USR1@{slurm.signal_seconds}", "--requeue", "--open-mode=append"]
 
 
 def script(slurm: Slurm, name: str, places: Sequence[int], sweep: Path, cwd: str, code: Path) -> str:
@@ -98,11 +100,19 @@ def script(slurm: Slurm, name: str, places: Sequence[int], sweep: Path, cwd: str
             # Until the program listens, which takes a second: by default they end a process.
             "trap '' USR1 USR2",
             # -P: not what lies in the folder, but what was submitted.
-            f"exec {shlex.quote(sys.executable)} -P -m cl_runner job {shlex.quote(str(sweep))} "
+            f"{_start(slurm)}{shlex.quote(sys.executable)} -P -m cl_runner job {shlex.quote(str(sweep))} "
             '"${jobs[$SLURM_ARRAY_TASK_ID]}"',
             "",
         ]
     )
+
+
+def _start(slurm: Slurm) -> str:
+    """How a batch script starts the program: in its own place, or once for each process of the run."""
+    if slurm.processes == 1:
+        return "exec "
+    # One that ends does not end the others, which notice it and say so: the first one has more to do then.
+    return f"srun --ntasks={slurm.processes} --cpus-per-task={slurm.cpus} --kill-on-bad-exit=0 --wait=0 "
 
 
 def _directive(option: str) -> str:
