@@ -18,6 +18,7 @@ from cl_runner.compose import Request
 from cl_runner.data.task import Task
 from cl_runner.evaluate import evaluate, evaluation_examples, scores, scores_of_labels
 from cl_runner.families.base import Prediction
+from cl_runner.first_task import Kept
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.intervals import read_predictions
 from cl_runner.learn import Watch
@@ -88,6 +89,7 @@ class Journal(Watch):
         self.step = 0
         self._outputs: dict[str, outputs.Recorded] = {}  # of every test set, before the task under way
         self._moved: dict[str, dict[str, Any]] = {}  # since then
+        self._reused: str | None = None  # the run that trained the task under way
         self._sent, self._sent_from = 0, 0  # bytes that were sent before the task's training went on, and its step
         self._milliseconds: float | None = None  # of an example of the last evaluation
         self.wandb: WandbLog | None = None
@@ -207,6 +209,16 @@ class Journal(Watch):
             self.save("training", task.index, progress)
         self._shown("train", progress.step, progress.steps, loss=numbers["loss"])
 
+    def on_reused(self, task: Task, kept: Kept) -> None:
+        for numbers in kept.lines:
+            self.step += 1
+            self._write(kind="train", task=task.name, task_index=task.index, step=self.step, **numbers)
+        self._reused = kept.run
+        self._console.line(
+            f"{task.name}: trained before, with the same bits, by {kept.run} (reuse=first_task); its "
+            f"{len(kept.lines)} steps are this run's record"
+        )
+
     def on_trained(self, task: Task, entries: int, best: Best) -> None:
         self._shown.close()
         with self._learner.clock.phase("snapshot"):
@@ -219,6 +231,8 @@ class Journal(Watch):
                 raise
         detail = self.details[task.index]
         detail |= kept | distributed.once(throughput)(self._folder, task, entries)
+        if self._reused is not None:
+            detail["trained_by"], self._reused = self._reused, None
         if distributed.size() > 1:
             sent = (distributed.sent_bytes() - self._sent) / max(1, self.step - self._sent_from)
             detail["processes"] = {"number": distributed.size(), "sent_bytes_per_step": sent}

@@ -6,6 +6,7 @@ from typing import Any
 
 from cl_runner.config import Training
 from cl_runner.data.task import Task
+from cl_runner.first_task import FirstTasks, Kept
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.train import Best, Progress, stage_of, train_task
@@ -22,6 +23,9 @@ class Watch:
 
     def on_step(self, task: Task, progress: Progress, numbers: dict[str, float]) -> None:
         """A batch is done."""
+
+    def on_reused(self, task: Task, kept: Kept) -> None:
+        """The task's training is another run's: these are the numbers of its steps."""
 
     def validate(self, task: Task) -> float:
         """Percent on the task's validation split, and on what methods add to it; asked where an epoch is selected."""
@@ -40,6 +44,7 @@ def learn_task(
     resume: dict[str, Any] | None = None,
     fresh: bool = True,
     flops_per_token: float | None = None,
+    first: FirstTasks | None = None,
 ) -> None:
     """Learn one task at the learner's weights.
 
@@ -47,6 +52,7 @@ def learn_task(
         resume: training's part of a checkpoint inside this task, or None.
         fresh: whether the method's state does not hold yet what it finds out before the task.
         flops_per_token: of training in this task, where `training.budget` counts them.
+        first: where runs share what came of their first task, if this one is trained alike.
     """
     learner.measured.change = task.importance
     learner.grow(task)
@@ -63,18 +69,34 @@ def learn_task(
     with learner.clock.phase("snapshot"):
         learner.begin()
         watch.on_begin(task)
+    lines: list[dict[str, float]] = []
+
+    def on_step(progress: Progress, numbers: dict[str, float]) -> None:
+        lines.append(numbers)
+        watch.on_step(task, progress, numbers)
+
+    if resume is not None:
+        first = None  # half of it is this run's own
     with learner.clock.phase("train"):
-        entries, best = train_task(
-            learner,
-            method,
-            task,
-            stage_of(training, task),
-            training,
-            resume,
-            lambda progress, numbers: watch.on_step(task, progress, numbers),
-            (lambda: watch.validate(task)) if training.select == "best_validation" else None,
-            flops_per_token,
-        )
+        name = "" if first is None else first.named(learner, task)
+        kept = None if first is None else first.taken(learner, name)
+        if first is not None and kept is not None:
+            entries, best = first.put(learner, kept), Best()
+            watch.on_reused(task, kept)
+        else:
+            entries, best = train_task(
+                learner,
+                method,
+                task,
+                stage_of(training, task),
+                training,
+                resume,
+                on_step,
+                (lambda: watch.validate(task)) if training.select == "best_validation" else None,
+                flops_per_token,
+            )
+            if first is not None:
+                first.keep(learner, name, lines)
     method.conclude(learner, task)
     watch.on_trained(task, entries, best)
     learner.finish()

@@ -46,6 +46,9 @@ class AGEM(Method):
         self._memory: list[Example] = []  # of the tasks before the one under way
         self._drawn: Sequence[Example] = ()  # for the step under way
 
+    def plain_at_first(self) -> bool:
+        return True
+
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         def adds(earlier: Sequence[int], batches: int, examples: int) -> Added:
             return Added(batches * min(self.batch_size, sum(min(self.size, kept) for kept in earlier)))

@@ -67,6 +67,10 @@ class Method:
         """The methods that do more for an answer than ask the model."""
         return () if type(self).predict is Method.predict else (self.node,)
 
+    def plain_at_first(self) -> bool:
+        """Whether the first task's weights end with the bits of plain fine-tuning, where everything trains in it."""
+        return False
+
     # structure
     def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module:
         """Once, before anything is trained: add adapters, prompts, heads for all tasks.

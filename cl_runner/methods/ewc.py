@@ -45,6 +45,9 @@ class EWC(Method):
     def __post_init__(self) -> None:
         self.fisher: dict[str, Tensor] = {}  # of what trains, or of all weights if it is added up
 
+    def plain_at_first(self) -> bool:
+        return True
+
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         last = self.fisher_data == "last_task"
         return Needs(

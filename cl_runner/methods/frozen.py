@@ -27,6 +27,9 @@ class Frozen(Method):
     old_data: ClassVar[Said] = ""
     told: ClassVar[Said] = ""
 
+    def plain_at_first(self) -> bool:
+        return True
+
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         return Needs(first="all", later="nothing")
 

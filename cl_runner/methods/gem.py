@@ -67,6 +67,9 @@ class GEM(Method):
         self._memory: list[list[Example]] = []  # of each task before the one under way
         self._drawn: list[Sequence[Example]] = []  # for the step under way
 
+    def plain_at_first(self) -> bool:
+        return True
+
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         drawn = self.size if self.batch_size is None else min(self.batch_size, self.size)
 

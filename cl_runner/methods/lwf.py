@@ -53,6 +53,9 @@ class LwF(Method):
         self.recorded: Tensor | None = None  # [training examples, labels]
         self.rows: dict[Example, int] = {}  # where the new task's examples stand in it
 
+    def plain_at_first(self) -> bool:
+        return not self.first_task
+
     def check(self, skeleton: nn.Module, longest: int) -> None:
         node, divergence = f"method.{self.node}", self.distance == "kullback_leibler"
         if divergence and self.outputs != "logits":

@@ -44,6 +44,9 @@ class MAS(Method):
     def __post_init__(self) -> None:
         self.importance: dict[str, Tensor] = {}
 
+    def plain_at_first(self) -> bool:
+        return True
+
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         return Needs(measures=frozenset({"last_task"}), one_by_one=True, mean_bytes=4, weight_bytes=4)
 

@@ -64,6 +64,9 @@ class OGD(Method):
         self.names: list[str] = []  # of what trained
         self._here: list[dict[str, Tensor]] = []  # of the task under way
 
+    def plain_at_first(self) -> bool:
+        return True
+
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         return Needs(directions=self.examples, sized_by=("examples", self.examples))
 

@@ -45,6 +45,9 @@ class Replay(Method):
     def __post_init__(self) -> None:
         self.memory: list[list[Example]] = []  # of each task before the one under way
 
+    def plain_at_first(self) -> bool:
+        return True
+
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         if self.way == "periodic":
             return Needs(adds=self._adds, largest_part=lambda batch: max(batch, self.batch_size))

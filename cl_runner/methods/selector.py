@@ -73,6 +73,9 @@ class Selector(Method):
         self.left_out: dict[str, int] = {}  # entries that were not selected from, as they have no gradient
         self.zeros: dict[str, int] = {}  # selected entries without a gradient, by reason
 
+    def plain_at_first(self) -> bool:
+        return True
+
     def check(self, skeleton: nn.Module, longest: int) -> None:
         sizes = self.candidates(skeleton)
         entries = sum(sizes.values())

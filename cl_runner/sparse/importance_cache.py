@@ -119,7 +119,7 @@ def store(
     }
     try:
         write_tensors(_path(folder, key), tensors, metadata)
-        _evict(folder, limit_bytes, _path(folder, key))
+        evict(folder, limit_bytes, _path(folder, key))
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         warn(f"importance is not cached, the next run computes it again: {folder}: {reason}")
@@ -129,7 +129,7 @@ def _path(folder: Path, key: str) -> Path:
     return folder / f"{key}.safetensors"
 
 
-def _evict(folder: Path, limit_bytes: int, newest: Path) -> None:
+def evict(folder: Path, limit_bytes: int, newest: Path) -> None:
     """Remove the least recently used files until the others fit; another process may be removing them too."""
     for left_over in folder.glob("*.tmp"):
         with suppress(OSError):
