@@ -154,6 +154,30 @@ def test_the_same_runs_are_the_same_sweep_and_none_is_submitted_twice(
     assert "2 jobs, 1 waiting, 1 running" in capsys.readouterr().out
 
 
+def test_how_jobs_ended_by_slurms_two_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accounting where there is some, else what the controller still knows, array by array."""
+    lines = {
+        "sacct": "70_0|COMPLETED\n70_1|CANCELLED by 1000\n71|TIMEOUT\n",
+        "scontrol": "JobId=73 ArrayJobId=70 ArrayTaskId=1 JobName=a JobState=OUT_OF_MEMORY Reason=None\n"
+        "JobId=72 ArrayJobId=70 ArrayTaskId=2-3 JobName=a JobState=PENDING\n",
+    }
+    asked: list[str] = []
+
+    def call(*words: str) -> str:
+        asked.append(words[0])
+        if words[0] not in lines:
+            raise ValueError(f"{words[0]} refused")
+        return lines[words[0]]
+
+    monkeypatch.setattr(slurm, "call", call)
+    assert slurm.ended(["70", "71"]) == {"70_0": "COMPLETED", "70_1": "CANCELLED", "71": "TIMEOUT"}
+    assert asked == ["sacct"] and slurm.ended([]) == {}
+    del lines["sacct"]
+    assert slurm.ended(["70"])["70_1"] == "OUT_OF_MEMORY"
+    del lines["scontrol"]
+    assert slurm.ended(["70", "71"]) == {}
+
+
 def test_how_jobs_stand(cluster: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_command(submitted("seed=range(0,3)")) == 0
     sweep = the_sweep()
@@ -164,12 +188,14 @@ def test_how_jobs_stand(cluster: Path, capsys: pytest.CaptureFixture[str], monke
     assert [(s.state, s.why) for s in states_of(sweep)] == [("done", ""), ("waiting", "Priority"), ("running", "")]
     (cluster / "queue").unlink()
     assert [(s.state, s.why) for s in states_of(sweep)][1:] == [("missing", "it never began")] * 2
-    monkeypatch.setattr(slurm, "ended_as", lambda job: "FAILED" if job == "70_1" else "CANCELLED")
+    asked: list[Sequence[str]] = []
+    monkeypatch.setattr(slurm, "ended", lambda jobs: asked.append(jobs) or {"70_1": "FAILED", "70_2": "CANCELLED"})
     assert [(s.state, s.why) for s in states_of(sweep)][1:] == [
         ("failed", "it ended before it began: FAILED"),
         ("missing", "it never began: CANCELLED"),
     ]
-    monkeypatch.setattr(slurm, "ended_as", lambda job: None)
+    assert asked == [["70"]], "once for all jobs"
+    monkeypatch.setattr(slurm, "ended", lambda jobs: {})
     (sweep.path / "logs" / "70_1.log").write_text("one\n\nRuntimeError: [red] is no colour\n")
     sweep.begin(1, "70_1", str(sweep.path / "logs" / "70_1.log"))
     assert states_of(sweep)[1].state == "failed" and "was killed" in states_of(sweep)[1].why

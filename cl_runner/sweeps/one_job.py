@@ -125,4 +125,4 @@ def _waits_again(sweep: Sweep, number: int, saved: str | None) -> bool:
     if interrupt.last_heard in interrupt.EARLY:
         return True
     # SIGTERM comes of whoever cancels as well.
-    return interrupt.last_heard == signal.SIGTERM and slurm.ended_as(_slurm_job()) in _MAKES_ROOM
+    return interrupt.last_heard == signal.SIGTERM and slurm.ended([_slurm_job()]).get(_slurm_job()) in _MAKES_ROOM

@@ -153,19 +153,35 @@ def queue(arrays: Iterable[str]) -> dict[tuple[str, int], Queued]:
     return found
 
 
-def ended_as(job: str) -> str | None:
-    """How SLURM says that a job ended, such as TIMEOUT or OUT_OF_MEMORY; None if it does not know any more."""
-    for said_by, words in (
-        (r"\s*([A-Z_]+)", ["sacct", "-n", "-P", "-X", "-j", job, "-o", "State"]),
-        (r".*?JobState=(\w+)", ["scontrol", "-o", "show", "job", job]),
-    ):
+def ended(jobs: Sequence[str]) -> dict[str, str]:
+    """How SLURM says that jobs ended, such as TIMEOUT or OUT_OF_MEMORY; without those that it does not know any more.
+
+    Args:
+        jobs: `12` is every job of an array, `12_3` one of it. All are asked for at once.
+    """
+    found: dict[str, str] = {}
+    if not jobs:
+        return found
+    # Without accounting only what the controller has not forgotten yet, array by array.
+    asked = [["sacct", "-n", "-P", "-X", "-j", ",".join(jobs), "-o", "JobID,State"]]
+    asked += [["scontrol", "-o", "show", "job", job] for job in jobs]
+    for words in asked:
         try:
-            found = re.match(said_by, call(*words))
-        except ValueError:  # no accounting, or a job that is forgotten
+            said = call(*words)
+        except ValueError:
             continue
-        if found:
-            return found[1]
-    return None
+        if words[0] == "sacct":
+            rows = (line.partition("|")[::2] for line in said.splitlines())
+            found |= {job: state.split()[0] for job, state in rows if state.strip()}
+            if found:
+                return found
+        else:
+            for line in said.splitlines():
+                told = dict(word.partition("=")[::2] for word in line.split() if "=" in word)
+                array = told.get("ArrayJobId")
+                job = f"{array}_{told.get('ArrayTaskId')}" if array else told.get("JobId", "")
+                found[job] = told.get("JobState", "")
+    return found
 
 
 def cancel(jobs: Sequence[str]) -> None:

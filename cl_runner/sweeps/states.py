@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,21 @@ def states_of(sweep: Sweep) -> list[JobState]:
     arrays = [submission.id for submission in sweep.submissions if not submission.here]
     undone = any(not (sweep.run_folder(number) / "COMPLETED").is_file() for number in given)
     queue = slurm.queue(arrays) if undone else {}
-    return [_state(sweep, number, given.get(number), queue) for number in range(len(sweep.jobs))]
+    ends = _Ends(arrays)
+    return [_state(sweep, number, given.get(number), queue, ends) for number in range(len(sweep.jobs))]
+
+
+class _Ends:
+    """How jobs of arrays ended by SLURM's word, which is asked once for all, when the first of them is wanted."""
+
+    def __init__(self, arrays: Sequence[str]):
+        self._arrays = arrays
+        self._found: Mapping[str, str] | None = None
+
+    def of(self, job: str) -> str | None:
+        if self._found is None:
+            self._found = slurm.ended(self._arrays)
+        return self._found.get(job)
 
 
 def _state(
@@ -62,6 +76,7 @@ def _state(
     number: int,
     given: tuple[Submission, int] | None,
     queue: Mapping[tuple[str, int], Queued],
+    ends: _Ends,
 ) -> JobState:
     folder = sweep.run_folder(number)
     attempts = sweep.attempts(number)
@@ -83,7 +98,7 @@ def _state(
     if last is None or not (last.begun >= submission.time if here else last.place == name):
         if here and alive(submission.id):
             return JobState("waiting", "for a process of this machine", name)
-        ended = queued.state if queued else None if here else slurm.ended_as(name)
+        ended = queued.state if queued else None if here else ends.of(name)
         if ended is not None and ended.startswith(_FAILED):
             log = str(sweep.path / "logs" / f"{name}.log")
             said = "\n".join([f"it ended before it began: {ended}", *_last_lines(Path(log))])
@@ -91,17 +106,17 @@ def _state(
         return JobState("missing", f"it never began{f': {ended}' if ended else ''}", name)
     if last.ended is None and here and alive(last.place):
         return JobState("running", _doing(log), last.place, log)
-    return _ended(last, folder, name, queued)
+    return _ended(last, folder, name, queued, ends)
 
 
-def _ended(attempt: Attempt, folder: Path, name: str, queued: Queued | None) -> JobState:
+def _ended(attempt: Attempt, folder: Path, name: str, queued: Queued | None, ends: _Ends) -> JobState:
     """Of a job that is over, and not done."""
     if attempt.ended is not None and attempt.status == 75:
         said = "it went back into the queue, and is not there" if attempt.requeued else "interrupted, and saved"
         return JobState("missing", said, name, attempt.log)
     if attempt.ended is not None:
         return JobState("failed", _reason(folder, attempt), name, attempt.log)
-    ended = queued.state if queued else None if ":" in name else slurm.ended_as(name)
+    ended = queued.state if queued else None if ":" in name else ends.of(name)
     if ended is not None and ended.startswith("CANCELLED"):
         return JobState("missing", "cancelled", name, attempt.log)
     said = "its process was killed, and could not say why" + (f": {ended}" if ended else "")
