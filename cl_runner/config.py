@@ -1,6 +1,7 @@
 """The typed schema of every configuration group.
 
-Values live in conf/*.yaml and nowhere else: the models below hold names, types, ranges and meanings, no defaults.
+Values live in conf/*.yaml and nowhere else: the models below hold names, types, ranges and meanings, and defaults of
+nothing but what came so late that older runs' files lack it.
 Nothing here imports torch, so that composing and checking a configuration takes well under a second.
 """
 
@@ -29,16 +30,12 @@ Count = Annotated[int, Field(ge=1)]
 #: How long a prompt and its answer may be in training: `max_length` and `max_answer_length`; both together as long as
 #: the two, of which the answer takes what it needs (TRACE); or each as long as the two (PIECE).
 TrainingLength = Literal["apart", "together", "sum"]
-#: What of a generated text is the answer; cl_runner/families/tokens.py has the rules.
-AnswerText = Literal["spoken", "piece", "raw"]
+AnswerText = Literal["spoken", "piece", "raw"]  # of a generated text; cl_runner/families/tokens.py has the rules
 OptimizerName = Literal["adamw", "adafactor", "sgd"]
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
-#: A line for another program.
-Asked = Annotated[str, Field(min_length=1, pattern=r"^[^\n\r]*$")]
-#: What `</s>`, `[SEP]` and the like are in users' texts and answers: letters, or the token.
-SpecialTokens = Literal["text", "read"]
-#: What a family of models behaves as.
-FamilyKind = Literal["classifier", "causal", "seq2seq", "image_text"]
+Asked = Annotated[str, Field(min_length=1, pattern=r"^[^\n\r]*$")]  # a line for another program
+SpecialTokens = Literal["text", "read"]  # what `</s>`, `[SEP]` and the like are in users' texts: letters, or the token
+FamilyKind = Literal["classifier", "causal", "seq2seq", "image_text"]  # what a family of models behaves as
 #: Scores of weights; cl_runner/sparse/scores.py has their formulas.
 Score = Literal[
     "fisher",
@@ -74,9 +71,8 @@ class Backbone(Schema):
     revision: str | None  # hub commit or tag; null = the newest
     package: str | None  # an installed package that carries the same checkpoint in its folder `model`, or the gguf
     weights_sha256: str | None  # of model.safetensors or the gguf, checked once before it is loaded
-    architecture: (
-        dict[str, Any] | None
-    )  # model_type and sizes: of the random model if checkpoint is null, else for `plan`
+    #: model_type and sizes: of the random model if checkpoint is null, else for `plan`
+    architecture: dict[str, Any] | None
     tokenizer: Literal["words", "bytes"] | None  # of a random model; null = the checkpoint's own
     max_length: Annotated[int, Field(ge=3)]  # tokens of a text or prompt, special ones included; longer ones are cut
     max_answer_length: Annotated[Count | None, OfLanguageModels]  # tokens of an answer in training, its end included

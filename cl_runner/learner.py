@@ -11,7 +11,6 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from cl_runner import distributed
 from cl_runner.batch import Batch, Output
 from cl_runner.config import Evaluation, TaskOrder
 from cl_runner.data.example import Example
@@ -380,28 +379,6 @@ class Learner:
             for name, (requires_grad, gradient) in flags.items():
                 parameters[name].requires_grad_(requires_grad)
                 parameters[name].grad = gradient
-
-    @torch.no_grad()
-    def record_logits(self, examples: Sequence[Example]) -> Tensor:
-        """Logits [examples, V] at the current weights, without dropout; for families with one target an example."""
-        self.model.eval()
-        found: Tensor | None = None
-        places = list(self.by_length(examples, 64))
-        done = 0
-        for number, positions in enumerate(places):
-            done += len(positions)
-            # Of a family with one target an example the first batch tells the width to every process.
-            if number == 0 or distributed.mine(number):
-                logits = self.forward(self.collate([examples[i] for i in positions])).logits
-                if found is None:
-                    found = logits.new_zeros(len(examples), logits.shape[1])
-                if distributed.mine(number):
-                    found[torch.tensor(positions, device=found.device)] = logits
-            if distributed.round_ends(number) or done == len(examples):
-                self.progress("record outputs", done, len(examples))
-        assert found is not None, "there are no examples"
-        distributed.add([found])
-        return found
 
     # logging
     def count_replayed(self, examples: Sequence[Example]) -> None:

@@ -41,6 +41,7 @@ from transformers import (
 
 from cl_runner.sparse import importance
 from cl_runner.sparse.importance import Importance, cap, draw_labels, measure
+from cl_runner.sparse.sums import Total
 
 
 @pytest.fixture
@@ -175,13 +176,13 @@ def test_micro_batches(micro_batch: int) -> None:
 def test_one_gradient_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = bert(), text_batch(0)
     alive: list[int] = []
-    original = importance._Total.add
+    original = Total.add
 
-    def spy(self: importance._Total, gradient: Tensor) -> None:
+    def spy(self: Total, gradient: Tensor) -> None:
         alive.append(sum(parameter.grad is not None for parameter in model.parameters()))
         original(self, gradient)
 
-    monkeypatch.setattr(importance._Total, "add", spy)
+    monkeypatch.setattr(Total, "add", spy)
     measure(model, lambda: [batch], mean_loss, names_of(model), micro_batch=5)
     assert alive == [0] * len(names_of(model))  # the one in hand is no longer the parameter's
 

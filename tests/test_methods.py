@@ -15,6 +15,7 @@ from cl_runner.compose import compose
 from cl_runner.importance import fisher
 from cl_runner.methods.base import Chain, Method
 from cl_runner.methods.ewc import EWC
+from cl_runner.methods.recorded import record_logits
 from cl_runner.optimizer import build_optimizer, decays
 from cl_runner.parts import method_spec
 from cl_runner.prepared import prepare
@@ -112,7 +113,7 @@ def test_lwf_term_by_hand(tmp_path: Path) -> None:
     learn(learner, method, tasks[0], config)
     method.before_task(learner, tasks[1])
     method.data(learner, tasks[1], [tasks[1].train])
-    recorded = learner.record_logits(tasks[1].train)
+    recorded = record_logits(learner, tasks[1].train)
     part = Part(tasks[1].train)
     batch = method.prepare(learner, part, learner.collate([tasks[1].train[i] for i in [3, 1]]))
     assert torch.equal(batch["lwf"], recorded[[3, 1]])
@@ -159,9 +160,9 @@ def test_lwf_pulls_towards_the_old_outputs(tmp_path: Path) -> None:
         config = tiny_config(tmp_path, f"method={choice}", "training.incremental.learning_rate=3e-3")
         learner, method, tasks = tiny_learner(config)
         learn(learner, method, tasks[0], config)
-        old = learner.record_logits(tasks[1].train)
+        old = record_logits(learner, tasks[1].train)
         learn(learner, method, tasks[1], config)
-        return float((learner.record_logits(tasks[1].train) - old).square().mean())
+        return float((record_logits(learner, tasks[1].train) - old).square().mean())
 
     assert drift("lwf") < 0.7 * drift("seq_ft")
 

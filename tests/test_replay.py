@@ -18,6 +18,7 @@ from torch.nn import functional
 from cl_runner.batch import Part
 from cl_runner.learn import learn_task
 from cl_runner.methods.memory import own_examples, place_of, recall, reservoir_slots
+from cl_runner.methods.recorded import record_logits
 from cl_runner.methods.replay import Replay
 
 FAMILIES = ("bert", "llama", "t5")
@@ -228,7 +229,7 @@ def test_lwf_distils_the_new_examples_alone(tmp_path: Path) -> None:
     method.before_task(learner, tasks[1])
     (epoch, _) = method.data(learner, tasks[1], [tasks[1].train, tasks[1].train])
     old = [e for e in epoch if e.task == 0]
-    recorded = learner.record_logits(tasks[1].train)
+    recorded = record_logits(learner, tasks[1].train)
     mixed = [tasks[1].train[5], old[0], tasks[1].train[2], old[1]]
     part = Part(mixed)
     batch = method.prepare(learner, part, learner.collate(mixed))

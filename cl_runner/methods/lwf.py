@@ -16,6 +16,7 @@ from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
+from cl_runner.methods.recorded import record_logits
 from cl_runner.methods.teacher import output_at
 from cl_runner.needs import Needs, Outline
 from cl_runner.said import Said
@@ -83,7 +84,7 @@ class LwF(Method):
 
     def before_task(self, learner: Learner, task: Task) -> None:
         if self._acts(learner, task) and learner.family.one_target:
-            self.recorded = self._of(learner.record_logits(task.train))
+            self.recorded = self._of(record_logits(learner, task.train))
 
     def data(self, learner: Learner, task: Task, epochs: list[Sequence[Example]]) -> list[Sequence[Example]]:
         self.rows = {example: row for row, example in enumerate(task.train)} if self._acts(learner, task) else {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from cl_runner import distributed
 from cl_runner.batch import Batch
 from cl_runner.sparse.per_example import Loss, PerExample
+from cl_runner.sparse.sums import Total, largest_of
 
 Batches = Callable[[], Iterable[Mapping[str, Tensor]]]
 #: Called with a batch and a generator on the CPU: the batch with other labels.
@@ -109,7 +109,7 @@ def measure(
         raise ValueError(f"the model has no parameter {unknown[0]!r}")
     assert micro_batch >= 1 and passes >= 1, f"{micro_batch=}, {passes=}"
     assert len({parameters[name] for name in names}) == len(names), "two names for one tensor"
-    found: dict[str, _Total] = {}
+    found: dict[str, Total] = {}
     counts: set[tuple[int, int]] = set()
     done = 0
 
@@ -130,7 +130,7 @@ def measure(
 
     with _measuring(model), torch.enable_grad():
         for group in _groups(model, names, passes):
-            totals = {name: _Total(parameters[name], gradient, dtype, accumulate == "cpu") for name in group}
+            totals = {name: Total(parameters[name], gradient, dtype, accumulate == "cpu") for name in group}
             counts.add(_pass(model, drawn(), loss, totals, micro_batch, count, compared, dealt))
             if dealt:
                 distributed.add(part for total in totals.values() for part in total.sums())
@@ -169,92 +169,6 @@ def draw_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
     points = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64)
     labels = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True).squeeze(1)
     return labels.clamp_max(logits.shape[1] - 1).to(logits.device)
-
-
-class _Total:
-    """The sums of one parameter.
-
-    Args:
-        host: keep them in main memory, and hand out temporary ones on the parameter's device.
-    """
-
-    def __init__(self, parameter: Tensor, gradient: bool, dtype: torch.dtype, host: bool):
-        self._shape = parameter.shape
-        self._device = parameter.device
-        self._host = host
-        home = torch.device("cpu") if host else parameter.device
-        self.fisher = torch.zeros(self._shape, dtype=dtype, device=home)
-        self.gradient = torch.zeros_like(self.fisher) if gradient else None
-
-    @contextmanager
-    def opened(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """F and G on the parameter's device, to add to in place."""
-        if not self._host:
-            yield self.fisher, self.gradient
-            return
-        fisher = torch.zeros(self._shape, device=self._device)
-        gradient = None if self.gradient is None else torch.zeros_like(fisher)
-        yield fisher, gradient
-        self.fisher.add_(_brought(fisher, self.fisher.device))
-        if self.gradient is not None and gradient is not None:
-            self.gradient.add_(_brought(gradient, self.gradient.device))
-
-    def add(self, gradient: Tensor) -> None:
-        """One unit's gradient, in any precision."""
-        gradient = _brought(gradient, self.fisher.device)
-        if self.gradient is not None:
-            self.gradient.add_(gradient)
-        if self.fisher.dtype == torch.float32:
-            self.fisher.addcmul_(gradient, gradient)  # multiplied in fp32, even a bf16 gradient
-        else:
-            self.fisher.add_(gradient.to(self.fisher.dtype).square())
-
-    def difference(self, gradient: Tensor, times: int) -> float:
-        """Largest |F - times * gradient^2|; F is used up."""
-        gradient = _brought(gradient, self.fisher.device).float()
-        return _largest(self.fisher.addcmul_(gradient, gradient, value=-times))
-
-    def sums(self) -> list[Tensor]:
-        """What was added up so far."""
-        return [self.fisher] if self.gradient is None else [self.fisher, self.gradient]
-
-    def clear(self) -> None:
-        """Back to zero."""
-        self.fisher.zero_()
-        if self.gradient is not None:
-            self.gradient.zero_()
-
-    def check(self, name: str) -> None:
-        """Refuse NaN and infinity."""
-        for total, what in ((self.fisher, "squared gradients"), (self.gradient, "gradients")):
-            if total is not None and not math.isfinite(_largest(total)):
-                raise ValueError(
-                    f"the sum of {what} of {name} is not finite: weights or loss have overflowed. "
-                    "Lower the learning rate of the tasks before, or use precision fp32"
-                )
-
-    def to_host(self) -> None:
-        """Move the sums to main memory."""
-        self.fisher = _brought(self.fisher, torch.device("cpu"))
-        if self.gradient is not None:
-            self.gradient = _brought(self.gradient, torch.device("cpu"))
-
-
-def _brought(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`, complete on return."""
-    if tensor.device == device:
-        return tensor
-    # Page-locked memory is several times faster to copy to; torch reuses it. The copy blocks on purpose: whoever
-    # reads it on the CPU reads all of it.
-    return torch.empty_like(tensor, device=device, pin_memory=tensor.is_cuda).copy_(tensor)
-
-
-def _largest(values: Tensor) -> float:
-    """Largest magnitude; NaN if there is one."""
-    if not values.numel():
-        return 0.0
-    low, high = values.aminmax()
-    return float(torch.maximum(high, -low))
 
 
 @contextmanager
@@ -298,7 +212,7 @@ def _pass(
     model: nn.Module,
     batches: Iterable[Batch],
     loss: Loss,
-    totals: Mapping[str, _Total],
+    totals: Mapping[str, Total],
     micro_batch: int,
     count: Callable[[int], None],
     compared: Batch | None,
@@ -400,7 +314,7 @@ def _recomputing(model: nn.Module) -> Iterator[None]:
             del layer.forward
 
 
-def _agreeing(model: nn.Module, example: Batch, loss: Loss, totals: Mapping[str, _Total]) -> PerExample:
+def _agreeing(model: nn.Module, example: Batch, loss: Loss, totals: Mapping[str, Total]) -> PerExample:
     """The one-pass measurement of those parameters for which it agrees with plain backward on one example.
 
     It is given the example twice: where rows are not examples, squares of sums come out four times as large, not two.
@@ -411,7 +325,7 @@ def _agreeing(model: nn.Module, example: Batch, loss: Loss, totals: Mapping[str,
     differences: dict[str, float] = {}
 
     def compare(name: str, gradient: Tensor) -> None:
-        largest[name] = 2 * _largest(gradient.float()) ** 2
+        largest[name] = 2 * largest_of(gradient.float()) ** 2
         differences[name] = totals[name].difference(gradient, 2)
 
     compared = set(totals) - left
@@ -420,7 +334,7 @@ def _agreeing(model: nn.Module, example: Batch, loss: Loss, totals: Mapping[str,
     # Gradients that are zero but for rounding (the key's bias cancels in the softmax) may differ by all of it.
     relative, absolute = (1e-1, 1e-4) if fast.coarse else (1e-2, 1e-10)
     for name in compared:
-        difference = differences.get(name, _largest(totals[name].fisher))  # unused: no gradient, 0
+        difference = differences.get(name, largest_of(totals[name].fisher))  # unused: no gradient, 0
         if not difference <= relative * largest[name] + absolute * max(largest.values()):
             left.add(name)
     for total in totals.values():
