@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from run_folders import MARK, SAMPLED, make_run, words
 
+from cl_runner.digests import write
 from cl_runner.report import command
-from cl_runner.report.folder import find_runs
-from cl_runner.report.grouping import group_runs, label_of, varying_keys
+from cl_runner.report.folder import find_runs, read_run
+from cl_runner.report.grouping import group_runs, identity, label_of, varying_keys
 from cl_runner.report.tables import (
     all_tables,
     cell_of,
@@ -186,3 +188,15 @@ def test_forgetting_after_k_tasks_has_a_row_per_method(tmp_path: Path) -> None:
     assert table.rows == [["ewc", "(✓)", "", "0.00", "5.00"], ["pe", "(✓)", "", "0.00", "10.00"]]
     make_run(tmp_path / "short", tasks=["base", "b"])
     assert forgetting_table(group_runs(find_runs([tmp_path / "short"])[0])) is None
+
+
+def test_bases_of_their_own_seeds_are_one_setting(tmp_path: Path) -> None:
+    """A checkpoint whose name tells the run's seed; another seed's, or a longer number, is another setting."""
+    found = []
+    for seed, place in ((1, "bases/seed1"), (2, "bases/seed2"), (1, "bases/seed2"), (1, "bases/seed12")):
+        folder = make_run(tmp_path / str(len(found)), seed=seed)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["backbone"]["checkpoint"] = f"./{place}"
+        write(folder / "config.yaml", yaml.safe_dump(config))
+        found.append(identity(read_run(folder))["backbone.checkpoint"])
+    assert found[0] == found[1] and len(set(found)) == 3

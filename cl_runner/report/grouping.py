@@ -76,10 +76,16 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """Everything a configuration says about what is computed, but seed and protocol, by dotted key."""
+    """Everything a configuration says about what is computed, but seed and protocol, by dotted key.
+
+    A checkpoint whose name tells the run's seed, such as a base that was trained for it, is one setting of all seeds.
+    """
     ignored = {*NOT_IDENTITY, "seed"}
     keys = {key: value for key, value in flat(run.config) if key.split(".")[0] not in ignored}
     root = str(run.config["data_root"])
+    own = keys.get("backbone.checkpoint")
+    if isinstance(own, str):
+        keys["backbone.checkpoint"] = re.sub(rf"seed{run.config['seed']}(?!\d)", "seed${seed}", own)
     return {
         key: value.replace(f"{root}/", "${data_root}/") if isinstance(value, str) and value.startswith(root) else value
         for key, value in keys.items()
