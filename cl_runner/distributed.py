@@ -141,11 +141,6 @@ def part() -> None:
     _here.joined = False
 
 
-def rank() -> int:
-    """The number of this process, from 0."""
-    return _here.rank
-
-
 def size() -> int:
     """How many processes compute the run."""
     return _here.size
@@ -192,8 +187,7 @@ def ended(error: Elsewhere) -> int:
     """Say, unless another one has, that another process of the run has ended; this one's exit status."""
     if error.interrupted:
         return 75
-    if speaks():
-        print("cl_runner: another process of this run ended without a word, as if it was killed.", file=sys.stderr)
+    say("another process of this run ended without a word, as if it was killed.")
     return 1
 
 
@@ -202,9 +196,13 @@ def launcher() -> str:
     return "" if size() == 1 else f" (as {size()} processes, by the launcher that started this one)"
 
 
-def own_name() -> str:
-    """Which of the processes this is, before a message; nothing for the first one."""
-    return "" if first() else f"process {_here.rank + 1} of {_here.size}: "
+def say(message: object) -> bool:
+    """Say why the run ends, unless another process has; whether this one did."""
+    spoke = speaks()
+    if spoke:
+        own = "" if first() else f"process {_here.rank + 1} of {_here.size}: "
+        print(f"cl_runner: {own}{message}", file=sys.stderr)
+    return spoke
 
 
 # together
@@ -230,11 +228,6 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _here.alone = before
-
-
-def wait() -> None:
-    """Until every process has come here."""
-    any_of(False)
 
 
 def any_of(flag: bool) -> bool:
@@ -317,12 +310,14 @@ def add(tensors: Iterable[Tensor]) -> None:
     if not _together():
         return
     bucket: list[Tensor] = []
+    held = 0
     for tensor in tensors:
-        full = sum(each.nbytes for each in bucket) + tensor.nbytes > BUCKET
+        full = held + tensor.nbytes > BUCKET
         if bucket and (full or (tensor.dtype, tensor.device) != (bucket[0].dtype, bucket[0].device)):
             _add_together(bucket)
-            bucket = []
+            bucket, held = [], 0
         bucket.append(tensor)
+        held += tensor.nbytes
     if bucket:
         _add_together(bucket)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -63,8 +62,7 @@ def guarded(request: Request, prepared: Prepared, story: Callable[[Scene], None]
             shown.close()
             distributed.part()
             if not distributed.first():
-                if distributed.speaks():
-                    print(f"cl_runner: {distributed.own_name()}{type(error).__name__}: {error}", file=sys.stderr)
+                if distributed.say(f"{type(error).__name__}: {error}"):
                     traceback.print_exc()
                 return 1
             distributed.speaks()

@@ -27,7 +27,6 @@ from cl_runner.sparse.bits import weights_hash
 from cl_runner.sparse.importance_cache import evict
 from cl_runner.tensor_files import read_cached, write_tensors
 from cl_runner.tracking.environment import code_digest
-from cl_runner.trained import Trained
 
 #: Changes when a file holds something else.
 FORMAT = 1
@@ -64,17 +63,12 @@ class FirstTasks:
     training: Training
 
     def taken(self, learner: Learner, name: str) -> Kept | None:
-        """What another run made of this task, which is about to train; None if none did, or it may be another one.
+        """What another run made of this task, which is about to train; None if none did.
 
         Args:
             name: of `named`.
         """
-        if learner.what != Trained():
-            return None
-        path = self.folder / name
-        if not distributed.shared(path.is_file()):
-            return None
-        kept = read_cached(path, learner.warn)
+        kept = read_cached(self.folder / name, learner.warn)
         if distributed.any_of(kept is None) or kept is None:
             return None
         values, said = kept
@@ -95,7 +89,7 @@ class FirstTasks:
         Args:
             name: of `named`, before it trained.
         """
-        if learner.what != Trained() or not distributed.first():
+        if not distributed.first():
             return
         path = self.folder / name
         try:

@@ -57,12 +57,9 @@ def importance(
                 return measured.found[key]
         measured.found = {}  # of other data: as large as the model, and not needed any more
         for key in keys.values():
+            kept = importance_cache.load(cache, named(key, wanted), learner.warn) if cache else None
             # Every process takes it from there, or none: one may have looked before another run wrote it.
-            there = cache is not None and distributed.shared(importance_cache.is_there(cache, named(key, wanted)))
-            kept = importance_cache.load(cache, named(key, wanted), learner.warn) if cache and there else None
-            if distributed.any_of(there and kept is None):
-                kept = None
-            if kept is not None:
+            if not distributed.any_of(kept is None) and kept is not None:
                 whole = options.accumulate == "device" and options.passes == 1
                 measured.found[key] = kept.to(learner.device) if whole else kept
                 measured.from_disk = True

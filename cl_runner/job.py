@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,8 +29,7 @@ def run_request(asked: Request) -> int:
                 shutil.rmtree(asked.folder / "state", ignore_errors=True)
             return say_completed(asked)
     except ValueError as error:
-        if distributed.speaks():
-            print(f"cl_runner: {distributed.own_name()}{error}", file=sys.stderr)
+        distributed.say(error)
         return 2
     from cl_runner.run import execute  # torch and transformers take seconds to import
 

@@ -202,17 +202,19 @@ class Journal(Watch):
         self._saved_at = time.monotonic()
 
     def on_step(self, task: Task, progress: Progress, numbers: dict[str, float]) -> None:
-        self.step += 1
-        self._write(kind="train", task=task.name, task_index=task.index, step=self.step, **numbers)
+        self._log_step(task, numbers)
         due = time.monotonic() - self._saved_at >= self._config.checkpoint.every_seconds
         if distributed.any_of(due or self._stop.asked or progress.done):
             self.save("training", task.index, progress)
         self._shown("train", progress.step, progress.steps, loss=numbers["loss"])
 
+    def _log_step(self, task: Task, numbers: Mapping[str, Any]) -> None:
+        self.step += 1
+        self._write(kind="train", task=task.name, task_index=task.index, step=self.step, **numbers)
+
     def on_reused(self, task: Task, kept: Kept) -> None:
         for numbers in kept.lines:
-            self.step += 1
-            self._write(kind="train", task=task.name, task_index=task.index, step=self.step, **numbers)
+            self._log_step(task, numbers)
         self._reused = kept.run
         self._console.line(
             f"{task.name}: trained before, with the same bits, by {kept.run} (reuse=first_task); its "

@@ -10,6 +10,7 @@ from cl_runner.first_task import FirstTasks, Kept
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.train import Best, Progress, stage_of, train_task
+from cl_runner.trained import Trained
 
 
 class Watch:
@@ -69,14 +70,15 @@ def learn_task(
     with learner.clock.phase("snapshot"):
         learner.begin()
         watch.on_begin(task)
+    if resume is not None or learner.what != Trained():
+        first = None  # half of it is this run's own, or not all of the weights train
     lines: list[dict[str, float]] = []
 
     def on_step(progress: Progress, numbers: dict[str, float]) -> None:
-        lines.append(numbers)
+        if first is not None:
+            lines.append(numbers)
         watch.on_step(task, progress, numbers)
 
-    if resume is not None:
-        first = None  # half of it is this run's own
     with learner.clock.phase("train"):
         name = "" if first is None else first.named(learner, task)
         kept = None if first is None else first.taken(learner, name)

@@ -7,7 +7,6 @@ with the same bits as if nothing had happened.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -57,8 +56,7 @@ def execute(request: Request, tasks: Sequence[Task]) -> int:
             return run.guarded(saved)
     except ValueError as error:
         distributed.part()
-        if distributed.speaks():
-            print(f"cl_runner: {distributed.own_name()}{error}", file=sys.stderr)
+        distributed.say(error)
         return 2
     except distributed.Elsewhere as error:
         return distributed.ended(error)
@@ -84,7 +82,7 @@ class Run:
                 _forget_environment(folder)
                 return None
             lines = check_begun(folder, saved["log"])
-            lines += filter(None, [_checked_environment(self.request, self.prepared.device.type)])
+            lines += filter(None, [distributed.once(check_environment)(self.request, self.prepared.device.type)])
         except Damaged as error:
             raise ValueError(what_to_type(folder, error)) from None
         for line in lines:
@@ -214,11 +212,6 @@ class Run:
 def _forget_environment(folder: Path) -> None:
     """Nothing that counts was computed in it."""
     (folder / "environment.json").unlink(missing_ok=True)
-
-
-@distributed.once
-def _checked_environment(request: Request, device: str) -> str | None:
-    return check_environment(request, device)
 
 
 def _accounted(task: Task, family: Family) -> Task:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from cl_runner.compose import Request, check
@@ -82,14 +83,18 @@ def fitted(
     return chosen, too_large
 
 
+def _settable(request: Request) -> tuple[set[str], bool]:
+    """The keys that were typed, which stay, and whether training may take a batch in smaller passes."""
+    return {key_of(override) for override in request.overrides}, not drops_out(skeleton(request.config.backbone, 2))
+
+
 def options_of(request: Request, planner: Planner, s: Setting) -> Options:
     """What this run does otherwise so that it fits; nothing if it does, or if it may not."""
     hardware = request.config.hardware
     available = free_bytes(s.device, hardware.memory_gb)
     if not hardware.fit or available is None or max(planner.memory(s).values()) <= available:
         return {}
-    typed = {key_of(override) for override in request.overrides}
-    return fitted(planner, s, available, typed, not drops_out(skeleton(request.config.backbone, 2)))[0]
+    return fitted(planner, s, available, *_settable(request))[0]
 
 
 def overfull(planner: Planner, s: Setting, options: Options, available: int) -> bool:
@@ -107,29 +112,30 @@ def applied(request: Request, options: Mapping[str, str]) -> Request:
         node: Any = values
         for name in path:
             node = node[int(name)] if isinstance(node, list) else node[name]
-        node[last] = {"true": True, "cpu": "cpu"}.get(value) or int(value)
+        node[last] = yaml.safe_load(value)
     return dataclasses.replace(request, config=check(values, request.folders))
+
+
+def _listed(options: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in options.items())
 
 
 def told(options: Mapping[str, str], available: int) -> str:
     """One line for the user."""
-    listed = " ".join(f"{key}={value}" for key, value in options.items())
     return (
-        f"To fit {gigabytes(available)}: {listed} (results stay, but for rounding; typed values are kept, "
+        f"To fit {gigabytes(available)}: {_listed(options)} (results stay, but for rounding; typed values are kept, "
         "and hardware.fit=false changes nothing)"
     )
 
 
 def smallest_card(request: Request, planner: Planner, s: Setting) -> str:
     """Which GPU is large enough, with what has to be done otherwise on it."""
-    typed = {key_of(override) for override in request.overrides}
-    passes = not drops_out(skeleton(request.config.backbone, 2))
+    typed, passes = _settable(request)
     for card in CARDS:
         options, too_large = fitted(planner, s, int(card * 1e9) - CUDA_CONTEXT_BYTES, typed, passes)
         if not too_large:
             peak = max(planner.memory(with_options(s, options)).values()) + CUDA_CONTEXT_BYTES
-            listed = " ".join(f"{key}={value}" for key, value in options.items())
-            how = f", by {listed}" if listed else ""
+            how = f", by {_listed(options)}" if options else ""
             return f"Smallest GPU: {card} GB, of which it takes {gigabytes(peak)}{how}"
     phase, least = max(too_large.items(), key=lambda item: item[1])
     return f"No GPU is large enough: {phase} takes {gigabytes(least)} at least on one process"

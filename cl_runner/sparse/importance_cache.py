@@ -75,11 +75,6 @@ def key(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def is_there(folder: Path, key: str) -> bool:
-    """Whether a file is stored under the key."""
-    return _path(folder, key).is_file()
-
-
 def load(folder: Path, key: str, warn: Callable[[str], None] = lambda line: None) -> Importance | None:
     """The stored importance, in main memory; None if there is none. A damaged file is removed: one line to `warn`."""
     path = _path(folder, key)
