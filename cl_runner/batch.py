@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,3 +68,10 @@ class Output:
     logits: Tensor  # [N, V]
     targets: Tensor  # [N]
     rows: Tensor  # [N]: which example of the batch each target belongs to
+
+
+def longest_first(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """All positions in parts of `size`, longest first, so that padding is small and memory peaks at once."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

@@ -13,6 +13,7 @@ from torch import Tensor
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.record import write_masks
+from cl_runner.shards import whole
 from cl_runner.sparse.atlas import describe_masks
 from cl_runner.sparse.bits import combine, tensor_digests, weights_hash
 from cl_runner.sparse.certificate import certify, rest_digests
@@ -67,10 +68,11 @@ class Changes:
         learner = self._learner
         now, before, selected = learner.parameters(), learner.before, learner.selected
         names = dict.fromkeys([*learner.params(), *learner.what.written, *learner.what.merged])
+        old = {name: whole(before[name]) for name in names}
         changes = {
-            name: Change(learner.part(name, now[name].detach()), selected.get(name), before[name]) for name in names
+            name: Change(learner.chosen(name, now[name].detach()), selected.get(name), old[name]) for name in names
         }
-        changed = sum(int((changes[name].values != before[name]).sum()) for name in changes)
+        changed = sum(int((changes[name].values != old[name]).sum()) for name in changes)
         if changed == 0 < entries:
             learner.warn(
                 f"Note: {entries} weights trained in {task.name} and none changed. In bfloat16 small steps round away: "

@@ -334,6 +334,7 @@ class Hardware(Schema):
     gradient_checkpointing: bool  # recompute activations in backward: less memory, a third more time
     fit: bool = True  # options that change memory and no result are set by the plan where a run would not fit
     memory_gb: Positive | None = None  # 10^9 bytes that a run may take; null = what is free
+    shard: bool = False  # while it trains each of several processes holds its part of the weights (FSDP2)
     slurm: Slurm | None = None
 
 

@@ -4,7 +4,7 @@ Every process goes through the same run and knows the same of it. Passes are dea
 they give is added up (`add`) or gathered (`gathered`), which leaves the same bits in every process. What is written is
 written by the first one (`once`). Where one process ends, the others cannot go on (`Elsewhere`).
 
-The only file that imports torch.distributed; nothing is pickled: what is not a tensor goes as JSON.
+But for shards.py the only file that imports torch.distributed; nothing is pickled: what is not a tensor goes as JSON.
 """
 
 from __future__ import annotations

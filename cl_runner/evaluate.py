@@ -13,7 +13,8 @@ from cl_runner.config import Evaluation
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Answering, Prediction
-from cl_runner.learner import Hooks, Learner, Predict, Progress
+from cl_runner.hooks import Hooks, Predict
+from cl_runner.learner import Learner, Progress
 from cl_runner.metrics.base import score
 from cl_runner.metrics.classes import percents, tallies
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cl_runner import distributed
-from cl_runner.batch import Batch
+from cl_runner.batch import Batch, longest_first
 from cl_runner.config import Importance as ImportanceOptions
 from cl_runner.data.example import Example
-from cl_runner.learner import Learner, longest_first
+from cl_runner.learner import Learner
 from cl_runner.sparse import importance_cache
 from cl_runner.sparse.bits import weights_hash
 from cl_runner.sparse.importance import Importance, cap, draw_labels, measure

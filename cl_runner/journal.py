@@ -28,6 +28,7 @@ from cl_runner.methods.base import Method
 from cl_runner.probes.base import Probe
 from cl_runner.rate_advice import loss_note
 from cl_runner.record import throughput, write_ability, write_fisher, write_matrices, write_predictions
+from cl_runner.shards import collected
 from cl_runner.sparse.certificate import Untouched
 from cl_runner.sparse.chain import apply_chain
 from cl_runner.sparse.snapshots import describe_snapshot
@@ -101,7 +102,8 @@ class Journal(Watch):
         self.rows, self.details, self.ability = saved["rows"], saved["details"], saved["ability"]
         self.step, self.changes.chain, self._outputs = saved["step"], saved["chain"], saved["outputs"]
         self._learner.clock.load_state_dict(saved["clock"])
-        self._method.load_state_dict(saved["method"])
+        shards = self._learner.shards
+        self._method.load_state_dict(saved["method"] if shards is None else shards.placed(saved["method"]))
         for task in self._learner.tasks[: saved["task"]]:
             self._learner.grow(task)
         if self.changes.chain:
@@ -160,35 +162,36 @@ class Journal(Watch):
 
     def save(self, stage: str, task: int, progress: Progress | None = None) -> None:
         """A checkpoint; what W&B is told never runs ahead of it."""
-        self._save(stage, task, progress)
+        with self._learner.clock.phase("checkpoint"):
+            trained = None if progress is None else progress.state_dict()
+            self._save(stage, task, collected(self._method.state_dict()), collected(trained))
         self._saved_at = time.monotonic()
         self._stop.check()
 
     @distributed.once
-    def _save(self, stage: str, task: int, progress: Progress | None) -> None:
+    def _save(self, stage: str, task: int, of_methods: Any, trained: Any) -> None:
         assert self._metrics is not None, "the journal is not open"
-        with self._learner.clock.phase("checkpoint"):
-            log = self._metrics.sync()
-            state = {
-                "stage": stage,
-                "task": task,
-                "rows": self.rows,
-                "ability": self.ability,
-                "details": self.details,
-                "chain": self.changes.chain,
-                "step": self.step,
-                "outputs": self._outputs,
-                "log": log,
-                "clock": self._learner.clock.state_dict(),
-                "method": self._method.state_dict(),
-                "training": None if progress is None else progress.state_dict(),
-            }
-            checkpoint.save(self._folder / "state", state)
-            for change in (self._folder / "state").glob("[0-9]*_*.safetensors"):
-                if str(change.relative_to(self._folder)) not in self.changes.chain:
-                    change.unlink()
-            if self.wandb is not None:
-                self.wandb.flush(log[0])
+        log = self._metrics.sync()
+        state = {
+            "stage": stage,
+            "task": task,
+            "rows": self.rows,
+            "ability": self.ability,
+            "details": self.details,
+            "chain": self.changes.chain,
+            "step": self.step,
+            "outputs": self._outputs,
+            "log": log,
+            "clock": self._learner.clock.state_dict(),
+            "method": of_methods,
+            "training": trained,
+        }
+        checkpoint.save(self._folder / "state", state)
+        for change in (self._folder / "state").glob("[0-9]*_*.safetensors"):
+            if str(change.relative_to(self._folder)) not in self.changes.chain:
+                change.unlink()
+        if self.wandb is not None:
+            self.wandb.flush(log[0])
 
     # a task, as it goes on
     def on_prepared(self, task: Task) -> None:

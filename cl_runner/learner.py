@@ -6,58 +6,35 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from cl_runner.batch import Batch, Output
+from cl_runner.batch import Batch, Output, longest_first
 from cl_runner.config import Evaluation, TaskOrder
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Answering, Family, Prediction
 from cl_runner.families.freezing import frozen
+from cl_runner.hooks import Hooks
 from cl_runner.metrics.base import reads_of, score
+from cl_runner.shards import Shards, whole
 from cl_runner.sparse.measured import Measured
 from cl_runner.tracking.clock import Clock
 from cl_runner.trained import Held, Trained
 
 #: Called with a phase's name, the number of items done and the number of items in all; may raise to interrupt.
 Progress = Callable[[str, int, int], None]
-#: Answers a batch without answers.
-Predict = Callable[[Batch], list[Prediction]]
-
 
 #: What a probe may tell of an example's true task.
 Told = Literal["task", "labels"]
-
-
-class Hooks(Protocol):
-    """What the learner itself asks of a method: cl_runner/methods/base.py says what each does."""
-
-    @property
-    def answering(self) -> Sequence[str]: ...
-
-    def build(self, model: nn.Module, tasks: Sequence[Task], seed: int, restart: bool) -> nn.Module: ...
-
-    def grow(self, model: nn.Module, index: int, seed: int) -> None: ...
-
-    def before_forward(self, learner: Learner, batch: Batch) -> Batch: ...
-
-    def predict(self, learner: Learner, batch: Batch, inner: Predict) -> list[Prediction]: ...
 
 
 def derive_seed(*parts: object) -> int:
     """A seed that depends on `parts` only: the same on every machine and after every resume."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def longest_first(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """All positions in parts of `size`, longest first, so that padding is small and memory peaks at once."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
 
 
 class Learner:
@@ -78,6 +55,7 @@ class Learner:
         warn: tells the user something.
         evaluation: of the configuration, or None.
         told: of an example's true task, what methods and answers may use for once: which it is, its labels.
+        shards: how the weights lie in parts over the processes while they train; None: each process has all of them.
     """
 
     def __init__(
@@ -98,6 +76,7 @@ class Learner:
         clock: Clock | None = None,
         progress: Progress | None = None,
         warn: Callable[[str], None] = print,
+        sharded: bool = False,
     ):
         self.method = method
         backbone = list(model.parameters())
@@ -106,6 +85,12 @@ class Learner:
         self.model = method.build(model, tasks, seed, self.restart).to(device)
         # By what they are: a method may call the backbone's own another name.
         self._backbone = {id(parameter): parameter for parameter in backbone}
+        self.shards: Shards | None = None
+        if sharded:
+            own = [name for name, p in self.model.named_parameters() if id(p) in self._backbone]
+            self.shards = Shards(self.model, self.added)
+            parameters = self.parameters()
+            self._backbone = {id(parameters[name]): parameters[name] for name in own}
         self.family = family
         self.measuring = measuring or family
         self.tasks = tasks
@@ -167,9 +152,21 @@ class Learner:
         """What the optimizer holds now, by the name of the tensor that each stands for."""
         return {} if self._held is None else self._held.parameters
 
-    def part(self, name: str, full: Tensor) -> Tensor:
+    def chosen(self, name: str, full: Tensor) -> Tensor:
         """The entries of a tensor of `name`'s full size that train now: all, or a vector of the selected ones."""
         return full.view(-1)[self.selected[name].to(full.device)] if name in self.selected else full
+
+    def part(self, name: str, full: Tensor) -> Tensor:
+        """The same, to be kept beside what trains: of weights in parts each process has its own (`shards.local`)."""
+        return self.chosen(name, whole(full)) if name in self.selected else self.in_parts(name, full)
+
+    def rows_of(self, name: str) -> bool:
+        """Whether each process trains its own rows of a tensor."""
+        return self.shards is not None and name in self.shards and name not in self.selected
+
+    def in_parts(self, name: str, full: Tensor) -> Tensor:
+        """A tensor of `name`'s full size as the weights themselves lie: in parts, or whole."""
+        return full if self.shards is None else self.shards.cut(name, full)
 
     # the task under way
     def grow(self, task: Task) -> None:
@@ -205,12 +202,19 @@ class Learner:
     @contextmanager
     def holding(self) -> Iterator[Held]:
         """Inside, an optimizer may hold what trains."""
-        self._held = Held(self.model, self.selected)
+        self._held = Held(self.model, self.selected, self.shards)
         try:
             yield self._held
         finally:
             self._held.release()
             self._held = None
+        if self.shards is not None:
+            self.shards.gather()
+
+    def collect(self) -> None:
+        """A pass of training is done: gradients join what the optimizer holds."""
+        if self._held is not None:
+            self._held.collect()
 
     def finish(self) -> None:
         """The task is over: nothing trains until the next one begins."""
@@ -349,6 +353,10 @@ class Learner:
         """
         now: dict[str, Tensor] = {}
         some = {n: index.to(self.device) for n, index in (self.selected if positions is None else positions).items()}
+        if self.shards is not None and not self.shards.gathered:
+            with self.shards.at(weights, some):
+                yield
+            return
         for name, parameter in self.parameters().items():
             if name in some and name in weights:
                 index = some[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -33,15 +33,17 @@ class Masters:
 
     Args:
         weights: the parameters that train, by name.
+        apart: names of those whose gradients backward leaves elsewhere.
     """
 
-    def __init__(self, weights: Mapping[str, nn.Parameter]):
+    def __init__(self, weights: Mapping[str, nn.Parameter], apart: Collection[str] = ()):
         self._low = {name: weight for name, weight in weights.items() if weight.dtype.itemsize < 4}
         self.parameters = {
             name: nn.Parameter(weight.detach().float()) if name in self._low else weight
             for name, weight in weights.items()
         }
-        self._hooks = [hand_on_gradient(weight, self.parameters[name]) for name, weight in self._low.items()]
+        handed = {name: weight for name, weight in self._low.items() if name not in apart}
+        self._hooks = [hand_on_gradient(weight, self.parameters[name]) for name, weight in handed.items()]
 
     @torch.no_grad()
     def write_through(self) -> None:

@@ -68,6 +68,7 @@ class Run:
     def __init__(self, request: Request, tasks: Sequence[Task]):
         self.request, self.config = request, request.config
         self.prepared = prepare(request.config, tasks)
+        self._sharded = request.config.hardware.shard and distributed.size() > 1
 
     def saved(self) -> dict[str, Any] | None:
         """The last checkpoint, or None; what a run reads back of its folder is what it wrote.
@@ -77,7 +78,8 @@ class Run:
         """
         folder = self.request.folder
         try:
-            saved = checkpoint.load(folder / "state", str(self.prepared.device))
+            # Of weights in parts a process takes its rows of what is saved.
+            saved = checkpoint.load(folder / "state", "cpu" if self._sharded else str(self.prepared.device))
             if saved is None:
                 _forget_environment(folder)
                 return None
@@ -157,6 +159,7 @@ class Run:
             clock=scene.clock,
             progress=scene.shown,
             warn=scene.console.line,
+            sharded=self._sharded,
         )
 
     def _learn(

@@ -8,6 +8,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from cl_runner import distributed
-from cl_runner.batch import Batch, Part
+from cl_runner.batch import Part
 from cl_runner.budget import asked, course_of
 from cl_runner.config import Stage, Training
-from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner, derive_seed
 from cl_runner.methods.base import Method
 from cl_runner.optimizer import build_optimizer, step
+from cl_runner.passes import Passes, Step, backward
+from cl_runner.shards import Shards
 from cl_runner.tracking.clock import OFFLINE, ONLINE
 from cl_runner.trained import Held
 
@@ -51,27 +53,58 @@ class Progress:
     best: Best
     tokens: int = 0  # that these steps read
     done: bool = False
+    shards: Shards | None = None  # in which some of it lies
 
     def state_dict(self) -> dict[str, Any]:
         """A tree of tensors and numbers; after the last step without the optimizer, which makes no other one."""
-        best = {"score": self.best.score, "step": self.best.step, "held": self.best.held}
+        shards = self.shards
+        joined = dict if shards is None else shards.joined
+        best = {"score": self.best.score, "step": self.best.step, "held": joined(self.best.held)}
         return {
             "step": self.step,
             "tokens": self.tokens,
-            "held": dict(self.held),
-            "optimizer": self.optimizer.state_dict() if self.step < self.steps else None,
+            "held": joined(self.held),
+            "optimizer": self._optimizer_state(joined) if self.step < self.steps else None,
             "best": {**best, "evaluations": self.best.evaluations},
         }
+
+    def _optimizer_state(self, each: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, Any]:
+        return by_parameter(self.optimizer.state_dict(), self._order(), each)
+
+    def _order(self) -> list[str]:
+        """The names of what the optimizer holds, as its state counts them."""
+        names = {id(p): name for name, p in self.held.items()}
+        return [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The counterpart of `state_dict`."""
         self.step, self.tokens = state["step"], state.get("tokens", 0)
-        for name, values in state["held"].items():
+        split = dict if self.shards is None else self.shards.split
+        for name, values in split(state["held"]).items():
             self.held[name].copy_(values)
         if state["optimizer"] is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
-        self.best = Best(**state["best"])
+            self.optimizer.load_state_dict(by_parameter(state["optimizer"], self._order(), split))
+        self.best = Best(**{**state["best"], "held": split(state["best"]["held"])})
+
+
+def by_parameter(
+    state: dict[str, Any], names: Sequence[str], each: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> dict[str, Any]:
+    """An optimizer's state with other tensors in it.
+
+    Args:
+        names: of the parameters, in the order of their numbers in the state.
+        each: makes them of tensors by the name of their parameter.
+    """
+    held = {
+        number: {
+            key: each({names[number]: value})[names[number]] if isinstance(value, Tensor) else value
+            for key, value in values.items()
+        }
+        for number, values in state["state"].items()
+    }
+    return {**state, "state": held}
 
 
 def stage_of(training: Training, task: Task) -> Stage:
@@ -166,7 +199,7 @@ def train_task(
         steps = number_of_steps(sizes, stage, training.max_steps)
         tokens = sum(sum(learner.family.lengths(examples)) for examples in epochs) if asked(training.budget) else 0
         course = course_of(training.budget, steps, tokens, flops_per_token)
-        progress = Progress(0, course.shown(0, 0.0), held.parameters, optimizer, Best())
+        progress = Progress(0, course.shown(0, 0.0), held.parameters, optimizer, Best(), shards=learner.shards)
         if resume is not None:
             progress.load_state_dict(resume)
             held.write_through()
@@ -195,17 +228,18 @@ def train_task(
             # Every batch has its own seed, so that dropout after a resume is the same without saving random states.
             torch.manual_seed(derive_seed(learner.seed, "step", task.index, number))
             factor = learning_rate_factor(course.place(cost), course.steps, training.schedule, training.warmup)
-            passes = Passes((learner.seed, "step", task.index, number), method.keeps_passes)
-            found: list[_Step] = []
+            seed = (learner.seed, "step", task.index, number)
+            passes = Passes(seed, method.keeps_passes, together=learner.shards is not None)
+            found: list[Step] = []
             replayed = learner.replayed
             for parts in method.steps(learner, task, number, [[Part(chosen)]]):
-                found.append(_backward(learner, method, parts, stage.micro_batch, passes))
+                found.append(backward(learner, method, parts, stage.micro_batch, passes))
                 if passes.dealt:
-                    distributed.add_gradients(list(held.parameters.values()))
+                    held.add_gradients()
                     found[-1].add()
                 passes.over()
                 method.grads(learner)
-                found[-1].norm = _clipped_norm(held, training.clip)
+                found[-1].norm = held.clip(math.inf if training.clip is None else training.clip)
                 found[-1].check(number, task, peak)
                 step(optimizer, factor)
                 held.write_through()
@@ -216,7 +250,9 @@ def train_task(
             progress.done, progress.steps = course.over(cost), course.shown(progress.step, cost)
             ended = place + 1 == starts[epoch + 1] and epoch_number >= training.select_after
             if validate is not None and (ended or progress.done):
-                _keep_best(progress, validate())
+                with nullcontext() if learner.shards is None else learner.shards.whole():
+                    score = validate()
+                _keep_best(progress, score)
                 learner.model.train()
             on_step(
                 progress,
@@ -236,7 +272,7 @@ def train_task(
                 },
             )
         _take_best(progress, held)
-        return sum(p.numel() for p in held.parameters.values()), progress.best
+        return held.entries, progress.best
 
 
 @torch.no_grad()
@@ -255,127 +291,3 @@ def _keep_best(progress: Progress, score: float) -> None:
     if score > best.score:
         best.score, best.step = score, progress.step
         best.held = {name: p.detach().clone() for name, p in progress.held.items()}
-
-
-def _clipped_norm(held: Held, clip: float | None) -> float:
-    return float(nn.utils.clip_grad_norm_(held.parameters.values(), math.inf if clip is None else clip))
-
-
-@dataclass
-class _Step:
-    """What one optimizer step was made of."""
-
-    loss: float = 0.0  # of the batch that the loop drew, where it is part of the step
-    norm: float = 0.0
-    examples: int = 0
-    tokens: int = 0
-    padded: int = 0
-    terms: dict[str, float] = field(default_factory=dict)
-
-    def check(self, number: int, task: Task, peak: float) -> None:
-        for what, value in (("loss", self.loss), ("gradient norm", self.norm)):
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"{what} is not finite at step {number + 1} of task {task.name}; "
-                    f"lower the learning rate (now at most {peak:g})"
-                )
-
-    def add(self) -> None:
-        """What the passes of all processes were; examples and tokens were counted of all of them."""
-        every = distributed.gathered([self.loss, self.padded, self.terms])
-        self.loss, self.padded = sum(one[0] for one in every), sum(one[1] for one in every)
-        names = dict.fromkeys(name for one in every for name in one[2])
-        self.terms.update({name: sum(one[2].get(name, 0.0) for one in every) for name in names})
-
-
-class Passes:
-    """The passes of a batch, by their number: each has its own random numbers, and is done by one process.
-
-    So 1, 2 and 4 processes draw the same dropout, where `micro_batch` cuts the batch alike.
-
-    Args:
-        seed: of the batch, which the first pass has.
-        kept: a method keeps what passes show, so that every process does all of them.
-    """
-
-    def __init__(self, seed: Sequence[object], kept: bool):
-        self._seed = seed
-        self.dealt = distributed.size() > 1 and not kept
-        self._begun = 0
-
-    def next(self) -> bool:
-        """The next pass begins: whether this process does it."""
-        number, self._begun = self._begun, self._begun + 1
-        if self.dealt and not distributed.mine(number):
-            return False
-        if number:
-            torch.manual_seed(derive_seed(*self._seed, "pass", number))
-        return True
-
-    def over(self) -> None:
-        """What draws from now on draws the same wherever passes were done."""
-        torch.manual_seed(derive_seed(*self._seed, "after", self._begun))
-
-    def size(self, examples: int, micro_batch: int | None) -> int:
-        """Examples of a pass: a batch that nothing cuts is cut over the processes."""
-        return micro_batch or (math.ceil(examples / distributed.size()) if self.dealt else examples)
-
-
-def _number(term: Tensor | float) -> float:
-    return float(term.detach()) if isinstance(term, Tensor) else term
-
-
-def _sizes(learner: Learner, part: Part) -> tuple[list[int], list[int]]:
-    """Tokens and targets of each example of a part."""
-    family, examples = learner.family, part.examples
-    if part.answers is None:
-        return family.lengths(examples), family.targets(examples)
-    targets = [len(answer) for answer in part.answers]
-    prompts = family.lengths(examples, answers=False)
-    return [prompt + answer for prompt, answer in zip(prompts, targets, strict=True)], targets
-
-
-def _collated(learner: Learner, part: Part, rows: Sequence[int]) -> Batch:
-    """Some examples of a part, by their places in it."""
-    examples = [part.examples[i] for i in rows]
-    if part.answers is None:
-        return learner.collate(examples)
-    return learner.family.answered(learner.collate(examples, answers=False), [part.answers[i] for i in rows])
-
-
-def _backward(
-    learner: Learner, method: Method, parts: Sequence[Part], micro_batch: int | None, passes: Passes
-) -> _Step:
-    """Forward and backward of all parts of a step, each in passes of `micro_batch`; gradients add up."""
-    done = _Step()
-    for part in parts:
-        examples: Sequence[Example] = part.examples
-        if not examples:
-            continue
-        lengths, weights = _sizes(learner, part)
-        size = passes.size(len(examples), micro_batch)
-        places = list(range(len(examples)))
-        if size < len(places):  # texts of similar length share a pass
-            places.sort(key=lambda i: (-lengths[i], examples[i].task, examples[i].row))
-        for start in range(0, len(places), size):
-            if not passes.next():
-                continue
-            rows = places[start : start + size]
-            share = sum(weights[i] for i in rows) / sum(weights)  # of the part's mean over its targets
-            learner.terms = {}
-            batch = method.prepare(learner, part, _collated(learner, part, rows))
-            output = learner.forward(batch)
-            extra = method.loss(learner, part, batch, output)
-            loss = output.loss + extra if part.labels else extra
-            if isinstance(loss, Tensor) and loss.requires_grad:
-                (loss * (share * part.weight)).backward()
-            if part.kind == "new":
-                done.loss += share * _number(output.loss if part.labels else extra)
-            for name, value in learner.terms.items():
-                done.terms[name] = done.terms.get(name, 0.0) + share * value
-            done.padded += sum(batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch)
-        done.examples += len(examples)
-        learner.count_replayed(examples)
-        done.tokens += sum(lengths)
-    learner.terms = done.terms
-    return done

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cl_runner import distributed
 from cl_runner.config import OptimizerName
 from cl_runner.families.freezing import frozen
 from cl_runner.masters import Masters
+from cl_runner.shards import Shards
 from cl_runner.sparse.layers import CompactValues
 
 
@@ -61,18 +63,32 @@ class Trained:
 class Held:
     """What the optimizer holds while a task trains: compact values, fp32 copies, or the tensors themselves.
 
+    Of weights in parts it holds this process's rows of what trains whole, and all of the compact values.
+
     Args:
         model: whose parameters that train are told by `requires_grad`.
         selected: of `Trained`.
+        shards: how the weights are to lie from now on, where not each process has all of them.
 
     Attributes:
         parameters: by the name of the tensor that each stands for.
+        entries: of all processes.
+        in_parts: names of what this process holds its rows of.
     """
 
-    def __init__(self, model: nn.Module, selected: Mapping[str, Tensor]):
+    def __init__(self, model: nn.Module, selected: Mapping[str, Tensor], shards: Shards | None = None):
         self._values = CompactValues(model, selected) if selected else None
         whole = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._masters = Masters(whole if self._values is None else self._values.parameters)
+        held = whole if self._values is None else self._values.parameters
+        self.entries = sum(p.numel() for p in held.values())
+        self.shards = shards
+        self.in_parts: list[str] = []
+        if shards is not None:
+            shards.part()
+            if self._values is None:
+                self.in_parts = [name for name in held if name in shards]
+                held = held | {name: nn.Parameter(shards.own(name)) for name in self.in_parts}
+        self._masters = Masters(held, apart=self.in_parts)
         self.parameters = self._masters.parameters
 
     @torch.no_grad()
@@ -80,7 +96,35 @@ class Held:
         """Into the model's own tensors, after an optimizer step."""
         self._masters.write_through()
         if self._values is not None:
-            self._values.write_through()
+            self._values.write_through(self.shards)
+        if self.shards is not None:
+            self.shards.refresh()
+
+    def collect(self) -> None:
+        """After a pass: gradients of weights in parts join those of what is held of them, and are freed."""
+        assert self.shards is not None or not self.in_parts
+        for name in self.in_parts:
+            found = self.shards.gradient(name) if self.shards is not None else None
+            if found is not None:
+                holder = self.parameters[name]
+                gradient = found.to(holder.dtype)
+                holder.grad = gradient if holder.grad is None else holder.grad.add_(gradient)
+
+    def add_gradients(self) -> None:
+        """Gradients become their sums over the processes, where backward has not added them up."""
+        distributed.add_gradients([p for name, p in self.parameters.items() if name not in self.in_parts])
+
+    def clip(self, most: float) -> float:
+        """Scale all gradients down to a norm of at most `most`; the norm that they had."""
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        if not self.in_parts:
+            return float(nn.utils.clip_grad_norm_(self.parameters.values(), most))
+        own = nn.utils.get_total_norm([g for name, g in gradients.items() if name in self.in_parts]).square()
+        distributed.add([own])
+        rest = nn.utils.get_total_norm([g for name, g in gradients.items() if name not in self.in_parts])
+        norm = (own + rest.to(own.device).square()).sqrt()
+        nn.utils.clip_grads_with_norm_(self.parameters.values(), most, norm)
+        return float(norm)
 
     def release(self) -> None:
         """Let go of the model, which keeps what was written through."""

@@ -30,7 +30,8 @@ from cl_runner.learn import learn_task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Chain
 from cl_runner.parts import method_spec
-from cl_runner.train import Passes, Progress, _backward
+from cl_runner.passes import Passes, backward
+from cl_runner.train import Progress
 
 #: Tiny backbones by the kind of family that a method claims.
 BACKBONES = {"classifier": ("bert",), "causal": ("llama", "gpt2"), "seq2seq": ("t5",), "image_text": ("llava",)}
@@ -333,7 +334,7 @@ class Recorded(Losses):
             return
         kept = {name: (p, p.grad) for name, p in self._learner.params().items()}
         parts = self._method.steps(self._learner, task, 0, [[Part(task.train)]])[0]
-        self.apart.append(_backward(self._learner, self._method, parts, None, Passes((), False)).terms["sdft"])
+        self.apart.append(backward(self._learner, self._method, parts, None, Passes((), False)).terms["sdft"])
         for parameter, gradient in kept.values():
             parameter.grad = gradient
 

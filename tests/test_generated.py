@@ -18,7 +18,7 @@ from cl_runner.data.example import Example, Recital
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.generates import Generates
-from cl_runner.train import Passes, _backward
+from cl_runner.passes import Passes, backward
 
 SHORT = ("backbone.max_length=30", "backbone.max_answer_length=10", "method.{0}.max_new_tokens=40")
 LFPT5 = ("method=lfpt5", "backbone=tiny_t5", "method.lfpt5.length=5", "method.lfpt5.tries=4")
@@ -108,7 +108,7 @@ def test_lamols_loss_by_hand(micro_batch: int | None, tmp_path: Path) -> None:
     wanted = {name: p.grad.clone() for name, p in learner.model.named_parameters() if p.grad is not None}
     learner.model.zero_grad()
     (parts,) = chain.steps(learner, tasks[0], 0, [[Part(examples)]])
-    _backward(learner, chain, parts, micro_batch, Passes((), False))
+    backward(learner, chain, parts, micro_batch, Passes((), False))
     for name, parameter in learner.model.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-3, atol=1e-6)
 
@@ -167,7 +167,7 @@ def test_lfpt5s_loss_by_hand(micro_batch: int | None, tmp_path: Path, monkeypatc
     (wanted,) = torch.autograd.grad(expected, new)
     (parts,) = chain.steps(learner, tasks[1], 0, [[Part(examples)]])
     assert [part.kind for part in parts] == ["new", "lfpt5_recital", "lfpt5_kl"]
-    found = _backward(learner, chain, parts, micro_batch, Passes((), False))
+    found = backward(learner, chain, parts, micro_batch, Passes((), False))
     assert found.terms["lfpt5_kl"] > 1e-4
     torch.testing.assert_close(new.grad, wanted, rtol=1e-3, atol=1e-5)
 

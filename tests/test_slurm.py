@@ -257,9 +257,9 @@ def test_a_job_near_its_limit_saves_and_waits_again(
     number: int, job: Sweep, cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It goes on bit for bit; what is requeued once may not be requeued a second time here."""
-    import cl_runner.train
+    import cl_runner.passes
 
-    step, steps = cl_runner.train._backward, []
+    step, steps = cl_runner.passes._pass, []
 
     def near_the_end(*given: object, **named: object) -> object:
         steps.append(None)
@@ -267,7 +267,7 @@ def test_a_job_near_its_limit_saves_and_waits_again(
             os.kill(os.getpid(), number)
         return step(*given, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cl_runner.train, "_backward", near_the_end)
+    monkeypatch.setattr(cl_runner.passes, "_pass", near_the_end)
     assert run_command(["job", str(job.path), "0"]) == 75
     assert (cluster / "told").read_text() == "requeue 70_0\n"
     assert "Back into the queue as job 70_0" in capsys.readouterr().out

@@ -240,6 +240,7 @@ class LanguageModel(Family):
             ids = model.generate(  # type: ignore[operator]  # typed as a module's attribute
                 **given,
                 generation_config=asked,
+                synced_gpus=False,  # of weights that a training shards too: whoever answers has the whole ones
                 logits_processor=LogitsProcessorList([first]),
                 stopping_criteria=StoppingCriteriaList([self._stopping(how, examples, begins)] if how.until else []),
             )

@@ -18,7 +18,8 @@ from cl_runner.batch import Batch, Output, Part
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Prediction
-from cl_runner.learner import Learner, Predict
+from cl_runner.hooks import Predict
+from cl_runner.learner import Learner
 from cl_runner.needs import Needs, Outline, combine
 from cl_runner.said import Said
 from cl_runner.trained import Trained
@@ -35,6 +36,7 @@ class Method:
     chooses: ClassVar[bool] = False  # decides what trains: at most one of a chain
     isolates: ClassVar[bool] = False  # a task changes nothing that earlier tasks use: there is nothing to protect
     keeps_passes: ClassVar[bool] = False  # `prepare` or `loss` keep what a pass shows: every process does all of them
+    sharded: ClassVar[bool] = False  # `grads` is as right where each process has its own rows of what trains
     measures: ClassVar[bool] = True  # may measure the importance of weights, by what stands under `importance`
     protects: ClassVar[bool] = False  # acts against forgetting, which is idle beside a method that isolates
     directs: ClassVar[bool] = False  # `grads` promises where a step goes, which another such method would undo
@@ -57,7 +59,7 @@ class Method:
     def __init_subclass__(cls) -> None:
         declared = {"state", "families", "chooses", "isolates", "measures", "protects", "routes", "keeps_passes"}
         declared |= {"directs", "joins", "renews", "trains_nothing", "rebuilds", "goes_back", "writes"}
-        declared |= {"by_answers"}
+        declared |= {"by_answers", "sharded"}
         fields = {name for name, kind in cls.__annotations__.items() if "ClassVar" not in str(kind)}
         hidden = fields & {name for name in vars(Method) if not name.startswith("_")} - declared
         assert not hidden, f"{cls.__name__}: fields {sorted(hidden)} hide the hooks of the same name"

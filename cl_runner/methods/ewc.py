@@ -30,6 +30,7 @@ class EWC(Method):
     fisher_data: Literal["old_tasks", "last_task"]
     decay: Annotated[Share, ReadIf("fisher_data", ("last_task",))]
 
+    sharded: ClassVar[bool] = True
     state: ClassVar[tuple[str, ...]] = ("fisher",)
     protects: ClassVar[bool] = True
     recalls: ClassVar[Said] = {"fisher_data": {"last_task": "its Fisher"}}
@@ -69,7 +70,8 @@ class EWC(Method):
 
     def after_task(self, learner: Learner, task: Task) -> None:
         if self.fisher_data == "last_task":
-            new = {name: found.to(learner.device) for name, found in fisher(learner, task.train).items()}
+            found = fisher(learner, task.train)
+            new = {name: learner.in_parts(name, of_name.to(learner.device)) for name, of_name in found.items()}
             old = self.fisher
             self.fisher = {name: f + self.decay * old[name] if name in old else f for name, f in new.items()}
 

@@ -19,6 +19,7 @@ from cl_runner.trained import Trained
 class Frozen(Method):
     """At 0.1 % trained weights a method's accuracy has to be read beside this one's (specs of PE, section 6)."""
 
+    sharded: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     isolates: ClassVar[bool] = True

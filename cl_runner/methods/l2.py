@@ -19,6 +19,7 @@ class L2(Method):
 
     strength: NonNegative
 
+    sharded: ClassVar[bool] = True
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     keeps: ClassVar[Said] = ""

@@ -25,6 +25,7 @@ class LayerNorm(Method):
     first_task: Literal["whole", "selected"]
     learning_rate: Positive | None
 
+    sharded: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     learns: ClassVar[Said] = {

@@ -26,6 +26,7 @@ class LoRA(IncLoRA):
     The last layer of a classifier has rows of each task's own, and knows no other labels than those.
     """
 
+    sharded: ClassVar[bool] = True
     isolates: ClassVar[bool] = True
     told: ClassVar[Said] = "task"
 

@@ -41,6 +41,7 @@ class LwF(Method):
     label_weight: Share
     first_task: bool
 
+    sharded: ClassVar[bool] = True
     state: ClassVar[tuple[str, ...]] = ("recorded",)
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False

@@ -42,6 +42,7 @@ class Parts(Method):
     first_task: Literal["whole", "selected"]
     learning_rate: Positive | None
 
+    sharded: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     learns: ClassVar[Said] = {

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from cl_runner import distributed
 from cl_runner.learner import Learner
+from cl_runner.shards import local
 
 
 def pull_back(learner: Learner, strength: float, importance: Mapping[str, Tensor] | None = None) -> float:
@@ -20,16 +22,20 @@ def pull_back(learner: Learner, strength: float, importance: Mapping[str, Tensor
     Returns:
         The penalty.
     """
-    penalty = 0.0
+    penalty, own = 0.0, 0.0
     for name, values in learner.trained.items():
-        moved = values.detach() - learner.before[name]  # from theta_old, of the weights that train
+        moved = values.detach() - local(learner.before[name])  # from theta_old, of the weights that train
         pull = moved
         if importance is not None and name not in importance:  # it exists since this task
             continue
         if importance is not None:
             weight = importance[name]
-            pull = (weight if weight.shape == values.shape else learner.part(name, weight)) * moved
+            fits = weight.shape == learner.before[name].shape and not learner.rows_of(name)
+            pull = (weight if fits else local(learner.part(name, weight))) * moved
         gradient = 2 * strength * pull
         values.grad = gradient if values.grad is None else values.grad.add_(gradient)
-        penalty += float((pull * moved).sum())
-    return strength * penalty
+        if learner.rows_of(name):
+            own += float((pull * moved).sum())
+        else:
+            penalty += float((pull * moved).sum())
+    return strength * (penalty + (sum(distributed.gathered(own)) if learner.shards is not None else own))

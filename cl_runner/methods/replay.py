@@ -36,6 +36,7 @@ class Replay(Method):
     every: Annotated[Count, ReadIf("way", ("periodic",))]
     batch_size: Annotated[Count, ReadIf("way", ("periodic",))]
 
+    sharded: ClassVar[bool] = True
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     keeps: ClassVar[Said] = "{share} of the examples of each task, as numbers of rows"

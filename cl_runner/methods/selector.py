@@ -53,6 +53,7 @@ class Selector(Method):
     learning_rate: Positive | None
     compat: list[Literal["missing_mask", "bf16_accumulation", "count_excluded"]]
 
+    sharded: ClassVar[bool] = True
     state: ClassVar[tuple[str, ...]] = ("indices", "left_out", "zeros")
     chooses: ClassVar[bool] = True
     learns: ClassVar[Said] = {

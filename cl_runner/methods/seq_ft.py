@@ -16,6 +16,7 @@ from cl_runner.said import Said
 class SeqFT(Method):
     """Trains all weights on each task in turn; no hook of training is needed."""
 
+    sharded: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     learns: ClassVar[Said] = "all weights"

@@ -22,6 +22,7 @@ class SeqLoRA(LowRank):
     dora: bool
     start: Literal["zero", "pissa"]
 
+    sharded: ClassVar[bool] = True
     learns: ClassVar[Said] = "one adapter of rank {rank}, and a classifier's head"
 
     def peft_options(self) -> dict[str, Any]:

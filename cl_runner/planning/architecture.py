@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
@@ -77,6 +78,16 @@ class Architecture:
     def measured_names(self, s: Setting) -> Collection[str]:
         """Names of parameters of which something is measured, as far as they are told."""
         return () if s.needs.measured is None or s.needs.measured == "selected" else s.needs.measured.keys()
+
+    def blocks(self, s: Setting) -> tuple[int, int]:
+        """Entries of the largest of the numbered blocks of the model, and of what lies outside of them."""
+        found: dict[str, int] = {}
+        for name, size in self.sizes(s).items():
+            numbered = re.match(r".*?\.\d+(?=\.)", name)
+            place = numbered[0] if numbered else ""
+            found[place] = found.get(place, 0) + size
+        outside = found.pop("", 0)
+        return max(found.values(), default=0), outside
 
     def width(self, s: Setting) -> int:
         """Width of the model: inputs of its median product."""

@@ -29,6 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="python -m cl_runner plan", description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="GROUP=OPTION | KEY=VALUE", help="as of the run")
     parser.add_argument("-cd", "--config-dir", action="append", default=[], type=Path, metavar="DIR")
+    parser.add_argument("--processes", type=int, metavar="N", help="that compute the run, for hardware.shard=true")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     try:
         asked = parser.parse_intermixed_args(arguments)
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         request = compose(asked.overrides, asked.config_dir)
         for line in request.replaced:
             print(line, file=sys.stderr)
-        planned = planned_run(request)
+        planned = planned_run(request, processes=asked.processes)
     except ValueError as error:
         print(f"cl_runner: {error}", file=sys.stderr)
         return 2
@@ -47,11 +48,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def planned_run(request: Request, tasks: Sequence[Task] | None = None) -> tuple[Planner, Setting, Plan]:
+def planned_run(
+    request: Request, tasks: Sequence[Task] | None = None, processes: int | None = None
+) -> tuple[Planner, Setting, Plan]:
     """The plan of a run, and what it was made of.
 
     Args:
         tasks: that were read already.
+        processes: that compute the run; None = those that do now, or the job's.
 
     Raises:
         ValueError: a mistake in data or backbone, or no plan can be made of them.
@@ -63,7 +67,8 @@ def planned_run(request: Request, tasks: Sequence[Task] | None = None) -> tuple[
         from cl_runner.planning.plan import plan_run
 
         found = local_tasks(request.config) if tasks is None else tasks
-        return plan_run(request, found, local_family(request.config.backbone, found))
+        family = local_family(request.config.backbone, found)
+        return plan_run(request, found, family, processes=processes)
 
 
 def _quiet() -> None:
@@ -107,7 +112,7 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
     """Tables for people; sizes in 10^9 bytes."""
     from rich.table import Table
 
-    from cl_runner.planning.fitting import free_bytes, options_of, overfull, smallest_card, told
+    from cl_runner.planning.fitting import free_bytes, options_of, overfull, sharded_cards, smallest_card, told
     from cl_runner.planning.memory import gigabytes, with_options
     from cl_runner.planning.peaks import sums_in_main_memory
     from cl_runner.planning.plan import advise, refusal
@@ -148,6 +153,8 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
     hardware = request.config.hardware
     if s.device == "cuda":
         console.print(smallest_card(request, planner, s), markup=False)
+        for line in sharded_cards(request, planner, s):
+            console.print(line, markup=False)
     available = free_bytes(s.device, hardware.memory_gb)
     if available is None:
         console.print("There is no GPU here to compare with: hardware.memory_gb=N tells of one.")

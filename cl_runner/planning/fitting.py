@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import nn
 
+from cl_runner.build import build_method
 from cl_runner.compose import Request, check
 from cl_runner.overrides import key_of
 from cl_runner.planning import memory
@@ -22,6 +23,7 @@ from cl_runner.planning.planner import CUDA_CONTEXT_BYTES, Planner
 from cl_runner.planning.setting import Setting
 
 #: GPUs that there are, by their memory in 10^9 bytes.
+PROCESSES = (2, 4, 8, 16, 32, 64)
 CARDS = (8, 12, 16, 20, 24, 32, 40, 48, 80, 141, 192)
 
 
@@ -130,12 +132,35 @@ def told(options: Mapping[str, str], available: int) -> str:
 
 def smallest_card(request: Request, planner: Planner, s: Setting) -> str:
     """Which GPU is large enough, with what has to be done otherwise on it."""
-    typed, passes = _settable(request)
+    found, too_large = _smallest(planner, s, *_settable(request))
+    if found is not None:
+        return f"Smallest GPU: {found}"
+    phase, least = max(too_large.items(), key=lambda item: item[1])
+    return f"No GPU is large enough: {phase} takes {gigabytes(least)} at least on one process"
+
+
+def _smallest(planner: Planner, s: Setting, typed: Collection[str], passes: bool) -> tuple[str | None, dict[str, int]]:
+    """The smallest GPU as people read it, or None and what does not fit on any."""
+    too_large: dict[str, int] = {}
     for card in CARDS:
         options, too_large = fitted(planner, s, int(card * 1e9) - CUDA_CONTEXT_BYTES, typed, passes)
         if not too_large:
             peak = max(planner.memory(with_options(s, options)).values()) + CUDA_CONTEXT_BYTES
             how = f", by {_listed(options)}" if options else ""
-            return f"Smallest GPU: {card} GB, of which it takes {gigabytes(peak)}{how}"
-    phase, least = max(too_large.items(), key=lambda item: item[1])
-    return f"No GPU is large enough: {phase} takes {gigabytes(least)} at least on one process"
+            return f"{card} GB, of which it takes {gigabytes(peak)}{how}", {}
+    return None, too_large
+
+
+def sharded_cards(request: Request, planner: Planner, s: Setting) -> list[str]:
+    """The smallest GPU for several processes that each hold a part of the weights, where that needs a smaller one."""
+    chain = build_method(request.config.method)
+    if s.shards > 1 or not all(each.sharded for each in chain.methods.values()):
+        return []
+    known = _smallest(planner, s, *_settable(request))[0]
+    lines = []
+    for processes in PROCESSES:
+        found = _smallest(planner, dataclasses.replace(s, shards=processes), *_settable(request))[0]
+        if found is not None and found.split(",")[0] != (known or "").split(",")[0]:
+            lines.append(f"Of each of {processes} processes with hardware.shard=true: {found}")
+            known = found
+    return lines

@@ -128,7 +128,12 @@ def local_family(backbone: Backbone, tasks: Sequence[Task] | None) -> Family | N
 
 
 def setting_of(
-    config: Config, counts: Sequence[Counts], model: nn.Module, device: Device, lengths: Lengths | None
+    config: Config,
+    counts: Sequence[Counts],
+    model: nn.Module,
+    device: Device,
+    lengths: Lengths | None,
+    processes: int = 1,
 ) -> Setting:
     """The run's numbers.
 
@@ -136,6 +141,7 @@ def setting_of(
         counts: examples of each task.
         model: the architecture; only names, types and shapes are read.
         lengths: None = every text has the backbone's greatest length.
+        processes: that compute the run.
 
     Raises:
         ValueError: the method that decides what trains does not say it.
@@ -186,6 +192,7 @@ def setting_of(
         precision=config.hardware.precision,
         dtype=getattr(torch, config.backbone.dtype),
         gradient_checkpointing=config.hardware.gradient_checkpointing,
+        shards=processes if config.hardware.shard else 1,
         max_length=max(lengths.prompts),
         # Batches of prompts to answer are sorted by length.
         mean_length=_padded(lengths.prompts, batch if classifies else 0),

@@ -68,6 +68,8 @@ def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
     fixed += s.needs.weight_bytes * entries + s.memory_bytes
     training = [task for task in s.tasks if task.trains != "nothing"]
     if phase.startswith("train "):
+        if s.shards > 1:
+            fixed -= entries * s.dtype.itemsize - _sharded_weights(prices, s)
         return fixed + max(_training(prices, s, task) for task in training if phase == f"train {task.stage}")
     if phase == "select":
         return fixed + max(_held(prices, s, task) for task in training) + _evaluation(prices, s)
@@ -127,24 +129,40 @@ def sums_in_main_memory(prices: Prices, s: Setting) -> int:
     return s.needs.sums * s.needs.sum_item * sum(prices.architecture.measured(s).values())
 
 
+def _sharded_weights(prices: Prices, s: Setting) -> int:
+    """Bytes of the weights of one process of several, in a pass: its part, and what is whole for a while.
+
+    Those are a block and the next one, and what lies outside of all blocks.
+    """
+    block, outside = prices.architecture.blocks(s)
+    return s.dtype.itemsize * (prices.architecture.parameters(s) // s.shards + 2 * block + outside)
+
+
+def _processes(s: Setting, task: TaskNumbers) -> int:
+    """Over how many processes lies what belongs to the weights that train."""
+    return s.shards if task.trains in ("all", "listed") else 1
+
+
 def _held_by_methods(prices: Prices, s: Setting, task: TaskNumbers) -> int:
     """Bytes that the methods hold for a task, apart from those for all weights."""
     kept = prices.architecture.kept_bytes(s, task)
     if not task.later:
         return kept
-    return kept + s.needs.entry_bytes * prices.architecture.trained(s, task) + s.needs.example_bytes * task.examples
+    trained = prices.architecture.trained(s, task) // _processes(s, task)
+    return kept + s.needs.entry_bytes * trained + s.needs.example_bytes * task.examples
 
 
 def _held_while_training(prices: Prices, s: Setting, task: TaskNumbers) -> int:
     """The same, and what they hold until the task is over."""
-    return _held_by_methods(prices, s, task) + s.needs.task_bytes * prices.architecture.trained(s, task)
+    trained = prices.architecture.trained(s, task) // _processes(s, task)
+    return _held_by_methods(prices, s, task) + s.needs.task_bytes * trained
 
 
 def _held(prices: Prices, s: Setting, task: TaskNumbers) -> int:
     """What training a task adds to the weights and to what the methods hold for good, between two steps."""
-    trained, item = prices.architecture.trained(s, task), _item(s, task)
+    trained, item = prices.architecture.trained(s, task) // _processes(s, task), _item(s, task)
     held = item * trained  # their values before the task
-    held += s.optimizer.state_bytes(prices.architecture.shapes(s, task))
+    held += s.optimizer.state_bytes(prices.architecture.shapes(s, task)) // _processes(s, task)
     held += _held_while_training(prices, s, task)
     if s.selects_epoch:
         held += 4 * trained  # their best values so far
@@ -163,6 +181,11 @@ def _training(prices: Prices, s: Setting, task: TaskNumbers) -> int:
     trained, largest = prices.architecture.trained(s, task), prices.architecture.largest(s, task)
     passes = [s, s.reciting()] if s.needs.recites else [s]
     step = max(_held_by_pass(prices.train(one, task), s.device) for one in passes)
+    if _processes(s, task) > 1:  # of gradients a process keeps its part; those of a block are whole for a while
+        block, outside = prices.architecture.blocks(s)
+        whole = trained
+        trained, largest = whole // s.shards, min(largest, -(-largest // s.shards))
+        step = max(0, step - 4 * (whole - trained)) + (s.dtype.itemsize + 4) * max(block, outside)
     if task.trains == "selected":
         step += 4 * trained  # gradients of the values
     penalty = 4 * (trained + 3 * largest) if task.later and (s.needs.entry_bytes or s.needs.directions) else 0

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cl_runner import distributed
 from cl_runner.compose import Request
 from cl_runner.config import Config
 from cl_runner.parts import family_kind
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 
 def plan_run(
-    request: Request, tasks: Sequence[Task] | None, family: Family | None, calibrates: bool = True
+    request: Request,
+    tasks: Sequence[Task] | None,
+    family: Family | None,
+    calibrates: bool = True,
+    processes: int | None = None,
 ) -> tuple[Planner, Setting, Plan]:
     """As `_plan_run`, whose text says what it returns.
 
@@ -30,7 +35,7 @@ def plan_run(
     if family_kind(request.config.backbone.family) == "image_text":
         raise ValueError("plans know texts alone, no pictures yet; the run itself is not concerned")
     try:
-        return _plan_run(request, tasks, family, calibrates)
+        return _plan_run(request, tasks, family, calibrates, processes)
     except ValueError:
         raise
     except Exception as error:  # torch's imitation of tensors has many errors of its own
@@ -42,7 +47,7 @@ def plan_run(
 
 
 def _plan_run(
-    request: Request, tasks: Sequence[Task] | None, family: Family | None, calibrates: bool
+    request: Request, tasks: Sequence[Task] | None, family: Family | None, calibrates: bool, processes: int | None
 ) -> tuple[Planner, Setting, Plan]:
     """The plan of a run, and what advice needs.
 
@@ -50,6 +55,7 @@ def _plan_run(
         tasks: None if their data are not at hand; then the task order's numbers count.
         family: with its tokenizer, to know how long the texts are; None = all as long as may be.
         calibrates: whether to measure the speed of this machine where no past run tells it.
+        processes: that compute the run; None = those that do now, or the job's.
     """
     import torch
 
@@ -70,7 +76,9 @@ def _plan_run(
     labels = len(label_union(outlines(config.task_order, config.task)))
     model = skeleton(config.backbone, labels)
     counts, lengths = counts_of(config, tasks), text_lengths(family, tasks)
-    s = setting_of(config, counts, model, "cuda" if gpu else "cpu", lengths)
+    of_job = config.hardware.slurm.processes if config.hardware.slurm is not None else 1
+    together = processes or max(distributed.size(), of_job)
+    s = setting_of(config, counts, model, "cuda" if gpu else "cpu", lengths, together)
     # An imitation is made in place, and methods change it; of past runs others are asked about the same architecture.
     planner = Planner(lambda: copy.deepcopy(model), 0, price_store(config))
     planner.memory(s)

@@ -23,7 +23,8 @@ from cl_runner.retrieval.keys import hits, similarities
 
 if TYPE_CHECKING:
     from cl_runner.families.base import Prediction
-    from cl_runner.learner import Learner, Predict
+    from cl_runner.hooks import Predict
+    from cl_runner.learner import Learner
 
 #: Keys of all tasks learned, in the run's folder.
 KEYS = "keys.safetensors"

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,9 +84,10 @@ def positions_misfit(gaps: Tensor, stored: int, size: int) -> str | None:
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """A tensor's bytes, without a copy if it is contiguous on the CPU."""
+    """A tensor's bytes to be read, without a copy if it is contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    # Tensor.numpy() would fix the storage's size, and weights in parts let go of what they brought together.
+    return np.from_dlpack(flat.view(torch.uint8)).data
 
 
 def digest_prefix(dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:

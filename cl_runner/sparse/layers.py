@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from cl_runner.masters import hand_on_gradient
+from cl_runner.shards import Shards
 
 #: What one multiply-add of a thin matrix product costs, in units of one gathered product of one selected entry (two
 #: loads, a multiplication, an addition), by device. On the CPU as scripts/bench/sparse_products.py measures it; on a
@@ -80,10 +81,17 @@ class CompactValues:
                     self._layers.append(module)
 
     @torch.no_grad()
-    def write_through(self) -> None:
-        """Copy the values into the model's own tensors, after an optimizer step."""
+    def write_through(self, shards: Shards | None = None) -> None:
+        """Copy the values into the model's own tensors, after an optimizer step.
+
+        Args:
+            shards: in which they lie now.
+        """
         for name, weight in self._weights.items():
-            weight.view(-1).index_copy_(0, self._indices[name], self.parameters[name].to(weight.dtype))
+            if shards is not None and name in shards:
+                shards.write(name, self._indices[name], self.parameters[name])
+            else:
+                weight.view(-1).index_copy_(0, self._indices[name], self.parameters[name].to(weight.dtype))
 
     def release(self) -> None:
         """Give the layers their own forward back; the model keeps the last values written through."""

@@ -325,7 +325,7 @@ def _read_parts(
                     tensors[kind] = torch.empty(part.shape, dtype=part.dtype)
                 except (RuntimeError, MemoryError):
                     return {}, f"the tensor {name} needs {part.end - part.begin:,} bytes of memory"
-                whole = bytes_of(tensors[kind])
+                whole = tensors[kind].reshape(-1).view(torch.uint8).numpy().data
                 pieces: Iterable[bytes | memoryview[int]] = [whole[: file.readinto(whole)]] if len(whole) else []
             else:
                 pieces = _pieces(file, part.end - part.begin)

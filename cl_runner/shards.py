@@ -1,0 +1,228 @@
+"""A model whose weights lie in parts over the processes of a run while it trains: FSDP2, torch's `fully_shard`.
+
+In a step of training a block's weights are whole only while it computes, and of what trains whole each process holds
+its own rows of values, gradients and the optimizer's state. Between trainings, where a run selects, measures, answers
+and hashes, every process has the whole weights (`gather`), and nothing there is written otherwise than for one process.
+
+A tensor's rows are cut as `Tensor.chunk` cuts them. What outlives a step is held as DTensor, which knows its whole
+shape: `whole` brings it together again, so that files hold no trace of the number of processes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from cl_runner import distributed
+
+
+def available() -> bool:
+    """Whether this torch adds gradients up on every kind of device (2.8)."""
+    return hasattr(FSDPModule, "set_force_sum_reduction_for_comms")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor in parts, which it shares memory with; another one as it is."""
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor, in every process, which all have to ask for; one that is not in parts as it is."""
+    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor
+
+
+def collected(tree: Any) -> Any:
+    """A tree of a run's state with whole tensors in main memory in the place of parts; of the first process alone."""
+    if isinstance(tree, DTensor):
+        found = whole(tree)
+        return found.cpu() if distributed.first() else None
+    if isinstance(tree, dict):
+        return {key: collected(value) for key, value in tree.items()}
+    return [collected(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
+
+
+class Shards:
+    """The weights of a model in parts, or whole: whole at first.
+
+    Args:
+        model: on its device; its blocks are what transformers does not split over devices.
+        added: names of parameters that a method brought along, which are small and whole in every process.
+    """
+
+    def __init__(self, model: nn.Module, added: frozenset[str]):
+        device = next(model.parameters()).device
+        self._mesh = init_device_mesh(device.type, (distributed.size(),))
+        # T5's blocks return views, on which torch would lose its hook if something were added in place: nothing is.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
+        apart = {p for name, p in model.named_parameters() if name in added or p.ndim == 0}
+        blocks = list(_blocks(model))
+        for module in [*blocks, model]:
+            # Half-precision gradients are added up in fp32.
+            policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+            fully_shard(module, mesh=self._mesh, mp_policy=policy, ignored_params=apart)
+        self._model = model
+        self._modules: list[FSDPModule] = [module for module in [*blocks, model] if isinstance(module, FSDPModule)]
+        for sharded in self._modules:
+            # Losses are parts of a whole already: their gradients add up.
+            sharded.set_gradient_divide_factor(1.0)
+            sharded.set_force_sum_reduction_for_comms(True)
+        # By itself torch takes the part of a model that is asked first for the whole of it, such as T5's encoder.
+        fully_shard.state(model)._lazy_init()  # type: ignore[attr-defined]  # torch sets it on the function
+        self._parts = {name: p for name, p in model.named_parameters() if isinstance(p, DTensor)}
+        self.gathered = False
+        self.gather()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    # whole or in parts
+    def gather(self) -> None:
+        """Every process has the whole weights; passes are its own business, and gradients stay where they are."""
+        self.refresh()
+        for module in self._modules:
+            self._exchanging(module, False)
+            module.unshard()
+        self.gathered = True
+
+    @torch.no_grad()
+    def part(self) -> None:
+        """Each process keeps its rows of the weights as they are now; from here on all make their passes together."""
+        assert self.gathered
+        for name, parameter in self._model.named_parameters():
+            if name in self._parts:
+                local(self._parts[name]).copy_(self._rows(parameter))
+                self._parts[name].requires_grad_(parameter.requires_grad)
+        for module in self._modules:
+            self._exchanging(module, True)
+        self.gathered = False
+        self.refresh()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, in the middle of training, every process has the whole weights."""
+        assert not self.gathered
+        self.gather()
+        yield
+        self.part()
+
+    def _exchanging(self, module: FSDPModule, on: bool) -> None:
+        # What lies outside of blocks is needed at both ends of a pass.
+        module.set_reshard_after_forward(on and module is not self._model, recurse=False)
+        module.set_reshard_after_backward(on, recurse=False)
+        module.set_requires_gradient_sync(on, recurse=False)
+
+    def refresh(self) -> None:
+        """The rows have changed: the next pass brings the weights together anew."""
+        for module in self._modules:
+            module.reshard()
+
+    # a tensor's parts
+    def _rows(self, full: Tensor) -> Tensor:
+        chunks = full.detach().chunk(self._mesh.size())
+        rank = self._mesh.get_local_rank()
+        return chunks[rank] if rank < len(chunks) else full.detach()[:0]
+
+    def own(self, name: str) -> Tensor:
+        """This process's rows of a parameter; what is written there is the model's."""
+        return local(self._parts[name])
+
+    def cut(self, name: str, full: Tensor) -> Tensor:
+        """A tensor of a parameter's shape in parts, on the model's device; of one that is whole everywhere itself."""
+        if name not in self._parts or isinstance(full, DTensor):
+            return full
+        assert full.shape == self._parts[name].shape, f"{name}: {full.shape}"
+        rows = self._rows(full).to(self.own(name).device, copy=True).contiguous()
+        return self._tensor(name, rows)
+
+    def _tensor(self, name: str, rows: Tensor) -> Tensor:
+        shape, stride = self._parts[name].shape, self._parts[name].stride()
+        return DTensor.from_local(rows, self._mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+
+    def joined(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rows, by the name of their parameter, as tensors that know the whole; others as they are."""
+        return {n: self._tensor(n, v.detach()) if self._fits(n, v) else v for n, v in values.items()}
+
+    def _fits(self, name: str, value: Tensor) -> bool:
+        return name in self._parts and value.shape == self.own(name).shape and not isinstance(value, DTensor)
+
+    def split(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The counterpart of `joined`, of whole tensors."""
+        kept = {name: part.shape for name, part in self._parts.items()}
+        return {n: local(self.cut(n, v)) if n in kept and v.shape == kept[n] else v for n, v in values.items()}
+
+    def placed(self, tree: Any) -> Any:
+        """A tree of saved state on the model's device, of which tensors of a parameter's size, by its name, are cut."""
+        if isinstance(tree, dict):
+            sizes = {name: part.shape for name, part in self._parts.items()}
+            alike = {key: isinstance(value, Tensor) and value.shape == sizes.get(key) for key, value in tree.items()}
+            return {key: self.cut(key, each) if alike[key] else self.placed(each) for key, each in tree.items()}
+        if isinstance(tree, list):
+            return [self.placed(each) for each in tree]
+        return tree.to(self._mesh.device_type) if isinstance(tree, Tensor) else tree
+
+    def gradient(self, name: str) -> Tensor | None:
+        """This process's rows of a gradient that the passes so far added up, which is forgotten then."""
+        parameter = self._parts[name]
+        found, parameter.grad = parameter.grad, None
+        return None if found is None else local(found)
+
+    # some entries
+    def _mine(self, name: str, index: Tensor) -> tuple[slice, Tensor]:
+        """Which of sorted flat positions lie in this process's rows, and where there."""
+        part = self._parts[name]
+        width = part.numel() // max(1, part.shape[0])
+        rows = -(-part.shape[0] // self._mesh.size())
+        begin = min(part.shape[0], rows * self._mesh.get_local_rank()) * width
+        ends = torch.tensor([begin, begin + self.own(name).numel()], device=index.device)
+        low, high = torch.searchsorted(index, ends).tolist()
+        return slice(low, high), index[low:high] - begin
+
+    @torch.no_grad()
+    def write(self, name: str, index: Tensor, values: Tensor) -> None:
+        """Entries of a parameter become these values; each process writes what lies in its rows.
+
+        Args:
+            index: sorted flat positions [K]; `values`: [K].
+        """
+        own = self.own(name)
+        some, places = self._mine(name, index)
+        own.view(-1).index_copy_(0, places, values[some].to(own.dtype))
+
+    @contextmanager
+    def at(self, weights: Mapping[str, Tensor], positions: Mapping[str, Tensor]) -> Iterator[None]:
+        """The model in parts at other values, as `Learner.at` says it."""
+        own = {name: self.own(name) for name in weights if name in self._parts}
+        now = {name: rows.clone() for name, rows in own.items()}
+        for name, rows in own.items():
+            if name in positions:
+                self.write(name, positions[name], weights[name])
+            else:
+                rows.copy_(local(self.cut(name, weights[name])))
+        others = {n: p for n, p in self._model.named_parameters() if n in weights and n not in own}
+        before = {name: parameter.data for name, parameter in others.items()}
+        for name, parameter in others.items():
+            assert name not in positions, f"{name} is whole everywhere, and trains as a whole"
+            parameter.data = weights[name]
+        self.refresh()
+        yield
+        for name, rows in own.items():
+            rows.copy_(now[name])
+        for name, parameter in others.items():
+            parameter.data = before[name]
+        self.refresh()
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of a model, in its order."""
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            yield from (block for block in module if type(block).__name__ in kinds)
