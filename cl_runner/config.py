@@ -27,8 +27,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-#: How long a prompt and its answer may be in training: `max_length` and `max_answer_length`; both together as long as
-#: the two, of which the answer takes what it needs (TRACE); or each as long as the two (PIECE).
+#: How long prompt and answer may be: each by itself, both as long as the two (TRACE), or each as long as both (PIECE).
 TrainingLength = Literal["apart", "together", "sum"]
 AnswerText = Literal["spoken", "piece", "raw"]  # of a generated text; cl_runner/families/tokens.py has the rules
 OptimizerName = Literal["adamw", "adafactor", "sgd"]

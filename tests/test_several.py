@@ -67,9 +67,9 @@ def start(number: int, *command: str) -> list[subprocess.Popen[str]]:
     ]
 
 
-def ended(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def ended(processes: Sequence[subprocess.Popen[str]], minutes: float = 6) -> list[tuple[int, str, str]]:
     """(exit status, what was printed, what was said of errors) of each."""
-    told = [process.communicate(timeout=240) for process in processes]
+    told = [process.communicate(timeout=60 * minutes) for process in processes]
     return [(process.returncode, *texts) for process, texts in zip(processes, told, strict=True)]
 
 

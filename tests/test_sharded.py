@@ -1,0 +1,119 @@
+"""Weights in parts over the processes while they train (FSDP2): what one process learns, in files of one process."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from test_several import HERE, LONG, PASSES, check_alike, ended, line, lines_of, run_of, start, until_trained
+from tiny import EVERY_FAMILY, run_command, without_report
+
+SHARD = "hardware.shard=true"
+SELECTS = ("training.select=best_validation", "task_order.base.validation=6", "task_order.incremental.validation=6")
+LINES = {
+    "all weights": ("method=seq_ft", "backbone=tiny_llama", *PASSES),
+    "selected weights and penalties": ("method=pe", *PASSES),
+}
+MORE = {
+    "checkpointing": ("method=seq_ft", "backbone=tiny_llama", "hardware.gradient_checkpointing=true", *PASSES),
+    "momentum": ("method=seq_ft", "training.optimizer=sgd", "training.momentum=0.9", *PASSES),
+    "the best epoch": ("method=seq_ft", *SELECTS, *PASSES),
+    "the most important weights": ("method=piece_s", "backbone=tiny_gpt2", *PASSES),
+    "magnitudes": ("method=magnitude_largest", "backbone=tiny_t5", *PASSES),
+    "a Fisher of old tasks": ("method=ewc", *PASSES),
+    "a sum of Fishers": ("method=ewc_online", *PASSES),
+    "equal penalties": ("method=l2", "backbone=tiny_t5", *PASSES),
+    "recorded outputs": ("method=lwf", *PASSES),
+    "a teacher at old weights": ("method=lwf_piece", "backbone=tiny_llama", *PASSES),
+    "two penalties": ("method=ewc_lwf", *PASSES),
+    "replay": ("method=replay", "backbone=tiny_t5", *PASSES),
+    "some tensors": ("method=bitfit", *PASSES),
+    "norms": ("method=layer_norm", "backbone=tiny_llama", *PASSES),
+    "nothing": ("method=frozen", *PASSES),
+    "adapters": ("method=seq_lora", "backbone=tiny_gpt2", *PASSES),
+    "an adapter a task": ("method=lora", *PASSES),
+    "a whole batch": ("method=seq_ft", "backbone=tiny_llama"),
+}
+
+
+@pytest.mark.parametrize("number", [2, 4] if EVERY_FAMILY else [2])
+def test_parts_learn_what_the_whole_learns(number: int, tmp_path: Path) -> None:
+    """Losses within 1e-5 of themselves, the same selections and answers, with dropout on; rows that come out uneven."""
+    chosen = LINES | (MORE if EVERY_FAMILY else {})
+    lines = {kind: line(tmp_path / "many" / kind.replace(" ", "_"), *of, SHARD) for kind, of in chosen.items()}
+    (tmp_path / "lines.json").write_text(json.dumps(list(lines.values())))
+    told = ended(start(number, str(HERE / "several.py"), str(tmp_path / "lines.json")), minutes=12)
+    assert [status for status, *_ in told] == [0] * number, told
+    for kind, of in chosen.items():
+        name = kind.replace(" ", "_")
+        with without_report():
+            assert run_command(line(tmp_path / "one" / name, *of)) == 0
+        check_alike(run_of(tmp_path / "one" / name), run_of(tmp_path / "many" / name))
+
+
+@pytest.mark.skipif(not EVERY_FAMILY, reason="starts many processes: CL_RUNNER_EVERY_FAMILY=1")
+def test_half_precision_is_rounded_once_more(tmp_path: Path) -> None:
+    of = ("method=seq_ft", "backbone=tiny_llama", "backbone.dtype=bfloat16", *PASSES)
+    told = ended(start(2, "-m", "cl_runner", *line(tmp_path / "many", *of, SHARD)))
+    assert [status for status, *_ in told] == [0, 0], told
+    assert run_command(line(tmp_path / "one", *of)) == 0
+    losses = [[row["loss"] for row in lines_of(run_of(tmp_path / root), "train")] for root in ("one", "many")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.skipif(not EVERY_FAMILY, reason="starts many processes: CL_RUNNER_EVERY_FAMILY=1")
+@pytest.mark.parametrize("method", ["seq_ft", "pe"])
+def test_a_run_goes_on_with_another_number_of_processes(method: str, tmp_path: Path) -> None:
+    """2, then 4, then 1 that knows of no parts: what is saved is whole."""
+    of = (*LONG, f"method={method}", *PASSES)
+    root = tmp_path / "stopped"
+    for number, steps, again in ((2, 8, ()), (4, 40, ("resume=warn",))):
+        processes = start(number, "-m", "cl_runner", *line(root, *of, SHARD), *again)
+        folder = until_trained(root, steps)
+        processes[1].send_signal(signal.SIGTERM)
+        assert {status for status, *_ in ended(processes)} == {75}
+    assert run_command([*line(root, *of), "resume=warn"]) == 0
+    assert run_command(line(tmp_path / "one", *of)) == 0
+    check_alike(run_of(tmp_path / "one"), folder)
+
+
+@pytest.mark.skipif(not EVERY_FAMILY, reason="starts many processes: CL_RUNNER_EVERY_FAMILY=1")
+def test_the_same_number_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    of = (*LONG, "method=ewc", *PASSES, SHARD)
+    root = tmp_path / "stopped"
+    processes = start(2, "-m", "cl_runner", *line(root, *of))
+    folder = until_trained(root, 65)  # in the second task, where there is a Fisher
+    processes[0].send_signal(signal.SIGTERM)
+    assert {status for status, *_ in ended(processes)} == {75}
+    for place in (root, tmp_path / "whole"):
+        assert [status for status, *_ in ended(start(2, "-m", "cl_runner", *line(place, *of)))] == [0, 0]
+    check_alike(run_of(tmp_path / "whole"), folder, exactly=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("method=gem",), "gem needs all of what trains"),
+        (("method=[seq_ft,der]",), "der needs all of what trains"),
+        (("method=seq_ft", "training.optimizer=adafactor"), "Type: training.optimizer=adamw"),
+    ],
+)
+def test_what_cannot_lie_in_parts_is_named(
+    overrides: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(line(tmp_path, *overrides, SHARD)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_one_process_has_all_of_it(tmp_path: Path) -> None:
+    """Where there is nobody to share with, nothing is another one."""
+    of = ("method=pe_rand", "task_order.tasks=[{name: base, domains: [novels]}, {name: kettles}]")
+    with without_report():
+        assert run_command(line(tmp_path / "one", *of)) == run_command(line(tmp_path / "other", *of, SHARD)) == 0
+    one, other = run_of(tmp_path / "one"), run_of(tmp_path / "other")
+    assert one.name == other.name, "it is the same run"
+    assert torch.equal(*(torch.tensor([row["loss"] for row in lines_of(folder, "train")]) for folder in (one, other)))
+    check_alike(one, other, exactly=True)
