@@ -394,7 +394,7 @@ class Config(Schema):
     hardware: Hardware
     checkpoint: Checkpoint
     snapshots: Snapshots
-    reuse: Literal["none", "first_task"] = "none"  # of runs below the same root that train it alike
+    reuse: Literal["none", "first_task", "prefix"] = "none"  # of runs below the same root that train alike
     resume: Literal["strict", "warn"]  # where versions, threads or device are others than a run began with
     sweep: SweepOptions
     wandb: Wandb

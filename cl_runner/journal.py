@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from cl_runner import checkpoint, distributed, outputs
+from cl_runner.beginnings import Kept
 from cl_runner.change import Changes
 from cl_runner.compose import Request
 from cl_runner.data.task import Task
 from cl_runner.evaluate import evaluate, evaluation_examples, scores, scores_of_labels
 from cl_runner.families.base import Prediction
-from cl_runner.first_task import Kept
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.intervals import read_predictions
 from cl_runner.learn import Watch
@@ -27,7 +27,7 @@ from cl_runner.matrix import START
 from cl_runner.methods.base import Method
 from cl_runner.probes.base import Probe
 from cl_runner.rate_advice import loss_note
-from cl_runner.record import throughput, write_ability, write_fisher, write_matrices, write_predictions
+from cl_runner.record import steps_of, throughput, write_ability, write_fisher, write_matrices, write_predictions
 from cl_runner.sparse.certificate import Untouched
 from cl_runner.sparse.chain import apply_chain
 from cl_runner.sparse.snapshots import describe_snapshot
@@ -89,7 +89,7 @@ class Journal(Watch):
         self.step = 0
         self._outputs: dict[str, outputs.Recorded] = {}  # of every test set, before the task under way
         self._moved: dict[str, dict[str, Any]] = {}  # since then
-        self._reused: str | None = None  # the run that trained the task under way
+        self._reused: Kept | None = None  # the task under way was trained by another run
         self._sent, self._sent_from = 0, 0  # bytes that were sent before the task's training went on, and its step
         self._milliseconds: float | None = None  # of an example of the last evaluation
         self.wandb: WandbLog | None = None
@@ -215,11 +215,14 @@ class Journal(Watch):
     def on_reused(self, task: Task, kept: Kept) -> None:
         for numbers in kept.lines:
             self._log_step(task, numbers)
-        self._reused = kept.run
+        self._reused = kept
         self._console.line(
-            f"{task.name}: trained before, with the same bits, by {kept.run} (reuse=first_task); its "
+            f"{task.name}: trained before, with the same bits, by {kept.run} (reuse={self._config.reuse}); its "
             f"{len(kept.lines)} steps are this run's record"
         )
+
+    def steps_of(self, task: Task) -> list[dict[str, Any]]:
+        return steps_of(self._folder, task.index)
 
     def on_trained(self, task: Task, entries: int, best: Best) -> None:
         self._shown.close()
@@ -234,7 +237,8 @@ class Journal(Watch):
         detail = self.details[task.index]
         detail |= kept | distributed.once(throughput)(self._folder, task, entries)
         if self._reused is not None:
-            detail["trained_by"], self._reused = self._reused, None
+            detail |= self._reused.told()
+            self._reused = None
         if distributed.size() > 1:
             sent = (distributed.sent_bytes() - self._sent) / max(1, self.step - self._sent_from)
             detail["processes"] = {"number": distributed.size(), "sent_bytes_per_step": sent}

@@ -207,6 +207,17 @@ def throughput(folder: Path, task: Task, entries: int) -> dict[str, Any]:
     return found
 
 
+def steps_of(folder: Path, task: int) -> list[dict[str, Any]]:
+    """The numbers of a task's steps in metrics.jsonl, without what places them in the run."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    placed = ("kind", "task", "task_index", "step")
+    return [
+        {name: value for name, value in line.items() if name not in placed}
+        for line in lines
+        if line["kind"] == "train" and line["task_index"] == task
+    ]
+
+
 def write_ability(folder: Path, names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> None:
     """ability.csv: what the probes measured before the first and after every task so far."""
     cells = np.array([list(row.values()) for row in rows])

@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor
 
 from cl_runner import checkpoint, distributed
+from cl_runner.beginnings import Beginnings
 from cl_runner.build import recompute_activations
 from cl_runner.compose import Request
 from cl_runner.damage import check_begun, what_to_type
@@ -24,7 +25,6 @@ from cl_runner.data.task import Task
 from cl_runner.digests import Damaged, read_json
 from cl_runner.ends import finish, guarded
 from cl_runner.families.base import Family
-from cl_runner.first_task import FirstTasks
 from cl_runner.journal import Journal, Scene
 from cl_runner.learn import learn_task
 from cl_runner.learner import Learner
@@ -35,7 +35,6 @@ from cl_runner.planning.work import units
 from cl_runner.prepared import prepare
 from cl_runner.record import check_environment, header, write_request
 from cl_runner.sparse.measured import Measured
-from cl_runner.train import stage_of
 
 
 def execute(request: Request, tasks: Sequence[Task]) -> int:
@@ -183,19 +182,17 @@ class Run:
             resume=resumed["training"] if resumed else None,
             fresh=resumed is None,
             flops_per_token=self._flops_per_token(task),
-            first=self._first_tasks(task),
+            shared=self._shared(task),
         )
         journal.learned(task)
 
-    def _first_tasks(self, task: Task) -> FirstTasks | None:
-        """Where runs share what came of their first task; None where this one may not, or would learn it otherwise."""
-        config, cache = self.config, self.prepared.cache
-        plain = all(method.plain_at_first() for method in self.prepared.method.methods.values())
-        own_end = config.training.select == "best_validation" or config.training.budget.seconds is not None
-        if task.index or config.reuse != "first_task" or cache is None or not plain or own_end:
+    def _shared(self, task: Task) -> Beginnings | None:
+        """Where runs share what came of tasks; None where this one does not."""
+        if self.config.reuse == "none":
             return None
-        stage, limit = stage_of(config.training, task), int(config.importance.cache_gb * 1e9)
-        return FirstTasks(cache / "first_tasks", limit, str(self.request.folder), stage, config.training)
+        assert self.prepared.cache is not None, "it was checked that there is one"
+        folder, flops = self.prepared.cache / "trained", self._flops_per_token(task)
+        return Beginnings(folder, str(self.request.folder), self.config, flops)
 
     def _flops_per_token(self, task: Task) -> float | None:
         """What a token of a task costs, as plan.json has it, where a budget counts that; None without a plan."""

@@ -51,6 +51,7 @@ class Progress:
     best: Best
     tokens: int = 0  # that these steps read
     done: bool = False
+    shared: str = ""  # under which name what comes of the task is kept for other runs; empty = it is not
 
     def state_dict(self) -> dict[str, Any]:
         """A tree of tensors and numbers; after the last step without the optimizer, which makes no other one."""
@@ -61,12 +62,14 @@ class Progress:
             "held": dict(self.held),
             "optimizer": self.optimizer.state_dict() if self.step < self.steps else None,
             "best": {**best, "evaluations": self.best.evaluations},
+            "shared": self.shared,
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The counterpart of `state_dict`."""
         self.step, self.tokens = state["step"], state.get("tokens", 0)
+        self.shared = state.get("shared", "")
         for name, values in state["held"].items():
             self.held[name].copy_(values)
         if state["optimizer"] is not None:
