@@ -57,6 +57,7 @@ class Kept:
         run: the folder of the run that trained it.
         began: the hash of all that the training follows from.
         weights: the hash of all weights behind the last step.
+        by: what was typed for it.
     """
 
     training: dict[str, Any]
@@ -65,6 +66,7 @@ class Kept:
     run: str
     began: str
     weights: str
+    by: str
 
     def told(self) -> dict[str, Any]:
         """What a task's entry in summary.json says of it."""
@@ -171,7 +173,9 @@ class Beginnings:
         with suppress(OSError):  # a folder that can only be read
             os.utime(self._path(name))  # used now: the last to be evicted
         lines = json.loads(said["lines"])
-        return Kept(state["training"], state["method"], lines, said["run"], name, said["weights"])
+        return Kept(
+            state["training"], state["method"], lines, said["run"], name, said["weights"], f"reuse={self.config.reuse}"
+        )
 
     def keep(
         self,

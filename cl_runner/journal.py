@@ -217,8 +217,7 @@ class Journal(Watch):
             self._log_step(task, numbers)
         self._reused = kept
         self._console.line(
-            f"{task.name}: trained before, with the same bits, by {kept.run} (reuse={self._config.reuse}); its "
-            f"{len(kept.lines)} steps are this run's record"
+            f"{task.name}: trained by {kept.run} ({kept.by}), whose {len(kept.lines)} steps are this run's record"
         )
 
     def steps_of(self, task: Task) -> list[dict[str, Any]]:

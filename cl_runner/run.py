@@ -29,6 +29,7 @@ from cl_runner.journal import Journal, Scene
 from cl_runner.learn import learn_task
 from cl_runner.learner import Learner
 from cl_runner.matrix import START
+from cl_runner.parent import Parent, keep_state, read_parent, take_task
 from cl_runner.planning.begun import plan_once
 from cl_runner.planning.fitting import applied
 from cl_runner.planning.work import units
@@ -52,6 +53,7 @@ def execute(request: Request, tasks: Sequence[Task]) -> int:
                 print(f"Another process has just completed this run: {request.folder}")
                 return 0
             saved = run.saved()
+            run.check_parent(saved)
             return run.guarded(saved)
     except ValueError as error:
         distributed.part()
@@ -67,6 +69,7 @@ class Run:
     def __init__(self, request: Request, tasks: Sequence[Task]):
         self.request, self.config = request, request.config
         self.prepared = prepare(request.config, tasks)
+        self._parent: Parent | None = None
 
     def saved(self) -> dict[str, Any] | None:
         """The last checkpoint, or None; what a run reads back of its folder is what it wrote.
@@ -87,6 +90,22 @@ class Run:
         for line in lines:
             print(line, flush=True)
         return saved
+
+    def check_parent(self, saved: dict[str, Any] | None) -> None:
+        """Find what a fork takes of the run that it goes on from, while it has not taken all of it.
+
+        Args:
+            saved: the last checkpoint, or None.
+
+        Raises:
+            ValueError: this run cannot go on from that one; the text says what to type.
+        """
+        fork, done = self.config.fork, saved["task"] if saved else 0
+        names = [task.name for task in self.prepared.tasks]
+        if fork.run is None or fork.at is None or (fork.at in names[:done]):
+            return
+        self._parent = read_parent(Path(fork.run), fork.at)
+        self._parent.check(self.config, self.prepared.tasks, self.prepared.method)
 
     def guarded(self, saved: dict[str, Any] | None) -> int:
         """The story with its ends, as an exit status. Call it holding the run's lock.
@@ -173,6 +192,16 @@ class Run:
         if learner.restart and task.index:
             learner.put(kept)
             journal.changes.restart()
+        if self._parent is not None and task.index < self._parent.count:
+            given = self._parent.given(task, self.prepared.method, learner.device)
+            take_task(learner, self.prepared.method, task, journal, given, resumed is None, self.request.folder)
+        else:
+            self._train(learner, journal, task, resumed)
+        if self.config.checkpoint.after_tasks:
+            keep_state(self.request.folder, task, self.prepared.method)
+        journal.learned(task)
+
+    def _train(self, learner: Learner, journal: Journal, task: Task, resumed: dict[str, Any] | None) -> None:
         learn_task(
             learner,
             self.prepared.method,
@@ -184,7 +213,6 @@ class Run:
             flops_per_token=self._flops_per_token(task),
             shared=self._shared(task),
         )
-        journal.learned(task)
 
     def _shared(self, task: Task) -> Beginnings | None:
         """Where runs share what came of tasks; None where this one does not."""
