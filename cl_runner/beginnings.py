@@ -154,7 +154,7 @@ class Beginnings:
             "state": _digest([method.state_dict(), trains]),
             "importance": self.config.importance.model_dump(mode="json", exclude={"cache_gb"}),
             "order": [task.index, order.restart, order.joint, order.answers_until],
-            "answers": self.config.evaluation.model_dump(mode="json"),
+            "answers": self.config.evaluation.model_dump(mode="json", exclude={"batch_size", "split", "tasks"}),
             "tasks": [_told(one) for one in learner.tasks[: task.index + 1]],
             "built for": [[one.name, one.labels] for one in learner.tasks] if builds else [],
         }

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from cl_runner.read_if import NotGenerated, OfAdamW, OfClassifiers, OfFiles, OfHub, OfLanguageModels, ReadIf, Written
+from cl_runner.value_checks import Score as Score  # options of methods are typed by what stands here
 from cl_runner.value_checks import (
     checked_character,
     checked_columns,

@@ -23,7 +23,7 @@ from cl_runner.compose import check
 from cl_runner.config import Config
 from cl_runner.damage import read_config
 from cl_runner.data.task import Task, fingerprint, label_union
-from cl_runner.digests import Damaged, read_json
+from cl_runner.digests import Damaged, read_json, read_text
 from cl_runner.distributed import once
 from cl_runner.learn import Watch
 from cl_runner.learner import Learner
@@ -114,9 +114,11 @@ class Parent:
 
     def _kept(self) -> str:
         """The line that makes the run anew elsewhere, and keeps what is missing."""
-        typed = (self.folder / "overrides.txt").read_text(encoding="utf-8").split("\n")
-        kept = [word for word in typed if word and key_of(word) not in ("root", "checkpoint.after_tasks")]
+        kept = [word for word in self._typed() if key_of(word) not in ("root", "checkpoint.after_tasks")]
         return command_line([*kept, f"root={written(f'{self.config.root}_kept')}", "checkpoint.after_tasks=true"])
+
+    def _typed(self) -> list[str]:
+        return [word for word in read_text(self.folder / "overrides.txt").split("\n") if word]
 
     def _state(self, snapshot: Path) -> Path:
         return state_file(self.folder, snapshot.stem)
@@ -175,10 +177,10 @@ class Parent:
         if self.count > 1:
             other = f" (or go on from the first task, which most methods can: --at {self._first})"
         if list(config.method) != list(then):
-            names = " + ".join(config.method)
+            chosen = [word for word in self._typed() if key_of(word) == "method"] or ["its method"]
             raise ValueError(
-                f"method {names} cannot go on from what {' + '.join(then)} learned up to {self.at}: what it would know of "
-                f"that is not there. Type: method={self._typed()}{other}"
+                f"{' + '.join(config.method)} cannot go on from {self.at}, which {' + '.join(then)} learned: what it "
+                f"would know of the tasks up to there is missing. Go on with {chosen[0]}{other}"
             )
         for name, node in config.method.items():
             builds = type(method.methods[name]).build is not Method.build
@@ -192,10 +194,6 @@ class Parent:
                         f"method.{name}.{key}={value}: what {name} has of the tasks until {self.at} was made with "
                         f"{before}. Type: method.{name}.{key}={written(before)}{other}"
                     )
-
-    def _typed(self) -> str:
-        names = list(self.config.method)
-        return names[0] if len(names) == 1 else f"[{','.join(names)}]"
 
 
 @dataclass(frozen=True)

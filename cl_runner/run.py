@@ -28,6 +28,7 @@ from cl_runner.families.base import Family
 from cl_runner.journal import Journal, Scene
 from cl_runner.learn import learn_task
 from cl_runner.learner import Learner
+from cl_runner.lock import locked
 from cl_runner.matrix import START
 from cl_runner.parent import Parent, keep_state, read_parent, take_task
 from cl_runner.planning.begun import plan_once
@@ -48,7 +49,7 @@ def execute(request: Request, tasks: Sequence[Task]) -> int:
     try:
         run = Run(request, tasks)
         # The folder is the run's: the first of its processes holds it for all of them.
-        with checkpoint.locked(request.folder / "state") if distributed.first() else nullcontext():
+        with locked(request.folder / "state") if distributed.first() else nullcontext():
             if distributed.shared((request.folder / "COMPLETED").is_file()):
                 print(f"Another process has just completed this run: {request.folder}")
                 return 0

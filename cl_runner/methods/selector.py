@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cl_runner.config import Fraction, NonNegative, Positive
+from cl_runner.config import Fraction, NonNegative, Positive, Score
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.freezing import frozen
@@ -29,7 +29,6 @@ from cl_runner.sparse.groups import group_sizes, layer_groups
 from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_MEAN, NEEDS_PASS, scores
 from cl_runner.sparse.selection import random_selection, select
 from cl_runner.trained import Trained
-from cl_runner.value_checks import Score
 from cl_runner.zero_gradient import Kept, counts, kept_sizes, whole_positions, zero_gradient
 
 

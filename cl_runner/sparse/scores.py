@@ -13,8 +13,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from cl_runner.config import Score
 from cl_runner.sparse.importance import Importance
-from cl_runner.value_checks import Score
 
 #: Scores that a pass over data comes before, and those of them that need its G.
 NEEDS_PASS = frozenset(get_args(Score)) - {"magnitude", "random"}
