@@ -8,7 +8,7 @@ nothing that a method could not find out itself: methods that begin with such a 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,10 @@ class Parent:
         masks = self.folder / "masks.json"
         entries = read_json(masks)["tasks"] if masks.is_file() else []
         mask = next((entry for entry in entries if entry["task"] == task.name), None)
-        return Given(self, path, snapshot, known, steps_of(self.folder, task.index), mask, plain)
+        new: set[str] = set()
+        if task.index:
+            new = snapshot.header.shapes.keys() - describe_snapshot(self.snapshots[task.index - 1]).shapes.keys()
+        return Given(self, path, snapshot, new, known, steps_of(self.folder, task.index), mask, plain)
 
     @property
     def _first(self) -> str:
@@ -180,7 +183,7 @@ class Parent:
             chosen = [word for word in self._typed() if key_of(word) == "method"] or ["its method"]
             raise ValueError(
                 f"{' + '.join(config.method)} cannot go on from {self.at}, which {' + '.join(then)} learned: what it "
-                f"would know of the tasks up to there is missing. Go on with {chosen[0]}{other}"
+                f"would know of, or build for, the tasks up to there is missing. Go on with {chosen[0]}{other}"
             )
         for name, node in config.method.items():
             builds = type(method.methods[name]).build is not Method.build
@@ -201,6 +204,7 @@ class Given:
     """What a run has of one task.
 
     Attributes:
+        new: parameters that exist since the task, which its snapshot changes from zeros.
         known: the methods' state after the task; None where they find it out themselves, or know nothing.
         lines: numbers of its steps.
         mask: its entry of masks.json.
@@ -210,6 +214,7 @@ class Given:
     parent: Parent
     path: Path
     snapshot: Snapshot
+    new: Collection[str]
     known: dict[str, Any] | None
     lines: Sequence[dict[str, Any]]
     mask: Mapping[str, Any] | None
@@ -237,7 +242,7 @@ class Given:
         header, parameters = self.snapshot.header, learner.parameters()
         missing = [name for name, shape in header.shapes.items() if name not in parameters]
         other = [n for n, shape in header.shapes.items() if n in parameters and parameters[n].shape != shape]
-        if missing or other or not self._is(learner, header.parent):
+        if missing or other or not self._is(learner, header.parent, header.shapes.keys() - self.new):
             reason = (
                 f"it has no {missing[0]}" if missing else f"{other[0]} has another shape" if other else "they differ"
             )
@@ -252,12 +257,22 @@ class Given:
         Raises:
             Damaged: they are not.
         """
-        if not self._is(learner, self.snapshot.header.weights):
+        header = self.snapshot.header
+        if not self._is(learner, header.weights, header.shapes):
             raise Damaged(self.path, "does not lead to the weights that it promises")
 
-    def _is(self, learner: Learner, digest: str) -> bool:
+    @torch.no_grad()
+    def put(self, learner: Learner) -> None:
+        """The model as it is after the task, of which it was known what trains."""
+        parameters, written = learner.parameters(), learner.what.written
+        for name in self.new:
+            parameters[name].zero_()
+        changes = {name: change for name, change in self.snapshot.changes.items() if name not in written}
+        apply_snapshot(parameters, Snapshot(self.snapshot.header, changes))
+
+    def _is(self, learner: Learner, digest: str, names: Collection[str]) -> bool:
         parameters = learner.parameters()
-        return weights_hash({name: parameters[name] for name in self.snapshot.header.shapes}) == digest
+        return weights_hash({name: parameters[name] for name in names}) == digest
 
 
 def read_parent(folder: Path, at: str) -> Parent:
@@ -326,8 +341,7 @@ def take_task(
     with learner.clock.phase("snapshot"):
         learner.begin()
         watch.on_begin(task)
-    changes = {name: change for name, change in given.snapshot.changes.items() if name not in learner.what.written}
-    apply_snapshot(learner.parameters(), Snapshot(header, changes))
+    given.put(learner)
     given.check_after(learner)
     kept = Kept({}, None, given.lines, str(given.parent.folder), header.parent, header.weights, "fork")
     watch.on_reused(task, kept)
@@ -344,7 +358,9 @@ def take_task(
 
 
 def _watches(method: Method) -> bool:
-    """Whether a method has to see how the first task is learned."""
+    """Whether a method has to see how the first task is learned, or learns it in a model of other parts."""
+    if type(method).build is not Method.build:
+        return True
     if not method.chooses and method.plain_at_first():
         return False
     hooks = ("after_task", "conclude") if method.chooses else ("after_task", "before_task", "after_step", "steps")
