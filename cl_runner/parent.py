@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cl_runner.beginnings import Kept
 from cl_runner.build import build_method
-from cl_runner.checkpoint import pack, unpack
+from cl_runner.checkpoint import load, pack, unpack
 from cl_runner.compose import check
 from cl_runner.config import Config
 from cl_runner.damage import read_config
@@ -109,7 +109,16 @@ class Parent:
         new: set[str] = set()
         if task.index:
             new = snapshot.header.shapes.keys() - describe_snapshot(self.snapshots[task.index - 1]).shapes.keys()
-        return Given(self, path, snapshot, new, known, steps_of(self.folder, task.index), mask, plain)
+        steps, trainable = steps_of(self.folder, task.index), self._details()[task.index]["trainable"]
+        return Given(self, path, snapshot, new, known, steps, trainable, mask, plain)
+
+    def _details(self) -> list[dict[str, Any]]:
+        """What the run noted of its tasks, whether it is done or not."""
+        path = self.folder / "summary.json"
+        if path.is_file():
+            return list(read_json(path)["tasks_detail"])
+        state = load(self.folder / "state", "cpu")
+        return [] if state is None else list(state["details"])
 
     @property
     def _first(self) -> str:
@@ -207,6 +216,7 @@ class Given:
         new: parameters that exist since the task, which its snapshot changes from zeros.
         known: the methods' state after the task; None where they find it out themselves, or know nothing.
         lines: numbers of its steps.
+        trainable: entries that trained.
         mask: its entry of masks.json.
         plain: methods find out themselves what they need to know of it.
     """
@@ -217,6 +227,7 @@ class Given:
     new: Collection[str]
     known: dict[str, Any] | None
     lines: Sequence[dict[str, Any]]
+    trainable: int
     mask: Mapping[str, Any] | None
     plain: bool
 
@@ -345,8 +356,7 @@ def take_task(
     given.check_after(learner)
     kept = Kept({}, None, given.lines, str(given.parent.folder), header.parent, header.weights, "fork")
     watch.on_reused(task, kept)
-    trains = learner.selected.values() or learner.params().values()
-    watch.on_trained(task, sum(each.numel() for each in trains), Best())
+    watch.on_trained(task, given.trainable, Best())
     if given.mask is not None:
         once(write_masks)(folder, given.mask)  # which knows what was selected from
     learner.finish()

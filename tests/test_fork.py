@@ -43,7 +43,9 @@ def content(folder: Path) -> dict[str, Any]:
     return {
         "weights": summary["weights_sha256"],
         "metrics": summary["metrics"],
-        "lines": [line | {"tokens_per_second": 0} for line in lines],
+        "lines": [
+            [line.get(key) for key in ("kind", "task", "step", "loss", "gradient_norm", "scores")] for line in lines
+        ],
         "tasks": [{key: one[key] for key in ("name", "steps", "changed", "trainable", "answers")} for one in details],
         "masks": (folder / "masks.json").read_text() if (folder / "masks.json").is_file() else None,
         "snapshots": [path.read_bytes() for path in sorted((folder / "snapshots").iterdir())],
