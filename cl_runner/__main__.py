@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": ("cl_runner.compare", "why two runs differ: configuration, program, machine, data, and where it shows"),
     "doctor": ("cl_runner.doctor", "versions, devices, disk, locks and a small run: whether this machine can run"),
     "figure": ("cl_runner.papers.figure_command", "figures of the papers drawn of runs, with their data"),
+    "fork": ("cl_runner.fork", "a new run that goes on from another one after a task, under other settings"),
     "job": ("cl_runner.sweeps.one_job", "one job of a submitted sweep, as its batch script starts it"),
     "methods": ("cl_runner.catalogue.command", "every method: paper, what trains, what is kept; by name its options"),
     "orders": ("cl_runner.statistics.command", "balanced orders of a benchmark's tasks, and the line that runs them"),

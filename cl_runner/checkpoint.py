@@ -14,9 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +24,6 @@ from torch import Tensor
 
 from cl_runner.digests import Damaged, readable, replace_file, sealed, unsealed
 from cl_runner.full_disk import room_for
-
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 MANIFEST = "checkpoint.json"
 
@@ -149,37 +141,3 @@ def load(folder: Path, device: str) -> dict[str, Any] | None:
 def remove(folder: Path) -> None:
     """Delete the state of a finished run."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; the system releases it however the process ends.
-
-    Raises:
-        ValueError: another process is running the same run.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w")
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror}. Choose another place: root=DIR") from None
-    with file:
-        if fcntl is None:
-            _say_unlocked(folder, "this system has none")
-        else:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"another process is running this very run: {folder}. Wait for it, or stop it"
-                ) from None
-            except OSError as error:  # a shared file system that was mounted without locks
-                _say_unlocked(folder, str(error.strerror))
-        yield
-
-
-def _say_unlocked(folder: Path, reason: str) -> None:
-    print(
-        f"No lock on {folder} ({reason}): take care that the same run is not started a second time meanwhile",
-        file=sys.stderr,
-    )

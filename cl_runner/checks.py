@@ -160,6 +160,24 @@ def check_budget(config: Config) -> None:
             )
 
 
+def check_shared(config: Config) -> None:
+    """What is taken of other runs can be, or a ValueError says what to type."""
+    if config.reuse != "none" and not config.importance.cache_gb:
+        raise ValueError(
+            f"reuse={config.reuse} keeps what came of tasks in the cache, which importance.cache_gb=0 leaves no room. "
+            "Type: importance.cache_gb=10 (or reuse=none)"
+        )
+    if config.reuse != "none" and config.training.budget.seconds is not None:
+        raise ValueError(
+            f"reuse={config.reuse}: how far a task gets in training.budget.seconds depends on the machine's load, so "
+            "that no two runs train alike. Type: reuse=none (or training.budget.steps=NUMBER)"
+        )
+    if config.fork.run is not None and config.fork.at is None:
+        raise ValueError(
+            "fork.run names a run, and not its task from which on this one goes its own way. Type: fork.at=TASK"
+        )
+
+
 def _check_balanced(order: TaskOrder) -> None:
     """The balanced order that is asked for is there."""
     if order.balanced is None:

@@ -35,6 +35,7 @@ from cl_runner.checks import (
     check_places,
     check_probes,
     check_scoring,
+    check_shared,
     check_told,
     idle_notes,
 )
@@ -155,6 +156,7 @@ def check(resolved: dict[str, Any], folders: Sequence[Path] = ()) -> Config:
         check_options(f"method.{name}", node, method_spec(name, node))
     check_order(config)
     check_budget(config)
+    check_shared(config)
     check_hub(config)
     check_scoring(config)
     check_probes(config.probe, config.backbone.family)

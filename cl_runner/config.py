@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from cl_runner.read_if import NotGenerated, OfAdamW, OfClassifiers, OfFiles, OfHub, OfLanguageModels, ReadIf, Written
+from cl_runner.value_checks import Score as Score  # options of methods are typed by what stands here
 from cl_runner.value_checks import (
     checked_character,
     checked_columns,
@@ -35,19 +36,6 @@ Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Asked = Annotated[str, Field(min_length=1, pattern=r"^[^\n\r]*$")]  # a line for another program
 SpecialTokens = Literal["text", "read"]  # what `</s>`, `[SEP]` and the like are in users' texts: letters, or the token
 FamilyKind = Literal["classifier", "causal", "seq2seq", "image_text"]  # what a family of models behaves as
-#: Scores of weights; cl_runner/sparse/scores.py has their formulas.
-Score = Literal[
-    "fisher",
-    "second_order",
-    "gradient_over_fisher",
-    "gradient_over_shifted_fisher",
-    "gradient_over_shifted_root",
-    "abs_grad",
-    "magnitude",
-    "random",
-]
-
-
 MetricName = Annotated[str, known("metrics", "a metric")]
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(checked_file_name)]  # becomes part of file names
 
@@ -359,12 +347,20 @@ class Checkpoint(Schema):
     """How often a run's state is saved while a task trains (and always between phases)."""
 
     every_seconds: NonNegative
+    after_tasks: bool = False  # what methods know after each task stays in the run's folder, for forks
 
 
 class Snapshots(Schema):
     """Which tasks' changes are kept as snapshots."""
 
     save: Literal["all", "sparse", "none"]  # sparse: leave out later tasks that changed a tenth as whole tensors
+
+
+class Fork(Schema):
+    """Another run that this one goes on from: its first tasks are the other's."""
+
+    run: str | None = None  # its folder
+    at: Annotated[str | None, ReadIf("run", (None,), unless=True)] = None  # the last task that is the other's
 
 
 class Wandb(Schema):
@@ -393,8 +389,9 @@ class Config(Schema):
     probe: dict[str, dict[str, Any]]
     hardware: Hardware
     checkpoint: Checkpoint
+    fork: Fork = Fork()
     snapshots: Snapshots
-    reuse: Literal["none", "first_task"] = "none"  # of runs below the same root that train it alike
+    reuse: Literal["none", "first_task", "prefix"] = "none"  # of runs below the same root that train alike
     resume: Literal["strict", "warn"]  # where versions, threads or device are others than a run began with
     sweep: SweepOptions
     wandb: Wandb

@@ -128,18 +128,15 @@ def _devices() -> Iterator[Finding]:
 
 
 def _root(root: Path) -> Iterator[Finding]:
-    from cl_runner.checkpoint import locked
+    from cl_runner.lock import HELD, locked
     from cl_runner.planning.memory import gigabytes
 
     above = next(place for place in (root.absolute(), *root.absolute().parents) if place.is_dir())
     free = shutil.disk_usage(above).free
     yield free >= FEW_BYTES, f"disk of {root}: {gigabytes(free)} free"
-    with tempfile.TemporaryDirectory(dir=above, prefix=".doctor_") as folder:
-        said = io.StringIO()
-        with contextlib.redirect_stderr(said), locked(Path(folder)):
-            pass
-        text = said.getvalue().strip()
-        yield True, text or "locks: there, so that no run is started twice"
+    with tempfile.TemporaryDirectory(dir=above, prefix=".doctor_") as folder, locked(Path(folder)) as by_system:
+        without = f"locks: this file system has none; a run holds the file state/{HELD} instead"
+        yield True, "locks: there, so that no run is started twice" if by_system else without
 
 
 def _offline() -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 #: Keys that say where and how often a run writes, not what it computes: they are no part of its identity.
@@ -40,5 +41,9 @@ def config_hash(resolved: Mapping[str, Any]) -> str:
     # The default was the CPU once; on which device a run computes its environment tells.
     identity["hardware"] = hardware | ({"device": "cpu"} if hardware.get("device") == "auto" else {})
     identity["importance"] = {key: value for key, value in identity["importance"].items() if key != "cache_gb"}
+    forked = identity.pop("fork", None)  # of a whole run there is nothing to say, and once nothing was said
+    if forked is not None and forked["run"] is not None:
+        # Where the other run lies is no part of it, which run it is: <order>/<backbone>/<method>/seed<seed>-<hash>.
+        identity["fork"] = ["/".join(Path(forked["run"]).parts[-4:]), forked["at"]]
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from cl_runner import checkpoint, distributed, outputs
+from cl_runner.beginnings import Kept
 from cl_runner.change import Changes
 from cl_runner.compose import Request
 from cl_runner.data.task import Task
 from cl_runner.evaluate import evaluate, evaluation_examples, scores, scores_of_labels
 from cl_runner.families.base import Prediction
-from cl_runner.first_task import Kept
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.intervals import read_predictions
 from cl_runner.learn import Watch
@@ -27,8 +27,8 @@ from cl_runner.matrix import START
 from cl_runner.methods.base import Method
 from cl_runner.probes.base import Probe
 from cl_runner.rate_advice import loss_note
-from cl_runner.record import throughput, write_ability, write_fisher, write_matrices, write_predictions
-from cl_runner.shards import collected
+from cl_runner.record import steps_of, throughput, write_ability, write_fisher, write_matrices, write_predictions
+from cl_runner.shards import collected, placed
 from cl_runner.sparse.certificate import Untouched
 from cl_runner.sparse.chain import apply_chain
 from cl_runner.sparse.snapshots import describe_snapshot
@@ -90,7 +90,7 @@ class Journal(Watch):
         self.step = 0
         self._outputs: dict[str, outputs.Recorded] = {}  # of every test set, before the task under way
         self._moved: dict[str, dict[str, Any]] = {}  # since then
-        self._reused: str | None = None  # the run that trained the task under way
+        self._reused: Kept | None = None  # the task under way was trained by another run
         self._sent, self._sent_from = 0, 0  # bytes that were sent before the task's training went on, and its step
         self._milliseconds: float | None = None  # of an example of the last evaluation
         self.wandb: WandbLog | None = None
@@ -102,8 +102,7 @@ class Journal(Watch):
         self.rows, self.details, self.ability = saved["rows"], saved["details"], saved["ability"]
         self.step, self.changes.chain, self._outputs = saved["step"], saved["chain"], saved["outputs"]
         self._learner.clock.load_state_dict(saved["clock"])
-        shards = self._learner.shards
-        self._method.load_state_dict(saved["method"] if shards is None else shards.placed(saved["method"]))
+        self._method.load_state_dict(placed(self._learner.shards, saved["method"]))
         for task in self._learner.tasks[: saved["task"]]:
             self._learner.grow(task)
         if self.changes.chain:
@@ -218,11 +217,13 @@ class Journal(Watch):
     def on_reused(self, task: Task, kept: Kept) -> None:
         for numbers in kept.lines:
             self._log_step(task, numbers)
-        self._reused = kept.run
+        self._reused = kept
         self._console.line(
-            f"{task.name}: trained before, with the same bits, by {kept.run} (reuse=first_task); its "
-            f"{len(kept.lines)} steps are this run's record"
+            f"{task.name}: trained by {kept.run} ({kept.by}), whose {len(kept.lines)} steps are this run's record"
         )
+
+    def steps_of(self, task: Task) -> list[dict[str, Any]]:
+        return steps_of(self._folder, task.index)
 
     def on_trained(self, task: Task, entries: int, best: Best) -> None:
         self._shown.close()
@@ -236,8 +237,8 @@ class Journal(Watch):
                 raise
         detail = self.details[task.index]
         detail |= kept | distributed.once(throughput)(self._folder, task, entries)
-        if self._reused is not None:
-            detail["trained_by"], self._reused = self._reused, None
+        detail |= self._reused.told() if self._reused is not None else {}
+        self._reused = None
         if distributed.size() > 1:
             sent = (distributed.sent_bytes() - self._sent) / max(1, self.step - self._sent_from)
             detail["processes"] = {"number": distributed.size(), "sent_bytes_per_step": sent}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from cl_runner.beginnings import Beginnings, Kept
 from cl_runner.config import Training
 from cl_runner.data.task import Task
-from cl_runner.first_task import FirstTasks, Kept
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.train import Best, Progress, stage_of, train_task
-from cl_runner.trained import Trained
 
 
 class Watch:
@@ -27,6 +26,10 @@ class Watch:
 
     def on_reused(self, task: Task, kept: Kept) -> None:
         """The task's training is another run's: these are the numbers of its steps."""
+
+    def steps_of(self, task: Task) -> list[dict[str, Any]]:
+        """The numbers of all steps of a task, also of those before an interruption."""
+        raise NotImplementedError
 
     def validate(self, task: Task) -> float:
         """Percent on the task's validation split, and on what methods add to it; asked where an epoch is selected."""
@@ -45,7 +48,7 @@ def learn_task(
     resume: dict[str, Any] | None = None,
     fresh: bool = True,
     flops_per_token: float | None = None,
-    first: FirstTasks | None = None,
+    shared: Beginnings | None = None,
 ) -> None:
     """Learn one task at the learner's weights.
 
@@ -53,7 +56,7 @@ def learn_task(
         resume: training's part of a checkpoint inside this task, or None.
         fresh: whether the method's state does not hold yet what it finds out before the task.
         flops_per_token: of training in this task, where `training.budget` counts them.
-        first: where runs share what came of their first task, if this one is trained alike.
+        shared: where runs share what came of tasks that they train alike, if this one does.
     """
     learner.measured.change = task.importance
     learner.grow(task)
@@ -70,35 +73,41 @@ def learn_task(
     with learner.clock.phase("snapshot"):
         learner.begin()
         watch.on_begin(task)
-    if resume is not None or learner.what != Trained():
-        first = None  # half of it is this run's own, or not all of the weights train
-    lines: list[dict[str, float]] = []
+    ended: dict[str, Any] = {}  # the state behind the last step
 
     def on_step(progress: Progress, numbers: dict[str, float]) -> None:
-        if first is not None:
-            lines.append(numbers)
+        progress.shared = name
+        if name and progress.done:
+            ended.update(progress.state_dict())
         watch.on_step(task, progress, numbers)
 
     with learner.clock.phase("train"):
-        name = "" if first is None else first.named(learner, task)
-        kept = None if first is None else first.taken(learner, name)
-        if first is not None and kept is not None:
-            entries, best = first.put(learner, kept), Best()
+        name, kept = "", None
+        if resume is not None:
+            name = resume.get("shared", "")  # of the state that the task began in
+        elif shared is not None:
+            name = shared.named(learner, method, task)
+            kept = shared.taken(learner, name) if name else None
+        if kept is not None:
+            resume = kept.training
+            if kept.method is not None:
+                method.load_state_dict(kept.method)
             watch.on_reused(task, kept)
-        else:
-            entries, best = train_task(
-                learner,
-                method,
-                task,
-                stage_of(training, task),
-                training,
-                resume,
-                on_step,
-                (lambda: watch.validate(task)) if training.select == "best_validation" else None,
-                flops_per_token,
-            )
-            if first is not None:
-                first.keep(learner, name, lines)
+        entries, best = train_task(
+            learner,
+            method,
+            task,
+            stage_of(training, task),
+            training,
+            resume,
+            on_step,
+            (lambda: watch.validate(task)) if training.select == "best_validation" else None,
+            flops_per_token,
+        )
+        if kept is not None:
+            kept.check(learner)
+        elif shared is not None and ended:
+            shared.keep(learner, name, ended, method, lambda: watch.steps_of(task))
     method.conclude(learner, task)
     watch.on_trained(task, entries, best)
     learner.finish()

@@ -135,6 +135,11 @@ def _check_sharded(config: Config, method: Chain) -> None:
             "hardware.shard=true: adafactor's state is of rows and columns of whole matrices, of which a process has "
             "some. Type: training.optimizer=adamw (or hardware.shard=false)"
         )
+    if config.reuse != "none":
+        raise ValueError(
+            f"reuse={config.reuse} is for weights that a process has all of, and hardware.shard=true. "
+            "Type: reuse=none (or hardware.shard=false)"
+        )
     if not available():
         raise ValueError(
             f"hardware.shard=true needs torch 2.8 or later, and this is {torch.__version__}. "

@@ -17,7 +17,7 @@ from cl_runner.access import access
 from cl_runner.compose import Request
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task, fingerprint, label_union, source_files
-from cl_runner.digests import read_json, write, write_files
+from cl_runner.digests import read_json, read_text, write, write_files
 from cl_runner.families.base import Prediction
 from cl_runner.intervals import by_task, derived_intervals, draw, label_scores, read_answers, read_scores
 from cl_runner.loss_course import courses
@@ -207,6 +207,17 @@ def throughput(folder: Path, task: Task, entries: int) -> dict[str, Any]:
     return found
 
 
+def steps_of(folder: Path, task: int) -> list[dict[str, Any]]:
+    """The numbers of a task's steps in metrics.jsonl, without what places them in the run."""
+    lines = map(json.loads, read_text(folder / "metrics.jsonl").splitlines())
+    placed = ("kind", "task", "task_index", "step")
+    return [
+        {name: value for name, value in line.items() if name not in placed}
+        for line in lines
+        if line["kind"] == "train" and line["task_index"] == task
+    ]
+
+
 def write_ability(folder: Path, names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> None:
     """ability.csv: what the probes measured before the first and after every task so far."""
     cells = np.array([list(row.values()) for row in rows])
@@ -288,6 +299,7 @@ def write_summary(
             "seed": request.config.seed,
             "hash": request.hash,
             "sweep": request.sweep,
+            "fork": None if request.config.fork.run is None else f"{request.config.fork.run}:{request.config.fork.at}",
         },
         # What its classes say: a report imports none of the user's own.
         "access": {"old_data": list(given.old_data), "told": list(given.told)},

@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor
 
 from cl_runner import checkpoint, distributed
+from cl_runner.beginnings import Beginnings
 from cl_runner.build import recompute_activations
 from cl_runner.compose import Request
 from cl_runner.damage import check_begun, what_to_type
@@ -24,18 +25,18 @@ from cl_runner.data.task import Task
 from cl_runner.digests import Damaged, read_json
 from cl_runner.ends import finish, guarded
 from cl_runner.families.base import Family
-from cl_runner.first_task import FirstTasks
 from cl_runner.journal import Journal, Scene
 from cl_runner.learn import learn_task
 from cl_runner.learner import Learner
+from cl_runner.lock import locked
 from cl_runner.matrix import START
+from cl_runner.parent import Parent, keep_state, read_parent, take_task
 from cl_runner.planning.begun import plan_once
 from cl_runner.planning.fitting import applied
 from cl_runner.planning.work import units
 from cl_runner.prepared import prepare
 from cl_runner.record import check_environment, header, write_request
 from cl_runner.sparse.measured import Measured
-from cl_runner.train import stage_of
 
 
 def execute(request: Request, tasks: Sequence[Task]) -> int:
@@ -48,11 +49,12 @@ def execute(request: Request, tasks: Sequence[Task]) -> int:
     try:
         run = Run(request, tasks)
         # The folder is the run's: the first of its processes holds it for all of them.
-        with checkpoint.locked(request.folder / "state") if distributed.first() else nullcontext():
+        with locked(request.folder / "state") if distributed.first() else nullcontext():
             if distributed.shared((request.folder / "COMPLETED").is_file()):
                 print(f"Another process has just completed this run: {request.folder}")
                 return 0
             saved = run.saved()
+            run.check_parent(saved)
             return run.guarded(saved)
     except ValueError as error:
         distributed.part()
@@ -69,6 +71,7 @@ class Run:
         self.request, self.config = request, request.config
         self.prepared = prepare(request.config, tasks)
         self._sharded = request.config.hardware.shard and distributed.size() > 1
+        self._parent: Parent | None = None
 
     def saved(self) -> dict[str, Any] | None:
         """The last checkpoint, or None; what a run reads back of its folder is what it wrote.
@@ -90,6 +93,22 @@ class Run:
         for line in lines:
             print(line, flush=True)
         return saved
+
+    def check_parent(self, saved: dict[str, Any] | None) -> None:
+        """Find what a fork takes of the run that it goes on from, while it has not taken all of it.
+
+        Args:
+            saved: the last checkpoint, or None.
+
+        Raises:
+            ValueError: this run cannot go on from that one; the text says what to type.
+        """
+        fork, done = self.config.fork, saved["task"] if saved else 0
+        names = [task.name for task in self.prepared.tasks]
+        if fork.run is None or fork.at is None or (fork.at in names[:done]):
+            return
+        self._parent = read_parent(Path(fork.run), fork.at)
+        self._parent.check(self.config, self.prepared.tasks, self.prepared.method)
 
     def guarded(self, saved: dict[str, Any] | None) -> int:
         """The story with its ends, as an exit status. Call it holding the run's lock.
@@ -177,6 +196,16 @@ class Run:
         if learner.restart and task.index:
             learner.put(kept)
             journal.changes.restart()
+        if self._parent is not None and task.index < self._parent.count:
+            given = self._parent.given(task, self.prepared.method, learner.device)
+            take_task(learner, self.prepared.method, task, journal, given, resumed is None, self.request.folder)
+        else:
+            self._train(learner, journal, task, resumed)
+        if self.config.checkpoint.after_tasks:
+            keep_state(self.request.folder, task, self.prepared.method)
+        journal.learned(task)
+
+    def _train(self, learner: Learner, journal: Journal, task: Task, resumed: dict[str, Any] | None) -> None:
         learn_task(
             learner,
             self.prepared.method,
@@ -186,19 +215,16 @@ class Run:
             resume=resumed["training"] if resumed else None,
             fresh=resumed is None,
             flops_per_token=self._flops_per_token(task),
-            first=self._first_tasks(task),
+            shared=self._shared(task),
         )
-        journal.learned(task)
 
-    def _first_tasks(self, task: Task) -> FirstTasks | None:
-        """Where runs share what came of their first task; None where this one may not, or would learn it otherwise."""
-        config, cache = self.config, self.prepared.cache
-        plain = all(method.plain_at_first() for method in self.prepared.method.methods.values())
-        own_end = config.training.select == "best_validation" or config.training.budget.seconds is not None
-        if task.index or config.reuse != "first_task" or cache is None or not plain or own_end:
+    def _shared(self, task: Task) -> Beginnings | None:
+        """Where runs share what came of tasks; None where this one does not."""
+        if self.config.reuse == "none":
             return None
-        stage, limit = stage_of(config.training, task), int(config.importance.cache_gb * 1e9)
-        return FirstTasks(cache / "first_tasks", limit, str(self.request.folder), stage, config.training)
+        assert self.prepared.cache is not None, "it was checked that there is one"
+        folder, flops = self.prepared.cache / "trained", self._flops_per_token(task)
+        return Beginnings(folder, str(self.request.folder), self.config, flops)
 
     def _flops_per_token(self, task: Task) -> float | None:
         """What a token of a task costs, as plan.json has it, where a budget counts that; None without a plan."""

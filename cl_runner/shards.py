@@ -49,6 +49,11 @@ def collected(tree: Any) -> Any:
     return [collected(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
 
 
+def placed(shards: Shards | None, tree: Any) -> Any:
+    """A tree of saved state as it lies while a model trains: as it is, or in parts."""
+    return tree if shards is None else shards.placed(tree)
+
+
 class Shards:
     """The weights of a model in parts, or whole: whole at first.
 

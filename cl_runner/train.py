@@ -54,6 +54,7 @@ class Progress:
     tokens: int = 0  # that these steps read
     done: bool = False
     shards: Shards | None = None  # in which some of it lies
+    shared: str = ""  # under which name what comes of the task is kept for other runs; empty = it is not
 
     def state_dict(self) -> dict[str, Any]:
         """A tree of tensors and numbers; after the last step without the optimizer, which makes no other one."""
@@ -66,6 +67,7 @@ class Progress:
             "held": joined(self.held),
             "optimizer": self._optimizer_state(joined) if self.step < self.steps else None,
             "best": {**best, "evaluations": self.best.evaluations},
+            "shared": self.shared,
         }
 
     def _optimizer_state(self, each: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, Any]:
@@ -81,6 +83,7 @@ class Progress:
         """The counterpart of `state_dict`."""
         self.step, self.tokens = state["step"], state.get("tokens", 0)
         split = dict if self.shards is None else self.shards.split
+        self.shared = state.get("shared", "")
         for name, values in split(state["held"]).items():
             self.held[name].copy_(values)
         if state["optimizer"] is not None:

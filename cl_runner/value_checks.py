@@ -1,10 +1,24 @@
-"""Checks of single values, as they stand in the types of options."""
+"""Checks of single values, as they stand in the types of options, and the names of scores."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import AfterValidator
 
 from cl_runner.registry import PartKind, find, load
+
+#: Scores of weights; cl_runner/sparse/scores.py has their formulas.
+Score = Literal[
+    "fisher",
+    "second_order",
+    "gradient_over_fisher",
+    "gradient_over_shifted_fisher",
+    "gradient_over_shifted_root",
+    "abs_grad",
+    "magnitude",
+    "random",
+]
 
 
 def checked_file_name(name: str) -> str:

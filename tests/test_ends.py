@@ -1,4 +1,4 @@
-"""How runs end: full disks, output that cannot be shown or read, signals, locks, and what is said to help."""
+"""How runs end: full disks, output that cannot be shown or read, signals, and what is said to help."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,7 +164,7 @@ def test_a_full_disk_under_the_output_is_said(monkeypatch: pytest.MonkeyPatch) -
         assert lost()
 
 
-# Signals and locks ------------------------------------------------------------------------------------------
+# Signals ------------------------------------------------------------------------------------------
 
 
 def test_a_closed_terminal_stops_a_run_unless_it_is_ignored() -> None:
@@ -182,17 +181,3 @@ def test_a_closed_terminal_stops_a_run_unless_it_is_ignored() -> None:
             assert not stop.asked
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.parametrize("kind", ["no locks here", "no module"])
-def test_a_file_system_without_locks_is_said(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(*given: object) -> None:
-        raise OSError(errno.ENOLCK, kind)
-
-    module = SimpleNamespace(flock=refuse, LOCK_EX=2, LOCK_NB=4) if kind != "no module" else None
-    monkeypatch.setattr(checkpoint, "fcntl", module)
-    with checkpoint.locked(tmp_path / "state"):
-        said = capsys.readouterr().err
-    assert "No lock on" in said and "not started a second time" in said

@@ -78,7 +78,7 @@ def test_without_asking_nothing_is_taken(root: Path, tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_no_first_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finished(tmp_path, "method=seq_ft", "reuse=first_task")
-    (path,) = (tmp_path / "cache" / "first_tasks").glob("*.safetensors")
+    (path,) = (tmp_path / "cache" / "trained").glob("*.safetensors")
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)

@@ -18,6 +18,7 @@ from tiny import TINY, Death, run_command, tiny_encoder, without_report
 
 from cl_runner import checkpoint
 from cl_runner.compose import compose
+from cl_runner.lock import locked
 
 METHOD = "method=pe"
 EVERY_STEP = "checkpoint.every_seconds=0"
@@ -304,7 +305,7 @@ def test_a_failed_run_keeps_its_reason_and_can_be_tried_again(
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = folder_of(tmp_path)
-    with checkpoint.locked(folder / "state"):
+    with locked(folder / "state"):
         assert run_command(command(tmp_path)) == 2
     assert "another process is running this very run" in capsys.readouterr().err
 

@@ -84,6 +84,7 @@ class MbPA(Method):
     @memory.setter
     def memory(self, kept: list[Tensor]) -> None:
         self._places = [places.tolist() for places in kept]
+        self._entered, self._nearest = set(), None
 
     def needs(self, skeleton: nn.Module, outline: Outline) -> Needs:
         assert isinstance(skeleton, PreTrainedModel)

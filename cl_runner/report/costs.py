@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from cl_runner.loss_course import courses
@@ -139,6 +140,7 @@ THROUGHPUT: dict[str, tuple[str, Callable[[float], str]]] = {
 def time_table(details: Sequence[Mapping[str, Any]]) -> Table:
     """What every task's training and evaluation took, and of `THROUGHPUT` what some task knows."""
     known = {name: form for name, form in THROUGHPUT.items() if any(task.get(name) is not None for task in details)}
+    taken = any(task.get("trained_by") for task in details)
     rows = [
         [
             str(task["name"]),
@@ -148,11 +150,20 @@ def time_table(details: Sequence[Mapping[str, Any]]) -> Table:
             f"{task['online_seconds']:.1f}",
             f"{task['phases'].get('evaluate', 0.0):.1f}",
             *("-" if task.get(name) is None else form(task[name]) for name, (_, form) in known.items()),
+            *([_taken(task)] if taken else []),
         ]
         for task in details
     ]
     header = ["task", "training examples", "steps", "offline, s", "online, s", "evaluation, s"]
-    return Table([*header, *(head for head, _ in known.values())], rows)
+    return Table([*header, *(head for head, _ in known.values()), *(["trained by"] if taken else [])], rows)
+
+
+def _taken(task: Mapping[str, Any]) -> str:
+    """Which run trained a task, without where it lies, and the first digits of the weights that came of it."""
+    if not task.get("trained_by"):
+        return "this run"
+    run = "/".join(PurePath(task["trained_by"]).parts[-4:])
+    return f"{run}, to {task['trained_weights'][:12]}" if "trained_weights" in task else run
 
 
 #: Where a loss went, in words.

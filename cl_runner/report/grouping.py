@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
@@ -78,7 +79,8 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def identity(run: Run) -> dict[str, Any]:
     """Everything a configuration says about what is computed, but seed and protocol, by dotted key.
 
-    A checkpoint whose name tells the run's seed, such as a base that was trained for it, is one setting of all seeds.
+    A checkpoint whose name tells the run's seed, such as a base that was trained for it, is one setting of all seeds;
+    so is the run that a fork goes on from after the first task, which nothing has reached that the fork does not say.
     """
     ignored = {*NOT_IDENTITY, "seed"}
     keys = {key: value for key, value in flat(run.config) if key.split(".")[0] not in ignored}
@@ -86,6 +88,11 @@ def identity(run: Run) -> dict[str, Any]:
     own = keys.get("backbone.checkpoint")
     if isinstance(own, str):
         keys["backbone.checkpoint"] = re.sub(rf"seed{run.config['seed']}(?!\d)", "seed${seed}", own)
+    parent = keys.get("fork.run")
+    if isinstance(parent, str):  # where it lies is no setting
+        *place, own = PurePath(parent).parts[-4:]
+        first = keys["fork.at"] == run.config["task_order"]["tasks"][0]["name"]
+        keys["fork.run"] = "/".join([*place, "seed${seed}" if first else own])
     return {
         key: value.replace(f"{root}/", "${data_root}/") if isinstance(value, str) and value.startswith(root) else value
         for key, value in keys.items()
