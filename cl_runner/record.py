@@ -19,7 +19,7 @@ from cl_runner.data.example import Example
 from cl_runner.data.task import Task, fingerprint, label_union, source_files
 from cl_runner.digests import read_json, write, write_files
 from cl_runner.families.base import Prediction
-from cl_runner.intervals import by_task, derived_intervals, draw, label_scores, read_answers, read_scores
+from cl_runner.intervals import by_task, derived_intervals, label_scores, read_answers, read_scores
 from cl_runner.loss_course import courses
 from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting, write_table
 from cl_runner.parts import family_kind
@@ -263,7 +263,7 @@ def write_summary(
         tasks.append({**detail, "phases": seconds, "offline_seconds": offline, "online_seconds": online})
     alike = len({metrics[0] for metrics in scored_by.values()}) == 1
     sizes = list(test_examples.values()) if alike else None  # different metrics have no union
-    drawn = draw(by_task(read_scores(request.folder), list(test_examples), len(rows)))
+    scores = by_task(read_scores(request.folder), list(test_examples), len(rows))
     given = access(request.resolved, family_kind(request.config.backbone.family))
     of_labels, averages, bounds = label_scores(read_answers(request.folder, len(rows) - 1), labels or {})
     summary: dict[str, Any] = {
@@ -272,7 +272,7 @@ def write_summary(
         "test_examples": dict(test_examples),
         "scored_by": {task: list(metrics) for task, metrics in scored_by.items()},
         "metrics": derived(np.array(rows), sizes) | averages | _noted(details[-1]),
-        "intervals": derived_intervals(drawn, sizes) | bounds,
+        "intervals": derived_intervals(scores, sizes) | bounds,
         "label_scores": of_labels,
         "ability": list(ability),
         "phases": totals,
