@@ -26,6 +26,7 @@ from cl_runner.parts import family_kind
 from cl_runner.pretrained.places import all_digests
 from cl_runner.tracking.clock import OFFLINE, ONLINE, Clock
 from cl_runner.tracking.environment import describe_environment, differences
+from cl_runner.tracking.metrics import last_steps
 
 
 def write_request(request: Request, tasks: Sequence[Task], device: str) -> None:
@@ -181,8 +182,7 @@ def throughput(folder: Path, task: Task, entries: int) -> dict[str, Any]:
     }
     if not entries:
         return counted
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if line["kind"] == "train" and line["task"] == task.name]
+    steps = last_steps(folder / "metrics.jsonl", task.name)
     if not steps:
         return counted
     tokens = sum(line["tokens"] for line in steps)
