@@ -20,7 +20,9 @@ from cl_runner.metrics.classes import CLASS_SCORES, class_scores, percents, tall
 Kept = TypeVar("Kept")
 DRAWS = 1000
 SEED = 0
-_CELLS = 1_000_000  # drawn examples held at once
+_DRAWN = 1_000_000  # drawn examples held at once
+_CELLS = 4_000_000  # cells of bootstrapped matrices held at once
+_TOGETHER = 8  # draws that a product takes at least: a row's last bit depends on whether it is one of several
 
 
 def read_scores(folder: Path) -> dict[int, dict[str, Floats]]:
@@ -101,7 +103,7 @@ def by_task(scores: Mapping[int, Mapping[str, Floats]], tasks: Sequence[str], ro
 
 
 def draw(scores: Sequence[Floats], draws: int = DRAWS, streams: Sequence[int] | None = None) -> Floats:
-    """Bootstrapped matrices.
+    """Bootstrapped matrices, all at once.
 
     Args:
         scores: per task [rows, n], n > 0, percent of each test example after each row.
@@ -111,22 +113,27 @@ def draw(scores: Sequence[Floats], draws: int = DRAWS, streams: Sequence[int] | 
     Returns:
         [draws, rows, tasks], percent.
     """
+    return np.concatenate(list(_blocks(scores, draws, streams)))
+
+
+def _blocks(scores: Sequence[Floats], draws: int, streams: Sequence[int] | None) -> Iterator[Floats]:
+    """The same in blocks of draws, [part of draws, rows, tasks]: matrices of many tasks are too large together."""
     numbers = range(len(scores)) if streams is None else streams
-    return np.stack([_means(task, draws, number) for number, task in zip(numbers, scores, strict=True)], axis=-1)
+    randoms = [np.random.default_rng([SEED, number]) for number in numbers]
+    rows = len(scores[0])
+    for begin, end in _chunks(draws, max(1, _CELLS // (rows * len(scores) * _TOGETHER)) * _TOGETHER):
+        block = np.empty((end - begin, rows, len(scores)))
+        for column, (task, random) in enumerate(zip(scores, randoms, strict=True)):
+            block[..., column] = _sums(task.T, end - begin, random) / task.shape[1]
+        yield block
 
 
-def _means(scores: Floats, draws: int, number: int) -> Floats:
-    """The mean score of every draw and row, [draws, rows], of scores [rows, n]; its own stream for each task."""
-    return _sums(scores.T, draws, number) / scores.shape[1]
-
-
-def _sums(values: Floats, draws: int, number: int) -> Floats:
-    """The sums over the examples of every draw, [draws, K], of values [n, K]: of a task's n always the same draws."""
+def _sums(values: Floats, draws: int, random: np.random.Generator) -> Floats:
+    """The sums over the examples of the next draws, [draws, K], of values [n, K]."""
     size, columns = values.shape
     assert size > 0, "no test examples"
-    random = np.random.default_rng([SEED, number])
     result = np.empty((draws, columns))
-    for begin, end in _chunks(draws, max(1, _CELLS // size)):
+    for begin, end in _chunks(draws, max(1, _DRAWN // size)):
         # How often each example was drawn: as many counts as examples, so that a product makes all columns' sums.
         cells = random.integers(size, size=(end - begin, size)) + np.arange(end - begin)[:, None] * size
         counts = np.bincount(cells.ravel(), minlength=(end - begin) * size).reshape(-1, size)
@@ -152,7 +159,7 @@ def label_scores(
             truth, predicted = zip(*answers[task], strict=True)
             counted = tallies(truth, predicted, given)
             found[task] = percents(counted)
-            drawn.append(class_scores(_sums(counted, DRAWS, number)))
+            drawn.append(class_scores(_sums(counted, DRAWS, np.random.default_rng([SEED, number]))))
     if not found or len(found) < len(labels):
         return found, {}, {}
     means = {f"average_{name}": float(np.mean([each[name] for each in found.values()])) for name in CLASS_SCORES}
@@ -173,11 +180,30 @@ def interval(values: Floats) -> Floats:
     return bounds
 
 
-def derived_intervals(drawn: Floats, test_examples: Sequence[int] | None) -> dict[str, list[float]]:
-    """[low, high] of every number that `cl_runner.matrix.derived` gives for the same arguments.
+def derived_draws(
+    scores: Sequence[Floats],
+    test_examples: Sequence[int] | None,
+    draws: int = DRAWS,
+    streams: Sequence[int] | None = None,
+) -> dict[str, Floats]:
+    """Every number that `cl_runner.matrix.derived` gives, under each draw: [draws] by name, NaN if not measured.
+
+    Holds blocks of matrices, some 100 MB at a time up to 1,000 tasks, beside `scores`.
 
     Args:
-        drawn: [draws, T + 1, T], of `draw`.
+        scores: of each of T tasks [T + 1, n], as `draw` takes them, and `streams` as well.
     """
-    found = {name: interval(values) for name, values in derived_arrays(drawn, test_examples).items()}
+    found: dict[str, Floats] = {}
+    begin = 0
+    for block in _blocks(scores, draws, streams):
+        end = begin + len(block)
+        for name, values in derived_arrays(block, test_examples).items():
+            found.setdefault(name, np.empty(draws))[begin:end] = values  # a copy: some of them are views of the block
+        begin = end
+    return found
+
+
+def derived_intervals(scores: Sequence[Floats], test_examples: Sequence[int] | None) -> dict[str, list[float]]:
+    """[low, high] of every number of `derived_draws` that was measured."""
+    found = {name: interval(values) for name, values in derived_draws(scores, test_examples).items()}
     return {name: bounds.tolist() for name, bounds in found.items() if not np.isnan(bounds).any()}

@@ -100,6 +100,14 @@ def forgetting_matrix(rows: Floats) -> Floats:
     return result
 
 
+def _forgotten(trained: Floats) -> Floats:
+    """The last row of `forgetting_matrix` [..., T - 1], without a matrix in between; of rows without `start`."""
+    best = np.full_like(trained[..., -1, :-1], -np.inf)
+    for row in range(trained.shape[-2] - 1):
+        best[..., : row + 1] = np.maximum(best[..., : row + 1], trained[..., row, : row + 1])
+    return best - trained[..., -1, :-1]
+
+
 def learned_so_far(rows: Floats) -> Floats:
     """mean_{u<=t} A[t,u] after each task t, [..., t]; NaN where a cell was not measured.
 
@@ -147,15 +155,16 @@ def derived_arrays(rows: Floats, test_examples: Sequence[int] | None = None) -> 
     numbers["average_incremental_accuracy"] = learned_so_far(rows).mean(axis=-1)
     if count > 1:
         gained = last - diagonal
-        numbers["forgetting/chaudhry18"] = forgetting_matrix(rows)[..., -1, :-1].mean(axis=-1)
+        numbers["forgetting/chaudhry18"] = _forgotten(trained).mean(axis=-1)
         numbers["forgetting/first_minus_last"] = (diagonal - last)[..., :-1].mean(axis=-1)
         learned = diagonal[..., :-1].sum(axis=-1)
         share = np.full(learned.shape, np.nan)
         np.divide(100 * last[..., :-1].sum(axis=-1), learned, out=share, where=learned > 0)
         numbers["retained_share"] = share
-        best = np.fmax.accumulate(trained, axis=-2)
+        best = trained[..., 0, :]
         for k in range(2, count + 1):
-            fallen = best[..., k - 2, : k - 1] - trained[..., k - 1, : k - 1]
+            best = np.fmax(best, trained[..., k - 2, :])
+            fallen = best[..., : k - 1] - trained[..., k - 1, : k - 1]
             numbers[f"forgetting/slm_after_{k}"] = fallen.mean(axis=-1)
         numbers["bwt/gem"] = numbers["bwt/trace"] = gained[..., :-1].mean(axis=-1)
         numbers["bwt/all_tasks"] = gained.mean(axis=-1)

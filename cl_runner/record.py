@@ -19,13 +19,14 @@ from cl_runner.data.example import Example
 from cl_runner.data.task import Task, fingerprint, label_union, source_files
 from cl_runner.digests import read_json, read_text, write, write_files
 from cl_runner.families.base import Prediction
-from cl_runner.intervals import by_task, derived_intervals, draw, label_scores, read_answers, read_scores
+from cl_runner.intervals import by_task, derived_intervals, label_scores, read_answers, read_scores
 from cl_runner.loss_course import courses
 from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting, write_table
 from cl_runner.parts import family_kind
 from cl_runner.pretrained.places import all_digests
 from cl_runner.tracking.clock import OFFLINE, ONLINE, Clock
 from cl_runner.tracking.environment import describe_environment, differences
+from cl_runner.tracking.metrics import last_steps
 
 
 def write_request(request: Request, tasks: Sequence[Task], device: str) -> None:
@@ -181,8 +182,7 @@ def throughput(folder: Path, task: Task, entries: int) -> dict[str, Any]:
     }
     if not entries:
         return counted
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if line["kind"] == "train" and line["task"] == task.name]
+    steps = last_steps(folder / "metrics.jsonl", task.name)
     if not steps:
         return counted
     tokens = sum(line["tokens"] for line in steps)
@@ -274,7 +274,7 @@ def write_summary(
         tasks.append({**detail, "phases": seconds, "offline_seconds": offline, "online_seconds": online})
     alike = len({metrics[0] for metrics in scored_by.values()}) == 1
     sizes = list(test_examples.values()) if alike else None  # different metrics have no union
-    drawn = draw(by_task(read_scores(request.folder), list(test_examples), len(rows)))
+    scores = by_task(read_scores(request.folder), list(test_examples), len(rows))
     given = access(request.resolved, family_kind(request.config.backbone.family))
     of_labels, averages, bounds = label_scores(read_answers(request.folder, len(rows) - 1), labels or {})
     summary: dict[str, Any] = {
@@ -283,7 +283,7 @@ def write_summary(
         "test_examples": dict(test_examples),
         "scored_by": {task: list(metrics) for task, metrics in scored_by.items()},
         "metrics": derived(np.array(rows), sizes) | averages | _noted(details[-1]),
-        "intervals": derived_intervals(drawn, sizes) | bounds,
+        "intervals": derived_intervals(scores, sizes) | bounds,
         "label_scores": of_labels,
         "ability": list(ability),
         "phases": totals,

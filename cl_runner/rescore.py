@@ -18,7 +18,7 @@ from cl_runner.damage import read_config
 from cl_runner.data.example import Example
 from cl_runner.data.task import build_tasks, fingerprint
 from cl_runner.digests import read_json, replace_file
-from cl_runner.intervals import by_task, derived_intervals, draw, read_answers
+from cl_runner.intervals import by_task, derived_intervals, read_answers
 from cl_runner.matrix import START, Floats, after, derived
 from cl_runner.metrics.base import score
 from cl_runner.overrides import COMMAND, nearest
@@ -165,8 +165,7 @@ def _content(run: Run, metrics: Mapping[str, str], scores: Mapping[int, Mapping[
     numbers, bounds = {}, {}
     if done:
         numbers = derived(after(rows, done), union)
-        drawn = draw(by_task(scores, run.tasks[:done], done + 1))
-        bounds = derived_intervals(drawn, union)
+        bounds = derived_intervals(by_task(scores, run.tasks[:done], done + 1), union)
     return {
         "run": str(run.folder),
         "scored_by": dict(metrics),

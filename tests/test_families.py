@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from tiny import Losses, run_command, tiny, tiny_config, tiny_learner
@@ -15,10 +16,12 @@ from cl_runner.batch import Part
 from cl_runner.compose import compose
 from cl_runner.config import AnswerText, Backbone, Sampling, TrainingLength
 from cl_runner.data.example import Example
+from cl_runner.families import rows as rows_of_families
 from cl_runner.families.base import IGNORED, Answering
 from cl_runner.families.causal import Causal
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.loading import bytes_tokenizer
+from cl_runner.families.rows import Note, Rows, parts
 from cl_runner.families.seq2seq import Seq2Seq
 from cl_runner.families.tokens import answer_of
 from cl_runner.learn import learn_task
@@ -362,6 +365,31 @@ def test_tokens_are_kept_by_content(tmp_path: Path) -> None:
     file.write_bytes(b"damaged")
     encoding().remember(texts, answers, tmp_path)
     assert file.stat().st_size > 100
+
+
+def test_rows_are_those_of_a_dictionary_of_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    wanted = {f"text {n}": random.integers(1 << 31, size=n % 5).tolist() for n in range(12)}
+    notes = {text: Note(len(row) + 2, len(row) > 3) for text, row in wanted.items()}
+    added, taken = Rows(), Rows()
+    for text, row in wanted.items():
+        assert text not in added
+        added.add(text, row, notes[text])
+    some = list(wanted)[::-2]
+    taken.take(some, *added.flat(some))
+    for text in set(wanted) - set(some):
+        taken.add(text, wanted[text], notes[text])
+    for rows in (added, taken):
+        assert set(rows) == set(wanted) and "other" not in rows
+        for text, row in wanted.items():
+            assert rows[text] == row and rows.length(text) == len(row) and rows.note(text) == notes[text]
+    again = Rows()
+    again.take(list(wanted), *taken.flat(list(wanted)))
+    assert {text: again[text] for text in again} == wanted
+    again.take([], *added.flat([]))
+    assert not list(again)
+    monkeypatch.setattr(rows_of_families, "AT_ONCE", 3)
+    assert [list(part) for part in parts(range(7))] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 def test_grouping_by_length_is_a_shuffle_with_less_padding() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cl_runner import intervals
-from cl_runner.intervals import by_task, derived_intervals, draw, interval, read_scores
+from cl_runner.intervals import by_task, derived_draws, derived_intervals, draw, interval, read_scores
 from cl_runner.matrix import (
     FORMULAS,
     Floats,
@@ -150,6 +150,8 @@ def test_many_matrices_at_once_are_each_as_alone() -> None:
         assert values.shape == (5, 2)
         for place in np.ndindex(5, 2):
             assert values[place] == pytest.approx(derived(many[place], SIZES)[name])
+    whole = forgetting_matrix(many)[..., -1, :-1].mean(axis=-1)
+    np.testing.assert_array_equal(derived_arrays(many)["forgetting/chaudhry18"], whole)
 
 
 def test_the_headline_is_the_union_where_there_is_one() -> None:
@@ -209,7 +211,7 @@ def test_intervals_of_derived_numbers_against_a_loop() -> None:
     random = np.random.default_rng(1)
     sizes = [30, 50, 20]
     scores = [random.random((4, size)) * 100 for size in sizes]
-    found = derived_intervals(draw(scores, draws=4000), sizes)
+    found = derived_intervals(scores, sizes)
     numbers: dict[str, list[float]] = {name: [] for name in found}
     for _ in range(2000):
         rows = np.empty((4, 3))
@@ -226,8 +228,34 @@ def test_intervals_of_derived_numbers_against_a_loop() -> None:
 
 def test_draws_do_not_depend_on_how_many_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = draw([answers(10, 20, size=37)], draws=50)
-    monkeypatch.setattr(intervals, "_CELLS", 100)
+    monkeypatch.setattr(intervals, "_DRAWN", 100)
     assert (draw([answers(10, 20, size=37)], draws=50) == whole).all()
+
+
+def test_numbers_of_blocks_of_draws_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    sizes = [30, 50, 20, 41]
+    scores = [random.random((5, size)) * 100 for size in sizes]
+    scores[3][0] = np.nan
+    whole = derived_arrays(draw(scores, draws=100, streams=[4, 9, 2, 9]), sizes)
+    monkeypatch.setattr(intervals, "_CELLS", 300)
+    parts = list(intervals._blocks(scores, 100, None))
+    assert [part.shape for part in parts] == [(8, 5, 4)] * 12 + [(4, 5, 4)], "15 matrices would fit, 8 are taken"
+    found = derived_draws(scores, sizes, draws=100, streams=[4, 9, 2, 9])
+    assert list(found) == list(whole)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+        assert found[name].base is None, "nothing keeps the blocks alive"
+
+
+def test_a_drawn_matrix_is_the_means_of_the_drawn_examples() -> None:
+    scores = [np.random.default_rng(task).random((3, size)) * 100 for task, size in enumerate((7, 12))]
+    drawn = draw(scores, draws=5)
+    for task, each in enumerate(scores):
+        random = np.random.default_rng([intervals.SEED, task])
+        for number in range(5):
+            chosen = random.integers(each.shape[1], size=each.shape[1])
+            np.testing.assert_allclose(drawn[number, :, task], each[:, chosen].mean(axis=1), rtol=1e-13)
 
 
 def test_kept_scores_are_read_by_row_and_task_and_holes_are_empty(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from cl_runner.data.example import Example
 from cl_runner.families.base import Answering, Family, Prediction, chosen_by
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.loading import Source
+from cl_runner.families.rows import parts
 from cl_runner.pretrained.tensors import some
 
 
@@ -99,7 +100,7 @@ class Classifier(Family):
 
     def lengths(self, examples: Sequence[Example], answers: bool = True) -> list[int]:
         """Tokens of each example, at most `max_length`."""
-        return [len(row) for row in self._encoding.prompts([e.prompt for e in examples])]
+        return [len(row) for part in parts(examples) for row in self._encoding.prompts([e.prompt for e in part])]
 
     def targets(self, examples: Sequence[Example]) -> list[int]:
         """One label each."""

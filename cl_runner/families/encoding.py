@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cl_runner.config import Backbone
 from cl_runner.families.reading_text import TextReader
+from cl_runner.families.rows import Note, Rows, parts
 from cl_runner.tensor_files import read_cached, write_tensors
 
 #: Of the kept files; changes when they hold something else.
@@ -27,13 +29,6 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return hashlib.sha256(rules.encode()).hexdigest()
-
-
-class _Note(NamedTuple):
-    """What is worth knowing of a text or an answer."""
-
-    tokens: int  # of all of it, with what stands around it
-    special: bool  # whether special tokens stand in it
 
 
 class Recited(NamedTuple):
@@ -68,12 +63,10 @@ class Encoding:
         self._apart = backbone.training_length == "apart"
         self._sum = backbone.max_length + (backbone.max_answer_length or 0)
         self.reader = TextReader(tokenizer, backbone.special_tokens)
-        self._noted: dict[str, _Note] = {}  # of prompts
-        self._noted_of_answers: dict[str, _Note] = {}
-        self._prompts: dict[str, list[int]] = {}  # as long as any pass reads them
-        self._answers: dict[str, list[int]] = {}
+        self._prompts = Rows()  # as long as any pass reads them
+        self._answers = Rows()
         self._alone: dict[str, list[int]] = {}  # texts without what stands around them, however long
-        self._texts: dict[tuple[int, ...], str] = {}
+        self._texts: dict[bytes, str] = {}
         bare = tokenizer("a", add_special_tokens=False)["input_ids"]
         whole = tokenizer("a")["input_ids"]
         start = next((i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare), None)
@@ -105,13 +98,13 @@ class Encoding:
 
     def before(self, texts: Sequence[str], answers: Sequence[Sequence[int]]) -> list[list[int]]:
         """Ids of each text as it stands before its answer in training, at most as `backbone.training_length` says."""
-        limits = self._limits(answers)
+        limits = self._limits([len(answer) for answer in answers])
         return [self._shortened(row, limit) for row, limit in zip(self._longest(texts), limits, strict=True)]
 
-    def _limits(self, answers: Sequence[Sequence[int]]) -> list[int]:
-        """Tokens of a text in training at most, before each of these answers."""
+    def _limits(self, answers: Sequence[int]) -> list[int]:
+        """Tokens of a text in training at most, before each of answers with so many tokens."""
         if self._backbone.training_length == "together":
-            return [self._sum - len(answer) for answer in answers]
+            return [self._sum - length for length in answers]
         return [self._backbone.max_length if self._apart else self._sum] * len(answers)
 
     def _shortened(self, row: list[int], limit: int) -> list[int]:
@@ -121,32 +114,38 @@ class Encoding:
         return [*self._before, *self._cut(row[start:end], limit - start - len(self._after)), *self._after]
 
     def _longest(self, texts: Sequence[str]) -> list[list[int]]:
-        missing = list(dict.fromkeys(text for text in texts if text not in self._prompts))
-        if missing:
-            self._prompts.update(zip(missing, self._encode_prompts(missing), strict=True))
+        self._know_prompts(texts)
         return [self._prompts[text] for text in texts]
+
+    def _know_prompts(self, texts: Sequence[str]) -> None:
+        for missing in parts(list(dict.fromkeys(text for text in texts if text not in self._prompts))):
+            for text, (row, note) in zip(missing, self._encode_prompts(missing), strict=True):
+                self._prompts.add(text, row, note)
 
     def prompt_of(self, ids: Sequence[int]) -> str:
         """A text that was encoded as these ids: the whole of it, also where the ids are cut.
 
         Of ids that are no text's, as a method may put tokens before it, what they spell.
         """
-        if tuple(ids) not in self._texts:
+        key = _key_of(ids)
+        if key not in self._texts:
             limit = self._backbone.max_length
-            self._texts = {tuple(self._shortened(row, limit)): text for text, row in self._prompts.items()}
-        known = self._texts.get(tuple(ids))
+            self._texts = {_key_of(self._shortened(self._prompts[text], limit)): text for text in self._prompts}
+        known = self._texts.get(key)
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)) if known is None else known
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each answer, the end token included; of an answer that is cut the end token goes as well."""
-        missing = list(dict.fromkeys(text for text in texts if text not in self._answers))
-        if missing:
+        self._know_answers(texts)
+        return [self._answers[text] for text in texts]
+
+    def _know_answers(self, texts: Sequence[str]) -> None:
+        for missing in parts(list(dict.fromkeys(text for text in texts if text not in self._answers))):
             assert self._ends is not None and self._backbone.max_answer_length is not None
             limit = self.answer_limit()
             for text, row in zip(missing, self.reader.ids(missing), strict=True):
-                self._answers[text] = [*row, self._ends][:limit]
-                self._noted_of_answers[text] = _Note(len(row) + 1, self.reader.found(text) is not None)
-        return [self._answers[text] for text in texts]
+                note = Note(len(row) + 1, self.reader.found(text) is not None)
+                self._answers.add(text, [*row, self._ends][:limit], note)
 
     def alone(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text without what stands around it, however long it is."""
@@ -186,33 +185,36 @@ class Encoding:
         Args:
             training: whether texts are as long as in training, or as where they are answered.
         """
-        self._longest(prompts)
-        ends = self.answers(answers) if answers else []
+        self._know_prompts(prompts)
+        self._know_answers(answers)
         longest, limits = f"at {self._backbone.max_length} tokens", [self._backbone.max_length] * len(prompts)
-        if training and ends and not self._apart:
-            limits = self._limits(ends)
+        if training and answers and not self._apart:
+            limits = self._limits([self._answers.length(answer) for answer in answers])
             together = self._backbone.training_length == "together"
             longest = f"to {self._sum} tokens with their answers" if together else f"at {self._sum} tokens"
         of_answers = [self.answer_limit()] * len(answers)
         how = "letters" if self._backbone.special_tokens == "text" else "tokens"
         found = {}
+        of_prompts = [self._prompts.note(text) for text in prompts]
+        of_ends = [self._answers.note(answer) for answer in answers]
         for what, cut, most, notes in (
-            ("texts", longest, limits, [self._noted[text] for text in prompts]),
-            ("answers", f"at {self.answer_limit()} tokens", of_answers, [self._noted_of_answers[a] for a in answers]),
+            ("texts", longest, limits, of_prompts),
+            ("answers", f"at {self.answer_limit()} tokens", of_answers, of_ends),
         ):
             found[f"{what} cut {cut}"] = sum(n.tokens > limit for n, limit in zip(notes, most, strict=True))
             found[f"{what} with special tokens in them, read as {how}"] = sum(note.special for note in notes)
         return {note: count for note, count in found.items() if count}
 
-    def _encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode_prompts(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Note]]:
         around = len(self._before) + len(self._after)
         room = (self._backbone.max_length if self._apart else self._sum) - around
         ids = self.reader.ids(texts) if self._words is None else self._framed(texts)
+        notes = []
         for text, row in zip(texts, ids, strict=True):
             special = self.reader.found(text if self._words is None else self._words[text])
-            self._noted[text] = _Note(len(row) + around, special is not None)
+            notes.append(Note(len(row) + around, special is not None))
         if not self._backbone.chat_template:
-            return [[*self._before, *self._cut(row, room), *self._after] for row in ids]
+            return zip(([*self._before, *self._cut(row, room), *self._after] for row in ids), notes, strict=True)
         left, right = self._sides
         # Side by side template and text may make other tokens than apart; where the text is cut, the template stays.
         whole = self._tokenizer([left + text + right for text in texts], add_special_tokens=False, verbose=False)
@@ -220,7 +222,7 @@ class Encoding:
         for text, row, alone in zip(texts, whole["input_ids"], ids, strict=True):
             fits = len(row) <= self._backbone.max_length and not self.reader.apart(text)
             rows.append(row if fits else [*self._before, *self._cut(alone, room), *self._after])
-        return rows
+        return zip(rows, notes, strict=True)
 
     def _framed(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of prompts that a template made: its special tokens are read, those of the user's words by the rule."""
@@ -281,14 +283,15 @@ class Encoding:
         prompts, answers = list(dict.fromkeys(prompts)), list(dict.fromkeys(answers))
         path = cache / f"{self._key(prompts, answers)}.safetensors" if cache is not None else None
         kept = read_cached(path) if path is not None else None
+        if kept is None:
+            self._know_prompts(prompts)
+            self._know_answers(answers)
+            if path is None:
+                return
+            self._write(path, prompts, answers)
+            kept = read_cached(path)
         if kept is not None:
             self._take(kept[0], prompts, answers)
-            return
-        self.prompts(prompts)
-        if answers:
-            self.answers(answers)
-        if path is not None:
-            self._write(path, prompts, answers)
 
     def _key(self, prompts: Sequence[str], answers: Sequence[str]) -> str:
         rules = {
@@ -310,19 +313,18 @@ class Encoding:
         return said.hexdigest()
 
     def _write(self, path: Path, prompts: Sequence[str], answers: Sequence[str]) -> None:
-        rows = [*(self._prompts[text] for text in prompts), *(self._answers[text] for text in answers)]
-        noted = [*(self._noted[text] for text in prompts), *(self._noted_of_answers[text] for text in answers)]
-        tensors = {
-            "noted": torch.tensor(noted, dtype=torch.int32).view(-1, 2),
-            "ids": torch.tensor([i for row in rows for i in row], dtype=torch.int32),
-            "lengths": torch.tensor([len(row) for row in rows], dtype=torch.int32),
-        }
-        write_tensors(path, tensors)
+        flat = zip(self._prompts.flat(prompts), self._answers.flat(answers), strict=True)
+        ids, lengths, noted = (torch.cat(both) for both in flat)
+        write_tensors(path, {"noted": noted, "ids": ids, "lengths": lengths})
 
     def _take(self, tensors: Mapping[str, Tensor], prompts: Sequence[str], answers: Sequence[str]) -> None:
-        rows = [row.tolist() for row in tensors["ids"].split(tensors["lengths"].tolist())]
-        self._prompts.update(zip(prompts, rows[: len(prompts)], strict=True))
-        self._answers.update(zip(answers, rows[len(prompts) :], strict=True))
-        noted = [_Note(tokens, bool(special)) for tokens, special in tensors["noted"].tolist()]
-        self._noted.update(zip(prompts, noted[: len(prompts)], strict=True))
-        self._noted_of_answers.update(zip(answers, noted[len(prompts) :], strict=True))
+        """The ids of a file, which is mapped: they need no memory that the system cannot have back."""
+        ids, lengths, noted = (tensors[name] for name in ("ids", "lengths", "noted"))
+        count = len(prompts)
+        first = int(lengths[:count].sum())
+        self._prompts.take(prompts, ids[:first], lengths[:count], noted[:count])
+        self._answers.take(answers, ids[first:], lengths[count:], noted[count:])
+
+
+def _key_of(ids: Sequence[int]) -> bytes:
+    return array("i", ids).tobytes()

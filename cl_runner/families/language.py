@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from cl_runner.data.example import Example
 from cl_runner.families.base import Answering, Family, Prediction, Unanswerable, chosen_by
 from cl_runner.families.encoding import Encoding, Recited
 from cl_runner.families.loading import Source
+from cl_runner.families.rows import parts
 from cl_runner.families.tokens import answer_of, example_losses, left_padded, most_probable, relabelled
 
 
@@ -150,14 +152,16 @@ class LanguageModel(Family):
 
     def lengths(self, examples: Sequence[Example], answers: bool = True) -> list[int]:
         """Tokens of each prompt, and of its answer."""
-        if not answers:
-            return [len(row) for row in self._prompts(examples)]
-        ends = self._answers(examples)
-        return [len(p) + len(a) for p, a in zip(self._before(examples, ends), ends, strict=True)]
+        found: list[int] = []
+        for part in parts(examples):
+            ends = self._answers(part) if answers else []
+            prompts = self._before(part, ends) if answers else self._prompts(part)
+            found += [len(p) + len(a) for p, a in itertools.zip_longest(prompts, ends, fillvalue=())]
+        return found
 
     def targets(self, examples: Sequence[Example]) -> list[int]:
         """Tokens of each answer."""
-        return [len(row) for row in self._answers(examples)]
+        return [len(row) for part in parts(examples) for row in self._answers(part)]
 
     def loss_sum(self, model: nn.Module, batch: Batch, tokens: Literal["mean", "sum"]) -> Tensor:
         """Sum over the examples of the mean, or sum, of -log p of the answer's tokens."""

@@ -238,7 +238,7 @@ def share_bars(atlas: Atlas, path: Path) -> None:
                 axes.annotate(
                     text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5, color=COLOURS[0]
                 )
-            name_bars(axes, labels)
+            name_bars(axes, labels, range(len(labels)))
             axes.set_xlim(0, 1.03 * max(float(shares.max()), float(reference.max())))
         legend_above(upper)
         lower.set_xlabel("share, %")

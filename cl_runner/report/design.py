@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from cl_runner.intervals import by_task, draw, read_scores
-from cl_runner.matrix import Floats, derived_arrays
+from cl_runner.intervals import by_task, derived_draws, read_scores
+from cl_runner.matrix import Floats
 from cl_runner.report.folder import Run
 from cl_runner.report.grouping import Group, axis_text, names_of
 from cl_runner.report.numbers import values_of
@@ -149,8 +149,7 @@ class Numbers:
                 self.missing.append(f"{run.folder} keeps no predictions: of it test examples are not drawn")
                 return {}
             streams = [zlib.crc32(task.encode()) for task in run.tasks]
-            drawn = draw(by_task(scores, run.tasks, run.done + 1), streams=streams)
-            found = derived_arrays(drawn, run.union_sizes)
+            found = derived_draws(by_task(scores, run.tasks, run.done + 1), run.union_sizes, streams=streams)
         except UNUSABLE as error:
             why = not_of_a_run(run.folder / "predictions", error)
             self.missing.append(f"{why}: of this run test examples are not drawn")

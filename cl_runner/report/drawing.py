@@ -41,6 +41,8 @@ MODULES = (
 #: Okabe & Ito's colours, distinguishable with colour-blind eyes; markers tell a second round apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A8A00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+#: Rows, columns or names that a picture has room for: of more the names are thinned out, and it grows no further.
+MOST = 40
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -102,6 +104,16 @@ def panels(figure: Figure, count: int, most: int) -> list[Axes]:
     return grid[:count]
 
 
+def thinned(count: int) -> range:
+    """The places, of 0 to count - 1, of names that a picture has room for: all of them, or every k-th."""
+    return range(0, count, max(1, -(-count // MOST)))
+
+
+def _crowded(rows: int, columns: int) -> bool:
+    """Whether the cells of a heat map are too many for numbers in them."""
+    return rows * columns > MOST**2
+
+
 def short(name: str, length: int = 26) -> str:
     """A name that leaves room for the picture."""
     return name if len(name) <= length else name[: length - 1] + "…"
@@ -130,6 +142,8 @@ def heat_map(
 ) -> None:
     """Coloured cells with their texts, names at the left and above, the scale at the right; NaN stays blank.
 
+    Of more than MOST x MOST cells without texts, and with the names that there is room for.
+
     Args:
         values, texts: [rows, columns].
         names: of the rows and of the columns, as `name_axes` takes them.
@@ -137,19 +151,21 @@ def heat_map(
         size: of the texts.
     """
     axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=scale, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
+    crowded = _crowded(*values.shape)
+    for (row, column), value in () if crowded else np.ndenumerate(values):
         ink = ink_on(colours(scale(value))) if np.isfinite(value) else "#666666"
         axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=size, color=ink)
-    name_axes(axes, *names)
+    _name_axes(axes, *names, crowded)
     axes.set_xlabel(notes[0])
     colour_bar(axes, colours, scale, notes[1])
 
 
-def name_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+def _name_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str], crowded: bool) -> None:
     """Names of a heat map's rows on the left and of its columns above, of one line or two each."""
-    lines = [[short(line) for line in name.split("\n")] for name in columns]
-    axes.set_xticks(range(len(columns)), ["\n".join(parts) for parts in lines])
-    axes.set_yticks(range(len(rows)), [short(name) for name in rows])
+    down, across = (thinned(len(names)) if crowded else range(len(names)) for names in (rows, columns))
+    lines = [[short(line) for line in columns[place].split("\n")] for place in across]
+    axes.set_xticks(across, ["\n".join(parts) for parts in lines])
+    axes.set_yticks(down, [short(rows[place]) for place in down])
     turned = max(len(line) for parts in lines for line in parts) > 9
     axes.tick_params(axis="x", rotation=35 if turned else 0, length=0, top=True, labeltop=True)
     axes.tick_params(axis="x", bottom=False, labelbottom=False)
@@ -163,6 +179,8 @@ def name_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
 
 def heat_map_size(rows: int, columns: int) -> tuple[float, float, float]:
     """Width and height of a heat map in inches, and the font size of its numbers."""
+    if _crowded(rows, columns):
+        rows, columns = min(rows, MOST), min(columns, MOST)
     cell = 0.72 if columns <= 8 else 0.56
     return cell * columns + 2.9, 0.36 * rows + 1.9, 8.5 if columns <= 8 else 7.5
 
@@ -187,9 +205,9 @@ def plain_numbers(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in told else "")
 
 
-def name_bars(axes: Axes, names: Sequence[str]) -> None:
-    """Names of horizontal bars, the first one above."""
-    axes.set_yticks(range(len(names)), [short(name) for name in names])
+def name_bars(axes: Axes, names: Sequence[str], places: range) -> None:
+    """Names of the horizontal bars at some places, the first one above."""
+    axes.set_yticks(places, [short(names[place]) for place in places])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(False, axis="y")
 

@@ -145,7 +145,7 @@ class Run:
         done = self.tasks[: self.done]
         if not done or not set(done) <= set(self.scores.get(self.done, {})):
             return {}
-        return derived_intervals(draw(by_task(self.scores, done, self.done + 1)), self.union_sizes)
+        return derived_intervals(by_task(self.scores, done, self.done + 1), self.union_sizes)
 
     @property
     def first_task_interval(self) -> Floats | None:

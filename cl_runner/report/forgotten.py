@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cl_runner.digests import read_text, readable
-from cl_runner.intervals import read_scores, read_texts
+from cl_runner.intervals import read_answers, read_scores, read_texts
 from cl_runner.matrix import Floats
 from cl_runner.metrics.forms import has_form
 from cl_runner.plain import plain
@@ -88,7 +88,7 @@ def forgotten(run: Run) -> dict[str, Any] | None:
     found = items_of(run.scores, run.tasks, run.done) if run.done > 1 else []
     if not found:
         return None
-    lost = {items.task: _lost(run, items) for items in found if items.lost.any()}
+    lost = _lost(run, found)
     return {
         "counts": _counts(found),
         "ways": _ways(run, found, lost),
@@ -128,20 +128,46 @@ class Lost:
     likely: bool | None
 
 
-def _lost(run: Run, items: Items) -> list[Lost]:
-    index = run.tasks.index(items.task)
-    then, now = (read_texts(run.folder, row, items.task) for row in (index + 1, run.done))
-    labels = labels_of(run)
-    others = {label for task, own in labels.items() if task != items.task for label in own} - labels[items.task]
-    metric = run.scored_by[items.task]
-    losses = [_losses(run, after).get(items.task, []) for after in (items.task, run.tasks[run.done - 1])]
+def _lost(run: Run, items: Sequence[Items]) -> dict[str, list[Lost]]:
+    """What each task lost, of those that lost something; each file is read once."""
+    items = [one for one in items if one.lost.any()]
+    if not items:
+        return {}
+    last = read_answers(run.folder, run.done)
+    labels, losses = labels_of(run, last), _losses(run, run.tasks[run.done - 1])
+    everyones = set[str]().union(*labels.values())
+    scored_by = run.scored_by
+    found = {}
+    for one in items:
+        own = labels[one.task]
+        then = read_texts(run.folder, run.tasks.index(one.task) + 1, one.task)
+        both = [_losses(run, one.task).get(one.task, []), losses.get(one.task, [])]
+        found[one.task] = _lost_of(one, (then, last[one.task]), both, scored_by[one.task], own, everyones - own)
+    return found
+
+
+def _lost_of(
+    items: Items,
+    texts: tuple[Sequence[tuple[str, str]], Sequence[tuple[str, str]]],
+    losses: Sequence[Sequence[float]],
+    metric: str,
+    own: set[str],
+    others: set[str],
+) -> list[Lost]:
+    """What a task lost.
+
+    Args:
+        texts, losses: answer and prediction, and the answer's loss, of each example: once learned and at the end.
+        own, others: as `way_of` takes them.
+    """
+    then, now = texts
     found = []
     for place in map(int, np.flatnonzero(items.lost)):
         (answer, before), (_, after) = then[place], now[place]
         likely = None
         if all(place < len(each) for each in losses):
             likely = losses[1][place] - losses[0][place] <= LIKELY
-        way = way_of(after, answer, metric, labels[items.task], others)
+        way = way_of(after, answer, metric, own, others)
         found.append(Lost(place, answer, before, after, way, likely))
     return found
 
@@ -160,18 +186,22 @@ def way_of(prediction: str, answer: str, metric: str, own: set[str], others: set
     return WRONG
 
 
-def labels_of(run: Run) -> dict[str, set[str]]:
-    """The labels of each task whose answers are of a closed set and compared as such; nothing for others."""
-    order, found = run.config["task_order"], {}
+def labels_of(run: Run, last: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, set[str]]:
+    """The labels of each task whose answers are of a closed set and compared as such; nothing for others.
+
+    Args:
+        last: answer and prediction of each test example by task, after the last task.
+    """
+    order, found, scored_by = run.config["task_order"], {}, run.scored_by
     for task in order["tasks"]:
         name = task["name"]
         labels = run.config.get("task", {}).get(task.get("task") or order.get("task"), {}).get("labels")
         closed: set[str] = set()
-        if run.scored_by[name] == "accuracy":
+        if scored_by[name] == "accuracy":
             if isinstance(labels, dict):
                 closed = {str(label).strip() for label in labels.values() if label is not None}
             elif labels is not None:  # as the source's own schema names them: those that the test set has
-                closed = {answer.strip() for answer, _ in read_texts(run.folder, run.done, name)}
+                closed = {answer.strip() for answer, _ in last.get(name, [])}
         found[name] = closed
     return found
 
@@ -267,7 +297,7 @@ def _shares(run: Run) -> list[float] | None:
             strict=True,
         )
     )
-    how = [one for each in found if each.lost.any() for one in _lost(run, each)]
+    how = [one for each in _lost(run, found).values() for one in each]
     known = [one for one in how if one.likely is not None]
     ways = [sum(one.way == way for one in how) for way in (OTHER_TASK, NO_FORM, WRONG)]
     return [

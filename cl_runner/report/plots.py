@@ -11,13 +11,13 @@ from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
-from matplotlib.patches import Rectangle
 
 from cl_runner.matrix import Floats
 from cl_runner.report.costs import bytes_text
 from cl_runner.report.drawing import (
     COLOURS,
     MARKERS,
+    MOST,
     drawing,
     grid_shape,
     heat_map,
@@ -30,6 +30,7 @@ from cl_runner.report.drawing import (
     rows_and_columns,
     short,
     signed,
+    thinned,
 )
 
 
@@ -55,11 +56,9 @@ def accuracy_heat_map(tasks: Sequence[str], rows: Floats, path: Path, measure: s
     with drawing(path, width, height) as figure:
         axes = figure.add_subplot()
         heat_map(axes, np.where(trained, rows, np.nan), texts, names, colours, scale, notes, size)
-        for row, column in np.argwhere(~trained & measured):
-            face = (*colours(scale(rows[row, column]))[:3], 0.14)
-            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=face, linewidth=0))
-        axes.set_xlim(-0.5, len(tasks) - 0.5)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        pale = colours(scale(np.where(measured, rows, 0.0)))
+        pale[..., 3] = np.where(~trained & measured, 0.14, 0.0)
+        axes.imshow(pale, aspect="auto")
 
 
 def forgetting_heat_map(tasks: Sequence[str], forgetting: Floats, path: Path) -> None:
@@ -93,7 +92,7 @@ def lines_over_tasks(
         caption: below it.
     """
     height = 4.2 + (0.05 * max(map(len, tasks)) if len(tasks) > 6 else 0.0)  # room for slanted names
-    with drawing(path, max(6.4, 0.45 * len(tasks) + 3.2), height, caption=caption) as figure:
+    with drawing(path, max(6.4, 0.45 * min(len(tasks), MOST) + 3.2), height, caption=caption) as figure:
         axes = figure.add_subplot()
         draw_lines(axes, curves, list(curves))
         if interval is not None:
@@ -135,8 +134,8 @@ def draw_lines(axes: Axes, curves: Mapping[str, Floats], labels: Sequence[str]) 
 
 
 def name_steps(axes: Axes, steps: Sequence[str]) -> None:
-    """Names below the places 0, 1, ... of a curve, slanted where they are long or many."""
-    axes.set_xticks(range(len(steps)), [short(step) for step in steps])
+    """Names below places of a curve, as many as there is room for, slanted where they are long or many."""
+    axes.set_xticks(thinned(len(steps)), [short(steps[place]) for place in thinned(len(steps))])
     if len(steps) > 6 or max(map(len, steps)) > 9:
         axes.tick_params(axis="x", rotation=40)
         for tick in axes.get_xticklabels():
@@ -154,7 +153,7 @@ def ability_lines(steps: Sequence[str], curves: Mapping[str, Mapping[str, Floats
     labels = list(dict.fromkeys(label for lines in curves.values() for label in lines))
     down, across = grid_shape(len(curves), 2)
     rows = -(-len(labels) // legend_columns(labels, len(labels)))
-    width = max(6.4, 0.45 * len(steps) + 3.0) if across == 1 else 10.6
+    width = max(6.4, 0.45 * min(len(steps), MOST) + 3.0) if across == 1 else 10.6
     with drawing(path, width, 2.5 * down + 1.0 + 0.2 * rows) as figure:
         handles: dict[str, Artist] = {}
         for place, (axes, title) in enumerate(zip(panels(figure, len(curves), 2), curves, strict=True)):
@@ -216,13 +215,14 @@ def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     stored = [int(task["stored_bytes"]) for task in details]
     model = int(details[0]["model_bytes"])
-    with drawing(path, 7.6, 0.34 * len(details) + 1.3) as figure:
+    with drawing(path, 7.6, 0.34 * min(len(details), MOST) + 1.3) as figure:
         axes = figure.add_subplot()
         floor = min([size for size in stored if size] or [model]) / 8
         axes.barh(range(len(details)), [max(size, floor) - floor for size in stored], left=floor, color=COLOURS[0])
         axes.axvline(model, color=COLOURS[1], linestyle="--", linewidth=1.2)
         axes.set_title(f"dashed: the whole model, {bytes_text(model)}", color=COLOURS[1], fontsize=9, loc="right")
-        for place, size in enumerate(stored):
+        for place in thinned(len(stored)):
+            size = stored[place]
             text = f" {bytes_text(size)} · {100 * size / model:.3g} %" if size else " nothing stored"
             inside = size > model / 30
             axes.text(
@@ -234,7 +234,7 @@ def storage_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
                 fontsize=8,
                 color="white" if inside else "black",
             )
-        name_bars(axes, [str(task["name"]) for task in details])
+        name_bars(axes, [str(task["name"]) for task in details], thinned(len(details)))
         axes.set_xscale("log", base=4)
         axes.set_xlim(floor, model * 2)
         axes.xaxis.set_major_formatter(lambda size, _: bytes_text(size))
@@ -254,7 +254,7 @@ def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
         "evaluation, probes": ("evaluate", "probe"),
         "saving and reporting": ("load", "snapshot", "checkpoint", "describe", "report"),
     }
-    with drawing(path, 7.6, 0.34 * len(details) + 1.7) as figure:
+    with drawing(path, 7.6, 0.34 * min(len(details), MOST) + 1.7) as figure:
         axes = figure.add_subplot()
         start = np.zeros(len(details))
         for colour, (label, phases) in zip(
@@ -263,9 +263,9 @@ def phase_bars(details: Sequence[Mapping[str, Any]], path: Path) -> None:
             seconds = np.array([sum(task["phases"].get(phase, 0.0) for phase in phases) for task in details])
             axes.barh(range(len(details)), seconds, left=start, color=colour, label=label)
             start += seconds
-        for place, total in enumerate(start):
-            axes.text(total, place, f" {total:.1f} s", va="center", fontsize=8)
-        name_bars(axes, [str(task["name"]) for task in details])
+        for place in thinned(len(start)):
+            axes.text(start[place], place, f" {start[place]:.1f} s", va="center", fontsize=8)
+        name_bars(axes, [str(task["name"]) for task in details], thinned(len(details)))
         axes.set_xlim(0, 1.12 * max(float(start.max()), 1e-3))
         axes.set_xlabel("seconds")
         legend_above(axes)
@@ -279,13 +279,16 @@ def loss_curve(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     with drawing(path, 9.0, 3.6) as figure:
         axes = figure.add_subplot()
-        indices = sorted({int(line["task_index"]) for line in lines})
-        crowded = len(indices) > 6
+        parts: dict[int, list[Mapping[str, Any]]] = {}
+        for line in lines:
+            parts.setdefault(int(line["task_index"]), []).append(line)
+        indices = sorted(parts)
+        crowded, named = len(indices) > 6, {indices[place] for place in thinned(len(indices))}
         losses = np.array([line["loss"] for line in lines], dtype=float)
         # A few first steps of an unfit head must not flatten everything after them.
         top = max(1.15 * float(np.percentile(losses, 99)), float(np.median(losses)) + 1e-9)
         for index in indices:
-            part = [line for line in lines if int(line["task_index"]) == index]
+            part = parts[index]
             steps = np.array([line["step"] for line in part])
             loss = np.array([line["loss"] for line in part], dtype=float)
             colour = COLOURS[index % 2]
@@ -297,6 +300,8 @@ def loss_curve(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
             else:
                 axes.plot(steps, loss, color=colour, linewidth=1.2)
             axes.axvline(steps[0], color="#bbbbbb", linewidth=0.7)
+            if index not in named:
+                continue
             axes.annotate(
                 short(str(part[0]["task"]), 22),
                 (float(steps[0]), 1.0),

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cl_runner.digests import Damaged
+
+#: Bytes of a log that are read at once.
+_READ = 1 << 20
 
 
 class MetricsLog:
@@ -52,3 +56,32 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def last_steps(path: Path, task: str) -> list[dict[str, Any]]:
+    """The training lines of the task that was trained last, in their order, if it is this one.
+
+    They are read from the end: the lines of the tasks before it are not.
+    """
+    found: list[dict[str, Any]] = []
+    for text in _backwards(path):
+        line = json.loads(text)
+        if line["kind"] == "train":
+            if line["task"] != task:
+                break
+            found.append(line)
+    return found[::-1]
+
+
+def _backwards(path: Path) -> Iterator[bytes]:
+    """The lines of a file, the last one first."""
+    with path.open("rb") as file:
+        end, rest = file.seek(0, os.SEEK_END), b""
+        while end:
+            begin = max(0, end - _READ)
+            file.seek(begin)
+            rest, *lines = (file.read(end - begin) + rest).split(b"\n")
+            yield from filter(None, reversed(lines))
+            end = begin
+        if rest:
+            yield rest
