@@ -41,7 +41,14 @@ class Architecture:
                 adapts(model)
             return imitates(model, dtype, device)
 
+        def trainable(imitation: Imitation) -> dict[str, int]:
+            never = frozen(imitation.model)
+            return {name: size for name, size in imitation.sizes().items() if name not in never}
+
         self._imitation = functools.cache(imitate)
+        # Asked for every task and every stage, and for all tasks before each: of each model once.
+        self._sizes = functools.cache(lambda imitation: imitation.sizes())
+        self._trainable = functools.cache(trainable)
         self._retrieving: dict[tuple[torch.dtype, Device], Retrieving] = {}
 
     def imitation(self, s: Setting) -> Imitation:
@@ -59,7 +66,7 @@ class Architecture:
     # entries
     def sizes(self, s: Setting) -> dict[str, int]:
         """Entries of every parameter by name, tied ones once."""
-        return self.imitation(s).sizes()
+        return self._sizes(self.imitation(s))
 
     def parameters(self, s: Setting) -> int:
         """Number of the model's parameters."""
@@ -67,8 +74,7 @@ class Architecture:
 
     def trainable(self, s: Setting) -> dict[str, int]:
         """Entries of all tensors but those that the backbone freezes."""
-        never = frozen(self.imitation(s).model)
-        return {name: size for name, size in self.sizes(s).items() if name not in never}
+        return self._trainable(self.imitation(s))
 
     def measured(self, s: Setting) -> Mapping[str, int]:
         """Entries of what importance is measured of, by parameter name."""
@@ -136,7 +142,7 @@ class Architecture:
 
     def kept_bytes(self, s: Setting, task: TaskNumbers) -> int:
         """What the methods hold at a task of those up to it, by what trained there: start values and directions."""
-        before = s.tasks[: s.tasks.index(task)] if task.later else ()
+        before = s.tasks[: s.tasks.index(task)] if task.later and s.needs.directions else ()
         held = sum(min(s.needs.directions, each.examples) * self.touched(s, each) for each in before)
         return self._start_bytes(s, task) + 4 * held
 
