@@ -2,10 +2,14 @@
 
     python scripts/drills.py [--count 100] [--only 7,12] [--seed 0] [--folder outputs/drills] [OVERRIDES ...]
 
-A drill is one run of a method and family in turn, every third one of two processes (torchrun, gloo). It is killed, or
-told to stop by SIGTERM or SIGUSR2, at a moment that its number and the seed draw: while it starts, works before a
-task (importance, recorded outputs, keys), trains, evaluates, saves, or ends. Its end must be the one of the run that
+A drill is one run of a method and family in turn, every third one of two processes (gloo). It is killed, or told to
+stop by SIGTERM or SIGUSR2, at a moment that its number and the seed draw: while it starts, works before a task
+(importance, recorded outputs, keys), trains, evaluates, saves, or ends. Its end must be the one of the run that
 nothing happened to: the hash of the weights, both matrices, all numbers but the speed, predictions and snapshots.
+
+A run that is disturbed while it starts is the command itself, two processes of it below torchrun. The others are
+forked, with the variables that torchrun sets, from this process, which has imported all that they need: of their
+seconds most would be spent on that.
 
 Interrupted, the same line goes on where it was; `--only` repeats drills by their numbers. Overrides take the place of
 the methods in turn. FOLDER/drills.json has every drill; the folder of a run that failed stays. Exit status 0 only if
@@ -18,19 +22,18 @@ import argparse
 import json
 import os
 import random
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
-from drill_runs import end_of, place_of
+from drill_runs import Started, Watched, as_run, end_of, forked, import_all, launched, place_of
 from golden_rows import once, write_encoder
 
 TOP = Path(__file__).resolve().parents[1]
@@ -80,82 +83,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "sdft-llama": ("method=sdft", "backbone=tiny_llama"),
 }
 SIGNALS = ("KILL", "TERM", "USR2")
-#: What a run prints when it begins something before a task's training.
-WORK = re.compile(r"^\S+ \S+ (?:\w+: )?(?!train|evaluate)[a-z][a-z ]* 0/\d+$")
-EVALUATION = re.compile(r"^\S+ \S+ (?:\w+: )?evaluate 0/\d+$")
 #: Seconds for a run to end by itself, and for what it started to be gone.
 PATIENCE = 180.0
-#: How often the same line is typed at most.
-LINES = 4
-
-
-def as_run(overrides: list[str]) -> int:
-    """The command line, with pictures of one pixel: they would take most of a drill's time."""
-    import matplotlib.image
-    from matplotlib.figure import Figure
-
-    from cl_runner.__main__ import main as command_line
-
-    Figure.savefig = lambda figure, target, **_: matplotlib.image.imsave(target, [[0.0]])  # type: ignore[method-assign]
-    return command_line(overrides)
-
-
-def start(processes: int, overrides: Sequence[str], root: Path, printed: Path) -> psutil.Popen:
-    """The run, as one process or below torchrun; what it prints is added to a file."""
-    begin = [sys.executable]
-    if processes > 1:
-        begin += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    paths = os.pathsep.join([str(TOP), os.environ.get("PYTHONPATH", "")])
-    told = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    with printed.open("a", encoding="utf-8") as file:
-        return psutil.Popen(
-            [*begin, str(Path(__file__)), "as-run", *overrides, f"root={root}"],
-            env={**os.environ, **told},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-
-
-class Watched:
-    """A run that is under way, as its folder tells.
-
-    Attributes:
-        work, evaluations, steps: how often it has begun work before a task, has begun an evaluation, has trained.
-        first, last: seconds from the start to the first line of metrics.jsonl, and to its newest one.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.began = root, time.perf_counter()
-        self.work = self.evaluations = self.steps = 0
-        self.first = self.last = 0.0
-        self._sizes = (0, 0)
-        self.folder: Path | None = None
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.began
-
-    def look(self) -> None:
-        """Read what is new."""
-        if self.folder is None:
-            self.folder = next((path.parent for path in self.root.rglob("log.txt")), None)
-            if self.folder is None:
-                return
-        log, metrics = self.folder / "log.txt", self.folder / "metrics.jsonl"
-        sizes = log.stat().st_size, metrics.stat().st_size if metrics.is_file() else 0
-        if sizes == self._sizes:
-            return
-        if sizes[1] != self._sizes[1]:
-            self.first, self.last = self.first or self.seconds, self.seconds
-            self.steps = metrics.read_text(encoding="utf-8").count('"kind": "train"')
-        self._sizes = sizes
-        lines = log.read_text(encoding="utf-8").splitlines()
-        self.work = sum(bool(WORK.match(line)) for line in lines)
-        self.evaluations = sum(bool(EVALUATION.match(line)) for line in lines)
-
-    def saves(self) -> bool:
-        """Whether it is writing a file that is not in its place yet."""
-        return self.folder is not None and any(self.folder.rglob("*.tmp"))
 
 
 def undisturbed(processes: int, overrides: Sequence[str], root: Path, printed: Path) -> dict[str, Any]:
@@ -164,12 +93,12 @@ def undisturbed(processes: int, overrides: Sequence[str], root: Path, printed: P
     Raises:
         RuntimeError: it does not end well.
     """
-    watched, process = Watched(root), start(processes, overrides, root, printed)
-    while process.poll() is None:
+    watched, run = Watched(root), launched(processes, [*overrides, f"root={root}"], printed)
+    while not run.ended():
         watched.look()
         time.sleep(0.005)
-    if process.returncode:
-        raise RuntimeError(f"the undisturbed run ended with status {process.returncode}: {printed}")
+    if any(run.statuses()):
+        raise RuntimeError(f"the undisturbed run ended with status {run.statuses()}: {printed}")
     watched.look()
     made_with = json.loads(next(root.rglob("environment.json")).read_text(encoding="utf-8"))
     counted = {name: getattr(watched, name) for name in ("work", "evaluations", "steps", "first", "last", "seconds")}
@@ -191,10 +120,10 @@ def moment_of(drawn: random.Random, whole: dict[str, Any]) -> tuple[str, int, fl
     return phase, drawn.randint(1, whole[kinds.get(phase, "steps")]), delay
 
 
-def wait_for(moment: tuple[str, int, float], whole: dict[str, Any], watched: Watched, process: psutil.Popen) -> None:
+def wait_for(moment: tuple[str, int, float], whole: dict[str, Any], watched: Watched, run: Started) -> None:
     """Return when the moment has come, or the run has ended before."""
     phase, which, delay = moment
-    while process.poll() is None:
+    while not run.ended():
         watched.look()
         come = {
             "start": True,
@@ -207,87 +136,77 @@ def wait_for(moment: tuple[str, int, float], whole: dict[str, Any], watched: Wat
         time.sleep(0.002)
     if phase == "saving":
         until = time.perf_counter() + 2
-        while process.poll() is None and time.perf_counter() < until and not watched.saves():
+        while not run.ended() and time.perf_counter() < until and not watched.saves():
             pass
-    time.sleep(delay)
+    run.statuses(delay)
 
 
-def workers_of(process: psutil.Popen) -> list[psutil.Process]:
-    """The processes that compute the run, by their number in it."""
-    children = [child for child in process.children(recursive=True) if "as-run" in child.cmdline()]
-    return sorted(children, key=lambda child: int(child.environ().get("RANK", "0")))
-
-
-def disturb(name: str, processes: int, whom: str, process: psutil.Popen) -> None:
+def disturb(name: str, whom: str, run: Started) -> None:
     """Signal the run, or what of it `whom` says: all, the launcher, first, second."""
-    number = getattr(signal, f"SIG{name}")
-    workers = workers_of(process) if processes > 1 else [process]
-    chosen = {"first": workers[:1], "second": workers[1:2], "launcher": [process]}.get(whom)
+    workers, every = run.workers(), run.all()
+    chosen = {"first": workers[:1], "second": workers[1:2], "launcher": every[:1]}.get(whom)
     if chosen is None:
         # torchrun itself does not know USR2; a cluster sends it to the processes of the run.
-        chosen = workers if name == "USR2" and workers else [process, *workers]
-    for one in chosen or [process]:
-        try:
-            one.send_signal(number)
-        except psutil.NoSuchProcess:
-            continue
+        chosen = workers if name == "USR2" else every
+    for one in chosen or every:
+        with suppress(psutil.NoSuchProcess):
+            one.send_signal(getattr(signal, f"SIG{name}"))
 
 
-def after(process: psutil.Popen, started: list[psutil.Process]) -> str:
-    """What is wrong with how the disturbed run ended; empty for nothing."""
-    try:
-        process.wait(PATIENCE)
-    except psutil.TimeoutExpired:
-        wrong = f"it had not ended after {PATIENCE:.0f} s"
-    else:
-        _, left = psutil.wait_procs(started, PATIENCE / 3)
-        wrong = f"{len(left)} of its processes were left behind" if left else ""
-    for one in [process, *started]:
-        if one.is_running():
-            one.kill()
+def after(run: Started, started: Sequence[psutil.Process]) -> list[str]:
+    """What is wrong with how the disturbed run ended."""
+    wrong = [f"it had not ended after {PATIENCE:.0f} s"] if None in run.statuses(PATIENCE) else []
+    _, left = psutil.wait_procs(started, PATIENCE / 3)
+    wrong += [f"{len(left)} of its processes were left behind"] if left and not wrong else []
+    for one in left:
+        one.kill()
+    run.statuses(PATIENCE)
     return wrong
+
+
+def whole_of(setting: str, processes: int, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+    """What the run gives that nothing happens to: made once."""
+    kept, place = folder / f"{setting}-{processes}.json", folder / "whole"
+    if not kept.is_file():
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        whole = undisturbed(processes, overrides, place / "root", place / "printed.txt")
+        kept.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(place)
+    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    return found
 
 
 def drill(number: int, seed: int, setting: str, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
     """One drill, and what came of it."""
     processes = 2 if number % 3 == 0 else 1
+    whole = whole_of(setting, processes, overrides, folder)
     drawn = random.Random(f"{seed} {number}")
-    kept = folder / f"{setting}-{processes}.json"
-    if not kept.is_file():
-        with_files = folder / "whole"
-        shutil.rmtree(with_files, ignore_errors=True)
-        with_files.mkdir()
-        whole = undisturbed(processes, overrides, with_files / "root", with_files / "printed.txt")
-        kept.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(with_files)
-    whole = json.loads(kept.read_text(encoding="utf-8"))
     moment, name = moment_of(drawn, whole), drawn.choice(SIGNALS)
-    whom = drawn.choice(["all", "first", "second", *(["launcher"] if name == "TERM" else [])]) if processes > 1 else ""
+    starting = moment[0] == "start"
+    launcher = ["launcher"] if name == "TERM" and starting else []
+    whom = drawn.choice(["all", "first", "second", *launcher]) if processes > 1 else ""
     place = folder / f"drill_{number}"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     root, printed, began = place / "root", place / "printed.txt", time.perf_counter()
-    watched, process = Watched(root), start(processes, overrides, root, printed)
-    wait_for(moment, whole, watched, process)
-    finished = process.poll() is not None
+    line = [*overrides, f"root={root}"]
+    watched, run = Watched(root), (launched if starting else forked)(processes, line, printed)
+    wait_for(moment, whole, watched, run)
+    finished = run.ended()
     stood = "it had ended" if finished else place_of(root)
-    started = [] if finished else process.children(recursive=True)
-    if not finished:
-        disturb(name, processes, whom, process)
-    wrong = [said] if (said := after(process, started)) else []
-    first = process.returncode
+    started = run.all()
+    disturb(name, whom, run)
+    wrong = after(run, started)
+    statuses = run.statuses()
     # A launcher ends with its own status and words; before a run can hear, a signal ends it as it ends any process.
-    if processes == 1 and not finished and name != "KILL" and first not in (0, 75):
-        early = moment[0] == "start" and first == -getattr(signal, f"SIG{name}")
-        wrong += [] if early else [f"it ended with status {first}"]
-    if processes == 1 and "Traceback" in printed.read_text(encoding="utf-8"):
-        wrong.append("it ended with a traceback")
-    statuses: list[int] = []
-    while len(statuses) < LINES and (not statuses or statuses[-1] != 0):
-        statuses.append(start(processes, overrides, root, printed).wait())
-    if statuses != [0]:
-        wrong.append(f"the same line ended with status {', '.join(map(str, statuses))}")
-    if statuses[-1] == 0:
+    if not (starting and processes > 1):
+        fine = {0, 75, 1 if processes > 1 else 0, -getattr(signal, f"SIG{name}") if starting or name == "KILL" else 0}
+        wrong += [] if {*statuses} <= fine else [f"it ended with status {statuses}"]
+        wrong += ["it ended with a traceback"] if "Traceback" in printed.read_text(encoding="utf-8") else []
+    last = forked(processes, line, printed).statuses(PATIENCE)
+    wrong += [f"the same line ended with status {last}"] if any(last) else []
+    if not any(last):
         found = end_of(root)
         different = sorted(key for key in {*found, *whole["end"]} if found.get(key) != whole["end"].get(key))
         wrong += [f"different: {', '.join(different)}"] if different else []
@@ -303,7 +222,7 @@ def drill(number: int, seed: int, setting: str, overrides: Sequence[str], folder
         "which": moment[1],
         "seconds_after": round(moment[2], 4),
         "stood": stood,
-        "status": first,
+        "status": statuses,
         "seconds": round(time.perf_counter() - began, 1),
         "wrong": wrong,
     }
@@ -323,6 +242,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--folder", type=Path, default=TOP / "outputs" / "drills")
     given, typed = parser.parse_known_args()
+    paths = os.pathsep.join([str(TOP), os.environ.get("PYTHONPATH", "")])
+    # Before torch is imported.
+    os.environ |= {
+        "PYTHONPATH": paths,
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+    sys.path.insert(0, str(TOP))
+    import_all()
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"typed": tuple(typed)} if typed else SETTINGS
