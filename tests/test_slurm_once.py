@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -116,8 +117,7 @@ def test_a_sweep_on_a_real_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     until(lambda: stand(done=8))
     assert said(done=8)
     command("-m", *lines, "root=Y", "hardware.threads=1", "sweep.processes=2")
-    command("report", "X")
-    command("report", "Y")
+    assert report_of(command("report", "X", "--format", "csv")) == report_of(command("report", "Y", "--format", "csv"))
     assert len(ends_of(Path("X"))) == 8 and ends_of(Path("X")) == ends_of(Path("Y"))
 
 
@@ -147,12 +147,22 @@ def told(number: int, sweep: Sweep, job: int) -> bool:
     return not pending or any(signals >> (number - 1) & 1 for signals in pending)
 
 
-def ends_of(root: Path) -> dict[str, object]:
-    """What the runs of a root give: weights, answers, and all numbers of its report but seconds and bytes."""
-    found: dict[str, object] = {}
+#: Columns of a report that are measured by a clock, or of the machine.
+MEASURED = ("peak_memory", "online_seconds", "offline_seconds", "milliseconds_per_example")
+
+
+def report_of(text: str) -> list[dict[str, str]]:
+    """All numbers of a report, to their last digit, but those that are measured."""
+    rows = list(csv.DictReader(text.splitlines()))
+    assert len(rows) == 4 and all(row["n"] == "2" for row in rows)
+    return [{key: value for key, value in row.items() if not key.startswith(MEASURED)} for row in rows]
+
+
+def ends_of(root: Path) -> dict[str, list[str | bytes]]:
+    """What each run of a root gives: weights, matrix, answers."""
+    found: dict[str, list[str | bytes]] = {}
     for path in root.glob("reviews*/**/summary.json"):
-        run = path.parent
-        files = [run / "accuracy.csv", *sorted(run.glob("predictions/*.jsonl"))]
-        name = str(run.relative_to(root))
-        found[name] = [json.loads(path.read_text())["weights_sha256"], *(file.read_bytes() for file in files)]
+        files = [path.parent / "accuracy.csv", *sorted(path.parent.glob("predictions/*.jsonl"))]
+        weights = str(json.loads(path.read_text())["weights_sha256"])
+        found[str(path.parent.relative_to(root))] = [weights, *(file.read_bytes() for file in files)]
     return found
