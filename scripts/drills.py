@@ -194,7 +194,7 @@ def drill(number: int, seed: int, setting: str, overrides: Sequence[str], folder
     watched, run = Watched(root), (launched if starting else forked)(processes, line, printed)
     wait_for(moment, whole, watched, run)
     finished = run.ended()
-    stood = "it had ended" if finished else place_of(root)
+    stood = "it had ended" if finished else place_of(root).replace(f"{root}/", "")
     started = run.all()
     disturb(name, whom, run)
     wrong = after(run, started)
@@ -278,6 +278,7 @@ def main() -> int:
 def write(record: Path, seed: int, drills: dict[str, Any], folder: Path) -> None:
     """All drills so far, with what they were made with, in the place of what was written before."""
     whole = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*-[12].json"))}
+    made_with = next(iter(whole.values()))["made_with"]
     text = json.dumps(
         {
             "seed": seed,
@@ -288,7 +289,7 @@ def write(record: Path, seed: int, drills: dict[str, Any], folder: Path) -> None
                 name: dict(sorted(Counter(str(done[name]) for done in drills.values()).items()))
                 for name in ("setting", "processes", "signal", "phase")
             },
-            "made_with": next(iter(whole.values()))["made_with"],
+            "made_with": {name: made_with[name] for name in ("python", "platform", "packages", "hardware")},
             "drills": {number: drills[number] for number in sorted(drills, key=int)},
         },
         indent=1,
