@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kill_drill import end_of, finish, place_of, start
+from drill_runs import end_of, finish, place_of, start
 
 #: What a run that goes on says of a file.
 SAID = ("is damaged", "is not what it was", "it is made anew", "cannot be read", "cannot be used")

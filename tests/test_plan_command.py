@@ -78,6 +78,13 @@ def test_llama_without_network(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan["flops_per_second"] is None
 
 
+def test_seventy_billion_weights_from_the_configuration_alone() -> None:
+    """LLaMA-2-70B: grouped queries, so that keys and values are an eighth as wide."""
+    whole = skeleton(compose(["method=piece_s", "backbone=llama2_70b"]).config.backbone, 0)
+    layer = 2 * 8192**2 + 2 * 8192 * 1024 + 3 * 8192 * 28672 + 2 * 8192
+    assert sum(p.numel() for p in whole.parameters()) == 80 * layer + 8192 + 2 * 32000 * 8192 == 68_976_648_192
+
+
 def test_a_run_that_does_not_fit_gets_advice(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

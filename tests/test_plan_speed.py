@@ -13,7 +13,7 @@ from plans import CONFIGURATIONS, TASKS, meta, setting
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from cl_runner.needs import Needs, ProbePass
-from cl_runner.planning import imitation
+from cl_runner.planning import imitation, speed
 from cl_runner.planning.alike import Cost, Counted, extended, stack_of
 from cl_runner.planning.planner import Planner
 from cl_runner.planning.prices import Prices
@@ -105,6 +105,20 @@ def test_a_sample_tells_what_passes_reach(tmp_path: Path) -> None:
     untimed = sampled(Planner(lambda: meta("bert"), 0).prices, _nothing, s, lambda: speed)
     assert dataclasses.replace(untimed, untimed=None) == speed and "is not to be made" in (untimed.untimed or "")
     assert "could not be timed: AssertionError" in str(dataclasses.replace(untimed, reached={}))
+
+
+def test_what_a_slow_processor_cannot_time_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of layers so wide that the shortest pass takes long no sample is made; products are of a size that ends."""
+    slow, s = Speed(1e3, 1e9, 1e-5, reached={}), setting()
+    prices = Planner(lambda: meta("bert"), 0).prices
+    found = sampled(prices, lambda: meta("bert"), s, lambda: slow)
+    assert not found.reached and "their shortest pass takes" in str(found)
+    products: list[torch.Size] = []
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(speed, "now", lambda device: float(next(ticks)))  # whatever is done takes a second and more
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: products.extend([a.shape, b.shape]))
+    speed.calibrate(8192, 2048, torch.bfloat16, torch.device("cpu"))
+    assert products == [torch.Size([1024, 1024])] * 4, "once to warm up, once for the time"
 
 
 def _nothing() -> Any:

@@ -1,5 +1,4 @@
-"""Jobs on SLURM: what is asked for, how they stand, whatever is swept; with stand-ins for SLURM's commands, and with
-a real one where there is one."""
+"""Jobs on SLURM: what is asked for, how they stand, whatever is swept; with stand-ins for SLURM's commands."""
 
 from __future__ import annotations
 
@@ -9,8 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -317,81 +314,3 @@ def test_code_and_configuration_are_those_of_the_submission(cluster: Path, tmp_p
     assert done.returncode == 0, done.stderr
     assert (sweep.run_folder(1) / "COMPLETED").is_file()
     assert json.loads((sweep.run_folder(1) / "environment.json").read_text())["git"] is not None
-
-
-def slurm_is_up() -> bool:
-    if shutil.which("sinfo") is None:
-        return False
-    up = subprocess.run(["sinfo", "-h", "-o", "%P"], capture_output=True, text=True, check=False)
-    return up.returncode == 0 and bool(up.stdout.strip())
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not slurm_is_up(), reason="no SLURM on this machine")
-def test_a_sweep_on_a_real_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finished, cancelled, killed, near its limit; the terminal is closed; what is missing is submitted again."""
-    monkeypatch.chdir(tmp_path)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-
-    def command(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "cl_runner", *words], env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    asked = ["hardware=slurm", "hardware.slurm.cpus=1", "hardware.slurm.memory_gb=2", "hardware.slurm.minutes=10"]
-    long = [o for o in SHORT if "epochs" not in o and "max_steps" not in o] + ["training.base.epochs=400"]
-    command("submit", *asked, *long, "root=X", "method=pe", "method.pe.fraction=0.005,0.1", "seed=0,1")
-    sweep = the_sweep()
-
-    def wait(numbers: Sequence[int], *wanted: str) -> int:
-        """The first of these jobs that stands so."""
-        for _ in range(1500):
-            states = states_of(sweep)
-            found = next((number for number in numbers if states[number].state in wanted), None)
-            if found is not None:
-                return found
-            time.sleep(0.2)
-        raise AssertionError(f"jobs {numbers}: {[states_of(sweep)[number] for number in numbers]}, not {wanted}")
-
-    command("cancel", "X", "--jobs", "3")
-    wait([3], "missing")
-    near = wait([0, 1, 2], "running")
-    for _ in range(1500):
-        if (sweep.run_folder(near) / "state" / "checkpoint.json").is_file():
-            break
-        time.sleep(0.2)
-    place = states_of(sweep)[near].place
-    signalled("USR1", sweep, near)  # as before its limit
-    wait([near], "waiting")
-    slurm.call("scontrol", "update", f"jobid={place}", "StartTime=now")
-    killed = wait([number for number in (0, 1, 2) if number != near], "running")
-    signalled("KILL", sweep, killed)
-    wait([killed], "failed")
-    command("resubmit", "X")
-    for number in range(4):
-        wait([number], "done")
-    assert "4 done" in command("status", "X")
-    plain = [o for o in long if not o.startswith("root")]
-    command(
-        "-m",
-        *plain,
-        "root=Y",
-        "method=pe",
-        "method.pe.fraction=0.005,0.1",
-        "seed=0,1",
-        "hardware.threads=1",
-        "hardware=auto",
-    )
-    ends = {root: sorted(_weights(path) for path in Path(root).glob("reviews/**/summary.json")) for root in "XY"}
-    assert len(ends["X"]) == 4 and ends["X"] == ends["Y"]
-
-
-def signalled(name: str, sweep: Sweep, number: int) -> None:
-    """Signal a job's process on this node; scancel would send it again and again once the job has left."""
-    subprocess.run(["pkill", f"-{name}", "-f", f"cl_runner job {sweep.path.resolve()} {number}$"], check=True)
-
-
-def _weights(path: Path) -> str:
-    return str(json.loads(path.read_text())["weights_sha256"])

@@ -31,6 +31,9 @@ PASS_SECONDS = 0.06
 FEWEST = 2
 #: Tokens that are left of a text at least.
 SHORT = 16
+#: Seconds by the rates of the shortest pass that is still timed; of billions of weights in few layers and embeddings it
+#: takes minutes.
+LONGEST = 1.0
 #: Tokens that are generated to find out what one costs beside its pass.
 TOKENS = 6
 
@@ -118,6 +121,9 @@ def sampled(
 
 
 def _sampled(prices: Prices, skeleton: Callable[[], PreTrainedModel], s: Setting, speed: Speed) -> Speed:
+    short = 6 * FEWEST * SHORT * shortened(skeleton()).num_parameters() / speed.flops_per_second
+    if short > LONGEST:
+        return dataclasses.replace(speed, untimed=f"their shortest pass takes {short:,.0f} s here")
     real = Prices(Architecture(lambda: shortened(skeleton()), Sample))
     entries = real.architecture.parameters(s)
     part = entries / prices.architecture.parameters(s)
