@@ -157,8 +157,13 @@ def first() -> bool:
 
 
 def sent_bytes() -> int:
-    """Of tensors that this process has given to be added up."""
+    """Of tensors that this process has given to be added up, or brought together."""
     return _here.sent
+
+
+def count_sent(size: int) -> None:
+    """So many bytes more were sent, by what this file does not do itself."""
+    _here.sent += size
 
 
 def mine(number: int) -> bool:

@@ -11,12 +11,13 @@ shape: `whole` brings it together again, so that files hold no trace of the numb
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup, Work, all_gather_into_tensor, reduce_scatter_tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
@@ -79,6 +80,10 @@ class Shards:
             # Losses are parts of a whole already: their gradients add up.
             sharded.set_gradient_divide_factor(1.0)
             sharded.set_force_sum_reduction_for_comms(True)
+            if hasattr(sharded, "set_custom_all_gather"):
+                # torch's own classes of these are not public.
+                sharded.set_custom_all_gather(_Gather(self))  # type: ignore[arg-type]
+                sharded.set_custom_reduce_scatter(_Scatter(self))  # type: ignore[arg-type]
         # By itself torch takes the part of a model that is asked first for the whole of it, such as T5's encoder.
         fully_shard.state(model)._lazy_init()  # type: ignore[attr-defined]  # torch sets it on the function
         self._parts = {name: p for name, p in model.named_parameters() if isinstance(p, DTensor)}
@@ -92,10 +97,10 @@ class Shards:
     def gather(self) -> None:
         """Every process has the whole weights; passes are its own business, and gradients stay where they are."""
         self.refresh()
+        self.gathered = True
         for module in self._modules:
             self._exchanging(module, False)
             module.unshard()
-        self.gathered = True
 
     @torch.no_grad()
     def part(self) -> None:
@@ -223,6 +228,36 @@ class Shards:
         for name, parameter in others.items():
             parameter.data = before[name]
         self.refresh()
+
+
+class _Counting:
+    """What torch's FSDP2 asks to send something, which counts it; not what the whole weights between trainings cost."""
+
+    def __init__(self, shards: Shards):
+        self._shards = shards
+
+    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def count(self, tensor: Tensor) -> None:
+        if not self._shards.gathered:
+            distributed.count_sent(tensor.nbytes)
+
+
+class _Gather(_Counting):
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: ProcessGroup, async_op: bool = False
+    ) -> Work | None:
+        self.count(input_tensor)
+        return all_gather_into_tensor(output_tensor, input_tensor, group=group, async_op=async_op)
+
+
+class _Scatter(_Counting):
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: ProcessGroup, op: Any, async_op: bool = False
+    ) -> Work:
+        self.count(input_tensor)
+        return reduce_scatter_tensor(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:

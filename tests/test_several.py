@@ -24,13 +24,11 @@ HERE = Path(__file__).parent
 #: Passes of two examples, on which dropout is drawn alike in any number of processes.
 PASSES = ("training.base.micro_batch=2", "training.incremental.micro_batch=2")
 #: One of each kind of method: what trains, what is added to the loss, to the gradient, to the data, what is kept.
-LINES = {
+LINES = {"importance and penalties": ("method=pe", *PASSES)}
+MORE = {
     "dense": ("method=seq_ft", *PASSES),
     "importance": ("method=piece_s", "backbone=tiny_llama", *PASSES),
-    "importance and penalties": ("method=pe", *PASSES),
     "passes are kept": ("method=der", *PASSES),
-}
-MORE = {
     "recorded outputs": ("method=lwf", *PASSES),
     "gradients in a step": ("method=gem", *PASSES),
     "replay": ("method=replay", "backbone=tiny_t5", *PASSES),
