@@ -128,7 +128,7 @@ def _check_sharded(config: Config, method: Chain) -> None:
         if not each.sharded:
             raise ValueError(
                 f"hardware.shard=true: {name} needs all of what trains in every process. Type: hardware.shard=false "
-                "(or a method of which `list methods` says that it trains in parts)"
+                "(or another method, such as method=seq_ft)"
             )
     if config.training.optimizer == "adafactor":
         raise ValueError(

@@ -96,7 +96,8 @@ def header(request: Request, tasks: Sequence[Task], device: str) -> list[tuple[s
         ("tasks", f"{request.task_order}: {', '.join(task.name for task in tasks)}"),
     ]
     if distributed.size() > 1:
-        said.append(("processes", f"{distributed.size()}, which share every batch out"))
+        parts = ", and hold the weights in parts while they train" if request.config.hardware.shard else ""
+        said.append(("processes", f"{distributed.size()}, which share every batch out{parts}"))
     training = request.config.training
     for name, stage in (("base", training.base), ("later", training.incremental)):
         size = stage.micro_batch or stage.batch_size
