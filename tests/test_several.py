@@ -126,7 +126,7 @@ LONG = ("method=pe", "training.base.epochs=20", "training.incremental.epochs=3",
 
 def until_trained(root: Path, steps: int) -> Path:
     """Wait until a run that is under way has made so many steps."""
-    for _ in range(1200):
+    for _ in range(6000):  # four processes begin slowly on two cores
         found = list(root.rglob("metrics.jsonl"))
         if found and found[0].read_text().count('"kind": "train"') >= steps:
             return found[0].parent
