@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +169,7 @@ class Beginnings:
         if distributed.any_of(found is None) or found is None:
             return None
         tensors, said = found
-        state = unpack(json.loads(said["tree"]), {key: value.to(learner.device) for key, value in tensors.items()})
+        state = tree_of(tensors, said, learner.device)
         with suppress(OSError):  # a folder that can only be read
             os.utime(self._path(name))  # used now: the last to be evicted
         lines = json.loads(said["lines"])
@@ -195,20 +195,29 @@ class Beginnings:
         if not distributed.first():
             return
         path, limit = self._path(name), int(self.config.importance.cache_gb * 1e9)
-        tensors: dict[str, Tensor] = {}
         known = None if name.startswith(PLAIN) else method.state_dict()
-        tree = pack({"training": training, "method": known}, tensors)
-        said = {"tree": json.dumps(tree), "lines": json.dumps(lines()), "run": self.run}
-        said["weights"] = weights_hash(learner.parameters())
+        said = {"lines": json.dumps(lines()), "run": self.run, "weights": weights_hash(learner.parameters())}
         try:
-            # safetensors writes no two tensors that share memory.
-            write_tensors(path, {key: tensor.clone() for key, tensor in tensors.items()}, said)
+            write_tree(path, {"training": training, "method": known}, said)
             evict(self.folder, limit, path)
         except (OSError, SafetensorError) as error:
             learner.warn(f"what came of the task is not kept, the next run trains it again: {self.folder}: {error}")
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
+
+
+def write_tree(path: Path, tree: Any, said: Mapping[str, str]) -> None:
+    """A file of a tree of state, as `tree_of` gives it back, and of what else is said."""
+    tensors: dict[str, Tensor] = {}
+    packed = json.dumps(pack(tree, tensors))
+    # safetensors writes no two tensors that share memory.
+    write_tensors(path, {key: tensor.clone() for key, tensor in tensors.items()}, {"tree": packed, **said})
+
+
+def tree_of(tensors: Mapping[str, Tensor], said: Mapping[str, str], device: torch.device) -> Any:
+    """The tree in a file of `write_tree`, on a device."""
+    return unpack(json.loads(said["tree"]), {key: tensor.to(device) for key, tensor in tensors.items()})
 
 
 def _examples(examples: Sequence[Example]) -> str:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_runner.beginnings import Kept
+from cl_runner.beginnings import Kept, tree_of, write_tree
 from cl_runner.build import build_method
-from cl_runner.checkpoint import load, pack, unpack
+from cl_runner.checkpoint import load
 from cl_runner.compose import check
 from cl_runner.config import Config
 from cl_runner.damage import read_config
@@ -34,7 +34,7 @@ from cl_runner.record import steps_of, write_masks
 from cl_runner.sparse.bits import INTEGERS, weights_hash
 from cl_runner.sparse.chain import apply_snapshot
 from cl_runner.sparse.snapshots import Snapshot, describe_snapshot, read_snapshot
-from cl_runner.tensor_files import read_tensors, write_tensors
+from cl_runner.tensor_files import read_tensors
 from cl_runner.train import Best
 from cl_runner.trained import Trained
 
@@ -101,8 +101,7 @@ class Parent:
         snapshot, state = read_snapshot(path), self._state(path)
         known = None
         if not plain and state.is_file():
-            tensors, said = read_tensors(state)
-            known = unpack(json.loads(said["tree"]), {name: value.to(device) for name, value in tensors.items()})
+            known = tree_of(*read_tensors(state), device)
         masks = self.folder / "masks.json"
         entries = read_json(masks)["tasks"] if masks.is_file() else []
         mask = next((entry for entry in entries if entry["task"] == task.name), None)
@@ -322,11 +321,7 @@ def keep_state(folder: Path, task: Task, method: Method) -> None:
     """Keep what methods know after a task, if they know anything."""
     state = method.state_dict()
     if any(state.values()):
-        tensors: dict[str, Tensor] = {}
-        tree = json.dumps(pack(state, tensors))
-        # safetensors writes no two tensors that share memory.
-        held = {name: tensor.clone() for name, tensor in tensors.items()}
-        write_tensors(state_file(folder, f"{task.index:02d}_{task.name}"), held, {"tree": tree})
+        write_tree(state_file(folder, f"{task.index:02d}_{task.name}"), state, {})
 
 
 def take_task(
