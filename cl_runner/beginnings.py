@@ -216,8 +216,8 @@ def write_tree(path: Path, tree: Any, said: Mapping[str, str]) -> None:
 
 
 def tree_of(tensors: Mapping[str, Tensor], said: Mapping[str, str], device: torch.device) -> Any:
-    """The tree in a file of `write_tree`, on a device."""
-    return unpack(json.loads(said["tree"]), {key: tensor.to(device) for key, tensor in tensors.items()})
+    """The tree in a file of `write_tree`, on a device; each tensor in memory of its own, as of `checkpoint.load`."""
+    return unpack(json.loads(said["tree"]), {key: tensor.to(device, copy=True) for key, tensor in tensors.items()})
 
 
 def _examples(examples: Sequence[Example]) -> str:

@@ -133,7 +133,8 @@ def load(folder: Path, device: str) -> dict[str, Any] | None:
     with readable(path), path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != content["tensors"]["sha256"]:
             raise Damaged(path, f"its SHA-256 is not the one in {MANIFEST}")
-    state = unpack(content["tree"], load_file(path, device=device))
+    # Each in memory of its own, as what a run computes is: last bits of products follow from where a tensor begins.
+    state = unpack(content["tree"], {key: tensor.clone() for key, tensor in load_file(path, device=device).items()})
     assert isinstance(state, dict)
     return state
 

@@ -27,7 +27,7 @@ def evaluation_examples(task: Task, split: Literal["test", "validation"]) -> tup
 @torch.no_grad()
 def evaluate(
     learner: Learner,
-    method: Hooks,
+    method: Hooks[Learner],
     tasks: Sequence[Task],
     options: Evaluation,
     after: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol, TypeVar
 
 from torch import nn
 
@@ -11,14 +11,13 @@ from cl_runner.batch import Batch
 from cl_runner.data.task import Task
 from cl_runner.families.base import Prediction
 
-if TYPE_CHECKING:
-    from cl_runner.learner import Learner
-
+#: Stands for `Learner`, whose module needs this one.
+AnyLearner = TypeVar("AnyLearner", contravariant=True)
 #: Answers a batch without answers.
 Predict = Callable[[Batch], list[Prediction]]
 
 
-class Hooks(Protocol):
+class Hooks(Protocol[AnyLearner]):
     """cl_runner/methods/base.py says what each does."""
 
     @property
@@ -28,6 +27,6 @@ class Hooks(Protocol):
 
     def grow(self, model: nn.Module, index: int, seed: int) -> None: ...
 
-    def before_forward(self, learner: Learner, batch: Batch) -> Batch: ...
+    def before_forward(self, learner: AnyLearner, batch: Batch) -> Batch: ...
 
-    def predict(self, learner: Learner, batch: Batch, inner: Predict) -> list[Prediction]: ...
+    def predict(self, learner: AnyLearner, batch: Batch, inner: Predict) -> list[Prediction]: ...

@@ -65,7 +65,7 @@ class Learner:
         tasks: Sequence[Task],
         seed: int,
         device: torch.device,
-        method: Hooks,
+        method: Hooks[Learner],
         precision: str = "fp32",
         order: TaskOrder | None = None,
         evaluation: Evaluation | None = None,

@@ -50,6 +50,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patched.setattr(checkpoint, "save", save)
         with pytest.raises(Death):
             run_command(typed(root))
+    assert (folder_of(root) / "plan.json").is_file(), (folder_of(root) / "log.txt").read_text()
     return root
 
 

@@ -121,6 +121,17 @@ def test_what_a_slow_processor_cannot_time_is_said(monkeypatch: pytest.MonkeyPat
     assert products == [torch.Size([1024, 1024])] * 4, "once to warm up, once for the time"
 
 
+def test_a_coarse_clock_tells_the_time_of_quick_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = 0
+
+    def work() -> None:
+        nonlocal done
+        done += 1
+
+    monkeypatch.setattr(speed, "now", lambda device: round(done * 2e-6, 2))  # of 2 microseconds, in hundredths
+    assert speed._quickest(work, torch.device("cpu")) == pytest.approx(2e-6, rel=0.5)
+
+
 def _nothing() -> Any:
     raise AssertionError("is not to be made")
 

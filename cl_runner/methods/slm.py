@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -221,8 +222,7 @@ class SLM(Method):
 
     def _train_keys(self, learner: Learner, task: Task, center: Tensor | None) -> tuple[Tensor, int]:
         """The keys of a task, from its texts (3.2: the preparation stage), and how many of them did not move."""
-        assert self.queries is not None
-        queries = self.queries([example.prompt for example in task.train])
+        queries = self._queries(learner)([example.prompt for example in task.train])
         before = learner.parameters()[self._key(task)].detach().cpu()
         epochs, decay_every = self._schedule(len(queries))
         keys = train_keys(
@@ -250,26 +250,24 @@ class SLM(Method):
             return None
         if learner.has_old_tasks(task):
             return self.bank.center
-        assert self.queries is not None
         texts = GENERIC if self.center == "generic" else [example.prompt for example in task.train]
-        return self.queries(texts).mean(0).to(learner.device)
+        return self._queries(learner)(texts).mean(0).to(learner.device)
 
     def _note(self, learner: Learner, task: Task, still: Mapping[str, int]) -> None:
         """What did not go as it looks, for the console and for summary.json."""
-        assert self.queries is not None
         if self.key_epochs:
             say_unmoved(still, self.groups * self.slots, learner.warn)
         self.noted = {
             "keys": self.groups * self.slots,
             "keys_unmoved": {**self.noted.get("keys_unmoved", {}), **still},
-            "cut_by_encoder": say_cut(self.queries, task, learner.scored_on(task), learner.warn),
+            "cut_by_encoder": say_cut(self._queries(learner), task, learner.scored_on(task), learner.warn),
         }
         if self.heads is not None:
             self.noted["head_rows"] = sum(len(p) for p in self.heads.trained_by(task.index)[:1])
             say_head(task, self.noted["head_rows"], learner.warn)
 
-    def _remember(self, learner: Learner, task: Task) -> None:
-        """Queries of the task's texts and, once, of all that tests will ask: each set at once, or from disk."""
+    def _queries(self, learner: Learner) -> Queries:
+        """The encoder, which at first reads all that tests will ask: each set at once, or from disk."""
         if self.queries is None:
             cache = learner.cache / "queries" if learner.cache else None
             self.queries = Queries(self.encoder, learner.device, cache, learner.progress, learner.warn)
@@ -278,13 +276,18 @@ class SLM(Method):
                 for one in learner.tasks:
                     self.queries.remember([example.prompt for example in learner.scored_on(one)])
             learner.clock.current = task_index
+        return self.queries
+
+    def _remember(self, learner: Learner, task: Task) -> None:
+        """Queries of the task's texts, a set at once, or from disk."""
+        queries = self._queries(learner)
         with learner.clock.phase("queries"):
             wanted = {example.prompt for example in task.train}
             for one in learner.tasks if self.pool == "all" else learner.tasks[: task.index + 1]:
                 texts = [example.prompt for example in one.train]
                 # After a resume a text that two tasks share must have the vector of the first one, as before.
                 if self.pool == "all" or one.index == task.index or not wanted.isdisjoint(texts):
-                    self.queries.remember(texts)
+                    queries.remember(texts)
 
     def trains(self, learner: Learner, task: Task) -> Trained:
         self._remember(learner, task)
@@ -334,12 +337,11 @@ class SLM(Method):
         texts = [example.prompt for example in batch.examples]
         if not texts:
             texts = learner.family.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
-        return self._ask(texts).to(learner.device)
+        return self._ask(learner, texts).to(learner.device)
 
-    def _ask(self, texts: Sequence[str]) -> Tensor:
+    def _ask(self, learner: Learner, texts: Sequence[str]) -> Tensor:
         """[texts, width], relative to the center, if there is one; on the CPU."""
-        assert self.queries is not None
-        found = self.queries(texts)
+        found = self._queries(learner)(texts)
         return found if self.bank.center is None else found - self.bank.center.cpu()
 
     def _visible(self, learner: Learner) -> tuple[int, int]:
@@ -367,7 +369,6 @@ class SLM(Method):
 
         There is none of it where the task is given, or where it is the only one.
         """
-        assert self.queries is not None
         first, end = self._visible(learner)
         described: dict[str, Any] = {"retrieval_accuracy": {}, **self.noted}
         if self.noted:
@@ -375,11 +376,13 @@ class SLM(Method):
         if not self.task_identity and not learner.restart:
             names = [one.name for one in learner.tasks[: task.index + 1]]
             texts = {one.name: learner.scored_on(one) for one in learner.tasks[first : task.index + 1]}
-            found = accuracies(self._ask, self.bank.units(first, end).cpu(), texts, self.top_k, self.slots)
+            found = accuracies(
+                partial(self._ask, learner), self.bank.units(first, end).cpu(), texts, self.top_k, self.slots
+            )
             described |= retrieval_said(self.served.by_task(names), found)
             said = ", ".join(f"{name} {value:.1f} %" for name, value in described["metrics"].items())
             learner.warn(f"retrieval after {task.name}: {said}")
         write_keys(folder, {learner.tasks[i].name: self.bank.keys[self.names[i]] for i in range(first, end)})
         if task.index == len(learner.tasks) - 1:
-            described["timing"] = measure_time(learner, self.queries, learner.tasks)
+            described["timing"] = measure_time(learner, self._queries(learner), learner.tasks)
         return described

@@ -18,6 +18,8 @@ EFFICIENCY = 0.7
 CPU_WIDEST = 1024
 #: Seconds of one measure at most, but for the try that passes them.
 LONGEST = 0.5
+#: Seconds of one at least.
+SHORTEST = 2e-4
 #: Bytes that no cache of a processor's core holds.
 UNCACHED = 1 << 26
 
@@ -109,14 +111,23 @@ def now(device: torch.device) -> float:
 
 
 def _quickest(work: Callable[[], object], device: torch.device) -> float:
-    """The least seconds of `work` within a few hundredths of a second: three times, or what `LONGEST` has room for."""
+    """The least seconds of `work` within a few hundredths of a second: three times, or what `LONGEST` has room for.
+
+    Quick work is done so often in a row that no clock is too coarse for it.
+    """
     taken: list[float] = []
+    times = 1
     began = now(device)
     work()
     while not taken or now(device) - began < (LONGEST if len(taken) < 3 else 0.03):
         start = now(device)
-        work()
+        for _ in range(times):
+            work()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        taken.append(now(device) - start)
+        seconds = now(device) - start
+        if seconds < SHORTEST:
+            times *= 2
+        else:
+            taken.append(seconds / times)
     return min(taken)
