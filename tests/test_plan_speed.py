@@ -35,6 +35,7 @@ def deep(kind: str, layers: int = 6) -> PreTrainedModel:
 
 PASSES: dict[str, Callable[[Prices, Setting], Any]] = {
     "all": lambda prices, s: prices.train(s, TASKS[0]),
+    "all, checkpointed": lambda prices, s: prices.train(dataclasses.replace(s, gradient_checkpointing=True), TASKS[0]),
     "selected, checkpointed": lambda prices, s: prices.train(
         dataclasses.replace(s, gradient_checkpointing=True), TASKS[1]
     ),
@@ -48,7 +49,17 @@ def test_equal_layers_are_counted_from_few_to_the_byte(kind: str, monkeypatch: p
     s = setting(needs=Needs("all", "all"))
     assert stack_of(deep(kind)) is not None
     few = Planner(lambda: deep(kind), 0).prices
-    found = {name: price(few, s) for name, price in PASSES.items()}
+    passed: list[int | None] = []
+    counted = imitation.Imitation._counted
+
+    def count(self: Any, stages: Any, layers: int | None = None) -> list[Counted]:
+        passed.append(layers)
+        return counted(self, stages, layers)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(imitation.Imitation, "_counted", count)
+        found = {name: price(few, s) for name, price in PASSES.items()}
+    assert set(passed) == {2, 3}
     monkeypatch.setattr(imitation, "stack_of", lambda model: None)
     whole = Planner(lambda: deep(kind), 0).prices
     assert found == {name: price(whole, s) for name, price in PASSES.items()}

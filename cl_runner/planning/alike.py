@@ -1,6 +1,7 @@
 """Stacks of equal layers: a pass over two of them and one over three tell what one over all of them costs, exactly.
 
-Each further layer brings the same operations, allocations and releases once more, in one place of a stage of a pass.
+Each further layer brings the same operations, allocations and releases once more, in one place of a stage of a pass, or
+in two of them, as where activations are computed again, of which each layer leaves something until the end.
 """
 
 from __future__ import annotations
@@ -111,22 +112,15 @@ def _kind(layer: nn.Module) -> list[object]:
 
 
 def extended(few: Sequence[Counted], more: Sequence[Counted], layers: int) -> list[Cost] | None:
-    """The costs of stages over so many layers, from those over `FEW` and one more; None if they tell nothing.
-
-    A change of memory comes before or after the place where a layer's are inserted. Before, each further layer adds
-    what it had left alive when the stage began, after it, what it leaves at its end.
-    """
+    """The costs of stages over so many layers, from those over `FEW` and one more; None if they tell nothing."""
     found = []
+    times = layers - FEW - 1
     for less, one_more in zip(few, more, strict=True):
-        before, after = _common(less.changes, one_more.changes), _common(less.changes[::-1], one_more.changes[::-1])
-        if before + after < len(less.changes):
+        changes = _grown(less.changes, one_more.changes, times + 1)
+        if changes is None:
             return None
-        times = layers - FEW - 1
-        at_start = one_more.start - less.start
-        at_end = at_start + sum(one_more.changes) - sum(less.changes)
-        live = list(itertools.accumulate(one_more.changes, initial=one_more.start))
-        peak = max(live[: before + 1]) + times * at_start
-        peak = max(peak, max(live[len(live) - 1 - after :]) + times * at_end)
+        start = less.start + (times + 1) * (one_more.start - less.start)
+        peak = max(itertools.accumulate(changes, initial=start))
         a, b = less.cost, one_more.cost
         found.append(
             replace(
@@ -138,6 +132,19 @@ def extended(few: Sequence[Counted], more: Sequence[Counted], layers: int) -> li
             )
         )
     return found
+
+
+def _grown(less: Sequence[int], more: Sequence[int], times: int) -> list[int] | None:
+    """A story of memory that has so many times what the longer one of two has and the shorter one has not."""
+    before = _common(less, more)
+    after = min(_common(less[::-1], more[::-1]), len(less) - before)
+    middle, longer = less[before : len(less) - after], more[before : len(more) - after]
+    for first in range(len(longer) - len(middle) + 1):
+        end = first + len(middle)
+        if longer[first:end] == middle:
+            inserted = [*longer[:first] * times, *middle, *longer[end:] * times]
+            return [*less[:before], *inserted, *less[len(less) - after :]]
+    return None
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
