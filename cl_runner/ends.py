@@ -18,7 +18,7 @@ from cl_runner.failures import advice
 from cl_runner.full_disk import is_full
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.journal import Journal, Scene
-from cl_runner.matrix import START, headline_column
+from cl_runner.matrix import START, headline, headline_column
 from cl_runner.planning.begun import memory_advice
 from cl_runner.planning.memory import DoesNotFit, is_out_of_memory
 from cl_runner.prepared import Prepared
@@ -28,6 +28,13 @@ from cl_runner.tracking.clock import Clock
 from cl_runner.tracking.console import Console
 from cl_runner.tracking.pace import duration
 from cl_runner.tracking.progress import Shown
+
+#: Numbers of the last screen below the matrix, beside what the run reached in all.
+LAST_SCREEN = {
+    "plasticity/diagonal": "each task right after it was learned",
+    "forgetting/first_minus_last": "points lost since then, mean over the tasks before the last",
+    "retained_share": "kept of what those tasks scored then",
+}
 
 
 def guarded(request: Request, prepared: Prepared, story: Callable[[Scene], None]) -> int:
@@ -143,8 +150,9 @@ def finish(request: Request, prepared: Prepared, journal: Journal, scene: Scene)
     ]
     weights = list(sizes.values()) if "union_accuracy" in summary["metrics"] else None
     console.matrix(names, shown, headline_column(np.array(journal.rows), weights))
-    for name, value in summary["metrics"].items():
-        console.line(f"{name} {value:.2f}")
+    for name in (headline(summary["metrics"]), *LAST_SCREEN):
+        if name in summary["metrics"]:
+            console.line(f"{name} {summary['metrics'][name]:.2f}: {LAST_SCREEN.get(name, 'at the end, all tasks')}")
     online = [detail["online_seconds"] for detail in summary["tasks_detail"][1:]]
     console.line(
         f"offline {duration(summary['offline_seconds'])}, online {duration(summary['online_seconds'])}"
@@ -153,7 +161,7 @@ def finish(request: Request, prepared: Prepared, journal: Journal, scene: Scene)
     beside = beside_table(read_run(request.folder))
     if beside is not None:
         console.line(as_text(beside))
-    console.line(f"report: {page}")
+    console.line(f"report: {page}; all {len(summary['metrics'])} numbers: summary.json beside it")
     digests.record(request.folder, {"metrics.jsonl": journal.log_digest()})
     for sums in digests.sums_of(request.folder):
         digests.settle(sums.parent)

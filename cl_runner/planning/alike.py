@@ -142,8 +142,8 @@ def _grown(less: Sequence[int], more: Sequence[int], times: int) -> list[int] | 
     for first in range(len(longer) - len(middle) + 1):
         end = first + len(middle)
         if longer[first:end] == middle:
-            inserted = [*longer[:first] * times, *middle, *longer[end:] * times]
-            return [*less[:before], *inserted, *less[len(less) - after :]]
+            once, again = list(longer[:first]), list(longer[end:])
+            return [*less[:before], *once * times, *middle, *again * times, *less[len(less) - after :]]
     return None
 
 

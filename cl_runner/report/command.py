@@ -14,7 +14,7 @@ from cl_runner.choosing.record import chosen_tables
 from cl_runner.digests import Damaged
 from cl_runner.plain import plain, plain_lines
 from cl_runner.report.ability import changes
-from cl_runner.report.folder import Run, find_runs, is_run, read_run
+from cl_runner.report.folder import Run, every_run, is_run, read_run
 from cl_runner.report.grouping import group_runs, names_of
 from cl_runner.report.numbers import interval_text, value_text, values_of
 from cl_runner.report.sections import UNUSABLE, Incomplete, Sections, not_of_a_run
@@ -165,8 +165,10 @@ def usable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 def _joined(asked: argparse.Namespace) -> None:
     """Tables over all runs found, on the terminal and as files."""
-    found, notes = find_runs(asked.folders)
-    runs, unusable = usable(found)
+    every, notes = every_run(asked.folders)
+    others = [run for run in every if run.status != "completed"]
+    notes += [f"left out {run.folder}: {run.status}" for run in others]
+    runs, unusable = usable([run for run in every if run.status == "completed"])
     notes += unusable
     for note in notes:
         print(plain(note), file=sys.stderr)
@@ -219,7 +221,7 @@ def _joined(asked: argparse.Namespace) -> None:
         if asked.format == "terminal" and asked.output.suffix != ".html":
             raise ValueError(f"--output {asked.output} needs --format csv, markdown or html")
         with writing(asked.output):
-            write_joined_report(groups, tables, notes, asked.output)
+            write_joined_report(groups, tables, notes, asked.output, others)
         print(asked.output)
         return
     folder = asked.folders[0]
@@ -232,7 +234,7 @@ def _joined(asked: argparse.Namespace) -> None:
             show(table)
     if not is_run(folder):
         with writing(folder / "report.html"):
-            page = write_joined_report(groups, tables, notes, folder / "report.html")
+            page = write_joined_report(groups, tables, notes, folder / "report.html", others)
         for name, text in (("report.csv", csv), ("report.md", markdown)):
             with writing(folder / name):
                 write(folder / name, text)

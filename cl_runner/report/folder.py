@@ -354,6 +354,13 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     Raises:
         ValueError: a folder does not exist, or the only one is a run with a damaged file.
     """
+    found, notes = every_run(folders)
+    notes += [f"left out {run.folder}: {run.status}" for run in found if run.status != "completed"]
+    return [run for run in found if run.status == "completed"], notes
+
+
+def every_run(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """The same of runs that are unfinished or have failed as well; notes are of folders that cannot be read."""
     paths: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -369,10 +376,7 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
                 raise
             notes.append(f"left out {path}: {error}")
             continue
-        if run.status == "completed":
-            runs.append(run)
-        else:
-            notes.append(f"left out {path}: {run.status}")
+        runs.append(run)
     return runs, notes
 
 

@@ -1,4 +1,7 @@
-"""Pages from the templates beside this file: each one self-contained document without scripts or network."""
+"""Pages from the templates beside this file: each one self-contained document without network.
+
+The page of several runs has a script of our own, which sorts and filters one table; without scripts it shows all rows.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from cl_runner.report.numbers import definition_of
 
 
 class Embedded(NamedTuple):
@@ -33,6 +38,14 @@ def breakable(name: str) -> Markup:
     return Markup("<wbr>").join(re.split(r"(?<=[/._])", name))
 
 
+def meaning(name: str) -> str:
+    """The definition of a number of a run, or the empty text for any other word."""
+    try:
+        return definition_of(name)
+    except KeyError:
+        return ""
+
+
 @functools.cache
 def _environment() -> Environment:
     environment = Environment(
@@ -43,7 +56,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"embedded": embedded, "breakable": breakable}
+    environment.filters |= {"embedded": embedded, "breakable": breakable, "meaning": meaning}
     return environment
 
 

@@ -17,17 +17,21 @@ from cl_runner.report.folder import Run
 from cl_runner.report.grouping import Group, label_of, protocol_notes, protocol_signs
 from cl_runner.report.html import render, write
 from cl_runner.report.numbers import definition_of, values_of
+from cl_runner.report.runs_table import runs_table
 from cl_runner.report.tables import METRICS, headline_of
 from cl_runner.report.text_table import Table
 
 
-def write_joined_report(groups: Sequence[Group], tables: Sequence[Table], notes: Sequence[str], path: Path) -> Path:
+def write_joined_report(
+    groups: Sequence[Group], tables: Sequence[Table], notes: Sequence[str], path: Path, others: Sequence[Run] = ()
+) -> Path:
     """Write the page `path` and its pictures into the folder plots beside it.
 
     Args:
         groups: all groups of runs, for the pictures.
         tables: shown in this order.
         notes: runs left out, and why.
+        others: runs that are unfinished or have failed: a line each.
     """
     by_order: dict[str, list[Group]] = {}
     for group in groups:
@@ -38,6 +42,7 @@ def write_joined_report(groups: Sequence[Group], tables: Sequence[Table], notes:
         runs=sum(len(group.runs) for group in groups),
         settings=len(groups),
         marks=protocol_notes(groups, protocol_signs(groups)),
+        every=runs_table([run for group in groups for run in group.runs], others, path.parent),
         tables=tables,
         orders=[_order_values(name, same, path.parent / "plots") for name, same in by_order.items()],
         formulas=Table(["name", "formula"], [[name, definition_of(name)] for name in known], left=2, long=1),

@@ -39,6 +39,7 @@ from cl_runner.report.numbers import AFTER_K, RETRIEVALS, definition_of, interva
 from cl_runner.report.retrieval import NO_RETRIEVAL, retrieval_values
 from cl_runner.report.sections import UNUSABLE, Incomplete, Sections, not_of_a_run
 from cl_runner.report.text_table import Table
+from cl_runner.report.words import in_words
 
 HEADLINE = (
     "union_accuracy",
@@ -67,12 +68,14 @@ def write_run_report(folder: Path) -> Path:
     """
     run, sections = read_run(folder), Sections(folder)
     make, none = sections.make, list[Any]()
+    beside = make("published runs", "config.yaml", lambda: beside_table(run), None)
     values: dict[str, Any] = {
         "run": run,
         "marks": {column: mark_of(run.access, column) or "no" for column in COLUMNS},
         "failure": make("why it failed", "FAILED", lambda: _failure(run), ""),
         "tiles": make("the headline", "summary.json", lambda: _tiles(run), none),
-        "beside": make("published runs", "config.yaml", lambda: beside_table(run), None),
+        "beside": beside,
+        "words": make("what happened", "summary.json", lambda: in_words(run, beside), none),
         "scores": make("the matrix", "accuracy.csv", lambda: _scores(run, sections), _NO_SCORES),
         "forgotten": make("what is forgotten", "predictions", lambda: forgotten(run), None),
         "all_metrics": make("all metrics", "metrics.jsonl", lambda: _all_metrics(run), None),
