@@ -145,7 +145,8 @@ def test_what_the_harness_asks_retrieves_by_its_context(backbone: str, value: st
     assert scores == [pytest.approx(score, abs=1e-4) for score in expected]
     assert abs(expected[0] - wrong) > 5e-4
     assert sum(abs(a - b) for a, b in zip(expected, untouched, strict=True)) > 0.02
+    until = [answer.partition("\n\n")[0] for answer in answers]
     # The harness lets an encoder-decoder write more, by the length of the prompt.
-    assert all(whole.startswith(answer) for whole, answer in zip(written, answers, strict=True))
-    assert written == answers or seq2seq
+    assert all(whole.startswith(answer) for whole, answer in zip(written, until, strict=True))
+    assert written == until or seq2seq
     assert all(answers) or value != "jare"
