@@ -23,7 +23,7 @@ class Probe(ABC):
         unit: of its numbers: "%", or what an axis should say.
     """
 
-    families: ClassVar[tuple[str, ...]] = ("causal", "seq2seq")
+    families: ClassVar[tuple[str, ...]] = ("causal", "seq2seq", "image_text")
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = "%"
     node: str  # where its options stand in the configuration: probe.<node>

@@ -158,8 +158,8 @@ class HumanEval(Probe):
     def _completions(self, learner: Learner) -> list[list[str]]:
         """`samples` completions of each problem."""
         family, tokenizer = learner.family, learner.family.tokenizer
-        causal = family.kind == "causal"
-        positions = getattr(learner.model.config, "max_position_embeddings", None)
+        causal = family.kind != "seq2seq"
+        positions = getattr(learner.model.config.get_text_config(), "max_position_embeddings", None)
         room = max(3, positions - self.max_new_tokens) if positions is not None else 4096
         raw = family.backbone.model_copy(update={"chat_template": False, "max_length": room, "truncation": "keep_end"})
         prompts = Encoding(raw, tokenizer, tokenizer.eos_token_id, open_end=causal).prompts(

@@ -75,10 +75,10 @@ class MinimalPairs(Probe):
 
     def prepare(self, learner: Learner, folder: Path) -> None:
         """The pairs that count from now on lie in the run's folder; each fits the model and can be told apart."""
-        positions = getattr(learner.model.config, "max_position_embeddings", None)
+        positions = getattr(learner.model.config.get_text_config(), "max_position_embeddings", None)
         relative = getattr(learner.model.config, "model_type", "") in ("t5", "mt5")
         rows, same = self._tokens(learner, self._pairs), 0
-        begun = int(learner.family.kind == "causal")  # the token before a text counts among its positions
+        begun = int(learner.family.kind != "seq2seq")  # the token before a text counts among its positions
         for pair, good, bad in zip(self._pairs, rows[::2], rows[1::2], strict=True):
             longest = max(len(good), len(bad)) + begun
             if not good or not bad:
