@@ -78,7 +78,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tasks_of(root: Path, *overrides: str) -> list[Task]:
     order = [] if any(o.startswith("task_order=") for o in overrides) else ["task_order=vqa_v2"]
-    counts = [f"task_order.{part}.train=4" for part in ("base", "incremental")]
+    said = {override.partition("=")[0] for override in overrides}
+    keys = [f"task_order.{part}.train" for part in ("base", "incremental")]
+    counts = [f"{key}=4" for key in keys if key not in said]
     config = compose(["backbone=tiny_llava", *order, *counts, f"data_root={root}", *overrides]).config
     return build_tasks(config.task_order, config.task)
 

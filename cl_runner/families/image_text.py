@@ -76,6 +76,10 @@ class ImageText(LanguageModel):
                 f"{self.backbone.max_length} + {answer}. Type: backbone.max_length={max(3, positions - answer)}"
             )
 
+    def save_reader(self, folder: Path) -> None:
+        """The processor's files, the tokenizer's among them."""
+        self.processor.save_pretrained(folder)
+
     def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:
         """Prompts and answers; pictures are read when a batch needs them.
 

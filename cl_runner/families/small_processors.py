@@ -33,6 +33,11 @@ class _PicturesAlone(Qwen3VLProcessor):
             return None
         return super().check_argument_for_proper_class(argument_name, argument)
 
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **options: Any) -> None:
+        """Each part by itself; what reads the whole would ask for the part that is not there."""
+        for part in (self.tokenizer, self.image_processor):
+            part.save_pretrained(save_directory, push_to_hub=push_to_hub, **options)
+
 
 def _llava(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
     vision = architecture["vision_config"]
