@@ -35,8 +35,8 @@ class _PicturesAlone(Qwen3VLProcessor):
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **options: Any) -> None:
         """Each part by itself; what reads the whole would ask for the part that is not there."""
-        for part in (self.tokenizer, self.image_processor):
-            part.save_pretrained(save_directory, push_to_hub=push_to_hub, **options)
+        for name in ("tokenizer", "image_processor"):
+            getattr(self, name).save_pretrained(save_directory, push_to_hub=push_to_hub, **options)
 
 
 def _llava(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:

@@ -21,7 +21,7 @@ from cl_runner.git_lfs import is_pointer
 from cl_runner.learner import Learner
 from cl_runner.metrics.captions import METRICS, lacking
 from cl_runner.needs import ProbePass
-from cl_runner.probes.base import Probe, at_rest
+from cl_runner.probes.base import Probe, at_rest, positions_of
 
 REFERENCES = "references.jsonl"
 
@@ -97,7 +97,7 @@ class Captioning(Probe):
                 f"probe {self.node}: the longest prompt has {longest} tokens, its picture included, and none is cut. "
                 f"Type: backbone.max_length={longest}"
             )
-        positions = getattr(learner.model.config.get_text_config(), "max_position_embeddings", None)
+        positions = positions_of(learner.model)
         if positions is not None and longest + self.max_new_tokens > positions:
             raise ValueError(
                 f"{family.backbone.name} reads {positions} tokens, and a prompt of {longest} with a caption may have "

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from cl_runner.config import Count, Whole
 from cl_runner.learner import Learner
-from cl_runner.probes.base import Probe, at_rest
+from cl_runner.probes.base import Probe, at_rest, positions_of
 
 #: Metrics of the harness that are shares of questions, which is what percent can say.
 SHARES = ("acc", "acc_norm", "acc_mutual_info", "acc_all", "exact_match", "em", "f1")
@@ -97,7 +97,7 @@ class LMEval(Probe):
         causal = learner.family.kind != "seq2seq"
         # Of a model that sees the harness does not find how much its speaking part reads.
         sees = learner.family.kind == "image_text"
-        positions = getattr(learner.model.config.get_text_config(), "max_position_embeddings", None) if sees else None
+        positions = positions_of(learner.model) if sees else None
         with at_rest(learner.model), _quiet(folder):
             model = LiveModel(
                 learner,
