@@ -129,7 +129,8 @@ def test_orders_of_three_and_of_ten_kinds(root: Path) -> None:
 
 
 def test_halves_need_no_file_of_karpathys(root: Path) -> None:
-    task = tasks_of(root, "task_order.task=vqa_v2_halves", "task_order.base.train=2", "task_order.base.validation=1")[0]
+    counts = ("task_order.base.train=2", "task_order.base.validation=1", "task_order.tasks=[{name: action}]")
+    (task,) = tasks_of(root, "task_order.task=vqa_v2_halves", *counts)
     assert {e.answer for e in (*task.train, *task.validation)} == {"action train"}
     assert Counter(e.answer for e in task.test) == {"action restval": 3, "action test": 3}
 
