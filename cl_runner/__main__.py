@@ -26,6 +26,7 @@ COMMANDS = {
     "choose": ("cl_runner.choosing.command", "the best try of each method by validation examples, and its test runs"),
     "compare": ("cl_runner.compare", "why two runs differ: configuration, program, machine, data, and where it shows"),
     "doctor": ("cl_runner.doctor", "versions, devices, disk, locks and a small run: whether this machine can run"),
+    "draw": ("cl_runner.draw", "pictures of shapes with questions and captions, as files of a data root"),
     "figure": ("cl_runner.papers.figure_command", "figures of the papers drawn of runs, with their data"),
     "fork": ("cl_runner.fork", "a new run that goes on from another one after a task, under other settings"),
     "job": ("cl_runner.sweeps.one_job", "one job of a submitted sweep, as its batch script starts it"),

@@ -53,6 +53,9 @@ PROBES = {
     "task_loss": "task_loss:TaskLoss",
     "oracle": "oracle:Oracle",
     "minimal_pairs": "minimal_pairs:MinimalPairs",
+    "captioning": "captioning:Captioning",
+    "captioning_coco": "captioning:Captioning",
+    "captioning_drawn": "captioning:Captioning",
 }
 
 #: backbone.family -> file:class. Plain text: importing a family imports torch.
@@ -69,6 +72,7 @@ CONVERTERS = {
     "squad": "converters:squad",
     "multiple_choice": "converters:multiple_choice",
     "marked_turns": "converters:marked_turns",
+    "vqa_v2": "vqa:vqa_v2",
 }
 
 #: name -> file:function, what it computes, and its source. A task's score is the mean over its examples.

@@ -38,6 +38,8 @@ def test_every_option_composes(group: str, option: str) -> None:
     chosen = f"[reviews,{option}]" if option in ("joint", "single_task") else option
     # Most probes are for language models, and only some tasks have a release's scores.
     beside = {"probe": ["backbone=tiny_llama"], "protocol": ["task_order=trace", "backbone=tiny_llama"]}
+    if option.startswith("captioning"):
+        beside["probe"] = ["backbone=tiny_llava"]
     told = ["method=slm"] if option == "oracle" else []  # of a text's task, of which others make nothing
     written = ["backbone=tiny_llama"] if option.startswith(("icl", "sdft", "lamol", "lfpt5")) else []
     request = compose([f"{group}={chosen}", *beside.get(group, []), *told, *written])

@@ -12,14 +12,11 @@ from pictures import COLOURS, config, data
 from PIL import Image, ImageOps
 from tiny import learn, tiny_learner
 from torch.nn import functional
-from transformers import ProcessorMixin, Qwen3VLProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from cl_runner.compose import compose
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example, Picture
 from cl_runner.data.task import build_tasks
-from cl_runner.families import image_text
 from cl_runner.families.base import Answering
 from cl_runner.families.freezing import frozen
 from cl_runner.families.image_text import ImageText
@@ -29,38 +26,7 @@ from cl_runner.methods.base import Method
 from cl_runner.methods.selector import Selector
 from cl_runner.sparse.measured import Measured
 
-#: A Qwen3-VL of two layers each, with a second way from its eyes into its speech.
-QWEN: dict[str, Any] = {
-    "model_type": "qwen3_vl",
-    "image_token_id": 259,
-    "video_token_id": 260,
-    "vision_start_token_id": 261,
-    "vision_end_token_id": 262,
-    "vision_config": {
-        "depth": 2,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_heads": 2,
-        "patch_size": 4,
-        "out_hidden_size": 32,
-        "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0],
-    },
-    "text_config": {
-        "model_type": "qwen3_vl_text",
-        "vocab_size": 263,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 1024,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
-    },
-}
-QWEN_TOKENS = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
-MODELS = ("llava", "qwen")
+MODELS = ("llava", "qwen3_vl")
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -85,27 +51,13 @@ def examples(tmp_path: Path) -> list[Example]:
 
 
 @functools.cache
-def tiny_llava() -> Backbone:
-    return compose(["backbone=tiny_llava"]).config.backbone
+def tiny_llava(name: str = "tiny_llava") -> Backbone:
+    return compose([f"backbone={name}"]).config.backbone
 
 
-def qwen_processor(backbone: Any, tokenizer: Any) -> Qwen3VLProcessor:
-    tokenizer.add_special_tokens({"additional_special_tokens": QWEN_TOKENS})
-    template = image_text.TEMPLATE.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
-    pictures = Qwen2VLImageProcessorPil(
-        patch_size=4, temporal_patch_size=2, merge_size=2, size={"shortest_edge": 64, "longest_edge": 4096}
-    )
-    return Qwen3VLProcessor(image_processor=pictures, tokenizer=tokenizer, chat_template=template)
-
-
-def built(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[ImageText, Any]:
+def built(name: str) -> tuple[ImageText, Any]:
     torch.set_num_threads(1)
-    backbone = tiny_llava()
-    if name == "qwen":
-        # The real processor asks for a part for videos, which takes a package of its own.
-        monkeypatch.setattr(ProcessorMixin, "check_argument_for_proper_class", lambda *arguments: None)
-        monkeypatch.setattr(image_text, "small_processor", qwen_processor)
-        backbone = backbone.model_copy(update={"architecture": QWEN, "frozen": ["*visual.blocks*"]})
+    backbone = tiny_llava(f"tiny_{name}")
     family = ImageText(backbone, [])
     model, _ = family.build(1)
     for parameter in model.parameters():  # small random weights would let pictures hardly matter
@@ -138,8 +90,8 @@ def plain_losses(family: ImageText, model: Any, example: Example) -> torch.Tenso
 
 @every_model
 @torch.no_grad()
-def test_loss_is_that_of_the_plain_call(name: str, examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
-    family, model = built(name, monkeypatch)
+def test_loss_is_that_of_the_plain_call(name: str, examples: list[Example]) -> None:
+    family, model = built(name)
     family.tokenize(examples, None)
     wanted = [plain_losses(family, model, example) for example in examples]
     batch = family.collate(examples)
@@ -154,10 +106,8 @@ def test_loss_is_that_of_the_plain_call(name: str, examples: list[Example], monk
 
 
 @every_model
-def test_prompts_have_the_processors_tokens(
-    name: str, examples: list[Example], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    family, _ = built(name, monkeypatch)
+def test_prompts_have_the_processors_tokens(name: str, examples: list[Example]) -> None:
+    family, _ = built(name)
     for example in examples:
         (wanted,) = plain_inputs(family, example, [])["input_ids"].tolist()
         batch = family.collate([example], answers=False)
@@ -166,9 +116,9 @@ def test_prompts_have_the_processors_tokens(
 
 
 @every_model
-def test_padding_has_no_part_in_gradients(name: str, examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_has_no_part_in_gradients(name: str, examples: list[Example]) -> None:
     """Of tokens on the left, and of patches behind those of a smaller picture."""
-    family, model = built(name, monkeypatch)
+    family, model = built(name)
     family.loss_sum(model, family.collate(examples), "sum").backward()
     together = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -182,10 +132,8 @@ def test_padding_has_no_part_in_gradients(name: str, examples: list[Example], mo
 
 @every_model
 @torch.no_grad()
-def test_answers_are_those_of_the_plain_greedy_loop_at_every_batch_size(
-    name: str, examples: list[Example], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    family, model = built(name, monkeypatch)
+def test_answers_are_those_of_the_plain_greedy_loop_at_every_batch_size(name: str, examples: list[Example]) -> None:
+    family, model = built(name)
 
     def greedy(example: Example) -> str:
         written: list[int] = []
@@ -204,10 +152,8 @@ def test_answers_are_those_of_the_plain_greedy_loop_at_every_batch_size(
 
 @every_model
 @torch.no_grad()
-def test_likelihood_of_labels_by_brute_force(
-    name: str, examples: list[Example], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    family, model = built(name, monkeypatch)
+def test_likelihood_of_labels_by_brute_force(name: str, examples: list[Example]) -> None:
+    family, model = built(name)
     labels = ("no", "red", "red and blue")
     wanted = [
         [-plain_losses(family, model, Example(e.prompt, label, picture=e.picture)).sum().item() for label in labels]
@@ -219,11 +165,9 @@ def test_likelihood_of_labels_by_brute_force(
         assert answer.confidence == pytest.approx(float(torch.tensor(row).softmax(0).max()), abs=1e-4)
 
 
-def test_a_checkpoint_is_read_with_its_processor(
-    tmp_path: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_is_read_with_its_processor(tmp_path: Path, examples: list[Example]) -> None:
     """Its chat template, sizes of pictures and tokens are those of its files."""
-    family, model = built("llava", monkeypatch)
+    family, model = built("llava")
     model.float().save_pretrained(tmp_path / "model")
     family.processor.save_pretrained(tmp_path / "model")
     changes = {"checkpoint": str(tmp_path / "model"), "tokenizer": None, "architecture": None}
@@ -234,8 +178,8 @@ def test_a_checkpoint_is_read_with_its_processor(
     assert frozen(copy) == frozen(again.skeleton()) == frozen(model)
 
 
-def test_other_targets_leave_what_is_read(examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
-    family, model = built("llava", monkeypatch)
+def test_other_targets_leave_what_is_read(examples: list[Example]) -> None:
+    family, model = built("llava")
     batch = family.collate(examples)
     output = family.forward(model, batch)
     drawn = (output.targets + 1) % output.logits.shape[1]
@@ -264,12 +208,10 @@ def test_words_that_stand_for_a_picture_and_broken_files(tmp_path: Path, example
         family.tokenize([broken], None)
 
 
-@pytest.mark.parametrize(("name", "batch_size"), [("llava", 1), ("llava", 4), ("qwen", 4)])
-def test_importance_by_brute_force(
-    name: str, batch_size: int, root: Path, monkeypatch: pytest.MonkeyPatch, examples: list[Example]
-) -> None:
+@pytest.mark.parametrize(("name", "batch_size"), [("llava", 1), ("llava", 4), ("qwen3_vl", 4)])
+def test_importance_by_brute_force(name: str, batch_size: int, root: Path, examples: list[Example]) -> None:
     """Of layers before and after the picture joins the text, where each example has one gradient."""
-    family, model = built(name, monkeypatch)
+    family, model = built(name)
     chosen = config(root, f"importance.batch_size={batch_size}")
     tasks = build_tasks(chosen.task_order, chosen.task)
     learner = Learner(

@@ -175,7 +175,9 @@ def test_sentences_that_the_model_cannot_tell_apart_or_read(tmp_path: Path, monk
     monkeypatch.setattr(MinimalPairs, "_tokens", lambda *_: rows)
     probe.prepare(learner, folder)
     assert said and said[0].startswith("Note: 1 of the 5 pairs")
-    monkeypatch.setattr(learner.model, "config", SimpleNamespace(max_position_embeddings=2, model_type="llama"))
+    short = SimpleNamespace(max_position_embeddings=2, model_type="llama")
+    short.get_text_config = lambda: short
+    monkeypatch.setattr(learner.model, "config", short)
     with pytest.raises(ValueError, match=r"row 1 of .* has a sentence of 3 tokens, .* reads 2"):
         probe.prepare(learner, folder)
 

@@ -24,6 +24,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data(tmp_path_factory.mktemp("data"))
 
 
+#: A model and tasks without pictures.
+WORDS = ("backbone=tiny_llama", "task_order=reviews")
+
+
 # Data -------------------------------------------------------------------------------------------------------
 
 
@@ -67,7 +71,8 @@ def test_mistakes_with_pictures(root: Path, tmp_path: Path, capsys: pytest.Captu
     assert "reads texts alone. Type: backbone=llava_1_5_7b" in said(root, "backbone=tiny_llama")
     assert "reads pictures, and task action has examples without" in said(root, "task.vqa.picture=null")
     assert "Type: backbone.chat_template=true" in said(root, "backbone.chat_template=false")
-    assert "probe held_text needs" in said(root, "probe=held_text")
+    assert "probe oracle needs" in said(root, "probe=oracle")
+    assert "probe captioning needs a backbone of the families image_text" in said(root, "probe=captioning", *WORDS)
     assert run_command(["plan", *seeing(root)]) == 2
     assert "plans know texts alone" in capsys.readouterr().err
 

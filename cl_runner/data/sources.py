@@ -25,12 +25,15 @@ from cl_runner.data.places import all_paths, local_paths, missing, nearest
 from cl_runner.data.prompts import RESERVED, check_template, placeholders, prompt
 from cl_runner.data.reader import Reader, Record
 from cl_runner.data.readers import check_archive, explained, form_of, reader_of
+from cl_runner.data.vqa import VqaV2
 
 Item = TypeVar("Item")
 
 #: Why a row is left out.
 NO_TEXT, NO_ANSWER, NO_LABEL = "no text", "no answer", "no label"
 DROPPED, OVER = "dropped label", "over max_rows"
+#: `convert` of the release whose files are joined, and hold all kinds of questions and, with another file, all splits.
+JOINED = "vqa_v2"
 _LACKING = "rows with an empty field"
 
 
@@ -94,7 +97,10 @@ def read(
         return _Reading(definition, name, readers).source(f"{data_seed}/rows/{domain}/{split}")
     paths = found_files(definition, name, domain, split, variant)
     try:
-        readers = [reader_of(path, definition, name, split) for path in paths]
+        if definition.convert == JOINED:
+            readers = [VqaV2(paths, domain, split)]
+        else:
+            readers = [reader_of(path, definition, name, split) for path in paths]
         return _Reading(definition, name, readers).source(f"{data_seed}/rows/{domain}/{split}")
     except ValueError:
         for path in paths:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_runner.config import ImportanceChange, StageChange, TaskDefinition, TaskOrder
-from cl_runner.data import prompts, reviews, sources
+from cl_runner.data import prompts, reviews, sources, vqa
 from cl_runner.data.account import SplitAccount, TaskAccount, split_account, task_account
 from cl_runner.data.example import Example
 from cl_runner.data.labels import SCHEMA, check_keys, check_names
@@ -54,8 +54,11 @@ def build_tasks(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> lis
     Raises:
         ValueError: the first mistake in the order, its definitions or their data.
     """
-    with _without_collector():
-        tasks = [_build(plan) for plan in plans_of(order, definitions)]
+    try:
+        with _without_collector():
+            tasks = [_build(plan) for plan in plans_of(order, definitions)]
+    finally:
+        vqa.forget()
     check_names(label_union(tasks), "two labels of this order")
     return tasks
 
@@ -243,11 +246,11 @@ def _drawn(plan: Plan, position: int, labels: Sequence[str]) -> dict[Split, _Par
     places: dict[Split, str] = {}
     origins = origins_of(plan)
     for split, origin in origins.items():
-        # Without {split} in its path a file is shared by all splits, whatever they are called.
+        # Without {split} in its path a file is shared by all splits, whatever they are called, unless it holds several.
         if plan.definition.source == "files":
             files = sources.local_paths(plan.definition, plan.name, domain, origin, plan.variant)
-            folder = f" ({origin})" if files[0].is_dir() else ""
-            places[split] = " and ".join(map(str, files)) + folder
+            inside = f" ({origin})" if files[0].is_dir() or plan.definition.convert == sources.JOINED else ""
+            places[split] = " and ".join(map(str, files)) + inside
         else:
             places[split] = origin
     read: dict[str, sources.Source] = {}

@@ -124,6 +124,14 @@ class Family(ABC):
         """
         return {}
 
+    def save_reader(self, folder: Path) -> None:
+        """Write what turns texts into tokens, and pictures into numbers, as from_pretrained reads it.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        self.tokenizer.save_pretrained(folder)
+
     @abstractmethod
     def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:
         """Tokenize all examples at once, or read their tokens from the folder `cache`, kept there by content."""

@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.llava.processing_llava import LlavaProcessor
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from cl_runner.batch import Batch, Output
 from cl_runner.config import Backbone
@@ -26,20 +24,18 @@ from cl_runner.data.example import Example
 from cl_runner.families.base import Answering
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.language import LanguageModel
+from cl_runner.families.small_processors import small_processor
 from cl_runner.families.tokens import example_losses, left_padded, mean_state, token_output
 
-#: LLaVA-1.5's words around a turn, for a random model.
-TEMPLATE = (
-    "{% for message in messages %}{{ message.role.upper() }}: "
-    "{% for part in message.content %}{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}{% endif %}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
-)
 #: EXIF: how a camera was held, and the values by which width and height change places.
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 
 
 class ImageText(LanguageModel):
-    """As `Causal`, with a picture in front of every question; nothing of a prompt is ever cut."""
+    """As `Causal`, with a picture in front of every question; nothing of a prompt is ever cut.
+
+    A batch of token ids alone, as probes of language make them, is read as text: without `pixel_values`.
+    """
 
     kind = "image_text"
 
@@ -79,6 +75,10 @@ class ImageText(LanguageModel):
                 f"{self.backbone.name} reads {positions} tokens, and a prompt with its picture and an answer may have "
                 f"{self.backbone.max_length} + {answer}. Type: backbone.max_length={max(3, positions - answer)}"
             )
+
+    def save_reader(self, folder: Path) -> None:
+        """The processor's files, the tokenizer's among them."""
+        self.processor.save_pretrained(folder)
 
     def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:
         """Prompts and answers; pictures are read when a batch needs them.
@@ -189,8 +189,10 @@ class ImageText(LanguageModel):
     def _given(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The model's arguments."""
         known = inspect.signature(model.forward).parameters
-        pixels = batch["pixel_values"].to(next(model.parameters()).dtype)
         given: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if "pixel_values" not in batch:
+            return given | ({"position_ids": batch["position_ids"]} if "position_ids" in batch else {})
+        pixels = batch["pixel_values"].to(next(model.parameters()).dtype)
         if "image_grid_thw" in batch:
             grid = batch["image_grid_thw"]
             present = torch.arange(pixels.shape[1], device=pixels.device) < grid.prod(1, keepdim=True)
@@ -220,9 +222,19 @@ class ImageText(LanguageModel):
     def _continued(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[Tensor, Tensor]:
         given = self._given(model, batch)
         given.pop("position_ids", None)  # generation makes them from the mask
+        if "pixel_values" not in given:  # there is no picture that a token could stand for
+            how = dataclasses.replace(how, never=self._placeholders)
         # No prompt is ever cut, so that both ways to slice are one.
         ids, largest = self._generated(model, how, batch.examples, batch["input_ids"].shape[1], **given)
         return ids[:, batch["input_ids"].shape[1] :], largest
+
+    def _spoken(self, batch: Batch, ids: Tensor, how: Answering) -> list[str]:
+        if not how.raw:
+            return self._decoded(ids)
+        # A text that is decoded alone loses the space that it begins with (LLaMA-2).
+        prompts = self._decoded(batch["input_ids"])
+        wholes = self._decoded(torch.cat([batch["input_ids"], ids], 1))
+        return [whole.removeprefix(prompt) for whole, prompt in zip(wholes, prompts, strict=True)]
 
     def _label_scores(self, model: PreTrainedModel, batch: Batch, labels: Sequence[str]) -> Tensor:
         """log p(label and its end | prompt), [B, labels]; one pass for each label."""
@@ -251,28 +263,3 @@ def opened(path: str) -> Image.Image:
 
 def _unreadable(path: str, error: OSError) -> ValueError:
     return ValueError(f"{path} is not a readable picture ({error}). Fetch it again")
-
-
-def small_processor(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
-    """LLaVA's processor for a model with random weights: nothing is downloaded.
-
-    Raises:
-        ValueError: the architecture is none that it fits.
-    """
-    architecture = backbone.architecture or {}
-    vision = architecture.get("vision_config", {})
-    if architecture.get("model_type") != "llava" or not {"image_size", "patch_size"} <= vision.keys():
-        raise ValueError(
-            "backbone.architecture: of models with pictures and random weights only model_type: llava is known, "
-            "with vision_config.image_size and .patch_size. See: backbone=tiny_llava"
-        )
-    size = vision["image_size"]
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}),
-        tokenizer=tokenizer,
-        patch_size=vision["patch_size"],
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # the class token, which "default" leaves out again
-        chat_template=TEMPLATE,
-    )

@@ -143,7 +143,7 @@ def export(run: Path, after: str, output: Path) -> int:
         else:
             model.save_pretrained(output)
         if how is not None:
-            rebuilt.tokenizer.save_pretrained(output)
+            rebuilt.family.save_reader(output)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(output, ignore_errors=True)  # new or empty before, see above
         raise unwritable(output, error) from None

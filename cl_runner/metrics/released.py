@@ -52,19 +52,20 @@ def piece_bleu_rouge(prediction: str, example: Example) -> float:
     return (unsmoothed_bleu(prediction, example.answer) + rouge_of_sets(prediction, example.answer)) / 2
 
 
-def unsmoothed_bleu(prediction: str, answer: str) -> float:
-    """BLEU-4 as a share, of words between white space and full stops: 0 where an n-gram order has no match.
+def unsmoothed_bleu(prediction: str, answer: str, order: int = 4) -> float:
+    """BLEU of up to `order` words as a share; words lie between white space and full stops.
 
-    NLTK puts the smallest float in place of such a precision, which leaves less than 1e-70.
+    It is 0 where an n-gram order has no match: NLTK puts the smallest float in place of such a precision, which leaves
+    less than 1e-70.
     """
     found, wanted = ([word for word in re.split(r"[\s.]", text) if word] for text in (prediction, answer))
     log_precision = 0.0
-    for n in range(1, 5):
+    for n in range(1, order + 1):
         ours, theirs = (Counter(zip(*(text[i:] for i in range(n)), strict=False)) for text in (found, wanted))
         matches = (ours & theirs).total()
         if not matches:
             return 0.0
-        log_precision += math.log(matches / ours.total()) / 4
+        log_precision += math.log(matches / ours.total()) / order
     return math.exp(log_precision + min(0.0, 1 - len(wanted) / len(found)))
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ class Probe(ABC):
         unit: of its numbers: "%", or what an axis should say.
     """
 
-    families: ClassVar[tuple[str, ...]] = ("causal", "seq2seq")
+    families: ClassVar[tuple[str, ...]] = ("causal", "seq2seq", "image_text")
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = "%"
     node: str  # where its options stand in the configuration: probe.<node>
@@ -54,6 +54,13 @@ class Probe(ABC):
     def names(self) -> Sequence[str]:
         """What `measure` will return, for the report; empty if only measuring tells."""
         return ()
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """Tokens that a language model reads at most, or its speaking part does; None = it does not say."""
+    config: Any = model.config
+    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from cl_runner.families.base import Answering, Family
 from cl_runner.families.reading_text import TextReader
 from cl_runner.learner import Learner
 from cl_runner.needs import ProbePass
-from cl_runner.probes.base import Probe, at_rest
+from cl_runner.probes.base import Probe, at_rest, positions_of
 from cl_runner.probes.texts import beginning, rows, written
 from cl_runner.read_if import ReadIf
 
@@ -58,8 +58,8 @@ class HeldText(Probe):
 
     def prepare(self, learner: Learner, folder: Path) -> None:
         """Read the text, or let the untouched model write it; from now on it lies in the run's folder."""
-        positions = getattr(learner.model.config, "max_position_embeddings", None)
-        if learner.family.kind == "causal" and positions is not None and self.tokens >= positions:
+        positions = positions_of(learner.model)
+        if learner.family.kind != "seq2seq" and positions is not None and self.tokens >= positions:
             raise ValueError(
                 f"{learner.family.backbone.name} reads {positions} tokens, the text's beginning included. "
                 f"Type: probe.{self.node}.tokens={positions - 1}"
@@ -74,7 +74,7 @@ class HeldText(Probe):
     def _written(self, learner: Learner) -> list[str]:
         """What the model says unasked."""
         tokenizer = learner.family.tokenizer
-        if learner.family.kind == "causal":
+        if learner.family.kind != "seq2seq":
             start = [beginning(tokenizer)]
         else:
             start = tokenizer("")["input_ids"] or [tokenizer.eos_token_id]

@@ -26,7 +26,7 @@ from cl_runner.families.encoding import Encoding
 from cl_runner.families.tokens import padded
 from cl_runner.learner import Learner
 from cl_runner.needs import ProbePass
-from cl_runner.probes.base import Probe, at_rest
+from cl_runner.probes.base import Probe, at_rest, positions_of
 from cl_runner.probes.sandbox import NotStarted, execute
 from cl_runner.read_if import ReadIf
 
@@ -158,8 +158,8 @@ class HumanEval(Probe):
     def _completions(self, learner: Learner) -> list[list[str]]:
         """`samples` completions of each problem."""
         family, tokenizer = learner.family, learner.family.tokenizer
-        causal = family.kind == "causal"
-        positions = getattr(learner.model.config, "max_position_embeddings", None)
+        causal = family.kind != "seq2seq"
+        positions = positions_of(learner.model)
         room = max(3, positions - self.max_new_tokens) if positions is not None else 4096
         raw = family.backbone.model_copy(update={"chat_template": False, "max_length": room, "truncation": "keep_end"})
         prompts = Encoding(raw, tokenizer, tokenizer.eos_token_id, open_end=causal).prompts(

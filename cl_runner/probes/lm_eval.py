@@ -18,15 +18,19 @@ from pydantic import Field
 
 from cl_runner.config import Count, Whole
 from cl_runner.learner import Learner
-from cl_runner.probes.base import Probe, at_rest
+from cl_runner.probes.base import Probe, at_rest, positions_of
 
 #: Metrics of the harness that are shares of questions, which is what percent can say.
 SHARES = ("acc", "acc_norm", "acc_mutual_info", "acc_all", "exact_match", "em", "f1")
+#: What names of its tasks about pictures begin with, all that version 0.4.13 has.
+SEEING = ("mmmu", "chartqa")
 
 
 @dataclass
 class LMEval(Probe):
     """`<task>/<metric>` in percent, of a group its mean as the harness defines it; no standard errors.
+
+    Models that see are asked in words alone, without a picture and without their chat template.
 
     Seeds of the harness stay its own, so that questions and examples are those of everybody's numbers.
     """
@@ -45,6 +49,11 @@ class LMEval(Probe):
             raise ValueError(f"probe.{self.node}.include_path={self.include_path} is no folder of task definitions")
         known = self._manager.all_tasks
         for task in self.tasks:
+            if task.startswith(SEEING):
+                raise ValueError(
+                    f"probe.{self.node}.tasks: {task} asks about pictures, which the harness shows to checkpoints that "
+                    "it loads itself, not to a live model; its other tasks ask in words. Of pictures: probe=captioning"
+                )
             if task not in known:
                 close = difflib.get_close_matches(task, known, n=1)
                 nearest = f" Nearest: {close[0]}." if close else ""
@@ -85,13 +94,17 @@ class LMEval(Probe):
 
         from cl_runner.probes.live_model import LiveModel
 
-        causal = learner.family.kind == "causal"
+        causal = learner.family.kind != "seq2seq"
+        # Of a model that sees the harness does not find how much its speaking part reads.
+        sees = learner.family.kind == "image_text"
+        positions = positions_of(learner.model) if sees else None
         with at_rest(learner.model), _quiet(folder):
             model = LiveModel(
                 learner,
                 backend="causal" if causal else "seq2seq",
                 tokenizer=copy.deepcopy(learner.family.tokenizer),  # it changes sides of padding
                 batch_size=self.batch_size,
+                max_length=positions,
                 mixed_precision_dtype=torch.bfloat16 if learner.precision == "bf16" else None,
             )
             found = simple_evaluate(

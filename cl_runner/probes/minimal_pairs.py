@@ -27,7 +27,7 @@ from cl_runner.families.tokens import example_losses
 from cl_runner.git_lfs import is_pointer
 from cl_runner.learner import Learner, longest_first
 from cl_runner.needs import ProbePass
-from cl_runner.probes.base import Probe, at_rest
+from cl_runner.probes.base import Probe, at_rest, positions_of
 from cl_runner.probes.texts import written
 
 PAIRS = "pairs.jsonl"
@@ -75,10 +75,10 @@ class MinimalPairs(Probe):
 
     def prepare(self, learner: Learner, folder: Path) -> None:
         """The pairs that count from now on lie in the run's folder; each fits the model and can be told apart."""
-        positions = getattr(learner.model.config, "max_position_embeddings", None)
+        positions = positions_of(learner.model)
         relative = getattr(learner.model.config, "model_type", "") in ("t5", "mt5")
         rows, same = self._tokens(learner, self._pairs), 0
-        begun = int(learner.family.kind == "causal")  # the token before a text counts among its positions
+        begun = int(learner.family.kind != "seq2seq")  # the token before a text counts among its positions
         for pair, good, bad in zip(self._pairs, rows[::2], rows[1::2], strict=True):
             longest = max(len(good), len(bad)) + begun
             if not good or not bad:
