@@ -39,7 +39,9 @@ EXTRAS = {
     "faiss": "faiss",
     "optuna": "optuna",
     "datasets": "datasets",
-} | {name: name for name in ("tensorboard", "mlflow")}
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
+}
 #: Less free disk than this is said.
 FEW_BYTES = 5_000_000_000
 

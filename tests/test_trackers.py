@@ -145,15 +145,6 @@ def test_mlflow_reads_back_a_run_of_three_sessions_with_every_point_once(folder:
     assert (kept / "plots" / "accuracy.png").is_file() and (kept / "report" / "accuracy.png").is_file()
 
 
-@pytest.mark.parametrize(("code", "status"), [(75, "KILLED"), (1, "FAILED")])
-def test_mlflow_tells_an_interrupted_run_from_a_failed_one(folder: Path, code: int, status: str) -> None:
-    tracker = mlflow(folder, [])
-    tracker.flush(2)
-    tracker.finish(code)
-    (run,) = runs(folder.parent, "forgetting")
-    assert run.info.status == status
-
-
 @pytest.mark.parametrize(("open_", "place"), [(tensorboard, "run/tensorboard"), (mlflow, "mlflow")])
 def test_a_tracker_that_fails_is_told_once(folder: Path, open_: Open, place: str) -> None:
     (folder.parent / place).write_text("a file where its folder would be")

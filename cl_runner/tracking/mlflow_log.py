@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class MlflowLog(Tracker):
     def open(self) -> int:
         # Statistics of use are MLflow's default, and this program uses no network that is not asked for.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # A server that is away is given up within seconds; the default tries for minutes while the run waits.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         from mlflow.tracking import MlflowClient
 
         for name in ("mlflow", "alembic"):
@@ -53,7 +56,9 @@ class MlflowLog(Tracker):
         if uri is None:
             self._store.mkdir(parents=True, exist_ok=True)
             uri, place = f"sqlite:///{self._store / 'mlflow.db'}", (self._store / "artifacts").as_uri()
-        self._client = MlflowClient(uri)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of SQLAlchemy 2.1, about MLflow's own tables
+            self._client = MlflowClient(uri)
         found = self._client.get_experiment_by_name(self._experiment)
         experiment = found.experiment_id if found else self._client.create_experiment(self._experiment, place)
         runs = self._client.search_runs([experiment], f"tags.`{_ID}` = '{self.told.run_id}'", max_results=1)

@@ -125,9 +125,9 @@ def _code(content: Mapping[str, Any]) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    lines = [list(columns), ["---"] * len(columns), *(list(row) for row in rows)]
-    shown = [
-        ["" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in line]
-        for line in lines
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in shown)
+    lines: list[Sequence[Cell]] = [list(columns), ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(_shown, line))} |" for line in lines)
+
+
+def _shown(cell: Cell) -> str:
+    return "" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else cell

@@ -116,6 +116,7 @@ class Tracker(ABC):
 
     def summary(self, values: Mapping[str, float | int | str | None]) -> None:
         """Numbers of the whole run by the name of their formula, such as {"forgetting/chaudhry18": 1.5}."""
+        self.flush()
         self._guard(lambda: self.numbers(values))
 
     def artifacts(self, kind: str, files: Sequence[Path]) -> None:

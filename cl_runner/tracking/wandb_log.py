@@ -122,7 +122,7 @@ class WandbLog(Tracker):
         if mode not in get_args(Mode):
             raise ValueError(f"wandb.mode must be {', '.join(get_args(Mode))}, got {mode!r}. Type: wandb=offline")
         self._mode = cast(Mode, mode)
-        self._place = {"project": project, "entity": entity, "notes": notes, "job_type": job_type}
+        self._project, self._entity, self._notes, self._job_type = project, entity, notes, job_type
         self._run: Any = None
         super().__init__(told)
 
@@ -133,7 +133,10 @@ class WandbLog(Tracker):
         held = 0 if online else next_step(told.folder, told.run_id)
         self._run = wandb.init(
             mode=self._mode,
-            **self._place,
+            project=self._project,
+            entity=self._entity,
+            notes=self._notes,
+            job_type=self._job_type,
             group=told.group,
             id=told.run_id,
             name=told.name,
