@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from cl_runner.read_if import Written
 from cl_runner.schema import Schema
 
-Tracker = Literal["tensorboard", "mlflow"]
-Files = list[Literal["report", "snapshots"]]
+TrackerName = Literal["tensorboard", "mlflow"]
+Files: TypeAlias = list[Literal["report", "snapshots"]]
 Files = list[Literal["report", "snapshots"]]
 
 
@@ -23,7 +23,9 @@ def _once(names: list[str]) -> list[str]:
 
 #: Beside W&B, which has a group of its own. One may stand without brackets.
 Trackers = Annotated[
-    list[Tracker], BeforeValidator(lambda names: [names] if isinstance(names, str) else names), AfterValidator(_once)
+    list[TrackerName],
+    BeforeValidator(lambda names: [names] if isinstance(names, str) else names),
+    AfterValidator(_once),
 ]
 
 

@@ -13,6 +13,7 @@ import re
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,7 @@ class MlflowLog(Tracker):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of SQLAlchemy 2.1, about MLflow's own tables
             self._client = MlflowClient(uri)
-        found = self._client.get_experiment_by_name(self._experiment)
-        experiment = found.experiment_id if found else self._client.create_experiment(self._experiment, place)
+        experiment = self._experiment_id(place)
         runs = self._client.search_runs([experiment], f"tags.`{_ID}` = '{self.told.run_id}'", max_results=1)
         if runs:
             self._id = runs[0].info.run_id
@@ -73,6 +73,15 @@ class MlflowLog(Tracker):
         self._id = self._client.create_run(experiment, run_name=told.name, tags=tags).info.run_id
         self._parameters(told.config)
         return 0
+
+    def _experiment_id(self, place: str | None) -> str:
+        """The experiment's, made where there is none; its files lie at `place`, None: where the store says."""
+        from mlflow.exceptions import MlflowException
+
+        if self._client.get_experiment_by_name(self._experiment) is None:
+            with suppress(MlflowException):  # another run of a sweep has made it meanwhile
+                self._client.create_experiment(self._experiment, place)
+        return str(self._client.get_experiment_by_name(self._experiment).experiment_id)
 
     def _parameters(self, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
