@@ -11,7 +11,6 @@ from cl_runner.schema import Schema
 
 TrackerName = Literal["tensorboard", "mlflow"]
 Files: TypeAlias = list[Literal["report", "snapshots"]]
-Files = list[Literal["report", "snapshots"]]
 
 
 def _once(names: list[str]) -> list[str]:
