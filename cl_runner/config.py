@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from cl_runner.read_if import NotGenerated, OfAdamW, OfClassifiers, OfFiles, OfHub, OfLanguageModels, ReadIf, Written
+from cl_runner.config_trackers import Mlflow, Trackers, Wandb
+from cl_runner.read_if import NotGenerated, OfAdamW, OfClassifiers, OfFiles, OfHub, OfLanguageModels, ReadIf
+from cl_runner.schema import Schema as Schema  # what other schemas are made of as well
 from cl_runner.value_checks import Score as Score  # options of methods are typed by what stands here
 from cl_runner.value_checks import (
     checked_character,
@@ -38,12 +40,6 @@ SpecialTokens = Literal["text", "read"]  # what `</s>`, `[SEP]` and the like are
 FamilyKind = Literal["classifier", "causal", "seq2seq", "image_text"]  # what a family of models behaves as
 MetricName = Annotated[str, known("metrics", "a metric")]
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(checked_file_name)]  # becomes part of file names
-
-
-class Schema(BaseModel):
-    """A node of the configuration: unknown keys, wrong types and values out of range are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Backbone(Schema):
@@ -363,16 +359,6 @@ class Fork(Schema):
     at: Annotated[str | None, ReadIf("run", (None,), unless=True)] = None  # the last task that is the other's
 
 
-class Wandb(Schema):
-    """conf/wandb: offline runs write to the run folder and are uploaded by `wandb sync`."""
-
-    mode: Literal["offline", "online", "disabled"]
-    project: Annotated[str, Written]
-    entity: Annotated[str | None, Written]
-    group: Annotated[str | None, Written]  # null: the sweep, or none
-    tags: Annotated[list[str], Written]
-
-
 class Config(Schema):
     """A whole run."""
 
@@ -395,3 +381,5 @@ class Config(Schema):
     resume: Literal["strict", "warn"]  # where versions, threads or device are others than a run began with
     sweep: SweepOptions
     wandb: Wandb
+    trackers: Trackers = Field(default_factory=list)
+    mlflow: Mlflow = Mlflow()

@@ -33,7 +33,15 @@ RUN = (
     "wandb=disabled",
 )
 #: What an installation may have beside what it needs, by the module that tells.
-EXTRAS = {"lm-eval": "lm_eval", "bertscore": "bert_score", "faiss": "faiss", "optuna": "optuna", "datasets": "datasets"}
+EXTRAS = {
+    "lm-eval": "lm_eval",
+    "bertscore": "bert_score",
+    "faiss": "faiss",
+    "optuna": "optuna",
+    "datasets": "datasets",
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
+}
 #: Less free disk than this is said.
 FEW_BYTES = 5_000_000_000
 

@@ -24,6 +24,7 @@ from cl_runner.planning.memory import DoesNotFit, is_out_of_memory
 from cl_runner.prepared import Prepared
 from cl_runner.record import tables, write_summary
 from cl_runner.report.sections import Incomplete
+from cl_runner.tracked import tell_end
 from cl_runner.tracking.clock import Clock
 from cl_runner.tracking.console import Console
 from cl_runner.tracking.pace import duration
@@ -138,12 +139,10 @@ def finish(request: Request, prepared: Prepared, journal: Journal, scene: Scene)
     except Incomplete as error:
         page = error.path
         console.line(f"Note: {error}")
-    if journal.wandb is not None:
-        answered = summary["tasks_detail"][-1].get("milliseconds_per_example")
-        told = {"online_seconds": summary["online_seconds"], "milliseconds_per_example": answered}
-        journal.wandb.summary({**summary["metrics"], **told})
-        images = {path.stem: path for path in sorted((request.folder / "plots").glob("*.png"))}
-        journal.wandb.tables(["after", *names], *tables(names, journal.rows), images)
+    answered = summary["tasks_detail"][-1].get("milliseconds_per_example")
+    told = {"online_seconds": summary["online_seconds"], "milliseconds_per_example": answered}
+    numbers = {**summary["metrics"], **told}
+    tell_end(journal.trackers, request, numbers, ["after", *names], tables(names, journal.rows))
     shown = [
         (after, [None if math.isnan(cell) else cell for cell in row])
         for after, row in zip([START, *names], journal.rows, strict=True)

@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 #: Keys that say where and how often a run writes, not what it computes: they are no part of its identity.
-NOT_IDENTITY = ("root", "data_root", "wandb", "checkpoint", "snapshots", "resume", "reuse", "sweep")
+NOT_IDENTITY = (
+    "root",
+    "data_root",
+    "wandb",
+    "trackers",
+    "mlflow",
+    "checkpoint",
+    "snapshots",
+    "resume",
+    "reuse",
+    "sweep",
+)
 #: The same of the hardware.
 NOT_OF_HARDWARE = ("slurm", "fit", "memory_gb", "shard")
 #: What came later, and the value that asks for nothing: runs that were made before are the same ones.

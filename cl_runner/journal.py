@@ -1,4 +1,4 @@
-"""What a run has found out so far: kept for a resume, written to the run's folder, told to the console and to W&B."""
+"""What a run has found out so far: kept for a resume, written to its folder, told to the console and to trackers."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ from cl_runner.sparse.certificate import Untouched
 from cl_runner.sparse.chain import apply_chain
 from cl_runner.sparse.snapshots import describe_snapshot
 from cl_runner.sparse.summary import fisher_map, zero_fractions
+from cl_runner.tracked import opened
 from cl_runner.tracking.clock import Clock
 from cl_runner.tracking.console import Console
 from cl_runner.tracking.metrics import MetricsLog
 from cl_runner.tracking.progress import Shown
-from cl_runner.tracking.wandb_log import WandbLog
+from cl_runner.tracking.tracker import INTERRUPTED, Trackers
 from cl_runner.train import Best, Progress, stage_of
 
 #: Numbers of general ability that the console has.
@@ -67,7 +68,7 @@ class Journal(Watch):
         ability: what the probes measured, row by row as `rows`.
         details: what is noted of each task.
         step: batches trained in all tasks.
-        wandb: None until it is opened.
+        trackers: none until it is opened.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Journal(Watch):
         self._reused: Kept | None = None  # the task under way was trained by another run
         self._sent, self._sent_from = 0, 0  # bytes that were sent before the task's training went on, and its step
         self._milliseconds: float | None = None  # of an example of the last evaluation
-        self.wandb: WandbLog | None = None
+        self.trackers = Trackers([])
         self._metrics: MetricsLog | None = None
 
     # resume
@@ -120,32 +121,20 @@ class Journal(Watch):
         self._console.line("All tasks are learned; what is left is the report." if done else at)
 
     def open(self, log: tuple[int, str | None]) -> None:
-        """metrics.jsonl and W&B, where the checkpoint left them.
+        """metrics.jsonl and the trackers, where the checkpoint left them.
 
         Args:
             log: lines of metrics.jsonl that belong to the checkpoint, and their digest.
         """
         if not distributed.first():
             return
-        request, options = self._request, self._config.wandb
         self._metrics = MetricsLog(self._folder / "metrics.jsonl", *log)
         self._scene.closing.callback(self._metrics.close)
-        wandb = self.wandb = WandbLog(
-            mode=options.mode,
-            project=options.project,
-            entity=options.entity,
-            group=options.group or request.sweep,
-            run_id=request.run_id,
-            name=f"{request.method}/{request.backbone}/{request.task_order}/seed{self._config.seed}",
-            tags=options.tags,
-            config=request.resolved,
-            folder=self._folder,
-            warn=self._console.line,
-        )
+        trackers = self.trackers = opened(self._request, self._console.line)
 
         def end(kind: type[BaseException] | None, *_: object) -> None:
             interrupted = kind is not None and issubclass(kind, (Interrupted, KeyboardInterrupt))
-            wandb.finish(75 if interrupted else 0 if kind is None else 1)
+            trackers.finish(INTERRUPTED if interrupted else 0 if kind is None else 1)
 
         self._scene.closing.push(end)
 
@@ -160,7 +149,7 @@ class Journal(Watch):
             self._metrics.write(**line)
 
     def save(self, stage: str, task: int, progress: Progress | None = None) -> None:
-        """A checkpoint; what W&B is told never runs ahead of it."""
+        """A checkpoint; what trackers are told never runs ahead of it."""
         with self._learner.clock.phase("checkpoint"):
             trained = None if progress is None else progress.state_dict()
             self._save(stage, task, collected(self._method.state_dict()), collected(trained))
@@ -189,8 +178,7 @@ class Journal(Watch):
         for change in (self._folder / "state").glob("[0-9]*_*.safetensors"):
             if str(change.relative_to(self._folder)) not in self.changes.chain:
                 change.unlink()
-        if self.wandb is not None:
-            self.wandb.flush(log[0])
+        self.trackers.flush(log[0])
 
     # a task, as it goes on
     def on_prepared(self, task: Task) -> None:

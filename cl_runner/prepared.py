@@ -26,6 +26,7 @@ from cl_runner.planning.tasks import ask
 from cl_runner.pretrained.places import folder_of, is_folder, metrics_of
 from cl_runner.probes.base import Probe
 from cl_runner.shards import available
+from cl_runner.tracked import check_trackers
 from cl_runner.tracking.environment import has_bf16
 
 
@@ -60,6 +61,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
     Raises:
         ValueError: methods, model and data do not fit; the text says what to type.
     """
+    check_trackers(config)
     _check_data(config, tasks)
     _check_pictures(config.backbone, tasks)
     device = prepare_hardware(config.hardware)

@@ -223,5 +223,11 @@ def _origin(key: str, composed: DictConfig, config: Config) -> Why | None:
     return f"{said} is a folder, and {key} is of names on the hub", {}, False
 
 
+def _mlflow(key: str, composed: DictConfig, config: Config) -> Why | None:
+    if not key.startswith("mlflow.") or "mlflow" in config.trackers:
+        return None
+    return "trackers does not name mlflow", {"trackers": [*config.trackers, "mlflow"]}, True
+
+
 Rule = Callable[[str, DictConfig, Config], Why | None]
-RULES: tuple[Rule, ...] = (_replaced_rate, _variant, _importance, _bertscore, _definition, _origin)
+RULES: tuple[Rule, ...] = (_replaced_rate, _variant, _importance, _bertscore, _definition, _origin, _mlflow)

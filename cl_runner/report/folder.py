@@ -24,7 +24,7 @@ from cl_runner.matrix import Floats, after, derived, read_matrix, renamed
 Status = Literal["completed", "failed", "unfinished"]
 
 #: Folders that hold no runs of their own: W&B's keep a config.yaml too, a checkpoint and snapshots lie in their run.
-SKIPPED = {"wandb", "state", "snapshots"}
+SKIPPED = {"wandb", "tensorboard", "mlflow", "state", "snapshots"}
 
 
 @dataclass(frozen=True)

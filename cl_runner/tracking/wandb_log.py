@@ -14,18 +14,20 @@ A run that begins offline should not go on online, or points would reach W&B twi
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-Mode = Literal["offline", "online", "disabled"]
+from cl_runner.tracking.tracker import Cell, Told, Tracker
+
+Mode = Literal["offline", "online"]
+
+#: Characters that W&B takes.
+LONGEST_TAG = 64
 
 # A .wandb file is a LevelDB log: a file header, then blocks of fixed size with checksummed pieces of records.
 _FILE_HEADER = 7
@@ -94,172 +96,102 @@ def next_step(folder: Path, run_id: str) -> int:
     return following
 
 
-def points(line: Mapping[str, Any]) -> dict[str, float]:
-    """A line of metrics.jsonl as W&B's names and numbers: `step`, `train/loss`, `scores/<task>/<metric>`."""
-    found: dict[str, float] = {}
-    for key, value in line.items():
-        if isinstance(value, dict):
-            found |= _numbers(value, f"{key}/")
-        else:
-            found |= _numbers({key: value}, "" if key in ("step", "epoch") else f"{line['kind']}/")
-    return found
-
-
-def _numbers(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """The finite numbers of nested mappings by their path."""
-    found: dict[str, float] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found |= _numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and math.isfinite(value):
-            found[prefix + key] = value
-    return found
-
-
-class WandbLog:
-    """One W&B run. A failure of W&B never ends the run: it is told once, then W&B is left alone.
+class WandbLog(Tracker):
+    """One W&B run.
 
     Args:
-        mode: `disabled` imports and writes nothing; `offline` never uses the network.
-        run_id: stable over interruptions and unique in the project.
-        group: such as the sweep's name.
-        config: the resolved configuration.
-        folder: the run's folder, which holds metrics.jsonl and gets `wandb/`.
-        warn: told of a failure in one line.
+        mode: `offline` never uses the network.
+        notes, job_type: as W&B shows them, None for none.
 
     Raises:
         ValueError: unknown mode.
     """
 
+    title = "W&B"
+
     def __init__(
         self,
+        told: Told,
         mode: str,
         *,
         project: str,
-        entity: str | None,
-        group: str | None,
-        run_id: str,
-        name: str,
-        tags: Sequence[str],
-        config: Mapping[str, Any],
-        folder: Path,
-        warn: Callable[[str], None],
+        entity: str | None = None,
+        notes: str | None = None,
+        job_type: str | None = None,
     ) -> None:
         if mode not in get_args(Mode):
             raise ValueError(f"wandb.mode must be {', '.join(get_args(Mode))}, got {mode!r}. Type: wandb=offline")
-        self._metrics = folder / "metrics.jsonl"
-        self._warn = warn
+        self._mode = cast(Mode, mode)
+        self._project, self._entity, self._notes, self._job_type = project, entity, notes, job_type
         self._run: Any = None
-        self._sent = 0  # W&B steps that are there already
-        self._lines = 0  # lines of metrics.jsonl up to the last flush
-        if mode == "disabled":
-            return
+        super().__init__(told)
 
-        def start() -> None:
-            import wandb
+    def open(self) -> int:
+        import wandb
 
-            if mode == "offline":
-                self._sent = next_step(folder, run_id)
-            self._run = wandb.init(
-                mode=cast(Mode, mode),
-                project=project,
-                entity=entity,
-                group=group,
-                id=run_id,
-                name=name,
-                tags=list(tags),
-                config=dict(config),
-                dir=str(folder),
-                resume="allow" if mode == "online" else None,
-                settings=wandb.Settings(
-                    console="off",
-                    silent=True,
-                    disable_git=True,
-                    disable_code=True,
-                    save_code=False,
-                    symlink=False,
-                    x_save_requirements=False,  # environment.json holds what matters
-                ),
-            )
-            if mode == "online":
-                self._sent = self._run.starting_step
-            self._run.define_metric("step")
-            self._run.define_metric("*", step_metric="step")
+        told, online = self.told, self._mode == "online"
+        held = 0 if online else next_step(told.folder, told.run_id)
+        self._run = wandb.init(
+            mode=self._mode,
+            project=self._project,
+            entity=self._entity,
+            notes=self._notes,
+            job_type=self._job_type,
+            group=told.group,
+            id=told.run_id,
+            name=told.name,
+            tags=[tag[:LONGEST_TAG] for tag in told.tags],
+            config=dict(told.config),
+            dir=str(told.folder),
+            resume="allow" if online else None,
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                disable_git=True,
+                disable_code=True,
+                save_code=False,
+                symlink=False,
+                x_save_requirements=False,  # environment.json holds what matters
+            ),
+        )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+        return int(self._run.starting_step) if online else held
 
-        self._guard(start)
+    def point(self, number: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=number, commit=True)
 
-    def _guard(self, action: Callable[[], None]) -> None:
-        """Do it, or warn and go on without W&B, whose errors (service, network, login) are of any type."""
-        try:
-            action()
-        except Exception as error:
-            self._run = None
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self._warn(f"W&B failed and is left out from here on ({reason}); metrics.jsonl has everything")
-
-    def flush(self, lines_up_to: int | None = None) -> None:
-        """Send lines [sent, lines_up_to) of metrics.jsonl, after a checkpoint that covers them; None: all."""
-        if self._run is None:
-            return
-
-        def send() -> None:
-            with self._metrics.open(encoding="utf-8") as file:
-                for number, line in enumerate(islice(file, lines_up_to)):
-                    if number >= self._sent:
-                        self._run.log(points(json.loads(line)), step=number, commit=True)
-                        self._sent = number + 1
-                    self._lines = number + 1
-
-        self._guard(send)
-
-    def tables(
+    def matrices(
         self,
+        number: int,
         columns: Sequence[str],
-        accuracy: Sequence[Sequence[str | float | None]],
-        forgetting: Sequence[Sequence[str | float | None]],
+        tables: Mapping[str, Sequence[Sequence[Cell]]],
         images: Mapping[str, Path],
     ) -> None:
-        """The rest of metrics.jsonl, then the matrices as tables and pictures, unless they are there already.
+        import wandb
 
-        Args:
-            columns: `after`, then the T tasks.
-            accuracy: rows (after, T percentages).
-            forgetting: the same for the tasks' rows, None where empty.
-            images: name -> PNG file.
-        """
-        self.flush()
-        if self._run is None or self._sent > self._lines:
-            return
+        content: dict[str, Any] = {
+            f"matrix/{name}": wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            for name, rows in tables.items()
+        }
+        content |= {f"plots/{name}": wandb.Image(str(path)) for name, path in images.items()}
+        self._run.log(content, step=number, commit=True)
 
-        def send() -> None:
-            import wandb
+    def numbers(self, values: Mapping[str, float | int | str | None]) -> None:
+        self._run.summary.update(dict(values))
 
-            content: dict[str, Any] = {
-                "matrix/accuracy": wandb.Table(columns=list(columns), data=[list(row) for row in accuracy]),
-                "matrix/forgetting": wandb.Table(columns=list(columns), data=[list(row) for row in forgetting]),
-            }
-            content |= {f"plots/{name}": wandb.Image(str(path)) for name, path in images.items()}
-            self._run.log(content, step=self._sent, commit=True)
-            self._sent += 1
+    def keep(self, kind: str, files: Sequence[Path]) -> None:
+        import wandb
 
-        self._guard(send)
+        artifact = wandb.Artifact(f"{kind}-{self.told.run_id}", type=kind)
+        for path in files:
+            # They stay as they are: no copy is made, and `wandb sync` reads them where they lie.
+            artifact.add_file(str(path), name=path.name, policy="immutable")
+        self._run.log_artifact(artifact)
 
-    def summary(self, values: Mapping[str, float | int | str | None]) -> None:
-        """Numbers of the whole run by the name of their formula, such as {"forgetting/chaudhry18": 1.5}."""
-        if self._run is not None:
-            self._guard(lambda: self._run.summary.update(dict(values)))
+    def close(self, exit_code: int) -> None:
+        import wandb
 
-    def finish(self, exit_code: int) -> None:
-        """Close the W&B run with the exit status of the process: 0 done, 1 failed, 75 interrupted."""
-        if self._run is None:
-            return
-
-        def end() -> None:
-            import wandb
-
-            self._run.finish(exit_code=exit_code)
-            # After finish() the last records may still be on their way to the file; not after this.
-            wandb.teardown(exit_code)
-
-        self._guard(end)
-        self._run = None
+        self._run.finish(exit_code=exit_code)
+        # After finish() the last records may still be on their way to the file; not after this.
+        wandb.teardown(exit_code)
