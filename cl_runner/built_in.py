@@ -53,6 +53,7 @@ PROBES = {
     "task_loss": "task_loss:TaskLoss",
     "oracle": "oracle:Oracle",
     "minimal_pairs": "minimal_pairs:MinimalPairs",
+    "representations": "representations:Representations",
 }
 
 #: backbone.family -> file:class. Plain text: importing a family imports torch.
