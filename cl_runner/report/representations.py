@@ -150,14 +150,14 @@ def draw_maps(shown: Maps, path: Path, caption: str = "") -> None:
     tall = max(2.3 * down + 0.5, 0.19 * len(names) + 0.7)
     with drawing(path, 2.3 * across + 1.9, tall, caption=caption) as figure:
         grid = figure.subplots(down, across, squeeze=False, sharex="row", sharey="row")
+        for axes, column in zip(grid[0], shown.columns, strict=True):
+            axes.set_title(short(column))
         for line, (block, places) in zip(grid, shown.places.items(), strict=True):
             for column, (axes, own) in enumerate(zip(line, places, strict=True)):
                 if column:
                     axes.scatter(*places[0].T, s=5, color="#c4c4c4", linewidths=0, zorder=1)
                 axes.scatter(*own.T, s=13, c=of_text, linewidths=0, alpha=0.8, zorder=2)
                 axes.set(xticks=[], yticks=[])
-                if line is grid[0]:
-                    axes.set_title(short(shown.columns[column]))
             share = f"\n{shown.shares[block]:.0f} % of the variance" if block in shown.shares else ""
             line[0].set_ylabel(block_name(block) + share)
         handles = [Line2D([], [], marker="o", linestyle="", color=colour) for colour in colours]
