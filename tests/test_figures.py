@@ -216,7 +216,7 @@ def test_slm_4_has_queries_beside_the_keys(tmp_path: Path, capsys: pytest.Captur
     ]  # fmt: skip
     keys, queries = read_run(run).keys, read_run(run).queries
     places, texts = embed_both(keys, queries)
-    longer = {task: 7 * each for task, each in queries.items()}
+    longer = {task: 8 * each for task, each in queries.items()}
     np.testing.assert_allclose(np.concatenate(texts), np.concatenate(embed_both(keys, longer)[1]), atol=1e-6)
     assert [float(rows[0][axis]) for axis in "xy"] == places[0].tolist() and texts[1].shape == (15, 2)
     assert run_command(["figure", "slm/10", str(run), "--queries"]) == 2
