@@ -56,6 +56,7 @@ PROBES = {
     "captioning": "captioning:Captioning",
     "captioning_coco": "captioning:Captioning",
     "captioning_drawn": "captioning:Captioning",
+    "representations": "representations:Representations",
 }
 
 #: backbone.family -> file:class. Plain text: importing a family imports torch.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cl_runner import distributed
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.record import write_masks
@@ -50,6 +51,19 @@ class Changes:
     def begins(self) -> None:
         """A task begins to train: digests of what it must leave as it is."""
         self._rest = rest_digests(self._fixed(), self._learner.selected)
+
+    def agree(self, task: Task) -> None:
+        """Every process of the run has the same weights.
+
+        Raises:
+            RuntimeError: they have not.
+        """
+        found = distributed.gathered(self.weights)
+        if len(set(found)) > 1:
+            raise RuntimeError(
+                f"the processes of this run learned {task.name} to different weights, which must not be: is one of "
+                "them on another kind of device? hardware=deterministic makes sums of a GPU repeat"
+            )
 
     def _fixed(self) -> dict[str, Tensor]:
         """Tensors of which something must stay what it is while the task trains; none where all of the model learns."""

@@ -172,6 +172,11 @@ def check_shared(config: Config) -> None:
             f"reuse={config.reuse}: how far a task gets in training.budget.seconds depends on the machine's load, so "
             "that no two runs train alike. Type: reuse=none (or training.budget.steps=NUMBER)"
         )
+    if config.reuse != "none" and config.evaluation.every_epoch:
+        raise ValueError(
+            f"evaluation.every_epoch=true asks the model at the end of every epoch, and reuse={config.reuse} takes "
+            "tasks that another run trained, without their epochs. Type: reuse=none (or evaluation.every_epoch=false)"
+        )
     if config.fork.run is not None and config.fork.at is None:
         raise ValueError(
             "fork.run names a run, and not its task from which on this one goes its own way. Type: fork.at=TASK"

@@ -262,6 +262,7 @@ class Evaluation(Schema):
     batch_size: Count  # does not change a greedy answer in fp32; in bf16 other padding rounds differently
     split: Literal["test", "validation"]
     tasks: Literal["all", "seen"]  # seen: cells of tasks that are still to come stay empty
+    every_epoch: bool = False  # and, of the tasks so far, at the end of every epoch: a curve, no row of the matrix
     labels: Annotated[Literal["generate", "likelihood"], OfLanguageModels]  # how one of a closed set is answered
     sampling: Annotated[Sampling | None, OfLanguageModels]  # null = greedy
     scoring: str  # standard, or a release whose metrics task definitions name in `released_metrics`

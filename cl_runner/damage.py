@@ -31,6 +31,7 @@ _WITHOUT = {
     "fisher.json": "the report draws the next task's instead",
     "generated": "the report then tells of other tasks' written examples alone",
     "keys.safetensors": "the next task writes it anew",
+    "queries.safetensors": "the next task writes it anew",
     digests.SUMS: "changes to what lies beside it can then not be noticed any more",
 }
 

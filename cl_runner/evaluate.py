@@ -77,6 +77,19 @@ def evaluate(
     return {task.name: found[task.name] for task in tasks}
 
 
+def first_scores(
+    learner: Learner,
+    method: Hooks[Learner],
+    tasks: Sequence[Task],
+    options: Evaluation,
+    after: str,
+    progress: Progress | None = None,
+) -> dict[str, list[float]]:
+    """Percent of every example of every task, by the metric that fills the matrix; arguments as of `evaluate`."""
+    found = scores(tasks, evaluate(learner, method, tasks, options, after, progress), options)
+    return {name: next(iter(of_task.values())) for name, of_task in found.items()}
+
+
 def _gathered(answers: Mapping[int, Prediction]) -> dict[int, Prediction]:
     """The answers of every process."""
     own = [(place, text, sure, logits.hex()) for place, (text, sure, logits) in answers.items()]

@@ -27,6 +27,7 @@ NOT_OF_HARDWARE = ("slurm", "fit", "memory_gb", "shard")
 LATER: dict[str, dict[str, Any]] = {
     "backbone": {"gguf": None, "head": "new"},
     "task_order": {"answers_until": "end", "balanced": None},
+    "evaluation": {"every_epoch": False},
     "training": {"budget": {"steps": None, "tokens": None, "seconds": None, "flops": None}},
 }
 #: The same of every definition of tasks.

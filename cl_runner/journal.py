@@ -17,7 +17,7 @@ from cl_runner.beginnings import Kept
 from cl_runner.change import Changes
 from cl_runner.compose import Request
 from cl_runner.data.task import Task
-from cl_runner.evaluate import evaluate, evaluation_examples, scores, scores_of_labels
+from cl_runner.evaluate import evaluate, evaluation_examples, first_scores, scores, scores_of_labels
 from cl_runner.families.base import Prediction
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.intervals import read_predictions
@@ -96,6 +96,7 @@ class Journal(Watch):
         self._milliseconds: float | None = None  # of an example of the last evaluation
         self.trackers = Trackers([])
         self._metrics: MetricsLog | None = None
+        self.every_epoch = request.config.evaluation.every_epoch
 
     # resume
     def load(self, saved: dict[str, Any]) -> None:
@@ -218,7 +219,7 @@ class Journal(Watch):
         with self._learner.clock.phase("snapshot"):
             try:
                 kept = self.changes.keep(task, entries)
-                self._same_everywhere(task)
+                self.changes.agree(task)
             except Untouched:
                 # What the task trained is worth nothing: the next try begins it anew, and does not go on from its end.
                 self.save("begin", task.index)
@@ -234,19 +235,6 @@ class Journal(Watch):
         detail["loss_note"] = loss_note(detail, task, self._method, self._learner.what, rate, self._config.method)
         if best.evaluations:
             self.details[task.index]["selected_epoch"] = {"step": best.step, "evaluations": best.evaluations}
-
-    def _same_everywhere(self, task: Task) -> None:
-        """Every process of the run has the same weights.
-
-        Raises:
-            RuntimeError: they have not.
-        """
-        found = distributed.gathered(self.changes.weights)
-        if len(set(found)) > 1:
-            raise RuntimeError(
-                f"the processes of this run learned {task.name} to different weights, which must not be: is one of "
-                "them on another kind of device? hardware=deterministic makes sums of a GPU repeat"
-            )
 
     def learned(self, task: Task) -> None:
         """The task is done: every test set, and what the methods say of it."""
@@ -348,14 +336,24 @@ class Journal(Watch):
         return sum(path.stat().st_size for path in store.iterdir()) if store is not None and store.is_dir() else 0
 
     def validate(self, task: Task) -> float:
-        options = self._config.evaluation.model_copy(update={"split": "validation"})
         with self._learner.clock.phase("select"):
-            # It is a part of training, whose progress is shown.
-            after, quiet = f"{task.name}/validation", lambda *_: self._stop.check()
             tasks = self._method.validation(self._learner, task, [task])
-            found = evaluate(self._learner, self._method, tasks, options, after, quiet)
-            scored = scores(tasks, found, options).values()
-            return mean(value for of_task in scored for value in next(iter(of_task.values())))
+            scored = self._scored(tasks, f"{task.name}/validation", split="validation")
+            return mean(value for of_task in scored.values() for value in of_task)
+
+    def on_epoch(self, task: Task, epoch: int) -> None:
+        # Before the step's own line, so that a checkpoint has both or none of them.
+        tasks = [task] if self._learner.restart else self._learner.tasks[: task.index + 1]
+        with self._learner.clock.phase("evaluate"):
+            scored = self._scored(tasks, f"{task.name}/epoch {epoch}")
+        said = {name: mean(each) for name, each in scored.items()}
+        placed = {"task": task.name, "task_index": task.index, "step": self.step + 1}
+        self._write(kind="epoch", **placed, epoch=epoch, epoch_scores=said)
+
+    def _scored(self, tasks: Sequence[Task], after: str, **changed: str) -> dict[str, list[float]]:
+        """Scores of examples while a task trains, whose progress is what is shown."""
+        options = self._config.evaluation.model_copy(update=changed)
+        return first_scores(self._learner, self._method, tasks, options, after, lambda *_: self._stop.check())
 
     def _write_ability(self) -> None:
         write_ability(self._folder, [START, *self._names], self.ability)

@@ -35,6 +35,12 @@ class Watch:
         """Percent on the task's validation split, and on what methods add to it; asked where an epoch is selected."""
         raise NotImplementedError
 
+    #: Whether `on_epoch` wants to be called.
+    every_epoch = False
+
+    def on_epoch(self, task: Task, epoch: int) -> None:
+        """An epoch of a task has ended, from 1; its last batch is told of afterwards."""
+
     def on_trained(self, task: Task, entries: int, best: Best) -> None:
         """The model has learned: so many entries trained, and they are of this epoch, if one was selected."""
 
@@ -103,6 +109,7 @@ def learn_task(
             on_step,
             (lambda: watch.validate(task)) if training.select == "best_validation" else None,
             flops_per_token,
+            (lambda epoch: watch.on_epoch(task, epoch)) if watch.every_epoch else None,
         )
         if kept is not None:
             kept.check(learner)

@@ -7,8 +7,8 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,8 @@ from cl_runner.trained import Held
 
 #: Called when an epoch ends, for the score of the task under way on its validation split, in percent.
 Validate = Callable[[], float]
+#: Called when an epoch ends, with its number, from 1.
+OnEpoch = Callable[[int], None]
 
 
 @dataclass
@@ -174,6 +176,7 @@ def train_task(
     on_step: Callable[[Progress, dict[str, float]], None],
     validate: Validate | None = None,
     flops_per_token: float | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> tuple[int, Best]:
     """Train one task, of which the learner knows what trains.
 
@@ -182,6 +185,7 @@ def train_task(
         on_step: called after every batch with the progress and the batch's numbers; may raise to stop.
         validate: needed where `training.select` is "best_validation".
         flops_per_token: needed where `training.budget` counts flops.
+        on_epoch: called at every epoch's end, but for the last one of a task that ends with its weights.
 
     Returns:
         The number of entries that trained, and the epoch that they are of, if one was selected.
@@ -251,12 +255,14 @@ def train_task(
             progress.step, progress.tokens = number + 1, progress.tokens + tokens
             cost = spent()
             progress.done, progress.steps = course.over(cost), course.shown(progress.step, cost)
-            ended = place + 1 == starts[epoch + 1] and epoch_number >= training.select_after
-            if validate is not None and (ended or progress.done):
-                with nullcontext() if learner.shards is None else learner.shards.whole():
+            ended = place + 1 == starts[epoch + 1]
+            if validate is not None and ((ended and epoch_number >= training.select_after) or progress.done):
+                with _asked(learner):
                     score = validate()
                 _keep_best(progress, score)
-                learner.model.train()
+            if on_epoch is not None and ended and (validate is not None or not progress.done):
+                with _asked(learner):
+                    on_epoch(epoch_number + 1)
             on_step(
                 progress,
                 {
@@ -276,6 +282,14 @@ def train_task(
             )
         _take_best(progress, held)
         return held.entries, progress.best
+
+
+@contextmanager
+def _asked(learner: Learner) -> Iterator[None]:
+    """Inside, the model under training may be asked: it is whole in every process."""
+    with nullcontext() if learner.shards is None else learner.shards.whole():
+        yield
+    learner.model.train()
 
 
 @torch.no_grad()

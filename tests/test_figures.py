@@ -22,7 +22,9 @@ from cl_runner.matrix import read_matrix
 from cl_runner.papers.figures import figure, figures
 from cl_runner.papers.maps import mean_importance
 from cl_runner.papers.published import Paper, papers
+from cl_runner.report.folder import read_run
 from cl_runner.report.panels import Panel, score_panels
+from cl_runner.report.retrieval import embed_both
 
 #: How pictures are really rendered; tests replace it.
 SAVE = Canvas.savefig
@@ -62,7 +64,7 @@ def keys_of(folder: Path, tasks: Sequence[str], slots: int = 2) -> Path:
 
 
 def test_every_figure_has_its_commands_and_they_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["pe/3", "pe/4", "piece/1", "piece/3", "piece/5", "slm/4", "slm/9", "slm/10"]
+    names = ["pe/3", "pe/4", "piece/1", "piece/3", "piece/4", "piece/5", "slm/4", "slm/7", "slm/9", "slm/10"]
     assert {each.name for each in figures()} == set(names)
     assert run_command(["figure"]) == 0
     shown = capsys.readouterr().out
@@ -95,7 +97,7 @@ def test_published_points_are_those_of_the_tables() -> None:
 
 def test_a_figure_of_cells_that_are_not_there_is_no_figure() -> None:
     content = papers()["slm"].model_dump(exclude_unset=True)
-    content["figures"][1]["runs"]["rows"] = ["SLN"]
+    content["figures"][2]["runs"]["rows"] = ["SLN"]
     with pytest.raises(ValueError, match="figure 9: table 1 has no SLN"):
         Paper.model_validate(content)
 
@@ -198,6 +200,40 @@ def test_slm_4_and_10_are_of_each_runs_keys(tmp_path: Path) -> None:
     rows = data(tmp_path / "o4" / "slm_4.csv")
     assert [row["task"] for row in rows] == ["a"] * 6 + ["b"] * 6, "in the order learned"
     assert max(abs(float(row[axis])) for row in rows for axis in "xy") == 1.0
+
+
+def test_slm_4_has_queries_beside_the_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = keys_of(make_run(tmp_path / "r", "slm", tasks=("a", "b")), ("a", "b"))
+    assert run_command(["figure", "slm/4", str(run), "--queries", "--output", str(tmp_path / "o")]) == 2
+    assert "has no queries of all its tasks. Leave out --queries" in capsys.readouterr().err
+    random = np.random.default_rng(1)
+    save_file({t: random.normal(size=(5, 3, 4)).astype(np.float32) for t in "ab"}, run / "queries.safetensors")
+    assert drawn("slm/4", run, "--queries", output=tmp_path / "o") == ["slm_4.csv", "slm_4.png"]
+    rows = data(tmp_path / "o" / "slm_4.csv")
+    assert [row["what"] for row in rows] == ["key"] * 12 + ["query"] * 30
+    assert [(row["task"], row["slot"], row["group"]) for row in rows[12:16]] == [
+        ("a", "1", "1"), ("a", "1", "2"), ("a", "1", "3"), ("a", "2", "1")
+    ]  # fmt: skip
+    keys, queries = read_run(run).keys, read_run(run).queries
+    places, texts = embed_both(keys, queries)
+    longer = {task: 8 * each for task, each in queries.items()}
+    np.testing.assert_allclose(np.concatenate(texts), np.concatenate(embed_both(keys, longer)[1]), atol=1e-6)
+    assert [float(rows[0][axis]) for axis in "xy"] == places[0].tolist() and texts[1].shape == (15, 2)
+    assert run_command(["figure", "slm/10", str(run), "--queries"]) == 2
+    assert "--queries belongs to slm/4" in capsys.readouterr().err
+
+
+def test_slm_7_has_a_bar_for_each_task_and_the_published_means(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "r", "slm", s, order="bert_4", tasks=BERT_4, last=64.0 + s) for s in (0, 1)]
+    assert drawn("slm/7", tmp_path / "r", output=tmp_path / "o") == ["slm_7.csv", "slm_7.png"]
+    rows = data(tmp_path / "o" / "slm_7.csv")
+    own = [row for row in rows if row["source"] == str(runs[1])]
+    assert [row["measure"] for row in own] == [*(f"accuracy/{task}" for task in BERT_4), "mean"]
+    assert {row["value"] for row in own} == {"65.0"} and {row["after"] for row in own} == {"db"}
+    printed = {row["line"]: row["value"] for row in rows if not row["seed"]}
+    assert printed == {"DTKR + Prompt": "54.7", "DTKR + Adapter": "71.2", "DTKR + JARe": "79.2"}
+    alone = drawn("slm/7", output=tmp_path / "alone")
+    assert len(alone) == 6 and all(name.startswith("slm_7_") for name in alone), "three orders"
 
 
 def test_piece_1_has_scores_ability_and_published_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,6 +177,10 @@ class Family(ABC):
         The first token's for classifiers, whose head reads it; the mean over the text's tokens for language models.
         """
 
+    def states(self, model: nn.Module, batch: Batch) -> Tensor:
+        """[layers + 1, B, width], fp32: of every hidden state what `features` is of the last one, embeddings first."""
+        raise NotImplementedError
+
     @abstractmethod
     def loss_sum(self, model: nn.Module, batch: Batch, tokens: Literal["mean", "sum"]) -> Tensor:
         """Sum over the batch's examples of each one's loss, the mean or sum over its answer's tokens.

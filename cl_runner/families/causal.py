@@ -65,13 +65,20 @@ class Causal(LanguageModel):
 
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean of the prompt's last hidden states, [B, width]."""
+        return mean_state(self._hidden(model, batch)[-1], batch["attention_mask"])
+
+    def states(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The means of the prompt's hidden states."""
+        return torch.stack([mean_state(each, batch["attention_mask"]) for each in self._hidden(model, batch)])
+
+    def _hidden(self, model: nn.Module, batch: Batch) -> Sequence[Tensor]:
         given = {name: batch[name] for name in ("input_ids", "attention_mask")}
         if "position_ids" in _forward_arguments(model):
             # Of a probe's batch as the library counts them when it generates.
             counted = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
             given["position_ids"] = batch.get("position_ids", counted)
-        states: Tensor = model(**given, output_hidden_states=True, use_cache=False).hidden_states[-1]
-        return mean_state(states, batch["attention_mask"])
+        found: Sequence[Tensor] = model(**given, output_hidden_states=True, use_cache=False).hidden_states
+        return found
 
     def _last_logits(self, model: nn.Module, batch: Batch, count: int) -> Tensor:
         """Logits [B, count, V] of the last positions."""

@@ -126,9 +126,16 @@ class Classifier(Family):
 
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """The first token's last hidden state, [B, width]."""
+        return self._hidden(model, batch)[-1][:, 0].float()
+
+    def states(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The first token's hidden states."""
+        return torch.stack([each[:, 0].float() for each in self._hidden(model, batch)])
+
+    def _hidden(self, model: nn.Module, batch: Batch) -> Sequence[Tensor]:
         given = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        states: Tensor = model(**given, output_hidden_states=True).hidden_states[-1]
-        return states[:, 0].float()
+        found: Sequence[Tensor] = model(**given, output_hidden_states=True).hidden_states
+        return found
 
     def loss_sum(self, model: nn.Module, batch: Batch, tokens: Literal["mean", "sum"]) -> Tensor:
         """Sum of -log p(label | text); a label is one target."""

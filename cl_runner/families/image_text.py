@@ -181,10 +181,16 @@ class ImageText(LanguageModel):
 
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean of the prompt's last hidden states, its picture's among them, [B, width]."""
-        states: Tensor = model(**self._given(model, batch), output_hidden_states=True, use_cache=False).hidden_states[
-            -1
-        ]
-        return mean_state(states, batch["attention_mask"])
+        return mean_state(self._hidden(model, batch)[-1], batch["attention_mask"])
+
+    def states(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The means of the prompt's hidden states in the language model."""
+        return torch.stack([mean_state(each, batch["attention_mask"]) for each in self._hidden(model, batch)])
+
+    def _hidden(self, model: nn.Module, batch: Batch) -> Sequence[Tensor]:
+        given = self._given(model, batch)
+        found: Sequence[Tensor] = model(**given, output_hidden_states=True, use_cache=False).hidden_states
+        return found
 
     def _given(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The model's arguments."""

@@ -98,6 +98,13 @@ class Seq2Seq(LanguageModel):
         given = {name: batch[name] for name in ("input_ids", "attention_mask")}
         return mean_state(model.get_encoder()(**given).last_hidden_state, batch["attention_mask"])
 
+    def states(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The means of the encoder's hidden states."""
+        assert isinstance(model, PreTrainedModel)
+        given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        found = model.get_encoder()(**given, output_hidden_states=True).hidden_states
+        return torch.stack([mean_state(each, batch["attention_mask"]) for each in found])
+
     def _continued(self, model: PreTrainedModel, batch: Batch, how: Answering) -> tuple[Tensor, Tensor]:
         # The decoder's output holds no prompt, so that both ways to slice are one, but begins with its start token.
         read = {name: batch[name] for name in ("input_ids", "attention_mask")}

@@ -31,7 +31,15 @@ from cl_runner.read_if import ReadIf
 from cl_runner.retrieval.bank import Bank
 from cl_runner.retrieval.encoder import GENERIC, Queries, check_encoder
 from cl_runner.retrieval.keys import key_schedule, new_keys, own_weight, retrieve, similarities, train_keys, unmoved
-from cl_runner.retrieval.measures import Served, accuracies, measure_time, retrieval_said, write_keys
+from cl_runner.retrieval.measures import (
+    SHOWN,
+    Served,
+    accuracies,
+    measure_time,
+    retrieval_said,
+    write_keys,
+    write_queries,
+)
 from cl_runner.retrieval.notes import say_cut, say_head, say_unmoved
 from cl_runner.said import Said
 from cl_runner.trained import Trained
@@ -383,6 +391,9 @@ class SLM(Method):
             said = ", ".join(f"{name} {value:.1f} %" for name, value in described["metrics"].items())
             learner.warn(f"retrieval after {task.name}: {said}")
         write_keys(folder, {learner.tasks[i].name: self.bank.keys[self.names[i]] for i in range(first, end)})
+        shown = {one.name: learner.scored_on(one)[:SHOWN] for one in learner.tasks[first:end]}
+        asked = {name: self._ask(learner, [example.prompt for example in texts]) for name, texts in shown.items()}
+        write_queries(folder, asked, self.groups)
         if task.index == len(learner.tasks) - 1:
             described["timing"] = measure_time(learner, self._queries(learner), learner.tasks)
         return described

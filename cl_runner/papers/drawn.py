@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cl_runner.digests import Damaged
-from cl_runner.papers import lines, maps
+from cl_runner.papers import bars, lines, maps, states
 from cl_runner.papers.figures import READS, Figure
 from cl_runner.papers.maps import importance_of, usable_keys
 from cl_runner.papers.picture import Asked, Drawn, Picture, Selection, select
@@ -17,6 +17,7 @@ from cl_runner.report.command import usable, writing
 from cl_runner.report.folder import Run, find_runs
 from cl_runner.report.grouping import group_runs
 from cl_runner.report.html import write
+from cl_runner.report.representations import FOLDER
 from cl_runner.report.sections import UNUSABLE, not_of_a_run
 from cl_runner.report.text_table import as_csv
 from cl_runner.report.where import where
@@ -25,12 +26,14 @@ from cl_runner.report.where import where
 DRAWERS: Mapping[str, Callable[[Figure, Selection, Asked], Drawn]] = {
     "first_task": lines.first_task,
     "learned": lines.learned,
+    "bars": bars.bars,
     "ability": lines.ability,
     "importance": maps.importance,
     "keys_map": maps.keys_by_tsne,
     "similarity": maps.similarity,
     "selected": maps.selected,
     "overlap": maps.overlap,
+    "representations": states.representations,
 }
 #: What a figure draws -> the file of a run that it is made of.
 FILES = {
@@ -39,6 +42,7 @@ FILES = {
     "similarity": "keys.safetensors",
     "selected": "masks.json",
     "overlap": "masks.json",
+    "representations": f"{FOLDER}/states_start.safetensors",
 }
 
 
@@ -131,6 +135,8 @@ def _lack(kind: str, run: Run) -> str:
         atlas = read_atlas(run.masks)
         if not atlas.tasks or (kind == "overlap" and not atlas.pairs):
             return f"it selected weights for {len(atlas.tasks)} {'task' if len(atlas.tasks) == 1 else 'tasks'} alone"
+    elif kind == "representations":
+        return states.lack(run)
     elif not usable_keys(run):
         return "there are fewer than three keys"
     return ""

@@ -46,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--all", action="store_true", help="runs of methods that the figure has no line of as well")
     parser.add_argument("--task", metavar="NAME", help="of pe/3: the task whose scores are followed, not the first")
     parser.add_argument("--ability", metavar="PROBE/NUMBER", help="of piece/1: another number of a probe")
+    parser.add_argument("--queries", action="store_true", help="of slm/4: queries of some texts beside the keys")
+    parser.add_argument(
+        "--projection", choices=("pca", "tsne"), help="of piece/4: how states become points; pca by default"
+    )
     parser.add_argument(
         "--missing", action="store_true", help="the commands for runs that are not there, with their cost"
     )
@@ -96,8 +100,9 @@ def _listing() -> Table:
 
 def _check(found: Figure, asked: argparse.Namespace) -> None:
     """Options that another figure reads."""
-    for option, kind in (("task", "first_task"), ("ability", "ability")):
-        if getattr(asked, option) is not None and found.data.draws != kind:
+    of = {"task": "first_task", "ability": "ability", "queries": "keys_map", "projection": "representations"}
+    for option, kind in of.items():
+        if getattr(asked, option) and found.data.draws != kind:
             name = next(each.name for each in figures() if each.data.draws == kind)
             raise ValueError(f"--{option} belongs to {name}, and {found.name} does not read it")
     if asked.data_root is not None and asked.folders and not asked.missing:
@@ -144,11 +149,14 @@ def _draw(found: Figure, asked: argparse.Namespace, formats: Sequence[str]) -> N
         if runs.nothing:
             raise ValueError(_with_commands(runs.nothing, found, asked))
         selection = runs.selection
-    elif asked.where or asked.all or asked.task or asked.ability:
-        raise ValueError(f"--where, --all, --task and --ability are about runs: name their folders behind {found.name}")
+    elif asked.where or asked.all or asked.task or asked.ability or asked.queries or asked.projection:
+        raise ValueError(
+            "--where, --all, --task, --ability, --queries and --projection are about runs: name their folders behind "
+            f"{found.name}"
+        )
     elif not found.data.published:
         raise ValueError(_with_commands(f"{found.name} prints no numbers, and is drawn of runs alone", found, asked))
-    drawn = pictures(found, selection, Asked(asked.task, asked.ability))
+    drawn = pictures(found, selection, Asked(asked.task, asked.ability, asked.queries, asked.projection or "pca"))
     for path in write_all(found, drawn.pictures, asked.output or FOLDER, formats):
         print(path)
     for note in [*drawn.notes, *selection.notes(found), *_about(found)[2:]]:

@@ -19,10 +19,12 @@ READS = {
     "importance": "importance that its method measured (fisher.json)",
     "keys_map": "keys of a method that retrieves (keys.safetensors)",
     "learned": "scores after every task (accuracy.csv)",
+    "bars": "scores after the last task (accuracy.csv)",
     "similarity": "keys of a method that retrieves (keys.safetensors)",
     "ability": "scores after every task (accuracy.csv) and what a probe measured (ability.csv)",
     "selected": "which weights were selected to train (masks.json)",
     "overlap": "which weights two tasks selected (masks.json)",
+    "representations": "hidden states at the start and at the end (probes/representations)",
 }
 
 

@@ -17,7 +17,7 @@ from cl_runner.papers.picture import Asked, Drawn, Picture, Selection, by_order,
 from cl_runner.report.atlas import Atlas, mean_atlas, overlap_heat_map, read_atlas, share_multiples
 from cl_runner.report.folder import Run
 from cl_runner.report.plots import fisher_map
-from cl_runner.report.retrieval import DRAWN, cosines, embed, keys_map, similarity_maps
+from cl_runner.report.retrieval import DRAWN, cosines, embed, embed_both, keys_map, similarity_maps
 from cl_runner.report.text_table import Table
 
 
@@ -132,7 +132,7 @@ def _per_run(
     figure: Figure,
     selection: Selection,
     header: Sequence[str],
-    made: Callable[[dict[str, Floats], str], tuple[Callable[[Path], None], list[list[str]]]],
+    made: Callable[[Run, dict[str, Floats], str], tuple[Callable[[Path], None], list[list[str]]]],
 ) -> Drawn:
     """A picture for each run: keys of several cannot be averaged."""
     drawn = Drawn()
@@ -141,7 +141,7 @@ def _per_run(
             for run in setting.runs.values():
                 keys = _keys(run)
                 said = caption(figure, selection, [run], order, f"{setting.label}, seed {run.seed}: {_sizes(keys)}")
-                draw, cells = made(keys, said)
+                draw, cells = made(run, keys, said)
                 rows = [[figure.name, order, setting.label, str(run.seed), *each, str(run.folder)] for each in cells]
                 table = Table(["figure", "order", "line", "seed", *header, "source"], rows, figure.data.title)
                 parts = (order, run.backbone, setting.label, f"seed{run.seed}")
@@ -157,32 +157,52 @@ def _sizes(keys: Mapping[str, Floats]) -> str:
 def keys_by_tsne(figure: Figure, selection: Selection, asked: Asked) -> Drawn:
     """Where keys lie, by t-SNE."""
 
-    def made(keys: dict[str, Floats], said: str) -> tuple[Callable[[Path], None], list[list[str]]]:
+    def made(run: Run, keys: dict[str, Floats], said: str) -> tuple[Callable[[Path], None], list[list[str]]]:
+        texts: list[Floats] = []
+        if asked.queries and not keys.keys() <= run.queries.keys():
+            raise ValueError(f"{run.folder} has no queries of all its tasks. Leave out --queries, or compute it again")
         try:
-            places = embed(np.concatenate([each.reshape(-1, each.shape[-1]) for each in keys.values()]))
+            if asked.queries:
+                places, texts = embed_both(keys, run.queries)
+            else:
+                places = embed(np.concatenate([each.reshape(-1, each.shape[-1]) for each in keys.values()]))
         except ImportError:
             raise ValueError("t-SNE needs scikit-learn. Type: pip install 'cl-runner[retrieval]'") from None
         names = [
-            [task, str(group + 1), str(slot + 1)]
+            [task, "key", str(group + 1), str(slot + 1)]
             for task, each in keys.items()
             for group in range(each.shape[0])
             for slot in range(each.shape[1])
         ]
-        cells = [[*name, repr(float(x)), repr(float(y))] for name, (x, y) in zip(names, places, strict=True)]
+        names += [
+            [task, "query", str(group + 1), str(text + 1)]
+            for task in (keys if texts else ())
+            for text in range(len(run.queries[task]))
+            for group in range(run.queries[task].shape[1])
+        ]
+        every = np.concatenate([places, *texts])
+        cells = [[*name, repr(float(x)), repr(float(y))] for name, (x, y) in zip(names, every, strict=True)]
         shapes = [each.shape[:2] for each in keys.values()]
-        return partial(_keys_map, list(keys), shapes, places, said), cells
+        return partial(_keys_map, list(keys), shapes, places, said, texts), cells
 
-    return _per_run(figure, selection, ["task", "group", "slot", "x", "y"], made)
+    return _per_run(figure, selection, ["task", "what", "group", "slot", "x", "y"], made)
 
 
-def _keys_map(tasks: Sequence[str], shapes: Sequence[Sequence[int]], places: Floats, said: str, path: Path) -> None:
-    keys_map(tasks, shapes, places, path, said)
+def _keys_map(
+    tasks: Sequence[str],
+    shapes: Sequence[Sequence[int]],
+    places: Floats,
+    said: str,
+    queries: Sequence[Floats],
+    path: Path,
+) -> None:
+    keys_map(tasks, shapes, places, path, said, queries)
 
 
 def similarity(figure: Figure, selection: Selection, asked: Asked) -> Drawn:
     """Cosines of all keys, in each group by itself."""
 
-    def made(keys: dict[str, Floats], said: str) -> tuple[Callable[[Path], None], list[list[str]]]:
+    def made(run: Run, keys: dict[str, Floats], said: str) -> tuple[Callable[[Path], None], list[list[str]]]:
         names = [[task, str(slot + 1)] for task, each in keys.items() for slot in range(each.shape[1])]
         cells = [
             [str(group + 1), *names[row], *names[column], repr(float(value))]

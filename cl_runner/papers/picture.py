@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from cl_runner.papers.figures import Figure
 from cl_runner.papers.measured import nearest_cells
@@ -45,6 +46,8 @@ class Asked:
 
     task: str | None = None
     ability: str | None = None
+    queries: bool = False
+    projection: Literal["pca", "tsne"] = "pca"
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,18 @@ class FigureData(_Part):
 
     number: int
     title: str
-    draws: Literal["first_task", "importance", "keys_map", "learned", "similarity", "ability", "selected", "overlap"]
+    draws: Literal[
+        "first_task",
+        "importance",
+        "keys_map",
+        "learned",
+        "bars",
+        "similarity",
+        "ability",
+        "selected",
+        "overlap",
+        "representations",
+    ]
     runs: Part
     make: str = ""
     published: tuple[Part, ...] = ()

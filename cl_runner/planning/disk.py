@@ -57,7 +57,9 @@ def disk_bytes(architecture: Architecture, s: Setting) -> dict[str, int]:
         "snapshots": kept,
         "cached importance": _cached(architecture, s),
         **queries,
-        "predictions": round(s.evaluated * (PREDICTION_BYTES + TOKEN_BYTES * said)),
+        "predictions": round(
+            (s.evaluated - sum(task.curve[1] for task in s.tasks)) * (PREDICTION_BYTES + TOKEN_BYTES * said)
+        ),
         # The state before goes when the next one is complete.
         "state while running": 2 * state + hidden + kept_examples_bytes(s),
     }

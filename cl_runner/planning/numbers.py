@@ -180,6 +180,10 @@ def setting_of(
     evaluated = [each.evaluated * (len(tasks) - i if seen else len(tasks) + 1) for i, each in enumerate(counts)]
     adapted = [each.evaluated * (len(tasks) - (i if seen else 0)) for i, each in enumerate(counts)]
     learned = [each.evaluated * (1 if order.restart else len(tasks) - i) for i, each in enumerate(counts)]
+    for number, task in enumerate(tasks):  # evaluations between epochs, of the tasks so far
+        for i in range(number if order.restart else 0, number + 1):
+            more = task.curve[0] * counts[i].evaluated
+            evaluated[i], adapted[i], learned[i] = evaluated[i] + more, adapted[i] + more, learned[i] + more
     after = asked_after(config, needs, counts)
     asked = [sum(of_task) for of_task in itertools.zip_longest(*after, fillvalue=0)]
     asked += [0] * (len(counts) - len(asked))
@@ -204,7 +208,7 @@ def setting_of(
         passes=importance.passes,
         evaluation_batch=config.evaluation.batch_size,
         evaluated=sum(evaluated),
-        evaluations=len(tasks) + (not seen),
+        evaluations=len(tasks) + (not seen) + sum(task.curve[0] for task in tasks),
         tasks=tasks,
         needs=needs,
         optimizer=OptimizerNumbers(

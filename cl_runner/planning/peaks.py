@@ -72,11 +72,13 @@ def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
             fixed -= entries * s.dtype.itemsize - _sharded_weights(prices, s)
         return fixed + max(_training(prices, s, task) for task in training if phase == f"train {task.stage}")
     if phase == "select":
-        return fixed + max(_held(prices, s, task) for task in training) + _evaluation(prices, s)
+        return _between_epochs(prices, s, fixed)
+    training_holds = _between_epochs(prices, s, fixed) if any(task.curve[0] for task in training) else 0
     # What the methods held for a task is there until they hold it for the next one.
     fixed += max((_held_by_methods(prices, s, task) for task in s.tasks), default=0)
     if phase == "evaluate":
-        return fixed + kept_examples_bytes(s) + max(_evaluation(prices, s), _local(prices, s))
+        answers = fixed + kept_examples_bytes(s) + max(_evaluation(prices, s), _local(prices, s))
+        return max(answers, training_holds)
     if phase == "answers":
         return fixed + _evaluation(prices, s.asking())
     if phase == "probe":
@@ -91,6 +93,12 @@ def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
 def _held_by_pass(cost: Cost, device: Device, share: float = HEAP_SHARE) -> int:
     """Bytes that the process holds for what lives in a pass."""
     return round(share * cost.peak_bytes) if device == "cpu" else cost.peak_bytes
+
+
+def _between_epochs(prices: Prices, s: Setting, fixed: int) -> int:
+    """Bytes of an evaluation in the middle of a task."""
+    holds = max(_held(prices, s, task) for task in s.tasks if task.trains != "nothing")
+    return fixed + holds + _evaluation(prices, s)
 
 
 def _evaluation(prices: Prices, s: Setting) -> int:

@@ -33,6 +33,7 @@ class TaskNumbers:
         measured: examples of the importance pass; 0 = none.
         later: whether there are old tasks.
         validated: examples of the evaluations that select its best epoch.
+        curve: evaluations between its epochs, and the examples of them all.
     """
 
     name: str
@@ -45,6 +46,7 @@ class TaskNumbers:
     measured: int = 0
     later: bool = False
     validated: int = 0
+    curve: tuple[int, int] = (0, 0)
     several_parts: bool = False
 
 

@@ -74,6 +74,7 @@ def _numbers(config: Config, needs: Needs, task: Task, counts: Sequence[Counts])
     if added.examples and needs.largest_part is not None:
         largest_part = needs.largest_part(largest_part)
     selects = training.select == "best_validation" and trains != "nothing"
+    ends = [end for end in _ends(epochs, stage.batch_size, batches) if 0 < end < batches + selects]
     return TaskNumbers(
         name=task.name,
         stage=_stage_name(task, order),
@@ -87,6 +88,7 @@ def _numbers(config: Config, needs: Needs, task: Task, counts: Sequence[Counts])
         validated=counts[task.index].validation * _candidates(epochs, stage.batch_size, batches, training.select_after)
         if selects
         else 0,
+        curve=(0, 0) if trains == "nothing" else _curve(config, task, counts, ends),
         several_parts=added.examples > 0 and needs.several_parts,
     )
 
@@ -126,10 +128,28 @@ def _candidates(epochs: Sequence[int], batch_size: int, steps: int, after: int) 
     Args:
         after: first epochs that are none.
     """
+    every = _ends(epochs, batch_size, steps)
+    return len({end for end in (*every[after:], steps) if 0 < end <= steps})
+
+
+def _ends(epochs: Sequence[int], batch_size: int, steps: int) -> list[int]:
+    """The last batches of epochs, repeated until `steps` are made; the last ones may be beyond."""
     ends = [*itertools.accumulate(batches_of(epochs, batch_size))]
     turns, _ = _turns(epochs, batch_size, steps)
-    every = [turn * ends[-1] + end for turn in range(turns + 1) for end in ends] if ends else []
-    return len({end for end in (*every[after:], steps) if 0 < end <= steps})
+    return [turn * ends[-1] + end for turn in range(turns + 1) for end in ends] if ends else []
+
+
+def _curve(config: Config, task: Task, counts: Sequence[Counts], ends: Sequence[int]) -> tuple[int, int]:
+    """Evaluations between epochs, and their examples.
+
+    Args:
+        ends: the batches within the task at which epochs end, but for the last one where the task ends with it.
+    """
+    if not config.evaluation.every_epoch:
+        return 0, 0
+    first = task.index if config.task_order.restart else 0
+    number = len(set(ends))
+    return number, number * sum(each.evaluated for each in counts[first : task.index + 1])
 
 
 def _turns(epochs: Sequence[int], batch_size: int, steps: int) -> tuple[int, int]:

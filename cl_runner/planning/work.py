@@ -38,7 +38,7 @@ def units(config: Config, prepared: Prepared, plan: Mapping[str, Any] | None = N
         if task.measured:
             found[f"{task.name}/importance"] = measuring * config.importance.passes * task.measured
         if task.trains != "nothing":
-            found[f"{task.name}/train"] = task.passed + evaluating * task.validated
+            found[f"{task.name}/train"] = task.passed + evaluating * (task.validated + task.curve[1])
         if asked[number - 1]:
             found[f"{task.name}/answer old prompts"] = answering * asked[number - 1]
         found[f"{task.name}/evaluate"] = evaluating * sum(sizes[:number] if seen else sizes)

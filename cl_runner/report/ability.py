@@ -8,6 +8,8 @@ from cl_runner.report.folder import Run
 
 CHANGE = "ability_change/"
 OWN = "ability_own/"
+#: Begins the numbers that have a section of their own.
+APART = "representations/"
 #: Numbers that are drawn; the table beside the picture has all.
 DRAWN = 12
 

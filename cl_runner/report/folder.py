@@ -185,14 +185,12 @@ class Run:
     @cached_property
     def keys(self) -> dict[str, Floats]:
         """Keys [g, n, c] of each task learned so far (keys.safetensors); empty where there are none."""
-        path = self.folder / "keys.safetensors"
-        if not path.exists():
-            return {}
-        content = read(path)
-        try:
-            return {task: keys.astype(np.float64) for task, keys in load(content).items()}
-        except SafetensorError as error:
-            raise Damaged(path, f"cannot be read ({error})") from None
+        return _tensors(self.folder / "keys.safetensors")
+
+    @cached_property
+    def queries(self) -> dict[str, Floats]:
+        """Queries [texts, g, c] of some texts of each task learned so far (queries.safetensors), or empty."""
+        return _tensors(self.folder / "queries.safetensors")
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
@@ -228,6 +226,16 @@ class Run:
 
 def _json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
+
+
+def _tensors(path: Path) -> dict[str, Floats]:
+    if not path.exists():
+        return {}
+    content = read(path)
+    try:
+        return {name: values.astype(np.float64) for name, values in load(content).items()}
+    except SafetensorError as error:
+        raise Damaged(path, f"cannot be read ({error})") from None
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

@@ -10,13 +10,15 @@ import numpy as np
 
 from cl_runner.matrix import START, Floats, learned_so_far
 from cl_runner.report import plots
-from cl_runner.report.ability import CHANGE, DRAWN, OWN, describe, unit_of
+from cl_runner.report.ability import APART, CHANGE, DRAWN, OWN, describe, unit_of
 from cl_runner.report.drawing import short
+from cl_runner.report.epochs import compared_epochs
 from cl_runner.report.equal_learning import LEARNED, LOST
 from cl_runner.report.folder import Run
 from cl_runner.report.grouping import Group, label_of, protocol_notes, protocol_signs
 from cl_runner.report.html import render, write
 from cl_runner.report.numbers import definition_of, values_of
+from cl_runner.report.representations import compared_values
 from cl_runner.report.runs_table import runs_table
 from cl_runner.report.tables import METRICS, headline_of
 from cl_runner.report.text_table import Table
@@ -69,7 +71,10 @@ def _order_values(order: str, groups: Sequence[Group], folder: Path) -> dict[str
         seen = {label: np.stack([learned_so_far(run.rows) for run in group.runs]) for label, group in labels.items()}
         drawn["learned_so_far"] = folder / f"learned_so_far_{name}.png"
         plots.lines_over_tasks(tasks, seen, drawn["learned_so_far"], "mean score on tasks so far")
-    ability = _ability({label: group.runs for label, group in labels.items()})
+    runs = {label: group.runs for label, group in labels.items()}
+    if alike and compared_epochs(runs, folder / f"epochs_{name}.png", measure):
+        drawn["epochs"] = folder / f"epochs_{name}.png"
+    ability = _ability(runs)
     if ability:
         drawn["ability"] = folder / f"ability_{name}.png"
         plots.ability_lines([START, *tasks], ability, drawn["ability"])
@@ -79,6 +84,7 @@ def _order_values(order: str, groups: Sequence[Group], folder: Path) -> dict[str
         "measure": measure,
         "marks": protocol_notes(groups, protocol_signs(groups)),
         "drawn": drawn,
+        "representations": compared_values(runs, folder, name) if alike else [],
         "trade_offs": _trade_offs(groups, folder, name),
     }
 
@@ -92,6 +98,7 @@ def _trade_offs(groups: Sequence[Group], folder: Path, name: str) -> list[tuple[
         for _, values in runs
         for key in values
         if key.startswith(CHANGE)
+        and not key.startswith(CHANGE + APART)
         and not key.endswith("perplexity")
         and key[len(CHANGE) :].partition("/")[0] not in {own.removeprefix(OWN) for own in learned}
     )
@@ -125,7 +132,7 @@ def _ability(runs: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Floats]]:
     for label, group in runs.items():
         shared = set.intersection(*(set(run.ability[0]) for run in group))
         for name in group[0].ability[0]:
-            if name in shared and all(run.tasks == tasks for run in group):
+            if name in shared and not name.startswith(APART) and all(run.tasks == tasks for run in group):
                 values = [run.ability[1][:, run.ability[0].index(name)] for run in group]
                 found.setdefault(describe(name), {})[label] = np.stack(values)
     return dict(list(found.items())[:DRAWN])

@@ -13,7 +13,7 @@ from cl_runner.digests import Damaged, read_json, read_text
 from cl_runner.loss_course import RULE
 from cl_runner.matrix import START, forgetting_matrix, formula_of, learned_so_far
 from cl_runner.report import plots
-from cl_runner.report.ability import DRAWN, changes, describe, own, signed
+from cl_runner.report.ability import APART, DRAWN, changes, describe, own, signed
 from cl_runner.report.account import data_tables
 from cl_runner.report.atlas import atlas_values
 from cl_runner.report.beside import beside_table
@@ -30,12 +30,14 @@ from cl_runner.report.costs import (
     zero_fisher_table,
 )
 from cl_runner.report.drawing import short
+from cl_runner.report.epochs import epoch_values
 from cl_runner.report.folder import Run, read_run
 from cl_runner.report.forgotten import forgotten
 from cl_runner.report.generated import generated_tables
 from cl_runner.report.html import render, write
 from cl_runner.report.marks import COLUMNS, mark_of
 from cl_runner.report.numbers import AFTER_K, RETRIEVALS, definition_of, interval_text, value_text
+from cl_runner.report.representations import representations
 from cl_runner.report.retrieval import NO_RETRIEVAL, retrieval_values
 from cl_runner.report.sections import UNUSABLE, Incomplete, Sections, not_of_a_run
 from cl_runner.report.text_table import Table
@@ -81,6 +83,8 @@ def write_run_report(folder: Path) -> Path:
         "all_metrics": make("all metrics", "metrics.jsonl", lambda: _all_metrics(run), None),
         "data": make("data", "data.json", lambda: data_tables(run), none),
         "ability": make("general ability", "ability.csv", lambda: _ability(run), None),
+        "representations": make("texts inside the model", "probes", lambda: representations(run), None),
+        "epochs": make("every epoch", "metrics.jsonl", lambda: epoch_values(run), None),
         "fisher": make("importance", "fisher.json", lambda: _fisher(run), None),
         "atlas": make("selections", "masks.json", lambda: atlas_values(run.masks, folder / "plots"), None),
         "retrieval": make("retrieval", "keys.safetensors", lambda: retrieval_values(run), NO_RETRIEVAL),
@@ -181,7 +185,9 @@ def _all_metrics(run: Run) -> Table | None:
 def _ability(run: Run) -> dict[str, Any] | None:
     """The retention curve of a run with the values behind it; None without probes."""
     names, rows = run.ability
-    if not len(rows):
+    places = [place for place, name in enumerate(names) if not name.startswith(APART)]
+    names, rows = [names[place] for place in places], rows[:, places]
+    if not rows.size:
         return None
     steps, path = [START, *run.tasks], run.folder / "plots" / "ability.png"
     if len(rows) > 1:

@@ -140,6 +140,16 @@ def _keys(run: Run) -> dict[str, Any]:
         else:
             drawn["keys_tsne"] = run.folder / "plots" / "keys_tsne.png"
             keys_map(list(keys), [each.shape[:2] for each in keys.values()], places, drawn["keys_tsne"])
+            if keys.keys() <= run.queries.keys():
+                together, texts = embed_both(keys, run.queries)
+                drawn["keys_queries"] = run.folder / "plots" / "keys_queries.png"
+                keys_map(
+                    list(keys),
+                    [each.shape[:2] for each in keys.values()],
+                    together,
+                    drawn["keys_queries"],
+                    queries=texts,
+                )
     drawn["keys_similarity"] = run.folder / "plots" / "keys_similarity.png"
     similarity_maps(keys, drawn["keys_similarity"])
     return {"vectors": len(vectors), "groups": len(next(iter(keys.values()))), "most": DRAWN, "drawn": drawn}
@@ -173,6 +183,24 @@ def embed(vectors: Floats) -> Floats:
     return found
 
 
+def embed_both(keys: Mapping[str, Floats], queries: Mapping[str, Floats]) -> tuple[Floats, list[Floats]]:
+    """The same of unit keys and unit queries together, whose cosines retrieval goes by: keys are longer, or shorter.
+
+    Args:
+        keys: [g, n, c] of each task.
+        queries: [texts, g, c] of each task of `keys`, and maybe of others.
+
+    Returns:
+        Places of all keys as `embed` has them, and those of each task's queries [texts * g, 2].
+    """
+    chosen = [queries[task].reshape(-1, queries[task].shape[-1]) for task in keys]
+    parts = [np.concatenate([each.reshape(-1, each.shape[-1]) for each in keys.values()]), *chosen]
+    vectors = np.concatenate(parts)
+    places = embed(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
+    own, *of_texts = np.split(places, np.cumsum([len(part) for part in parts])[:-1])
+    return own, of_texts
+
+
 def task_colours(count: int) -> list[Any]:
     """A colour for each of so many tasks, all different."""
     if count <= len(COLOURS):
@@ -183,7 +211,12 @@ def task_colours(count: int) -> list[Any]:
 
 
 def keys_map(
-    tasks: Sequence[str], shapes: Sequence[Sequence[int]], places: Floats, path: Path, caption: str = ""
+    tasks: Sequence[str],
+    shapes: Sequence[Sequence[int]],
+    places: Floats,
+    path: Path,
+    caption: str = "",
+    queries: Sequence[Floats] = (),
 ) -> None:
     """Where keys lie, a colour per task and a marker per group, those of a task in a group joined (SLM, figure 4).
 
@@ -191,12 +224,15 @@ def keys_map(
         shapes: groups and slots of each task's keys.
         places: [M, 2], task after task, in a task group after group.
         caption: below it.
+        queries: places [M, 2] of each task's queries, drawn as dots beneath.
     """
     colours = task_colours(len(tasks))
     groups = max(shape[0] for shape in shapes)
     with drawing(path, 8.6, max(5.2, 0.19 * (len(tasks) + min(groups, len(MARKERS))) + 1.6), caption=caption) as figure:
         axes = figure.add_subplot()
         begin = 0
+        for colour, dots in zip(colours, queries, strict=bool(len(queries))):
+            axes.plot(*dots.T, ".", color=colour, markersize=3.5, alpha=0.45, markeredgewidth=0, zorder=0)
         for colour, (own, slots) in zip(colours, shapes, strict=True):
             for group in range(own):
                 x, y = places[begin : begin + slots].T

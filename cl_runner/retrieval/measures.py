@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from cl_runner.hooks import Predict
     from cl_runner.learner import Learner
 
-#: Keys of all tasks learned, in the run's folder.
-KEYS = "keys.safetensors"
+#: Keys of all tasks learned, in the run's folder, and queries of some of their texts.
+KEYS, QUERIES = "keys.safetensors", "queries.safetensors"
+#: Texts of a task whose queries are kept.
+SHOWN = 16
 #: Texts of a task that are answered one at a time to see how long that takes.
 TIMED = 8
 
@@ -71,6 +73,13 @@ def retrieval_said(served: Mapping[str, Mapping[str, float]], accuracy: Mapping[
 def write_keys(folder: Path, keys: Mapping[str, Tensor]) -> None:
     """keys.safetensors: [g, n, c] by task, for the report's pictures."""
     write(folder / KEYS, save({task: key.detach().cpu().contiguous() for task, key in keys.items()}))
+
+
+def write_queries(folder: Path, queries: Mapping[str, Tensor], groups: int) -> None:
+    """queries.safetensors: [texts, g, c] by task, of queries [texts, g * c], as keys are compared with them."""
+    write(
+        folder / QUERIES, save({task: each.cpu().view(len(each), groups, -1).clone() for task, each in queries.items()})
+    )
 
 
 class Served:
