@@ -65,6 +65,7 @@ FAMILIES = {
 
 #: task.<name>.convert -> file:function.
 CONVERTERS = {
+    "chats": "chats:chats",
     "messages": "chats:messages",
     "squad": "converters:squad",
     "multiple_choice": "converters:multiple_choice",
