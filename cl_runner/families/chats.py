@@ -214,7 +214,8 @@ class ChatReader:
             begins = opened if place == last else self._written(turns[:place], tools, True)
             ends = whole if place == last else self._written(turns[: place + 1], tools, False)
             if not ends.startswith(begins) or not whole.startswith(ends):
-                raise self._disagrees(turns, place, begins, ends if whole.startswith(ends) else whole)
+                one, other = (begins, ends) if whole.startswith(ends) else (ends, whole)
+                raise self._disagrees(turns, place, one, other)
             spans.append((len(begins), len(ends), number))
         return _Rendered(whole, spans, len(opened), False)
 
