@@ -69,6 +69,7 @@ FAMILIES = {
 
 #: task.<name>.convert -> file:function.
 CONVERTERS = {
+    "chats": "chats:chats",
     "messages": "chats:messages",
     "squad": "converters:squad",
     "multiple_choice": "converters:multiple_choice",

@@ -130,6 +130,8 @@ class TaskDefinition(Schema):
     encoding: Annotated[str, AfterValidator(checked_encoding)] | None  # of text files; null = UTF-8
     missing_fields: Literal["refuse", "empty"]  # a column that some rows lack
     convert: Annotated[str, known("converters", "a converter")] | None  # how records are read (data/converters.py)
+    #: of `convert: chats`: learned are all turns of the assistant, the last, or each in an example of its own
+    turns: Annotated[Literal["all", "last", "each"], ReadIf("convert", ("chats",))] = "all"
     download: Annotated[str | None, OfFiles]  # what to fetch and where to put it: said when a file is missing
     dataset: Annotated[str | None, OfHub]  # name
     configuration: Annotated[str | None, OfHub]  # may hold {domain}

@@ -31,7 +31,7 @@ LATER: dict[str, dict[str, Any]] = {
     "training": {"budget": {"steps": None, "tokens": None, "seconds": None, "flops": None}},
 }
 #: The same of every definition of tasks.
-LATER_OF_TASKS: dict[str, Any] = {"grammar": "full"}
+LATER_OF_TASKS: dict[str, Any] = {"grammar": "full", "turns": "all"}
 #: And of every probe.
 LATER_OF_PROBES: dict[str, Any] = {"column": "text"}
 

@@ -18,6 +18,8 @@ KNOWN = 0.05
 CLEAR = 0.2
 #: Of the standard normal distribution: one side of 5 %.
 BOUND = 1.645
+#: What the loss of each turn of a chat is called in metrics.jsonl; from the tenth on turns are one.
+TURN, MOST_TURNS = "loss_turn_", 10
 RULE = (
     "A loss moved if it fell: by a trend over the steps (Mann-Kendall, one-sided, 5 %), by a fifth from the median of "
     "the first third of the steps to that of the last, or from the first step's loss, if none of the last third is as "

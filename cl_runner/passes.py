@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cl_runner import distributed
-from cl_runner.batch import Batch, Part
+from cl_runner.batch import Batch, Output, Part
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
+from cl_runner.families.base import IGNORED
 from cl_runner.learner import Learner, derive_seed
+from cl_runner.loss_course import MOST_TURNS, TURN
 from cl_runner.methods.base import Method
 
 
@@ -27,6 +30,13 @@ class Step:
     tokens: int = 0
     padded: int = 0
     terms: dict[str, float] = field(default_factory=dict)
+    turns: dict[int, tuple[float, int]] = field(
+        default_factory=dict
+    )  # of chats -> the sum of its tokens' losses, how many
+
+    def by_turn(self) -> dict[str, float]:
+        """`loss_turn_1` and so on: the mean loss of the tokens of each turn of the assistant, where there are chats."""
+        return {f"{TURN}{turn}": loss / count for turn, (loss, count) in sorted(self.turns.items())}
 
     def check(self, number: int, task: Task, peak: float) -> None:
         for what, value in (("loss", self.loss), ("gradient norm", self.norm)):
@@ -38,10 +48,13 @@ class Step:
 
     def add(self) -> None:
         """What the passes of all processes were; examples and tokens were counted of all of them."""
-        every = distributed.gathered([self.loss, self.padded, self.terms])
+        every = distributed.gathered([self.loss, self.padded, self.terms, self.turns])
         self.loss, self.padded = sum(one[0] for one in every), sum(one[1] for one in every)
         names = dict.fromkeys(name for one in every for name in one[2])
         self.terms.update({name: sum(one[2].get(name, 0.0) for one in every) for name in names})
+        self.turns = {}
+        for one in every:
+            _join(self.turns, one[3])
 
 
 class Passes:
@@ -87,6 +100,23 @@ class Passes:
     def size(self, examples: int, micro_batch: int | None) -> int:
         """Examples of a pass: a batch that nothing cuts is cut over the processes."""
         return micro_batch or (math.ceil(examples / distributed.size()) if self.dealt else examples)
+
+
+@torch.no_grad()
+def _by_turn(batch: Batch, output: Output) -> dict[int, tuple[float, int]]:
+    """The sum of the losses of each turn's tokens, and how many there are."""
+    turns = batch["turns"][batch["labels"] != IGNORED].clamp(max=MOST_TURNS)
+    losses = functional.cross_entropy(output.logits, output.targets, reduction="none").double()
+    found: dict[int, tuple[float, int]] = {}
+    for turn in turns.unique().tolist():
+        found[turn] = (float(losses[turns == turn].sum()), int((turns == turn).sum()))
+    return found
+
+
+def _join(into: dict[int, tuple[float, int]], more: Mapping[int, tuple[float, int]]) -> None:
+    for turn, (loss, count) in more.items():
+        before = into.get(turn, (0.0, 0))
+        into[turn] = (before[0] + loss, before[1] + count)
 
 
 def _number(term: Tensor | float) -> float:
@@ -150,6 +180,8 @@ def _pass(learner: Learner, method: Method, part: Part, rows: Sequence[int], sha
         learner.collect()
     if part.kind == "new":
         done.loss += share * _number(output.loss if part.labels else extra)
+        if "turns" in batch:
+            _join(done.turns, _by_turn(batch, output))
     for name, value in learner.terms.items():
         done.terms[name] = done.terms.get(name, 0.0) + share * value
     done.padded += sum(batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch)

@@ -64,6 +64,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
     check_trackers(config)
     _check_data(config, tasks)
     _check_pictures(config.backbone, tasks)
+    _check_chats(config, tasks)
     device = prepare_hardware(config.hardware)
     family = build_family(config.backbone, label_union(tasks))
     generated = max(config.evaluation.new_tokens(task.max_new_tokens) for task in tasks)
@@ -74,6 +75,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
     for probe in probes.values():
         probe.check()
     method = build_method(config.method)
+    _check_reading(method, tasks)
     longest = config.backbone.max_length
     if family.kind == "causal":
         longest = max(config.backbone.longest_in_training, longest + generated)
@@ -257,6 +259,47 @@ def _check_pictures(backbone: Backbone, tasks: Sequence[Task]) -> None:
                     f"task {task.name} asks about pictures, and backbone {backbone.name} reads texts alone. "
                     "Type: backbone=llava_1_5_7b"
                 )
+
+
+def _check_chats(config: Config, tasks: Sequence[Task]) -> None:
+    """Chats come to a decoder that writes them by its chat template, and not as text to one that has a template.
+
+    Raises:
+        ValueError: otherwise, with what to type.
+    """
+    backbone, kind = config.backbone, family_kind(config.backbone.family)
+    for task, ordered in zip(tasks, config.task_order.tasks, strict=True):
+        key = f"task.{ordered.task or config.task_order.task}.convert"
+        as_text = f"{key}=messages (their turns as plain text)"
+        if config.task[ordered.task or config.task_order.task].convert == "messages" and backbone.chat_template:
+            raise ValueError(
+                f"{key}=messages makes one text of the turns of a chat, which backbone.chat_template=true would put "
+                f"into a single user's turn. Type: {key}=chats (or backbone.chat_template=false)"
+            )
+        if not any(example.chat is not None for example in (*task.train, *task.validation, *task.test)):
+            continue
+        if kind != "causal":
+            raise ValueError(
+                f"task {task.name} has chats for a chat template, and backbone {backbone.name} ({kind}) has none. "
+                f"Type: {as_text} (or choose a decoder: backbone=causal_folder)"
+            )
+        if not backbone.chat_template:
+            raise ValueError(
+                f"task {task.name} has chats, and backbone {backbone.name} is not asked by a chat template. "
+                f"Type: backbone.chat_template=true (or, of a model without one, {as_text})"
+            )
+
+
+def _check_reading(method: Chain, tasks: Sequence[Task]) -> None:
+    """No method makes texts of its own of examples that are chats, or a ValueError says what to type."""
+    chats = [task.name for task in tasks if any(example.chat is not None for example in task.train)]
+    unread = [name for name, each in method.methods.items() if not each.reads_chats]
+    if chats and unread:
+        raise ValueError(
+            f"{unread[0]} puts texts of its own around a question, and task {chats[0]} has chats, whose turns the chat "
+            f"template writes. Type: task.NAME.convert=messages backbone.chat_template=false (their turns as plain "
+            "text), or another method, such as method=replay"
+        )
 
 
 def _check_training(training: Training, parameters: list[str], method: Chain) -> None:

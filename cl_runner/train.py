@@ -270,6 +270,7 @@ def train_task(
                     "loss": found[0].loss,
                     "learning_rate": peak * factor,
                     "gradient_norm": found[0].norm,
+                    **found[0].by_turn(),
                     **{name: value for one in found for name, value in one.terms.items()},
                     "examples": sum(one.examples for one in found),
                     "replayed_examples": learner.replayed - replayed,

@@ -355,9 +355,7 @@ def test_chats_that_are_none(chat: Any, said: str, tmp_path: Path) -> None:
 
 
 def test_a_chat_without_the_converter_is_told_what_to_type(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"It is a chat. Type: task.own.convert=messages 'task.own.text=\[text\]' task"
-    ):
+    with pytest.raises(ValueError, match=r"It is a chat. Type: task.own.convert=chats 'task.own.text=\[text\]' task"):
         read(lines(tmp_path / "a.jsonl", CHATS), text=["messages"], label="messages", labels=None)
 
 

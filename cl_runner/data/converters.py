@@ -16,20 +16,23 @@ _TURN = re.compile(r"###\s*(Instruction|Human|Assistant)\s*:")
 DOCUMENTS = ("squad",)
 
 
-def convert(kind: str, records: Iterable[tuple[int, Record]], where: str) -> Iterator[tuple[int, Record]]:
+def convert(
+    kind: str, records: Iterable[tuple[int, Record]], where: str, **options: Any
+) -> Iterator[tuple[int, Record]]:
     """The rows that the numbered records of a source become as `convert` of its definition asks, each with its record.
 
     Args:
         kind: a built-in converter, an installed one, or the dotted path of a function from a record to the rows it
             becomes.
+        options: of a built-in converter.
 
     Raises:
         ValueError: a record is not of that kind.
     """
-    function: Callable[[Record], Iterable[Record]] = load(find("converters", kind))
+    function: Callable[..., Iterable[Record]] = load(find("converters", kind))
     for number, record in records:
         try:
-            for row in function(record):
+            for row in function(record, **options):
                 yield number, row
         except Unfit as unfit:
             raise ValueError(f"record {number} of {where} {unfit}") from None

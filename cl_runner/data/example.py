@@ -1,8 +1,10 @@
-"""One example: a text, perhaps with a picture, and its answer."""
+"""One example: a text, perhaps with a picture or as a chat, and its answer."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,30 @@ class Recital:
 
 
 @dataclass(frozen=True, slots=True)
+class Chat:
+    """The turns of a chat up to the one that is the example's answer, which a chat template writes.
+
+    Attributes:
+        before: JSON of the turns before the answer, each with role, content and what else the template reads.
+        last: JSON of the turn that answers.
+        answer: what it says, as the example's answer was when it was read.
+        tools: JSON of the list of tools; empty without any.
+        learned: places of the assistant's turns among `before` whose words are learned as well.
+    """
+
+    before: str
+    last: str
+    answer: str
+    tools: str = ""
+    learned: tuple[int, ...] = ()
+
+    def turns(self, answer: str) -> list[dict[str, Any]]:
+        """All turns, the last with this answer: as it was read, or what a method puts in its place."""
+        last = json.loads(self.last) if answer == self.answer else {"role": "assistant", "content": answer}
+        return [*json.loads(self.before), last]
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A text and what a model should answer.
 
@@ -41,6 +67,7 @@ class Example:
     task: int = -1  # index of the task it was drawn for; -1 = of none, such as a probe's
     row: int = -1  # its place among the task's examples of its split
     recital: Recital | None = None  # its text is what is learned as well; of families whose answers are texts
+    chat: Chat | None = None  # whose turns the prompt has in words
 
     @property
     def asked(self) -> str | tuple[str, str]:
@@ -50,4 +77,5 @@ class Example:
     def content(self) -> tuple[str | int, ...]:
         """What a model reads and should answer; a picture's name and size stand for its pixels."""
         seen = () if self.picture is None else (self.picture.name, self.picture.size)
-        return (self.prompt, self.answer, *seen)
+        said = () if self.chat is None else (self.chat.before, self.chat.last, self.chat.tools, str(self.chat.learned))
+        return (self.prompt, self.answer, *seen, *said)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cl_runner.config import TaskDefinition
-from cl_runner.data.chats import looks_like_chat
+from cl_runner.data import chats
 from cl_runner.data.converters import DOCUMENTS, convert
+from cl_runner.data.example import Chat
 from cl_runner.data.hub import hub_reader
 from cl_runner.data.labels import SCHEMA, check_schema, check_text, is_missing, meaning, shown
 from cl_runner.data.pictures import picture_column
@@ -45,6 +46,7 @@ class Row:
         unit: rows of one unit, such as the turns of a chat, never come into two splits.
         place, row: the file and the number in it, for messages.
         picture: as the row names it.
+        chat: whose last turn the label is, if a chat template is to write it.
     """
 
     number: int
@@ -54,6 +56,7 @@ class Row:
     prompt: str
     label: str
     picture: str = ""
+    chat: Chat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,7 @@ class _Reading:
         self._left_out: Counter[str] = Counter()
         self._notes: Counter[str] = Counter()
         self._shown = picture_column(definition, name)
+        self._chats = chats.are_asked(definition, name)
         self._filled = [column for column in placeholders(definition) if column not in RESERVED]
         wanted = [*definition.text, definition.label, *([self._shown] if self._shown else [])]
         self._wanted = list(dict.fromkeys(wanted))
@@ -182,12 +186,12 @@ class _Reading:
         if definition.convert is None:
             for reader in self._readers:
                 check_schema(reader.class_names, definition, name, reader.place)
-        found: list[tuple[int, int, str, int, str, dict[str, str], str]] = []
+        found: list[tuple[int, int, str, int, str, dict[str, str], str, Chat | None]] = []
         for number, unit, place, row, record in self._records(seed):
             self._at = (place, row)
             usable = self._usable(record)
             if usable is not None:
-                found.append((number, unit, place, row, *usable))
+                found.append((number, unit, place, row, *usable, record.get(chats.COLUMN) if self._chats else None))
         where = self._readers[0].place + (f" and {len(self._readers) - 1} more" if len(self._readers) > 1 else "")
         if self._count == 0:
             raise ValueError(f"{where} holds no rows")
@@ -200,8 +204,8 @@ class _Reading:
             )
         empty = dict.fromkeys(self._columns, "")
         rows = [
-            Row(number, unit, place, row, prompt(definition, {**empty, **cells}), label, picture)
-            for number, unit, place, row, label, cells, picture in found
+            Row(number, unit, place, row, prompt(definition, {**empty, **cells}), label, picture, chat)
+            for number, unit, place, row, label, cells, picture, chat in found
         ]
         for reader in self._readers:
             self._notes.update(reader.notes)
@@ -251,7 +255,8 @@ class _Reading:
             with self._explained(reader):
                 row = number = 0
                 records = reader.parse(self._raws(file))
-                for row, (number, record) in enumerate(convert(kind, records, reader.place), start=1):
+                options = {"turns": self._definition.turns} if self._chats else {}
+                for row, (number, record) in enumerate(convert(kind, records, reader.place, **options), start=1):
                     unit = self._count + 1 if kind in DOCUMENTS else before + number
                     yield unit, reader.place, row, record
                 before += number
@@ -352,9 +357,13 @@ class _Reading:
 
     def _chat_hint(self, cell: Any) -> str:
         key = f"task.{self._name}"
-        if not looks_like_chat(cell):
+        if not chats.looks_like_chat(cell):
             return ""
-        return f". It is a chat. Type: {key}.convert=messages '{key}.text=[text]' {key}.label=answer"
+        columns = f"'{key}.text=[text]' {key}.label=answer"
+        return (
+            f". It is a chat. Type: {key}.convert=chats {columns} backbone.chat_template=true "
+            f"(or {key}.convert=messages {columns}: its turns as plain text)"
+        )
 
     def _cell(self, record: Record, column: str) -> str:
         """A text or number as it stands; a missing one is empty."""

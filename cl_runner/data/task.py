@@ -105,7 +105,8 @@ def fingerprint(task: Task) -> str:
 def _content(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     """Without what is not there, where pictures lie on this machine, and the places that follow from the order."""
     left_out = ("path", "task", "row", "recital", "training", "importance", "account")
-    return {name: value for name, value in fields if name not in left_out and (name, value) != ("picture", None)}
+    empty = (("picture", None), ("chat", None))
+    return {name: value for name, value in fields if name not in left_out and (name, value) not in empty}
 
 
 def source_files(order: TaskOrder, definitions: dict[str, TaskDefinition]) -> list[Path]:
@@ -163,7 +164,7 @@ def _task(plan: Plan, drawn: Sequence[Mapping[Split, _Part]]) -> Task:
     for split in DRAWN:
         parts = [part[split] for part in drawn if split in part]
         examples[split] = [
-            Example(each.prompt, each.answer, each.domain, each.picture, plan.index, row)
+            Example(each.prompt, each.answer, each.domain, each.picture, plan.index, row, chat=each.chat)
             for row, each in enumerate(each for part in parts for each in part.examples)
         ]
         accounts[split] = split_account(
@@ -290,7 +291,8 @@ def _drawn(plan: Plan, position: int, labels: Sequence[str]) -> dict[Split, _Par
             for row in chosen
         ]
         drawn[split] = [
-            Example(row.prompt, row.label, domain, picture) for row, picture in zip(chosen, pictures, strict=True)
+            Example(row.prompt, row.label, domain, picture, chat=row.chat)
+            for row, picture in zip(chosen, pictures, strict=True)
         ]
     return {split: _part(drawn[split], read[places[split]], taken[places[split]], split) for split in drawn}
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,14 +16,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from cl_runner.batch import Batch, Output
 from cl_runner.config import Backbone
 from cl_runner.data.example import Example
-from cl_runner.families.base import Answering
+from cl_runner.families.base import IGNORED, Answering
+from cl_runner.families.chats import ChatReader, Row
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.language import LanguageModel
-from cl_runner.families.tokens import branched, left_padded, mean_state, token_output
+from cl_runner.families.tokens import branched, left_padded, mean_state, padded, token_output
 
 
 class Causal(LanguageModel):
-    """Rows are padded on the left, so that all answers end in the last column and only their logits are computed."""
+    """Rows are padded on the left, so that all answers end in the last column and only their logits are computed.
+
+    Of a chat whose turns a template writes, the answer begins with the first token that is learned; between learned
+    turns stand tokens without a target.
+    """
 
     kind = "causal"
 
@@ -51,11 +58,68 @@ class Causal(LanguageModel):
                 + (f" backbone.max_answer_length={positions // 2}" if answer > positions - 3 else "")
             )
 
+    @functools.cached_property
+    def _chats(self) -> ChatReader:
+        return ChatReader(self.backbone, self.tokenizer, self._encoding.reader, self.tokenizer.eos_token_id)
+
+    def _mixed(
+        self,
+        examples: Sequence[Example],
+        texts: Callable[[Sequence[Example]], list[list[int]]],
+        chats: Callable[[Row], Sequence[int]],
+    ) -> list[list[int]]:
+        """Ids by one rule for examples that are texts, and by another for those that are chats."""
+        plain = iter(texts([e for e in examples if e.chat is None]))
+        return [next(plain) if e.chat is None else list(chats(self._chats.row(e))) for e in examples]
+
+    def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        return self._mixed(examples, super()._prompts, lambda row: row.ids[: row.answer])
+
+    def _before(self, examples: Sequence[Example], answers: Sequence[Sequence[int]]) -> list[list[int]]:
+        own = [answer for e, answer in zip(examples, answers, strict=True) if e.chat is None]
+        before = super()._before
+        return self._mixed(examples, lambda texts: before(texts, own), lambda row: row.ids[: row.first])
+
+    def _answers(self, examples: Sequence[Example]) -> list[list[int]]:
+        return self._mixed(examples, super()._answers, lambda row: row.ids[row.first :])
+
+    def targets(self, examples: Sequence[Example]) -> list[int]:
+        """Tokens of each answer; of a chat those of all learned turns."""
+        counts = iter(super().targets([e for e in examples if e.chat is None]))
+        return [next(counts) if e.chat is None else sum(map(bool, self._chats.row(e).turns)) for e in examples]
+
+    def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:
+        """Prompts and answers; chats are kept in memory alone."""
+        super().tokenize([e for e in examples if e.chat is None], cache)
+        for example in examples:
+            if example.chat is not None:
+                self._chats.row(example)
+
+    def noted(self, examples: Sequence[Example], training: bool = True) -> dict[str, int]:
+        """Texts and answers that are cut, or hold special tokens; turns of chats that have no room."""
+        chats = [e for e in examples if e.chat is not None]
+        found = super().noted([e for e in examples if e.chat is None], training)
+        return found | self._chats.noted(chats) if chats else found
+
     def collate(self, examples: Sequence[Example], answers: bool = True) -> Batch:
-        """input_ids, attention_mask, position_ids [B, L], padded on the left; labels [B, A], the last A positions."""
+        """Rows padded on the left.
+
+        Returns:
+            input_ids, attention_mask, position_ids [B, L]; labels [B, A], the last A positions; where there are chats
+            turns [B, A] as well: which turn of the assistant a label is of, counted from 1, 0 where there is none.
+        """
         ends = self._answers(examples) if answers else None
         prompts = self._prompts(examples) if ends is None else self._before(examples, ends)
-        return Batch(left_padded(prompts, ends, self.tokenizer.pad_token_id), examples)
+        tensors = left_padded(prompts, ends, self.tokenizer.pad_token_id)
+        if ends is not None and any(e.chat is not None for e in examples):
+            numbers = self._mixed(examples, self._once, lambda row: row.turns[row.first :])
+            tensors["turns"] = padded(numbers, 0, "left")
+            tensors["labels"] = tensors["labels"].masked_fill(tensors["turns"] == 0, IGNORED)
+        return Batch(tensors, examples)
+
+    def _once(self, examples: Sequence[Example]) -> list[list[int]]:
+        """The turn of every token of an answer to a text: the first."""
+        return [[1] * len(row) for row in super()._answers(examples)]
 
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         """Cross-entropy of the answers' tokens; logits [tokens, vocabulary]."""

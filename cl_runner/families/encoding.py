@@ -250,7 +250,10 @@ class Encoding:
                 "template. Type: backbone.chat_template=false (or backbone.training_length=apart)"
             )
         if not self._tokenizer.chat_template:
-            raise ValueError(f"backbone {name} has no chat template. Type: backbone.chat_template=false")
+            raise ValueError(
+                f"backbone {name} has no chat template. Type: backbone.chat_template=false (and for chats "
+                "task.NAME.convert=messages: their turns as plain text)"
+            )
         turn = [{"role": "user", "content": MARK}]
         written = str(self._tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
         if written.count(MARK) != 1:

@@ -48,6 +48,7 @@ class Method:
     trains_nothing: ClassVar[bool] = False  # nor does anything beside it have a step to act on
     writes: ClassVar[bool] = False  # a batch is learned by what the model writes itself, not by its examples' answers
     by_answers: ClassVar[bool] = False  # its term is of the examples' own answers, or it keeps outputs of theirs
+    reads_chats: ClassVar[bool] = True  # an example may be a chat, whose turns the chat template writes
     routes: ClassVar[bool] = False  # an example is given what its task learned, as far as the method can tell the task
     # What people are told of it: a text, or texts by the value of an option (cl_runner/said.py). None: it does not say.
     learns: ClassVar[Said] = None  # what trains, of a method that chooses
@@ -59,7 +60,7 @@ class Method:
     def __init_subclass__(cls) -> None:
         declared = {"state", "families", "chooses", "isolates", "measures", "protects", "routes", "keeps_passes"}
         declared |= {"directs", "joins", "renews", "trains_nothing", "rebuilds", "goes_back", "writes"}
-        declared |= {"by_answers", "sharded"}
+        declared |= {"by_answers", "sharded", "reads_chats"}
         fields = {name for name, kind in cls.__annotations__.items() if "ClassVar" not in str(kind)}
         hidden = fields & {name for name in vars(Method) if not name.startswith("_")} - declared
         assert not hidden, f"{cls.__name__}: fields {sorted(hidden)} hide the hooks of the same name"

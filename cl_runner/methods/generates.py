@@ -58,6 +58,7 @@ class Generates(Method):
     generation_batch_size: Count
 
     state: ClassVar[tuple[str, ...]] = ("made",)
+    reads_chats: ClassVar[bool] = False  # what is written as a whole is one text and its answer
     families: ClassVar[tuple[str, ...]] = ("causal", "seq2seq")
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False

@@ -38,6 +38,7 @@ class ICL(Method):
     isolates: ClassVar[bool] = True
     trains_nothing: ClassVar[bool] = True
     measures: ClassVar[bool] = False
+    reads_chats: ClassVar[bool] = False  # its examples stand before a question as one text
     learns: ClassVar[Said] = "nothing"
     keeps: ClassVar[Said] = "{shots} examples of each task"
     old_data: ClassVar[Said] = "shots"

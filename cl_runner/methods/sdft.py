@@ -61,6 +61,7 @@ class SDFT(Method):
     state: ClassVar[tuple[str, ...]] = ("values",)
     families: ClassVar[tuple[str, ...]] = ("causal", "seq2seq", "image_text")
     measures: ClassVar[bool] = False
+    reads_chats: ClassVar[bool] = False  # the demonstration stands behind a question that is one text
     writes: ClassVar[bool] = True
     keeps: ClassVar[Said] = "while a task trains, the teacher's values of what trains: 4 bytes per trained weight"
     old_data: ClassVar[Said] = ""

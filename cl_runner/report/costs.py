@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
+from statistics import fmean
 from typing import Any
 
-from cl_runner.loss_course import courses
+from cl_runner.loss_course import MOST_TURNS, TURN, courses
 from cl_runner.report.folder import Run
 from cl_runner.report.text_table import Table
 
@@ -190,6 +191,28 @@ def learning_table(lines: Sequence[Mapping[str, Any]]) -> Table:
     ]
     header = ["task", "optimizer steps", "peak rate", "steps x rate", "loss, first third", "last third", "the loss"]
     return Table(header, rows)
+
+
+def turns_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """The loss of each turn of the assistant in chats, by task, at the beginning and at the end; empty without chats.
+
+    Args:
+        lines: of metrics.jsonl's steps.
+    """
+    found = {name for line in lines for name in line if name.startswith(TURN)}
+    names = sorted(found, key=lambda name: int(name.removeprefix(TURN)))
+    rows = []
+    for task in dict.fromkeys(str(line["task"]) for line in lines):
+        steps = [line for line in lines if line["task"] == task]
+        third = max(1, len(steps) // 3)
+        for when, part in (("first third", steps[:third]), ("last third", steps[-third:])):
+            losses = [[float(line[name]) for line in part if name in line] for name in names]
+            if any(losses):
+                rows.append([task, when, *(f"{fmean(each):.3g}" if each else "" for each in losses)])
+    turns = [f"turn {name.removeprefix(TURN)}" for name in names]
+    if names and names[-1] == f"{TURN}{MOST_TURNS}":
+        turns[-1] += " and later"
+    return Table(["task", "steps", *turns], rows, left=2)
 
 
 def notes_of(details: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -27,6 +27,7 @@ from cl_runner.report.costs import (
     planned_tables,
     storage_table,
     time_table,
+    turns_table,
     zero_fisher_table,
 )
 from cl_runner.report.drawing import short
@@ -237,12 +238,12 @@ def _costs(run: Run) -> dict[str, Any] | None:
 
 
 def _losses(run: Run) -> dict[str, Any] | None:
-    """The training loss, as a picture, and steps x rate by task; None before the first step."""
+    """The training loss, as a picture, steps x rate by task, loss by turn; None before the first step."""
     lines, path = [line for line in run.log if line["kind"] == "train"], run.folder / "plots" / "loss.png"
     if not lines:
         return None
     plots.loss_curve(lines, path)
-    return {"picture": path, "table": learning_table(lines), "rule": RULE}
+    return {"picture": path, "table": learning_table(lines), "turns": turns_table(lines), "rule": RULE}
 
 
 def _numbers(run: Run) -> dict[str, Table] | None:
