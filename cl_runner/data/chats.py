@@ -136,7 +136,7 @@ def _read(turn: Any, number: int, known: Mapping[str, str]) -> tuple[str, str | 
         content = "".join(str(part.get("text") or "") for part in content)
     if content is not None and not isinstance(content, str):
         raise Unfit(f"has a turn {number} whose content is no text: {content!r}")
-    return role, content
+    return str(role), content
 
 
 def _plain(turn: Any, number: int) -> tuple[str, str | None, bool]:
@@ -184,12 +184,12 @@ def _call(call: Any, number: int) -> dict[str, Any]:
 
 def _tools(record: Record) -> str:
     """The record's `tools` as JSON; empty without any."""
-    tools = record.get("tools")
-    if isinstance(tools, str):
+    given = tools = record.get("tools")
+    if isinstance(given, str):
         try:
-            tools = json.loads(tools) if tools.strip() else None
+            tools = json.loads(given) if given.strip() else None
         except ValueError:
-            raise Unfit(f"has 'tools' that are no JSON: {tools[:80]!r}") from None
+            raise Unfit(f"has 'tools' that are no JSON: {given[:80]!r}") from None
     if not tools:
         return ""
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):

@@ -224,16 +224,18 @@ class ChatReader:
         template = self._tokenizer.get_chat_template(tools=tools)
         if not _GENERATION.search(template):
             return self._written(turns, tools, False), None
+        named: dict[str, Any] = self._tokenizer.special_tokens_map
         try:
-            [text], [marks] = render_jinja_template(
-                [list(turns)],
+            rendered: Any = render_jinja_template(  # typed as a text
+                [[dict(turn) for turn in turns]],
                 tools=tools,
                 chat_template=template,
                 return_assistant_tokens_mask=True,
-                **self._tokenizer.special_tokens_map,
+                **named,
             )
         except TemplateError as error:
             raise self._refused(error) from None
+        [text], [marks] = rendered
         return text, marks
 
     def _written(self, turns: Sequence[Mapping[str, Any]], tools: Any, opens: bool) -> str:
@@ -242,11 +244,10 @@ class ChatReader:
         Args:
             opens: whether the assistant is about to speak.
         """
+        asked: Any = [dict(turn) for turn in turns]  # typed without calls of tools
         try:
             return str(
-                self._tokenizer.apply_chat_template(
-                    list(turns), tools=tools, add_generation_prompt=opens, tokenize=False
-                )
+                self._tokenizer.apply_chat_template(asked, tools=tools, add_generation_prompt=opens, tokenize=False)
             )
         except TemplateError as error:
             raise self._refused(error) from None
