@@ -153,8 +153,8 @@ def draw_maps(shown: Maps, path: Path, caption: str = "") -> None:
         for axes, column in zip(grid[0], shown.columns, strict=True):
             axes.set_title(short(column))
         for line, (block, places) in zip(grid, shown.places.items(), strict=True):
-            for column, (axes, own) in enumerate(zip(line, places, strict=True)):
-                if column:
+            for place, (axes, own) in enumerate(zip(line, places, strict=True)):
+                if place:
                     axes.scatter(*places[0].T, s=5, color="#c4c4c4", linewidths=0, zorder=1)
                 axes.scatter(*own.T, s=13, c=of_text, linewidths=0, alpha=0.8, zorder=2)
                 axes.set(xticks=[], yticks=[])

@@ -69,7 +69,7 @@ class MlflowLog(Tracker):
             return sent + (_TABLES in runs[0].data.tags)
         told = self.told
         tags = {_ID: told.run_id, "folder": str(told.folder)} | ({"group": told.group} if told.group else {})
-        tags |= dict(tag.split(":", 1) if ":" in tag else (tag, "") for tag in told.tags)
+        tags |= {name: value for name, _, value in (tag.partition(":") for tag in told.tags)}
         self._id = self._client.create_run(experiment, run_name=told.name, tags=tags).info.run_id
         self._parameters(told.config)
         return 0
