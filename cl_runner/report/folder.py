@@ -185,12 +185,17 @@ class Run:
     @cached_property
     def keys(self) -> dict[str, Floats]:
         """Keys [g, n, c] of each task learned so far (keys.safetensors); empty where there are none."""
-        return _tensors(self.folder / "keys.safetensors")
+        return self._of_tasks("keys.safetensors")
 
     @cached_property
     def queries(self) -> dict[str, Floats]:
         """Queries [texts, g, c] of some texts of each task learned so far (queries.safetensors), or empty."""
-        return _tensors(self.folder / "queries.safetensors")
+        return self._of_tasks("queries.safetensors")
+
+    def _of_tasks(self, name: str) -> dict[str, Floats]:
+        """A tensor of each task in the order of the run: safetensors gives them in a new order each time."""
+        found = _tensors(self.folder / name)
+        return {task: found[task] for task in [*self.tasks, *sorted(set(found) - set(self.tasks))] if task in found}
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
