@@ -46,7 +46,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[dic
             num_labels=2,
         )
         model = AutoModelForSequenceClassification.from_config(config)
-        return SimpleNamespace(model=model, tokenizer=tokenizer, method=Chain({}))
+        family = SimpleNamespace(save_reader=tokenizer.save_pretrained)
+        return SimpleNamespace(model=model, family=family, method=Chain({}))
 
     monkeypatch.setattr(cl_runner.build, "rebuild", rebuild)
     (tmp_path / "config.yaml").write_text("seed: 0\n")
