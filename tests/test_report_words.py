@@ -73,6 +73,20 @@ def test_every_run_has_a_line_with_its_reason(tmp_path: Path, capsys: pytest.Cap
     assert "failed" in capsys.readouterr().err
 
 
+def test_runs_that_cannot_be_read_or_are_not_asked_for_have_no_line(tmp_path: Path) -> None:
+    make_run(tmp_path, seed=0)
+    make_run(tmp_path, "ewc", seed=1, done=1, marker="")
+    broken = make_run(tmp_path, seed=2, done=0, marker="")
+    other = make_run(tmp_path, seed=3, done=1, marker="FAILED")
+    (other / "FAILED").write_text("")
+    (broken / "ability.csv").write_text("after,a\nstart,\xff")
+    assert command.main([str(tmp_path), "--where", "method=pe"]) == 0
+    shown = words(tmp_path / "report.html")
+    assert "Runs: 1 completed, 1 failed<" in shown and "not said" in shown
+    assert command.main([str(tmp_path)]) == 0
+    assert "Runs: 1 completed, 1 failed, 1 unfinished<" in words(tmp_path / "report.html")
+
+
 def test_names_carry_their_definitions(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     text = write_run_report(folder).read_text()

@@ -16,6 +16,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from cl_runner.config import Backbone
 from cl_runner.data.example import Chat, Example
+from cl_runner.families.encoding import shortened
 from cl_runner.families.reading_text import TextReader
 
 #: Stands around a turn's number in the place of what it says: a character of no text.
@@ -330,15 +331,6 @@ class ChatReader:
     def _plain(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
-
-
-def shortened(places: Sequence[int], room: int, truncation: str) -> list[int]:
-    """What stays of places that are too many."""
-    if truncation == "keep_start":
-        return list(places[:room])
-    if truncation == "keep_end":
-        return list(places[len(places) - room :])
-    return [*places[: room - room // 2], *places[len(places) - room // 2 :]]
 
 
 def _answering(turns: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -271,13 +271,7 @@ class Encoding:
         return ids
 
     def _cut(self, ids: list[int], room: int) -> list[int]:
-        if len(ids) <= room:
-            return ids
-        if self._backbone.truncation == "keep_start":
-            return ids[:room]
-        if self._backbone.truncation == "keep_end":
-            return ids[len(ids) - room :]
-        return [*ids[: room - room // 2], *ids[len(ids) - room // 2 :]]  # instruction and cue stand at the ends
+        return ids if len(ids) <= room else shortened(ids, room, self._backbone.truncation)
 
     # kept on disk
 
@@ -331,3 +325,12 @@ class Encoding:
 
 def _key_of(ids: Sequence[int]) -> bytes:
     return array("i", ids).tobytes()
+
+
+def shortened(places: Sequence[int], room: int, truncation: str) -> list[int]:
+    """What stays of tokens, or of their places, that are too many, as `backbone.truncation` says."""
+    if truncation == "keep_start":
+        return list(places[:room])
+    if truncation == "keep_end":
+        return list(places[len(places) - room :])
+    return [*places[: room - room // 2], *places[len(places) - room // 2 :]]  # instruction and cue stand at the ends

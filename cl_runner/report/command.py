@@ -166,9 +166,10 @@ def usable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 def _joined(asked: argparse.Namespace) -> None:
     """Tables over all runs found, on the terminal and as files."""
     every, notes = every_run(asked.folders)
-    others = [run for run in every if run.status != "completed"]
-    notes += [f"left out {run.folder}: {run.status}" for run in others]
-    runs, unusable = usable([run for run in every if run.status == "completed"])
+    notes += [f"left out {run.folder}: {run.status}" for run in every if run.status != "completed"]
+    sound, unusable = usable(every)
+    runs = [run for run in sound if run.status == "completed"]
+    others = [run for run in sound if run.status != "completed"]
     notes += unusable
     for note in notes:
         print(plain(note), file=sys.stderr)
@@ -179,6 +180,10 @@ def _joined(asked: argparse.Namespace) -> None:
         count, runs = len(runs), where(runs, asked.where)
         notes = [*notes, f"only {len(runs)} of {count} runs: {', '.join(asked.where)}"]
         print(notes[-1], file=sys.stderr)
+        kept: list[Run] = []
+        with suppress(ValueError):  # the conditions are right, as some run fulfils them, and none of these does
+            kept = where(others, asked.where)
+        others = kept
     groups = group_runs(runs)
     if asked.metric:
         check_metric(groups, asked.metric)

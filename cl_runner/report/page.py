@@ -42,7 +42,7 @@ from cl_runner.report.representations import representations
 from cl_runner.report.retrieval import NO_RETRIEVAL, retrieval_values
 from cl_runner.report.sections import UNUSABLE, Incomplete, Sections, not_of_a_run
 from cl_runner.report.text_table import Table
-from cl_runner.report.words import in_words
+from cl_runner.report.words import failure, in_words
 
 HEADLINE = (
     "union_accuracy",
@@ -110,9 +110,7 @@ def write_run_report(folder: Path) -> Path:
 
 def _failure(run: Run) -> str:
     """The last lines of what went wrong; empty for a run that did not fail."""
-    if run.status != "failed":
-        return ""
-    return "\n".join((run.folder / "FAILED").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-12:])
+    return "\n".join(failure(run, 12)) if run.status == "failed" else ""
 
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:

@@ -20,7 +20,7 @@ from cl_runner.report.ability import APART
 from cl_runner.report.drawing import COLOURS, drawing, heat_map, heat_map_size, short
 from cl_runner.report.folder import Run
 from cl_runner.report.plots import draw_lines, legend_columns, name_steps
-from cl_runner.report.retrieval import PERPLEXITY, task_colours
+from cl_runner.report.retrieval import task_colours, tsne
 from cl_runner.report.text_table import Table
 
 FOLDER = Path("probes") / "representations"
@@ -121,12 +121,7 @@ def maps(columns: Mapping[str, States], how: Projection = "pca") -> Maps:
 def _projected(vectors: Floats, how: Projection) -> tuple[Floats, float | None]:
     """[M, 2], and the percent of the variance that is in it, if that means something."""
     if how == "tsne":
-        from sklearn.manifold import TSNE
-
-        perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
-        start = "pca" if vectors.shape[1] > 1 else "random"
-        method = TSNE(n_components=2, random_state=42, perplexity=perplexity, init=start, n_jobs=1)
-        return method.fit_transform(vectors).astype(np.float64), None
+        return tsne(vectors), None
     from sklearn.decomposition import PCA
 
     components = PCA(n_components=min(2, *vectors.shape), svd_solver="full").fit(vectors)

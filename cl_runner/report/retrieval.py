@@ -173,13 +173,22 @@ def embed(vectors: Floats) -> Floats:
     Raises:
         ImportError: scikit-learn is missing.
     """
+    return unit_range(tsne(unit_range(vectors)))
+
+
+def tsne(vectors: Floats) -> Floats:
+    """t-SNE of [M, c], M > 2, in two dimensions with the options of SLM's release, the same each time.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+    """
     from sklearn.manifold import TSNE
 
     # A third of the neighbours there are, where those are few: the perplexity must be below the number of points.
     perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
     start = "pca" if vectors.shape[1] > 1 else "random"
     method = TSNE(n_components=2, random_state=42, perplexity=perplexity, init=start, n_jobs=1)
-    found: Floats = unit_range(method.fit_transform(unit_range(vectors)).astype(np.float64))
+    found: Floats = method.fit_transform(vectors).astype(np.float64)
     return found
 
 

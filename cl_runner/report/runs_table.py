@@ -11,6 +11,7 @@ from cl_runner.report.folder import Run
 from cl_runner.report.grouping import names_of
 from cl_runner.report.numbers import values_of
 from cl_runner.report.text_table import Table
+from cl_runner.report.words import failure
 
 #: Numbers of a line.
 NUMBERS = (
@@ -79,6 +80,5 @@ def _options(run: Run) -> str:
 def _reason(run: Run) -> str:
     """The last line of what went wrong, or how to go on."""
     if run.status == "failed":
-        lines = (run.folder / "FAILED").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1][:200] if lines else "not said"
+        return "".join(failure(run, 1))[:200] or "not said"
     return "" if run.status == "completed" else "its command goes on with it"

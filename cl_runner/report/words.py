@@ -30,6 +30,12 @@ def in_words(run: Run, beside: Table | None) -> list[tuple[str, str]]:
     return [(topic, sentence) for topic, sentence in said if sentence]
 
 
+def failure(run: Run, most: int) -> list[str]:
+    """The last lines of what went wrong in a run that failed."""
+    text = (run.folder / "FAILED").read_text(encoding="utf-8", errors="replace")
+    return text.strip().splitlines()[-most:]
+
+
 def _percent(run: Run, value: float) -> str:
     return f"{value:.1f} %" if run.measure == "accuracy" else f"{value:.1f}"
 
@@ -129,10 +135,11 @@ def _against(run: Run, beside: Table | None) -> str:
         return f"Published runs of this setting reach in {beside.header[place]}: {', '.join(others)}."
     if run.done < len(run.tasks) or run.config["task_order"]["joint"]:
         return ""
-    others = [word for word in ("method=frozen", "method=seq_ft") if word != f"method={run.method}"]
+    bounds = {"method=frozen": "no learning", "method=seq_ft": "plain fine-tuning", _joint(run): "all tasks at once"}
+    bounds.pop(f"method={run.method}", None)
     return (
-        f"Nothing is published of this setting. Its own line with {' or '.join([*others, _joint(run)])} shows a bound: "
-        "no learning, plain fine-tuning, all tasks at once."
+        f"Nothing is published of this setting. Its own line with {' or '.join(bounds)} shows a bound: "
+        f"{', '.join(bounds.values())}."
     )
 
 
