@@ -81,7 +81,7 @@ def bytes_text(size: float) -> str:
     """A number of bytes in the largest unit of which it has at least one."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 1000 else f"{size:.3g} {unit}"
         size /= 1024
     return f"{size:.3g} GiB"
 
