@@ -86,7 +86,7 @@ class Changes:
         changes = {
             name: Change(learner.chosen(name, now[name].detach()), selected.get(name), old[name]) for name in names
         }
-        changed = sum(int((changes[name].values != old[name]).sum()) for name in changes)
+        changed = sum(int((changes[name].values.to(old[name].device) != old[name]).sum()) for name in changes)
         if changed == 0 < entries:
             learner.warn(
                 f"Note: {entries} weights trained in {task.name} and none changed. In bfloat16 small steps round away: "

@@ -119,8 +119,12 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+#: Of a run's state what training goes on from, which takes it to where each tensor belongs.
+TRAINING = "training"
+
+
 def load(folder: Path, device: str) -> dict[str, Any] | None:
-    """The latest state with its tensors on `device`, or None if none was saved.
+    """The latest state, or None if none was saved: its tensors on `device`, but of training in main memory.
 
     Raises:
         Damaged: a file of the state is missing, or a bit of it is not what it was.
@@ -134,7 +138,9 @@ def load(folder: Path, device: str) -> dict[str, Any] | None:
         if hashlib.file_digest(file, "sha256").hexdigest() != content["tensors"]["sha256"]:
             raise Damaged(path, f"its SHA-256 is not the one in {MANIFEST}")
     # Each in memory of its own, as what a run computes is: last bits of products follow from where a tensor begins.
-    state = unpack(content["tree"], {key: tensor.clone() for key, tensor in load_file(path, device=device).items()})
+    found = load_file(path)
+    places = ((key, "cpu" if key.startswith(f"t.{TRAINING}.") else device) for key in found)
+    state = unpack(content["tree"], {key: found[key].to(place, copy=True) for key, place in places})
     assert isinstance(state, dict)
     return state
 

@@ -321,6 +321,7 @@ class Hardware(Schema):
     fit: bool = True  # options that change memory and no result are set by the plan where a run would not fit
     memory_gb: Positive | None = None  # 10^9 bytes that a run may take; null = what is free
     shard: bool = False  # while it trains each of several processes holds its part of the weights (FSDP2)
+    offload: Literal["none", "optimizer"] = "none"  # optimizer: what it holds of whole weights lies in main memory
     slurm: Slurm | None = None
 
 

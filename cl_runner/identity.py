@@ -22,7 +22,7 @@ NOT_IDENTITY = (
     "sweep",
 )
 #: The same of the hardware.
-NOT_OF_HARDWARE = ("slurm", "fit", "memory_gb", "shard")
+NOT_OF_HARDWARE = ("slurm", "fit", "memory_gb", "shard", "offload")
 #: What came later, and the value that asks for nothing: runs that were made before are the same ones.
 LATER: dict[str, dict[str, Any]] = {
     "backbone": {"gguf": None, "head": "new"},

@@ -55,6 +55,7 @@ class Learner:
         warn: tells the user something.
         evaluation: of the configuration, or None.
         told: of an example's true task, what methods and answers may use for once: which it is, its labels.
+        apart: where what belongs to weights that train whole lies, where that is not beside them.
         shards: how the weights lie in parts over the processes while they train; None: each process has all of them.
     """
 
@@ -77,6 +78,7 @@ class Learner:
         progress: Progress | None = None,
         warn: Callable[[str], None] = print,
         sharded: bool = False,
+        apart: torch.device | None = None,
     ):
         self.method = method
         backbone = list(model.parameters())
@@ -91,15 +93,11 @@ class Learner:
             self.shards = Shards(self.model, self.added)
             parameters = self.parameters()
             self._backbone = {id(parameters[name]): parameters[name] for name in own}
-        self.family = family
-        self.measuring = measuring or family
+        self.family, self.measuring = family, measuring or family
         self.tasks = tasks
-        self.seed = seed
-        self.device = device
-        self.precision = precision
+        self.seed, self.device, self.precision = seed, device, precision
         self.measured = measured or Measured()
-        self.cache = cache
-        self.store = store
+        self.cache, self.store = cache, store
         self.clock = clock or Clock()
         self.progress: Progress = progress or (lambda phase, done, total: None)
         self.warn = warn
@@ -112,6 +110,7 @@ class Learner:
         self._held: Held | None = None
         self.evaluation = evaluation
         self.told: frozenset[Told] = frozenset()
+        self.apart = apart
 
     # weights
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -185,7 +184,8 @@ class Learner:
     def begin(self) -> None:
         """Remember what trains as it is now, and write what the method sets itself."""
         parameters = self.parameters()
-        self.before = {name: self.part(name, p.detach()).clone() for name, p in self.params().items()}
+        where = self.device if self.apart is None or self.selected or self.shards is not None else self.apart
+        self.before = {n: self.part(n, p.detach()).to(where, copy=True) for n, p in self.params().items()}
         for name, values in self.what.written.items():
             self.before[name] = parameters[name].detach().clone()
             parameters[name].copy_(values)
@@ -202,7 +202,7 @@ class Learner:
     @contextmanager
     def holding(self) -> Iterator[Held]:
         """Inside, an optimizer may hold what trains."""
-        self._held = Held(self.model, self.selected, self.shards)
+        self._held = Held(self.model, self.selected, self.shards, self.apart)
         try:
             yield self._held
         finally:
@@ -363,7 +363,7 @@ class Learner:
                 now[name] = parameter.data.view(-1)[index].clone()
                 parameter.data.view(-1)[index] = weights[name]
             elif name in weights:
-                now[name], parameter.data = parameter.data, weights[name]
+                now[name], parameter.data = parameter.data, weights[name].to(parameter.device)
         try:
             yield
         finally:

@@ -83,6 +83,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
     said = family.verify(skeleton)
     method.check(skeleton, longest)
     _check_sharded(config, method)
+    _check_offload(config, method)
     needs = ask(method, config, skeleton)  # says as well what does not fit the tasks
     if needs.later == "listed":
         _check_acting(config, method, skeleton, needs.listed)
@@ -148,6 +149,20 @@ def _check_sharded(config: Config, method: Chain) -> None:
         raise ValueError(
             f"hardware.shard=true needs torch 2.8 or later, and this is {torch.__version__}. "
             "Type: pip install 'torch>=2.8' (or hardware.shard=false)"
+        )
+
+
+def _check_offload(config: Config, method: Chain) -> None:
+    """Where what the optimizer holds is to lie in main memory, every method looks for it there.
+
+    Raises:
+        ValueError: otherwise, with what to type.
+    """
+    refused = [name for name, each in method.methods.items() if not each.offloads]
+    if config.hardware.offload != "none" and refused:
+        raise ValueError(
+            f"hardware.offload={config.hardware.offload}: {refused[0]} works on gradients where the weights are. "
+            "Type: hardware.offload=none (or another method, such as method=seq_ft)"
         )
 
 

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import Tensor
 
@@ -179,6 +180,7 @@ class Run:
             progress=scene.shown,
             warn=scene.console.line,
             sharded=self._sharded,
+            apart=torch.device("cpu") if config.hardware.offload == "optimizer" else None,
         )
 
     def _learn(

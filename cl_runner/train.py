@@ -209,6 +209,7 @@ def train_task(
         progress = Progress(0, course.shown(0, 0.0), held.parameters, optimizer, Best(), shards=learner.shards)
         if resume is not None:
             progress.load_state_dict(resume)
+            resume.clear()  # or all of it would be there twice while the task trains
             held.write_through()
 
         def spent() -> float:

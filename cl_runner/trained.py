@@ -69,6 +69,7 @@ class Held:
         model: whose parameters that train are told by `requires_grad`.
         selected: of `Trained`.
         shards: how the weights are to lie from now on, where not each process has all of them.
+        device: where what is held of whole weights is to lie; None = where they are.
 
     Attributes:
         parameters: by the name of the tensor that each stands for.
@@ -76,7 +77,13 @@ class Held:
         in_parts: names of what this process holds its rows of.
     """
 
-    def __init__(self, model: nn.Module, selected: Mapping[str, Tensor], shards: Shards | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        selected: Mapping[str, Tensor],
+        shards: Shards | None = None,
+        device: torch.device | None = None,
+    ):
         self._values = CompactValues(model, selected) if selected else None
         whole = {name: p for name, p in model.named_parameters() if p.requires_grad}
         held = whole if self._values is None else self._values.parameters
@@ -88,7 +95,7 @@ class Held:
             if self._values is None:
                 self.in_parts = [name for name in held if name in shards]
                 held = held | {name: nn.Parameter(shards.own(name)) for name in self.in_parts}
-        self._masters = Masters(held, apart=self.in_parts)
+        self._masters = Masters(held, apart=self.in_parts, device=None if self._values is not None else device)
         self.parameters = self._masters.parameters
 
     @torch.no_grad()
@@ -107,7 +114,7 @@ class Held:
             found = self.shards.gradient(name) if self.shards is not None else None
             if found is not None:
                 holder = self.parameters[name]
-                gradient = found.to(holder.dtype)
+                gradient = found.to(holder.device).to(holder.dtype)
                 holder.grad = gradient if holder.grad is None else holder.grad.add_(gradient)
 
     def add_gradients(self) -> None:

@@ -70,6 +70,12 @@ class Method:
         """The methods that do more for an answer than ask the model."""
         return () if type(self).predict is Method.predict else (self.node,)
 
+    @property
+    def offloads(self) -> bool:
+        """Whether what the optimizer holds of whole weights may lie elsewhere than these (hardware.offload)."""
+        edits = type(self).grads is not Method.grads or type(self).after_step is not Method.after_step
+        return self.sharded or not edits
+
     def plain_at_first(self) -> bool:
         """Whether the first task's weights end with the bits of plain fine-tuning, where everything trains in it."""
         return False

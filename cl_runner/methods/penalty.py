@@ -24,14 +24,15 @@ def pull_back(learner: Learner, strength: float, importance: Mapping[str, Tensor
     """
     penalty, own = 0.0, 0.0
     for name, values in learner.trained.items():
-        moved = values.detach() - local(learner.before[name])  # from theta_old, of the weights that train
+        # From theta_old, of the weights that train.
+        moved = values.detach() - local(learner.before[name]).to(values.device)
         pull = moved
         if importance is not None and name not in importance:  # it exists since this task
             continue
         if importance is not None:
             weight = importance[name]
             fits = weight.shape == learner.before[name].shape and not learner.rows_of(name)
-            pull = (weight if fits else local(learner.part(name, weight))) * moved
+            pull = (weight if fits else local(learner.part(name, weight))).to(values.device) * moved
         gradient = 2 * strength * pull
         values.grad = gradient if values.grad is None else values.grad.add_(gradient)
         if learner.rows_of(name):

@@ -114,7 +114,6 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
 
     from cl_runner.planning.fitting import free_bytes, options_of, overfull, sharded_cards, smallest_card, told
     from cl_runner.planning.memory import gigabytes, with_options
-    from cl_runner.planning.peaks import sums_in_main_memory
     from cl_runner.planning.plan import advise, refusal
     from cl_runner.planning.planner import CUDA_CONTEXT_BYTES
     from cl_runner.tracking.pace import duration
@@ -143,6 +142,7 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
         console.print(
             f"Beside it: about {gigabytes(CUDA_CONTEXT_BYTES)} of GPU memory for CUDA itself; in main memory "
             f"{gigabytes(plan.phases['load'].bytes)} while loading"
+            + (f", {gigabytes(host)} then" if (host := planner.in_main_memory(s)) else "")
         )
     if s.encoder is not None and s.encoder.assumed:
         console.print(f"Note: {s.encoder.assumed}")
@@ -166,8 +166,8 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
         if options and not overfull(planner, s, options, available):
             console.print(told(options, available), markup=False)
             peaks = planner.memory(with_options(s, options))
-            host = sums_in_main_memory(planner.prices, with_options(s, options))
-            beside = f"; {gigabytes(host)} of main memory for sums of importance" if host else ""
+            host = planner.in_main_memory(with_options(s, options))
+            beside = f"; {gigabytes(host)} of main memory" if host else ""
             console.print("Then: " + ", ".join(f"{name} {gigabytes(size)}" for name, size in peaks.items()) + beside)
             return
         refused = refusal(request, planner, s)

@@ -24,6 +24,7 @@ from cl_runner.planning.setting import Setting
 
 #: GPUs that there are, by their memory in 10^9 bytes.
 PROCESSES = (2, 4, 8, 16, 32, 64)
+OFFLOAD = "hardware.offload"
 CARDS = (8, 12, 16, 20, 24, 32, 40, 48, 80, 141, 192)
 
 
@@ -57,7 +58,7 @@ def drops_out(model: nn.Module) -> bool:
 
 
 def fitted(
-    planner: Planner, s: Setting, available: int, typed: Collection[str], passes: bool
+    planner: Planner, s: Setting, available: int, typed: Collection[str], passes: bool, main_memory: int | None = None
 ) -> tuple[Options, dict[str, int]]:
     """The least costly options that change no result with which every phase fits, and the peaks of those that do not.
 
@@ -65,6 +66,7 @@ def fitted(
         available: bytes.
         typed: keys that a person has set, which stay.
         passes: whether training may take a batch in smaller passes.
+        main_memory: bytes of it that a run on a GPU can have beside; None = as much as it takes.
     """
     chosen: Options = {}
     too_large: dict[str, int] = {}
@@ -76,7 +78,10 @@ def fitted(
             if changing(options):
                 break
             mine = (key for key in options if key not in typed and (passes or not key.endswith(".micro_batch")))
-            chosen = {**before, **{key: options[key] for key in mine}}
+            tried = {**before, **{key: options[key] for key in mine}}
+            if main_memory is not None and planner.in_main_memory(with_options(s, tried)) > main_memory:
+                continue
+            chosen = tried
             if planner.peak(with_options(s, chosen), phase) <= available:
                 break
         peak = planner.peak(with_options(s, chosen), phase)
@@ -96,7 +101,8 @@ def options_of(request: Request, planner: Planner, s: Setting) -> Options:
     available = free_bytes(s.device, hardware.memory_gb)
     if not hardware.fit or available is None or max(planner.memory(s).values()) <= available:
         return {}
-    return fitted(planner, s, available, *_settable(request))[0]
+    beside = free_bytes("cpu") if s.device == "cuda" and torch.cuda.is_available() else None
+    return fitted(planner, s, available, *_settable(request), beside)[0]
 
 
 def overfull(planner: Planner, s: Setting, options: Options, available: int) -> bool:
@@ -132,9 +138,11 @@ def told(options: Mapping[str, str], available: int) -> str:
 
 def smallest_card(request: Request, planner: Planner, s: Setting) -> str:
     """Which GPU is large enough, with what has to be done otherwise on it."""
-    found, too_large = _smallest(planner, s, *_settable(request))
+    typed, passes = _settable(request)
+    found, too_large = _smallest(planner, s, typed, passes)
     if found is not None:
-        return f"Smallest GPU: {found}"
+        beside = _smallest(planner, s, typed | {OFFLOAD}, passes)[0] if f" {OFFLOAD}=" in found else None
+        return f"Smallest GPU: {found}" + (f"\nWith all of it on the GPU: {beside}" if beside else "")
     phase, least = max(too_large.items(), key=lambda item: item[1])
     return f"No GPU is large enough: {phase} takes {gigabytes(least)} at least on one process"
 
@@ -147,6 +155,8 @@ def _smallest(planner: Planner, s: Setting, typed: Collection[str], passes: bool
         if not too_large:
             peak = max(planner.memory(with_options(s, options)).values()) + CUDA_CONTEXT_BYTES
             how = f", by {_listed(options)}" if options else ""
+            host = planner.in_main_memory(with_options(s, options))
+            how += f", with {gigabytes(host)} of main memory" if host else ""
             return f"{card} GB, of which it takes {gigabytes(peak)}{how}", {}
     return None, too_large
 
@@ -156,10 +166,12 @@ def sharded_cards(request: Request, planner: Planner, s: Setting) -> list[str]:
     chain = build_method(request.config.method)
     if s.shards > 1 or not all(each.sharded for each in chain.methods.values()):
         return []
-    known = _smallest(planner, s, *_settable(request))[0]
+    typed, passes = _settable(request)
+    typed |= {OFFLOAD}  # it is not what several processes are for
+    known = _smallest(planner, s, typed, passes)[0]
     lines = []
     for processes in PROCESSES:
-        found = _smallest(planner, dataclasses.replace(s, shards=processes), *_settable(request))[0]
+        found = _smallest(planner, dataclasses.replace(s, shards=processes), typed, passes)[0]
         if found is not None and found.split(",")[0] != (known or "").split(",")[0]:
             lines.append(f"Of each of {processes} processes with hardware.shard=true: {found}")
             known = found

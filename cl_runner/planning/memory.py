@@ -96,6 +96,8 @@ def with_options(s: Setting, options: Mapping[str, str]) -> Setting:
                 s = dataclasses.replace(s, evaluation_batch=int(value))
             case ["hardware", "gradient_checkpointing"]:
                 s = dataclasses.replace(s, gradient_checkpointing=True)
+            case ["hardware", "offload"]:
+                s = dataclasses.replace(s, offload=True)
             case ["backbone", "max_length"]:
                 length = int(value)
                 s = dataclasses.replace(s, max_length=length, mean_length=min(s.mean_length, length))
@@ -109,7 +111,10 @@ def with_options(s: Setting, options: Mapping[str, str]) -> Setting:
 
 
 def _training_ladder(s: Setting, stage: str) -> Iterator[Options]:
-    """Options for the training of a stage, the least costly first: without, then with checkpointing."""
+    """Options for the training of a stage, the least costly first.
+
+    Smaller passes; then activations that are computed again; then steps in main memory.
+    """
     of_a_task = stage.startswith("tasks.")
     key = f"task_order.{stage}.training.micro_batch" if of_a_task else f"training.{stage}.micro_batch"
     start = s.micro_batch[stage]
@@ -117,7 +122,11 @@ def _training_ladder(s: Setting, stage: str) -> Iterator[Options]:
     plain = [{} if size == start else {key: str(size)} for size in sizes]
     yield from plain[1:]
     if not s.gradient_checkpointing:
-        yield from ({**options, "hardware.gradient_checkpointing": "true"} for options in plain)
+        plain = [{**options, "hardware.gradient_checkpointing": "true"} for options in plain]
+        yield from plain
+    whole = any(task.stage == stage and task.trains in ("all", "listed") for task in s.tasks)
+    if whole and s.device == "cuda" and s.offloads and not s.offload:
+        yield from ({**options, "hardware.offload": "optimizer"} for options in plain)
 
 
 def _importance_ladder(s: Setting) -> Iterator[Options]:

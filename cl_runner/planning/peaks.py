@@ -130,11 +130,24 @@ def sums_bytes(prices: Prices, s: Setting) -> int:
     return of_a_weight * max(largest, sum(sizes.values()) // s.passes)
 
 
-def sums_in_main_memory(prices: Prices, s: Setting) -> int:
-    """Bytes of the sums of the importance pass of a GPU that lie in main memory."""
-    if s.device == "cpu" or (s.accumulate == "device" and s.passes == 1):
-        return 0
-    return s.needs.sums * s.needs.sum_item * sum(prices.architecture.measured(s).values())
+def in_main_memory(prices: Prices, s: Setting) -> int:
+    """Bytes of a run on a GPU that lie in main memory: sums of importance, or what the optimizer holds."""
+    sums = 0
+    if s.device == "cuda" and (s.accumulate == "cpu" or s.passes > 1):
+        sums = s.needs.sums * s.needs.sum_item * sum(prices.architecture.measured(s).values())
+    held = 0
+    for task in s.tasks:
+        if _apart(s, task):
+            trained = prices.architecture.trained(s, task) // _processes(s, task)
+            state = s.optimizer.state_bytes(prices.architecture.shapes(s, task)) // _processes(s, task)
+            # Values before the task, copies, gradients, and the best epoch's.
+            held = max(held, state + (_item(s, task) + 8 + 4 * s.selects_epoch) * trained)
+    return max(sums, held)
+
+
+def _apart(s: Setting, task: TaskNumbers) -> bool:
+    """Whether what the optimizer holds for a task lies in main memory."""
+    return s.offload and task.trains in ("all", "listed")
 
 
 def _sharded_weights(prices: Prices, s: Setting) -> int:
@@ -169,6 +182,9 @@ def _held_while_training(prices: Prices, s: Setting, task: TaskNumbers) -> int:
 def _held(prices: Prices, s: Setting, task: TaskNumbers) -> int:
     """What training a task adds to the weights and to what the methods hold for good, between two steps."""
     trained, item = prices.architecture.trained(s, task) // _processes(s, task), _item(s, task)
+    if _apart(s, task):  # but for their values before the task, where rows of weights have them or a pass needs them
+        before = _processes(s, task) > 1 or s.needs.teacher is not None
+        return item * trained * before + _held_while_training(prices, s, task)
     held = item * trained  # their values before the task
     held += s.optimizer.state_bytes(prices.architecture.shapes(s, task)) // _processes(s, task)
     held += _held_while_training(prices, s, task)
@@ -196,6 +212,8 @@ def _training(prices: Prices, s: Setting, task: TaskNumbers) -> int:
         step = max(0, step - 4 * (whole - trained)) + (s.dtype.itemsize + 4) * max(block, outside)
     if task.trains == "selected":
         step += 4 * trained  # gradients of the values
+    if _apart(s, task):
+        return _held(prices, s, task) + step
     penalty = 4 * (trained + 3 * largest) if task.later and (s.needs.entry_bytes or s.needs.directions) else 0
     if s.needs.writes is not None:
         step = max(step, _evaluation(prices, s.writing()))

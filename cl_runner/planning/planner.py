@@ -85,6 +85,10 @@ class Planner:
         """Bytes that are there between two steps, and those of them that the methods hold."""
         return peaks.held_bytes(self.prices, s, self.base_bytes)
 
+    def in_main_memory(self, s: Setting) -> int:
+        """Bytes of a run on a GPU that lie in main memory while it computes."""
+        return peaks.in_main_memory(self.prices, s)
+
     def disk(self, s: Setting) -> dict[str, int]:
         """Bytes on disk by what they hold."""
         return disk_bytes(self.architecture, s)

@@ -126,7 +126,7 @@ class Prices:
                 parameter.requires_grad_(name in (s.needs.listed if trains == "listed" else trainable))
             learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
             full: dict[Tensor, Tensor] = {}  # gradients of half-precision weights are kept in fp32
-            if accumulates:  # there are gradients of the part of the batch before
+            if accumulates and not s.offload:  # there are gradients of the part of the batch before
                 for parameter in learning:
                     if half:
                         full[parameter] = torch.empty_like(parameter, dtype=torch.float32)
@@ -135,11 +135,12 @@ class Prices:
 
             def collect(parameter: Tensor) -> None:
                 assert parameter.grad is not None
-                gradient = parameter.grad.float()
-                full[parameter] = full[parameter].add_(gradient) if accumulates else gradient
+                if not s.offload:
+                    gradient = parameter.grad.float()
+                    full[parameter] = full[parameter].add_(gradient) if accumulates else gradient
                 parameter.grad = None
 
-            for parameter in learning if half else ():
+            for parameter in learning if half or s.offload else ():
                 stack.callback(parameter.register_post_accumulate_grad_hook(collect).remove)
 
         def ask(model: PreTrainedModel, given: Any) -> None:
@@ -168,7 +169,8 @@ class Prices:
 
         stages: list[passes.Stage] = [begin]
         stages += [ask] * s.needs.queries + [teach] * (teacher not in (None, "kept")) + [learn, back]
-        key = ("train", trains, examples, accumulates, s.gradient_checkpointing, teacher, s.needs.writes)
+        how = (s.gradient_checkpointing, s.offload)
+        key = ("train", trains, examples, accumulates, *how, teacher, s.needs.writes)
         with stack:
             if trains == "retrieved":
                 retrieving = self.architecture.retrieving(s)

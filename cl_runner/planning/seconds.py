@@ -12,6 +12,8 @@ from cl_runner.planning.setting import Setting
 from cl_runner.planning.speed import Speed
 from cl_runner.retrieval.encoder import AT_ONCE
 
+#: Bytes per second of a server's main memory, and of what joins it to a GPU: no calibration tells them.
+MAIN_MEMORY, LINK = 5e10, 1.2e10
 #: Examples that a task's importance costs beyond its own: one is measured in both ways, and both are compared.
 COMPARED = 3
 #: Bytes that are read and written to score an entry and to find out whether it is selected.
@@ -99,7 +101,10 @@ def _training(prices: Prices, s: Setting, speed: Speed) -> float:
             of_a_pass = fmean(speed.seconds(prices.train(one, task), _share(one.learning()), "train") for one in passes)
             found += of_a_pass * task.passed / s.pass_size(task)
             trained = prices.architecture.trained(s, task)
-            found += task.steps * s.optimizer.traffic * trained / speed.streams
+            if s.offload and task.trains in ("all", "listed"):  # and every weight and gradient is sent
+                found += task.steps * trained * (s.optimizer.traffic / MAIN_MEMORY + 2 * s.dtype.itemsize / LINK)
+            else:
+                found += task.steps * s.optimizer.traffic * trained / speed.streams
     return found if s.needs.writes is None else found + _evaluation(prices, s.writing(), speed)
 
 

@@ -108,6 +108,8 @@ class Setting:
     importance_max_length: int | None = None  # tokens of a text, and of its answer, in the importance pass
 
     shards: int = 1  # processes that each hold a part of the weights while they train
+    offload: bool = False  # what the optimizer holds of weights that train whole lies in main memory
+    offloads: bool = False  # whether it may, by the methods
     evaluations: int = 0  # of the run, each with batches of its own; 0 = one of many batches
     kept_examples: int = 0  # training examples that a method may keep: of all tasks, or of one that starts anew
     adapted: int = 0  # of those evaluated, such that local steps come before their answers
