@@ -218,6 +218,25 @@ def test_si_adds_up_the_path(choice: str, tmp_path: Path) -> None:
     assert sum(float(value.sum()) for value in si.importance.values()) > 0
 
 
+def test_si_reads_the_gradient_of_the_loss_whatever_stands_before_it(tmp_path: Path) -> None:
+    """The pull of another penalty, is no fall of the loss."""
+    read = []
+    for choice in ("[l2,si]", "[si,l2]"):
+        learner, method, _, _ = begun(tmp_path, f"method={choice}", "method.l2.strength=100", "method.si.strength=0")
+        with torch.no_grad():
+            for values in learner.params().values():
+                values.add_(0.1)  # away from where the task begins, so that there is a pull
+        with learner.holding():
+            for values in learner.trained.values():
+                values.grad = torch.ones_like(values)
+            method.grads(learner)
+            assert any(float(values.grad.max()) > 1 for values in learner.trained.values() if values.grad is not None)
+        read.append({name: gradient for name, (gradient, _) in method.methods["si"]._step.items()})
+    assert read[0] and all(
+        torch.equal(gradient, torch.ones_like(gradient)) for one in read for gradient in one.values()
+    )
+
+
 @pytest.mark.parametrize(("choice", "node"), [("l2", "l2"), ("mas", "mas"), ("si", "si"), ("[mas,piece_s]", "mas")])
 def test_penalties_are_the_gradient_of_their_formula(choice: str, node: str, tmp_path: Path) -> None:
     learner, method, _tasks, _ = begun(tmp_path, f"method={choice}", f"method.{node}.strength=1.5")

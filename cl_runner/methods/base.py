@@ -40,6 +40,7 @@ class Method:
     measures: ClassVar[bool] = True  # may measure the importance of weights, by what stands under `importance`
     protects: ClassVar[bool] = False  # acts against forgetting, which is idle beside a method that isolates
     directs: ClassVar[bool] = False  # `grads` promises where a step goes, which another such method would undo
+    watches: ClassVar[bool] = False  # `grads` reads the loss's own gradient, before others add to it
     joins: ClassVar[bool] = False  # all data of old tasks are learned in every step: there is nothing to protect
     renews: ClassVar[bool] = False  # each task trains parameters that no earlier one had, a classifier's head aside
     recalls: ClassVar[Said] = ""  # not empty: what it knows of a weight it found out in earlier tasks
@@ -60,7 +61,7 @@ class Method:
     def __init_subclass__(cls) -> None:
         declared = {"state", "families", "chooses", "isolates", "measures", "protects", "routes", "keeps_passes"}
         declared |= {"directs", "joins", "renews", "trains_nothing", "rebuilds", "goes_back", "writes"}
-        declared |= {"by_answers", "sharded", "reads_chats"}
+        declared |= {"by_answers", "sharded", "reads_chats", "watches"}
         fields = {name for name, kind in cls.__annotations__.items() if "ClassVar" not in str(kind)}
         hidden = fields & {name for name in vars(Method) if not name.startswith("_")} - declared
         assert not hidden, f"{cls.__name__}: fields {sorted(hidden)} hide the hooks of the same name"
@@ -243,7 +244,8 @@ class Method:
 class Chain(Method):
     """Several methods as one: data, steps and gradients pass through in order, losses add up, predictions nest.
 
-    The method that directs changes gradients after all others, so that what it promises holds of the whole step.
+    The method that directs changes gradients after all others, so that what it promises holds of the whole step; one
+    that watches reads them before all others.
     """
 
     def __init__(self, methods: Mapping[str, Method]):
@@ -321,7 +323,7 @@ class Chain(Method):
         return sum(method.loss(learner, part, batch, output) for method in self.methods.values())
 
     def grads(self, learner: Learner) -> None:
-        for method in sorted(self.methods.values(), key=lambda method: method.directs):
+        for method in sorted(self.methods.values(), key=lambda method: method.directs - method.watches):
             method.grads(learner)
 
     def after_step(self, learner: Learner) -> None:

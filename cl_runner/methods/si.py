@@ -40,6 +40,8 @@ class SI(Method):
     old_data: ClassVar[Said] = ""
     told: ClassVar[Said] = ""
 
+    watches: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         self.importance: dict[str, Tensor] = {}  # of whole tensors
         self.path: dict[str, Tensor] = {}  # of what trains in the task under way
