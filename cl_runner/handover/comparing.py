@@ -61,6 +61,8 @@ class Compared:
         same = self.asked - len(self.differing)
         verdict = "answers as the run did" if not self.differing else "does not answer all as the run did"
         sure = "" if self.confidence is None else f"; probabilities within {self.confidence:.1g}"
+        if self.confidence == 0:
+            sure = "; probabilities to the last bit"
         return (
             f"{verdict}: the same answer to {same} of {self.asked} test examples compared (of {self.of}), "
             f"on {self.where}{sure}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -120,8 +121,7 @@ def load(folder: Path | str, encoder: str | None = None, device: str | None = No
     adapted = None
     if manifest.kind != "model":
         adapted = _adapted(manifest, model, place)
-        # Low-rank adapters lie inside the model; prompts are what surrounds it.
-        model = adapted.base_model.model if manifest.kind == "adapter" else adapted
+        model = adapted.base_model.model if manifest.kind == "adapter" else _prompted(adapted)
     return Loaded(manifest, _learner(manifest, family, model, tasks, Chain({}), chosen), adapted)
 
 
@@ -142,6 +142,25 @@ def _adapted(manifest: Manifest, model: PreTrainedModel, folder: Path) -> Any:
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"peft cannot load {folder / first}: {' '.join(str(error).split())[:200]}") from None
     return adapted
+
+
+def _prompted(adapted: Any) -> PreTrainedModel:
+    """The backbone, whose `generate` is peft's: families ask transformers' own classes, and prompts surround these."""
+    model = adapted.base_model
+    own = model.generate
+
+    def generate(*given: Any, **named: Any) -> Any:
+        # Of what watches decoding peft would make copies.
+        watching = {name: named.pop(name) for name in ("logits_processor", "stopping_criteria") if name in named}
+        model.generate = functools.partial(own, **watching)
+        try:
+            return adapted.generate(*given, **named)
+        finally:
+            model.generate = generate
+
+    model.generate = generate
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 def _learner(
