@@ -37,15 +37,15 @@ class Kept(Losses):
         self._changes.keep(task, entries)
 
 
-def small_run(row: Row, family: str, root: Path) -> Path:
-    """The folder of a run of a method that learned two small tasks."""
+def small_run(row: Row, family: str, root: Path) -> tuple[Path, Learner]:
+    """The folder of a run of a method that learned two small tasks, and the model in the end."""
     config = configured(row, family, root)
     evaluation = config.evaluation.model_copy(update={"batch_size": 4})
     return run_of(config.model_copy(update={"evaluation": evaluation}), root / f"{row.choice}-{family}")
 
 
-def run_of(config: Config, folder: Path) -> Path:
-    """A run's folder without its report, plan and steps."""
+def run_of(config: Config, folder: Path) -> tuple[Path, Learner]:
+    """A run's folder without its report, plan and steps; the model in the end."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True)
     tasks = build_tasks(config.task_order, config.task)
@@ -79,4 +79,4 @@ def run_of(config: Config, folder: Path) -> Path:
         write_predictions(folder, number, after, tests, found, scored)
         rows.append([sum(scored[name]) / len(scored[name]) for name in tests])
     write_matrices(folder, list(tests), rows)
-    return folder
+    return folder, learner
