@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard
 from tiny import EVERY_FAMILY
 
 import cl_runner
+from cl_runner import digests
 from cl_runner.batch import Batch
 from cl_runner.handover import vllm
 from cl_runner.handover.card import licence_of, shown
@@ -95,7 +96,7 @@ def test_a_folder_answers_as_its_run_did(name: str, made: Made, capsys: pytest.C
     card = ModelCard(text)
     assert card.data.library_name in ("transformers", "peft", "cl_runner") and card.data.license is None
     assert "continual-learning" in card.data.tags
-    assert "the same answer to 12 of 12" in text and "names no licence" in text and "vLLM itself was not run" in text
+    assert "the same answer to 12 of 12" in text and "no licence of a base model" in text and "vLLM itself was not run" in text
 
 
 def test_what_is_loaded_answers_texts(made: Made) -> None:
@@ -179,7 +180,7 @@ def test_differing_answers_are_told(made: Made, tmp_path: Path, capsys: pytest.C
     path = run / "predictions" / "02_kettles.jsonl"
     lines = path.read_text().splitlines()
     first = json.loads(lines[0])
-    path.write_text("\n".join([json.dumps(first | {"prediction": "6 stars"}), *lines[1:], ""]))
+    digests.write(path, "\n".join([json.dumps(first | {"prediction": "6 stars"}), *lines[1:], ""]))
     command = ["export", str(run), "--after", "kettles", "--output"]
     assert main([*command, str(tmp_path / "a")]) == 1
     said = capsys.readouterr().out

@@ -17,8 +17,7 @@ from cl_runner.config import Backbone, Config
 from cl_runner.digests import read_json
 from cl_runner.handover import use
 from cl_runner.handover.comparing import Compared
-from cl_runner.handover.manifest import Manifest, hub_name
-from cl_runner.handover.writing import encoders_of
+from cl_runner.handover.manifest import Manifest, encoders_of, hub_name
 from cl_runner.matrix import START, after, derived
 from cl_runner.parts import family_kind
 from cl_runner.pretrained.places import folder_of, locate
@@ -141,9 +140,7 @@ def _what(run: Run, facts: Facts, named: str | None, licence: str | None) -> str
     lines = [
         f"{WHAT[facts.manifest.kind]} It comes from {base}, which learned one task after the other ({tasks}) with "
         f"the method `{run.method}`.",
-        f"Licence of the base model: {licence}."
-        if licence
-        else "The files of the base model on the run's machine name no licence, so none is given here.",
+        _licence_said(backbone, licence),
     ]
     if named and backbone.revision:
         lines.append(f"Revision of the base model: `{backbone.revision}`.")
@@ -152,6 +149,14 @@ def _what(run: Run, facts: Facts, named: str | None, licence: str | None) -> str
     if told:
         lines.append(f"Answers are told {' and '.join(told)}.")
     return " ".join(lines)
+
+
+def _licence_said(backbone: Backbone, licence: str | None) -> str:
+    if licence is not None:
+        return f"Licence of the base model: {licence}."
+    if backbone.pretrained is None:
+        return "Its weights began at random, so there is no licence of a base model."
+    return "The files of the base model on the run's machine name no licence, so none is given here."
 
 
 def _loading(folder: Path, facts: Facts) -> str:
@@ -294,7 +299,7 @@ def _limits(run: Run, facts: Facts, licence: str | None) -> str:
         "The languages of the texts are not recorded, so the card names none.",
         "vLLM was not run; what stands above of it is read off its source.",
     ]
-    if licence is None:
+    if licence is None and facts.config.backbone.pretrained is not None:
         limits.append("The licence is not known here: ask whoever made the base model and the data.")
     if facts.config.evaluation.sampling is not None:
         limits.append("Answers are drawn by chance: the same question may be answered otherwise.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,7 @@ from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.evaluate import evaluate
 from cl_runner.families.base import Family, Prediction
-from cl_runner.handover.manifest import BACKBONE, EXAMPLES, LEARNED, STATE, Manifest, read_manifest
-from cl_runner.handover.writing import encoders_of
+from cl_runner.handover.manifest import BACKBONE, EXAMPLES, LEARNED, STATE, Manifest, encoders_of, read_manifest
 from cl_runner.learner import Learner, Progress
 from cl_runner.methods.base import Chain
 from cl_runner.pretrained.places import digests
@@ -112,6 +112,7 @@ def load(folder: Path | str, encoder: str | None = None, device: str | None = No
     place = Path(folder)
     manifest = read_manifest(place)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     family = build_family(_placed(manifest.backbone, place), manifest.labels)
     tasks = manifest.outlines(_examples(place))
@@ -154,7 +155,9 @@ def _prompted(adapted: Any) -> PreTrainedModel:
         watching = {name: named.pop(name) for name in ("logits_processor", "stopping_criteria") if name in named}
         model.generate = functools.partial(own, **watching)
         try:
-            return adapted.generate(*given, **named)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Position ids are not supported")  # one text has no padding to skip
+                return adapted.generate(*given, **named)
         finally:
             model.generate = generate
 

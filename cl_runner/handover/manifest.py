@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from cl_runner.built_in import DEFINITIONS, FAMILIES, METHODS
-from cl_runner.config import Backbone, Count, Evaluation, Schema, TaskOrder, Whole
+from cl_runner.config import Backbone, Count, Encoder, Evaluation, Schema, TaskOrder, Whole
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.parts import TARGET
@@ -148,3 +148,12 @@ def found_at(backbone: Backbone, place: str, **more: Any) -> Backbone:
     return backbone.model_copy(
         update={**elsewhere, "architecture": None, "tokenizer": None, "key_prefixes": [], "dropout": None, **more}
     )
+
+
+def encoders_of(method: Mapping[str, Mapping[str, Any]]) -> dict[str, Encoder]:
+    """The sentence encoder of each method that has one, by the key of its name in the configuration."""
+    return {
+        f"method.{name}.encoder.checkpoint": Encoder.model_validate(node["encoder"])
+        for name, node in method.items()
+        if isinstance(node.get("encoder"), Mapping)
+    }

@@ -19,6 +19,8 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 USUAL_RANK = 16
 #: Whole layers that an adapter may bring along: a classifier's head, and one of them.
 HEADS = ("classifier", "score")
+#: Ways an adapter may begin that leave the weights beneath as they are.
+STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _TENSORS = (".lora_A.weight", ".lora_B.weight")
 
 
@@ -98,8 +100,9 @@ def refusals(config: Mapping[str, Any], tensors: Sequence[str]) -> list[str]:
         found.append("DoRA")
     if config.get("bias", "none") != "none" or config.get("lora_bias"):
         found.append("biases are trained (bias, lora_bias)")
-    if isinstance(config.get("init_lora_weights"), str):
-        found.append(f"init_lora_weights={config['init_lora_weights']}, which may change the weights beneath")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower() not in STARTS:
+        found.append(f"init_lora_weights={start}, which may change the weights beneath")
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     if rank > RANKS[-1]:
         found.append(f"rank {rank} is more than {RANKS[-1]}")

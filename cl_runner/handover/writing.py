@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from cl_runner.access import access
 from cl_runner.beginnings import tree_of, write_tree
 from cl_runner.build import Rebuilt
-from cl_runner.config import Backbone, Encoder, Evaluation
+from cl_runner.config import Backbone, Evaluation
 from cl_runner.data.task import Task, build_tasks
 from cl_runner.handover.manifest import (
     BACKBONE,
@@ -26,6 +26,7 @@ from cl_runner.handover.manifest import (
     ExportedTask,
     Kind,
     Manifest,
+    encoders_of,
     found_at,
     hub_name,
     not_built_in,
@@ -150,15 +151,6 @@ def added_names(model: PreTrainedModel) -> list[str]:
         plain = type(model)(model.config)
     own = {name for name, _ in plain.named_parameters()}
     return [name for name, _ in model.named_parameters() if name not in own]
-
-
-def encoders_of(method: Mapping[str, Mapping[str, Any]]) -> dict[str, Encoder]:
-    """The sentence encoder of each method that has one, by the key of its name in the configuration."""
-    return {
-        f"method.{name}.encoder.checkpoint": Encoder.model_validate(node["encoder"])
-        for name, node in method.items()
-        if isinstance(node.get("encoder"), Mapping)
-    }
 
 
 def _encoders(method: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
