@@ -96,7 +96,11 @@ def test_a_folder_answers_as_its_run_did(name: str, made: Made, capsys: pytest.C
     card = ModelCard(text)
     assert card.data.library_name in ("transformers", "peft", "cl_runner") and card.data.license is None
     assert "continual-learning" in card.data.tags
-    assert "the same answer to 12 of 12" in text and "no licence of a base model" in text and "vLLM itself was not run" in text
+    assert (
+        "the same answer to 12 of 12" in text
+        and "no licence of a base model" in text
+        and "vLLM itself was not run" in text
+    )
 
 
 def test_what_is_loaded_answers_texts(made: Made) -> None:

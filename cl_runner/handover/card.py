@@ -93,7 +93,7 @@ def card(folder: Path, run: Run, facts: Facts) -> ModelCard:
         _answers(facts),
         "## Accuracy",
         _matrix(run, manifest.index),
-        "## What was forgotten",
+        "## Forgetting, and other numbers",
         _numbers(run, manifest.index),
         "## Method",
         _settings(facts.config),
@@ -169,10 +169,13 @@ def _loading(folder: Path, facts: Facts) -> str:
         )
     blocks = []
     plain = use.lines(manifest, facts.config.backbone, place)
+    own = use.own_lines(manifest, place)
     if plain:
         blocks.append(f"```python\n{before}{plain.replace('folder = folder' + chr(10), '')}\n```")
+    if plain and own:
         blocks.append("By cl_runner, which writes and cuts texts, asks and reads answers as the run did:")
-    blocks.append(f"```python\n{before}{use.own_lines(manifest, place)}\n```")
+    if own:
+        blocks.append(f"```python\n{before}{own}\n```")
     for encoder in encoders_of(manifest.method).values():
         where = "a folder of the run's machine" if encoder.checkpoint.startswith((".", "/", "~")) else "its name"
         blocks.append(

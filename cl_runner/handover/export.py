@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import transformers
 from safetensors import SafetensorError
 
 from cl_runner.arguments import SNAPSHOT, unwritable
@@ -62,10 +63,11 @@ def export(asked: Asked) -> int:
     described = describe_snapshot(chain[-1])
     repository = None if asked.push is None else Repository(asked.push, asked.private)
     existed = output.is_dir()
+    transformers.logging.set_verbosity_error()  # of a base model that has no head, which is told elsewhere
     try:
         output.mkdir(parents=True, exist_ok=True)
         rebuilt = rebuild_model(asked.run, described.index + 1)
-        written = write(rebuilt, chain, described.index, asked.run, asked.after, output, asked.merge)
+        written = write(rebuilt, chain, described.index, asked.run, _named(asked.after), output, asked.merge)
         architecture = type(rebuilt.model).__name__
         compared = _compared(asked, written, rebuilt.config, described.index)
         told = use.of_vllm(written.manifest, architecture, output, rebuilt.config.backbone)
@@ -84,7 +86,8 @@ def export(asked: Asked) -> int:
             ) from None
         raise
     say(f"{output}: the model after {asked.after} with its tokenizer; load it with {written.how}")
-    say(f"It {compared.said()}" if not compared.why_not else f"Note: {compared.said()}")
+    asking = "" if compared.why_not else f" ({compared.seconds:.1f} s)"
+    say(f"{'Note:' if compared.why_not else 'It'} {compared.said()}{asking}")
     for line in compared.listed():
         say(f"  {line}")
     if written.inexact:
@@ -93,6 +96,11 @@ def export(asked: Asked) -> int:
     if repository is not None:
         say(f"On the hub: {repository.upload(output)}")
     return 1 if compared.differing and not written.inexact else 0
+
+
+def _named(after: str) -> str:
+    """A task, or a snapshot's file without the folder that it lies in here."""
+    return Path(after).name if after.endswith(".safetensors") else after
 
 
 def _compared(asked: Asked, written: Written, config: Config, index: int) -> comparing.Compared:

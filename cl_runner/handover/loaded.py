@@ -61,6 +61,8 @@ class Loaded:
 
     def predict(self, texts: Sequence[str], task: str | None = None) -> list[Prediction]:
         """The same with the probability of each answer, where it is computed, and what the answer was chosen by."""
+        if self.learner.family.kind == "image_text":
+            raise ValueError("this model reads pictures beside texts: ask it as the card says, by transformers")
         if isinstance(texts, str):
             raise ValueError("answers are asked for several texts at once. Type: model.answer([text])")
         whose = self._task(task)
@@ -237,7 +239,8 @@ def _encoder(manifest: Manifest, given: str | None) -> dict[str, dict[str, Any]]
     found = {}
     for key, options in encoders_of(manifest.method).items():
         if given is not None:
-            elsewhere = {"checkpoint": str(Path(given).expanduser().absolute()), "revision": None, "package": None}
+            elsewhere = {"checkpoint": str(Path(given).expanduser().absolute())}
+            elsewhere |= dict.fromkeys(("revision", "package", "weights_sha256"))  # the digests say more
             options = options.model_copy(update=elsewhere)
         here, wanted = digests(options, key), manifest.encoders[key]
         other = sorted(name for name in wanted.keys() | here.keys() if here.get(name) != wanted.get(name))

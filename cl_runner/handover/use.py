@@ -55,7 +55,9 @@ def lines(manifest: Manifest, backbone: Backbone, place: str) -> str:
 
 
 def own_lines(manifest: Manifest, place: str) -> str:
-    """Python that loads it by this package and asks it, as the run asked."""
+    """Python that loads it by this package and asks it, as the run asked; empty of what reads pictures."""
+    if family_kind(manifest.backbone.family) == "image_text":
+        return ""
     known = list(manifest.folders) or [task.name for task in manifest.tasks]
     told = "task" in manifest.told or bool(manifest.folders)
     task = f", task={json.dumps(known[0])}" if told else ""
