@@ -239,7 +239,7 @@ def _encoder(manifest: Manifest, given: str | None) -> dict[str, dict[str, Any]]
     found = {}
     for key, options in encoders_of(manifest.method).items():
         if given is not None:
-            elsewhere = {"checkpoint": str(Path(given).expanduser().absolute())}
+            elsewhere: dict[str, Any] = {"checkpoint": str(Path(given).expanduser().absolute())}
             elsewhere |= dict.fromkeys(("revision", "package", "weights_sha256"))  # the digests say more
             options = options.model_copy(update=elsewhere)
         here, wanted = digests(options, key), manifest.encoders[key]
