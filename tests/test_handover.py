@@ -39,16 +39,12 @@ KINDS = {
     "icl-t5": "method",
 }
 MORE = {
-    "osf-bert": "model",
-    "seq_ft-llava": "model",
     "seq_lora-llava": "adapter",
     "o_lora-gpt2": "adapter",
     "prompt_tuning-t5": "prompt",
     "prog_prompt-bert": "method",
     "lfpt5-t5": "method",
     "l2p-bert": "method",
-    "slm_ti-llama": "method",
-    "slm_prompt-gpt2": "method",
     "idbr-bert": "method",
 }
 

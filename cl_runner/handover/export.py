@@ -62,7 +62,7 @@ def export(asked: Asked) -> int:
     chain = chain_to(snapshot, asked.run)
     described = describe_snapshot(chain[-1])
     repository = None if asked.push is None else Repository(asked.push, asked.private)
-    existed = output.is_dir()
+    existed = os.path.isdir(output)
     transformers.logging.set_verbosity_error()  # of a base model that has no head, which is told elsewhere
     try:
         output.mkdir(parents=True, exist_ok=True)
