@@ -99,10 +99,6 @@ def compare(folder: Path, run: Path, config: Config, row: int, count: int | None
     missing = config.hardware.device == "cuda" and not torch.cuda.is_available()
     device = prepare_hardware(config.hardware.model_copy(update={"device": "cpu"}) if missing else config.hardware)
     loaded = load(folder, device=str(device))
-    if loaded.manifest.kind == "prompt" and config.evaluation.labels == "likelihood":
-        return Compared(
-            why_not="labels are chosen by likelihood, which goes on from a cache, and peft's prompts do not"
-        )
     asked = [task for task in tasks if task.name in kept and task.name in loaded.tasks]
     asked = [dataclasses.replace(task, test=evaluation_examples(task, config.evaluation.split)) for task in asked]
     by_chance = config.evaluation.sampling is not None  # what is drawn depends on all that was asked before

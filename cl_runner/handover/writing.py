@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,12 @@ def _in_others_form(rebuilt: Rebuilt, folder: Path, adds: bool, answering: Seque
         return None
     if adds:
         base = hub_name(rebuilt.config.backbone) or str(folder / BACKBONE)
-        return method.export(model, rebuilt.tasks, folder, base)
+        how = method.export(model, rebuilt.tasks, folder, base)
+        if how is None or _kind_of(folder) != "prompt" or rebuilt.config.evaluation.labels != "likelihood":
+            return how
+        for path in folder.iterdir():  # labels are chosen by going on from a cache, which peft's prompts do not
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return None
     model.save_pretrained(folder)
     return f"from_pretrained({str(folder)!r})"
 
