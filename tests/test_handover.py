@@ -40,12 +40,9 @@ KINDS = {
 }
 MORE = {
     "seq_lora-llava": "adapter",
-    "o_lora-gpt2": "adapter",
     "prompt_tuning-t5": "prompt",
     "prog_prompt-bert": "method",
-    "lfpt5-t5": "method",
     "l2p-bert": "method",
-    "idbr-bert": "method",
 }
 
 
