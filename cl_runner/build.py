@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cl_runner import distributed
 from cl_runner.compose import check
-from cl_runner.config import Backbone, Hardware
+from cl_runner.config import Backbone, Config, Hardware
 from cl_runner.damage import read_config
 from cl_runner.data.task import Task, outlines
 from cl_runner.digests import Damaged, read_json
@@ -31,7 +31,7 @@ class Rebuilt:
 
     Attributes:
         tasks: without their examples.
-        checkpoint: that from_pretrained makes the model of; None = generated, or of a file of llama.cpp.
+        labels: of all tasks, in the order of a classifier's rows.
     """
 
     model: PreTrainedModel
@@ -39,15 +39,8 @@ class Rebuilt:
     method: Chain
     family: Family
     tasks: Sequence[Task]
-    checkpoint: str | None
-    seed: int
-
-    def backbone(self, folder: Path) -> str:
-        """The model without what methods added, as from_pretrained takes it; another one is written to `folder`."""
-        if self.checkpoint is not None:
-            return self.checkpoint
-        self.family.build(self.seed)[0].save_pretrained(folder / "backbone")
-        return str(folder / "backbone")
+    labels: Sequence[str]
+    config: Config
 
 
 def rebuild(folder: Path, begun: int = 1) -> Rebuilt:
@@ -72,7 +65,7 @@ def rebuild(folder: Path, begun: int = 1) -> Rebuilt:
     assert isinstance(built, PreTrainedModel)
     for index in range(1, 1 if config.task_order.restart else begun):
         method.grow(built, index, config.seed)
-    return Rebuilt(built, tokenizer, method, family, tasks, config.backbone.checkpoint, config.seed)
+    return Rebuilt(built, tokenizer, method, family, tasks, labels, config)
 
 
 def build_family(backbone: Backbone, labels: Sequence[str]) -> Family:

@@ -242,7 +242,7 @@ def test_export_is_what_peft_loads(
     assert "no problems" in capsys.readouterr().out
     output = tmp_path / "exported"
     assert run_command(["snapshot", "export", str(run), "--after", "software", "--output", str(output)]) == 0
-    how = capsys.readouterr().out.partition("load it with ")[2].strip()
+    how = capsys.readouterr().out.partition("load it with ")[2].partition("\n")[0]
     if method == "lora":
         how = how.partition(" and so on")[0]
     if not how.startswith("peft"):

@@ -1,4 +1,4 @@
-"""The command `snapshot` on a run: list, verify, restore, export, mistakes."""
+"""The command `snapshot` on a run: list, verify, restore, mistakes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from stored import assert_equal, make_run, snapshots
 from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BertConfig,
-    BertTokenizer,
 )
 
 import cl_runner.build
@@ -30,8 +28,6 @@ from cl_runner.sparse.snapshots import describe_snapshot
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[dict[str, Tensor]]]:
     """A run of a tiny BERT whose first task trained a part of the model only, so that its base is needed."""
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]
-    tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)})
 
     def rebuild(folder: Path, begun: int = 1) -> SimpleNamespace:
         assert folder == tmp_path
@@ -46,8 +42,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[dic
             num_labels=2,
         )
         model = AutoModelForSequenceClassification.from_config(config)
-        family = SimpleNamespace(save_reader=tokenizer.save_pretrained)
-        return SimpleNamespace(model=model, family=family, method=Chain({}))
+        return SimpleNamespace(model=model)
 
     monkeypatch.setattr(cl_runner.build, "rebuild", rebuild)
     (tmp_path / "config.yaml").write_text("seed: 0\n")
@@ -85,26 +80,6 @@ def test_restore(run: tuple[Path, list[dict[str, Tensor]]], capsys: pytest.Captu
         output = folder / "restored" / f"{task}.safetensors"
         assert main(["restore", str(folder), "--after", task, "--output", str(output)]) == 0
         assert_equal(load_file(output), history[index + 1])
-
-
-def test_export(run: tuple[Path, list[dict[str, Tensor]]], capsys: pytest.CaptureFixture[str]) -> None:
-    folder, history = run
-    output = folder / "exported"
-    assert main(["export", str(folder), "--after", "dvd", "--output", str(output)]) == 0
-    assert "Note" not in capsys.readouterr().out
-    model = AutoModelForSequenceClassification.from_pretrained(output)
-    assert_equal(dict(model.named_parameters()), history[2])
-    assert AutoTokenizer.from_pretrained(output)("good bad")["input_ids"] == [2, 5, 6, 3]
-    assert main(["export", str(folder), "--after", "dvd", "--output", str(output)]) == 2
-    assert "not empty" in capsys.readouterr().err
-
-
-def test_an_export_says_whose_answers_it_does_not_give(
-    run: tuple[Path, object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Chain, "answering", ["mbpa"])
-    assert main(["export", str(run[0]), "--after", "dvd", "--output", str(run[0] / "noted")]) == 0
-    assert "not this model's alone, but mbpa's: see python -m cl_runner methods mbpa" in capsys.readouterr().out
 
 
 def test_methods_that_do_more_for_an_answer_than_ask_the_model() -> None:

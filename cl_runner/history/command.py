@@ -14,6 +14,8 @@ from pathlib import Path
 from cl_runner.arguments import SNAPSHOT, Parser
 from cl_runner.plain import plain_lines
 
+#: Answers of an exported folder that are compared with the run's, where nothing else is asked for.
+USUAL = 100
 PURPOSES = {
     "list": "what each task of a run stored",
     "size": "where the bytes go: positions, values, header, per value, beside full checkpoints",
@@ -23,7 +25,7 @@ PURPOSES = {
     "compose": "one snapshot from two that follow on each other or on the same weights",
     "revert": "undo one task of a run in its final weights, bit by bit, as a snapshot that follows on them",
     "restore": "write all weights after a task to one safetensors file",
-    "export": "write the model after a task to a folder that transformers' from_pretrained loads",
+    "export": "write the model after a task to a folder that transformers, peft or cl_runner.load loads, with its card",
 }
 
 
@@ -31,7 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run one of `PURPOSES`.
 
     Returns:
-        0 done; 1 `verify` found damage; 2 the request is wrong, or a damaged file was to be used.
+        0 done; 1 `verify` found damage, or what `export` wrote does not answer as the run did; 2 the request is wrong,
+            or a damaged file was to be used.
     """
     try:
         if arguments and arguments[0] not in PURPOSES and not arguments[0].startswith("-"):
@@ -57,7 +60,10 @@ def main(arguments: Sequence[str]) -> int:
             case "restore":
                 return outputs.restore(asked.run, asked.after, asked.output)
             case _:
-                return outputs.export(asked.run, asked.after, asked.output)
+                from cl_runner.handover.export import Asked, export
+
+                every = (asked.run, asked.after, asked.output, asked.merge, asked.check, asked.push, asked.private)
+                return export(Asked(*every))
     except ValueError as error:
         print(f"cl_runner: {plain_lines(error)}", file=sys.stderr)
         return 2
@@ -89,7 +95,31 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("compose", "revert", "restore", "export"):
             kind = "FOLDER" if name == "export" else "FILE.safetensors"
             command.add_argument("--output", required=True, type=Path, metavar=kind)
+        if name == "export":
+            command.add_argument("--merge", action="store_true", help="low-rank adapters join the weights: one model")
+            help = (
+                "test examples that the folder is asked and the run's answers compared with: a number, or all; 0 = none"
+            )
+            command.add_argument(
+                "--check", type=_count, default=USUAL, metavar="COUNT", help=f"{help} (default: {USUAL})"
+            )
+            help = "write the folder to the hub as well; needs a token: hf auth login"
+            command.add_argument("--push", metavar="NAMESPACE/NAME", help=help)
+            command.add_argument("--private", action="store_true", help="others do not see it there")
     return parser
+
+
+def _count(text: str) -> int | None:
+    """Examples; None = all.
+
+    Raises:
+        ArgumentTypeError: it is no number of any.
+    """
+    if text == "all":
+        return None
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of examples. Type: --check 100 (or all, or 0)")
+    return int(text)
 
 
 def _unknown(command: str) -> str:

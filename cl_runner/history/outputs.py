@@ -1,4 +1,4 @@
-"""What the command `snapshot` makes: compose, revert, restore, export.
+"""What the command `snapshot` makes: compose, revert, restore; export is in cl_runner/handover.
 
 Each prints what it has written and returns the exit status 0; the user's mistakes and damaged files are ValueErrors.
 """
@@ -6,16 +6,12 @@ Each prints what it has written and returns the exit status 0; the user's mistak
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from cl_runner.arguments import SNAPSHOT, unwritable
 from cl_runner.history.history import (
@@ -24,14 +20,11 @@ from cl_runner.history.history import (
     find_snapshot,
     find_task,
     find_two,
-    rebuild_model,
     weights_after,
     weights_before,
 )
-from cl_runner.overrides import COMMAND
 from cl_runner.plain import say
-from cl_runner.sparse.chain import apply_chain
-from cl_runner.sparse.snapshots import describe_snapshot, read_snapshot, save_snapshot
+from cl_runner.sparse.snapshots import read_snapshot, save_snapshot
 from cl_runner.sparse.versions import (
     OnConflict,
     compose_in_sequence,
@@ -121,50 +114,6 @@ def restore(run: Path, after: str, output: Path) -> int:
     _write(output, lambda: save_file(weights, output, metadata={"format": "pt", "after": after}))
     say(f"{output}: {len(weights)} tensors after {after}, restored from {len(chain)} snapshots")
     return 0
-
-
-def export(run: Path, after: str, output: Path) -> int:
-    """A folder for from_pretrained, with the tokenizer."""
-    if os.path.isdir(output) and any(output.iterdir()):
-        raise ValueError(f"--output {output} is not empty; choose a new folder")
-    if os.path.exists(output) and not os.path.isdir(output):
-        raise ValueError(f"cannot write {output}: it is not a folder; choose a new one")
-    chain = chain_to(_after(run, after), run)
-    rebuilt = rebuild_model(run, describe_snapshot(chain[-1]).index + 1)
-    model = rebuilt.model
-    added = _added(model)
-    weights: dict[str, Tensor] = dict(model.named_parameters())
-    apply_chain(weights, chain)
-    how: str | None = f"from_pretrained({str(output)!r})"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        if added:
-            how = rebuilt.method.export(model, rebuilt.tasks, output, rebuilt.backbone(output))
-        else:
-            model.save_pretrained(output)
-        if how is not None:
-            rebuilt.family.save_reader(output)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(output, ignore_errors=True)  # new or empty before, see above
-        raise unwritable(output, error) from None
-    if how is None:
-        shutil.rmtree(output)
-        raise ValueError(
-            f"the method of {run} added {len(added)} tensors, such as {added[0]}, which a model of from_pretrained has "
-            f"no place for. All weights in one file: {SNAPSHOT} restore {run} --after {after} --output FILE.safetensors"
-        )
-    say(f"{output}: the model after {after} with its tokenizer; load it with {how}")
-    for name in rebuilt.method.answering:
-        say(f"Note: the run's answers are not this model's alone, but {name}'s: see {COMMAND} methods {name}")
-    return 0
-
-
-def _added(model: PreTrainedModel) -> list[str]:
-    """Names of parameters that from_pretrained would not create."""
-    with torch.device("meta"):
-        plain = type(model)(model.config)
-    own = {name for name, _ in plain.named_parameters()}
-    return [name for name, _ in model.named_parameters() if name not in own]
 
 
 def _after(run: Path, after: str) -> Path:

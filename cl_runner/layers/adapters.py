@@ -70,6 +70,11 @@ class Adapters(Wrapped):
         assert self._tuner is not None
         write(folder, self._tuner, add_up(self._tuner, names, self.start), **how)
 
+    def merge(self) -> None:
+        """The weights beneath get what all adapters in use add to them."""
+        for _, layer in self.layers():
+            layer.merge(adapter_names=list(self.names))
+
     def layers(self) -> Iterator[tuple[str, Any]]:
         """Names and modules of what has or had adapters."""
         for name, module in self._model.named_modules():

@@ -230,6 +230,22 @@ class Method:
         """
         return None
 
+    def export_merged(self, model: nn.Module, folder: Path) -> str | None:
+        """The same as a model without any structure of the method's, for one that can be; else None."""
+        return None
+
+    def restored(self, task: Task) -> bool:
+        """The weights are those after `task`, in another process: set what answers go by beside them.
+
+        Returns:
+            False: that is in the method's state alone.
+        """
+        return True
+
+    def goes_back_to(self, tasks: Sequence[Task], seed: int) -> Sequence[Example]:
+        """Training examples that answers need, of an exported model as of the run."""
+        return ()
+
     # resume
     def state_dict(self) -> dict[str, Any]:
         """The attributes named in `state`; not overridden but by the chain."""
@@ -345,6 +361,13 @@ class Chain(Method):
     def export(self, model: nn.Module, tasks: Sequence[Task], folder: Path, base: str) -> str | None:
         said = (method.export(model, tasks, folder, base) for method in self.methods.values())
         return next((one for one in said if one is not None), None)
+
+    def export_merged(self, model: nn.Module, folder: Path) -> str | None:
+        said = (method.export_merged(model, folder) for method in self.methods.values())
+        return next((one for one in said if one is not None), None)
+
+    def goes_back_to(self, tasks: Sequence[Task], seed: int) -> Sequence[Example]:
+        return [example for method in self.methods.values() for example in method.goes_back_to(tasks, seed)]
 
     def predict(self, learner: Learner, batch: Batch, inner: Predict) -> list[Prediction]:
         for method in reversed(self.methods.values()):

@@ -15,7 +15,7 @@ from cl_runner.config import Count
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Prediction
-from cl_runner.learner import Learner
+from cl_runner.learner import Learner, derive_seed
 from cl_runner.methods.base import Method, Predict
 from cl_runner.methods.memory import own_examples
 from cl_runner.needs import Needs, Outline
@@ -54,8 +54,11 @@ class ICL(Method):
         asked = [dataclasses.replace(one, prompt=self._prompt(learner, one)) for one in batch.examples]
         return inner(learner.collate(asked, answers=False))
 
+    def goes_back_to(self, tasks: Sequence[Task], seed: int) -> Sequence[Example]:
+        return [shot for task in tasks for shot in self._shots(task, seed)]
+
     def _prompt(self, learner: Learner, question: Example) -> str:
-        shots = self._shots(learner, learner.tasks[question.task])
+        shots = self._shots(learner.tasks[question.task], learner.seed)
         *before, own = learner.family.lengths([*shots, question])
         room = learner.family.backbone.max_length - own
         taken = []
@@ -65,6 +68,6 @@ class ICL(Method):
                 taken.append(f"{shot.prompt} {shot.answer}{self.separator}")
         return "".join([*taken, question.prompt])
 
-    def _shots(self, learner: Learner, task: Task) -> Sequence[Example]:
+    def _shots(self, task: Task, seed: int) -> Sequence[Example]:
         own = own_examples(task)
-        return random.Random(learner.seed_of("icl", task.index)).sample(own, min(self.shots, len(own)))
+        return random.Random(derive_seed(seed, "icl", task.index)).sample(own, min(self.shots, len(own)))

@@ -63,3 +63,6 @@ class LoRA(IncLoRA):
             head = {f"{self.last}.{part}": tensor for part, tensor in found.items()}
             self.adapters.write(folder / task.name, [name], head=head, base=base, task_type=task_type(model))
         return f"{loading(model, base, folder / tasks[0].name)} and so on for each of {len(self.adapters.names)} tasks"
+
+    def export_merged(self, model: nn.Module, folder: Path) -> str | None:
+        return None  # a text's task chooses the adapter

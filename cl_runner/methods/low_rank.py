@@ -118,6 +118,10 @@ class LowRank(Method):
         self.adapters.write(folder, list(self.adapters.names), head=head, base=base, task_type=task_type(model))
         return loading(model, base, folder)
 
+    def export_merged(self, model: nn.Module, folder: Path) -> str | None:
+        self.adapters.merge()
+        return save_unwrapped(model, self.adapters, folder)
+
 
 def classifier_head(model: nn.Module) -> list[str]:
     """Names of a classifier's head; of a language model, whose output layer is pretrained, none."""

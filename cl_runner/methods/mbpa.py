@@ -254,6 +254,12 @@ class MbPA(Method):
                         parameters[name].copy_(values)
 
     # afterwards
+    def restored(self, task: Task) -> bool:
+        return False
+
+    def goes_back_to(self, tasks: Sequence[Task], seed: int) -> Sequence[Example]:
+        return recall(tasks, [place for kept in self._places for place in kept])
+
     def describe(self, learner: Learner, task: Task, folder: Path) -> dict[str, Any]:
         """Examples in the memory."""
         return {"memory": sum(map(len, self._places))}

@@ -220,18 +220,15 @@ class SLM(Method):
         with learner.clock.phase("keys"):
             center = self._new_center(learner, task)
             trained = [(one, *self._train_keys(learner, one, center)) for one in wanted]
-            self.new_keys = {self._key(one): keys.to(learner.device) for one, keys, _ in trained}
+            self.new_keys = {f"slm.keys.{self.names[one.index]}": keys.to(learner.device) for one, keys, _ in trained}
             if center is not None and not learner.has_old_tasks(task):
                 self.new_keys[CENTER] = center
         self._note(learner, task, {one.name: still for one, _, still in trained})
 
-    def _key(self, task: Task) -> str:
-        return f"slm.keys.{self.names[task.index]}"
-
     def _train_keys(self, learner: Learner, task: Task, center: Tensor | None) -> tuple[Tensor, int]:
         """The keys of a task, from its texts (3.2: the preparation stage), and how many of them did not move."""
         queries = self._queries(learner)([example.prompt for example in task.train])
-        before = learner.parameters()[self._key(task)].detach().cpu()
+        before = learner.parameters()[f"slm.keys.{self.names[task.index]}"].detach().cpu()
         epochs, decay_every = self._schedule(len(queries))
         keys = train_keys(
             before,
@@ -299,14 +296,17 @@ class SLM(Method):
 
     def trains(self, learner: Learner, task: Task) -> Trained:
         self._remember(learner, task)
-        names = [f"slm.values.{self.names[task.index]}"]
-        if self.heads is not None:
-            names += self.heads.names_in(learner.model, task.index)
+        head = [] if self.heads is None else self.heads.names_in(learner.model, task.index)
+        names = [f"slm.values.{self.names[task.index]}", *head]
         return Trained(names=names, written=self.new_keys, learning_rate=self.learning_rate)
 
     def after_task(self, learner: Learner, task: Task) -> None:
-        self.new_keys, self.learned = {}, task.index + 1
+        self.restored(task)
         self.served.forget()
+
+    def restored(self, task: Task) -> bool:
+        self.new_keys, self.learned = {}, task.index + 1
+        return True
 
     # every pass of the model
     def predict(self, learner: Learner, batch: Batch, inner: Predict) -> list[Prediction]:
