@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cl_runner.handover.loaded import Loaded
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
 
 
 def load(folder: Path | str, encoder: str | None = None, device: str | None = None) -> Loaded:
