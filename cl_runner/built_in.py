@@ -49,6 +49,7 @@ METHODS = {
 PROBES = {
     "held_text": "held_text:HeldText",
     "humaneval": "humaneval:HumanEval",
+    "ifeval": "ifeval:IFEval",
     "lm_eval": "lm_eval:LMEval",
     "task_loss": "task_loss:TaskLoss",
     "oracle": "oracle:Oracle",

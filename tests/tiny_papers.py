@@ -1,4 +1,4 @@
-"""Commands of papers' tables and figures in a tiny form: their own words, a tiny backbone of the same family, few texts."""
+"""Commands of tables and figures of papers in a tiny form: a tiny backbone of the same family, few texts."""
 
 from __future__ import annotations
 
