@@ -124,12 +124,16 @@ def test_its_own_command_made_tiny_fills_it(
     assert run_command([*words, *(["--output", str(tmp_path)] if kind == "figure" else [])]) == 0
     shown = capsys.readouterr().out
     if kind == "table":
-        found, ran = table(entry.name), {frozenset(job) for job in jobs}
+        found = table(entry.name)
         filling = fill(found, [read_run(each) for each in folders])
         filled = {row for row, _ in filling.cells}
         filled |= {row for rows in filling.beside.values() for row in rows}  # an order that is cut is not the table's
-        wanted = {row for (row, _), cell in found.cells.items() if cell.overrides and frozenset(cell.overrides) in ran}
-        assert wanted and wanted <= filled and "measured" in shown
+        for folder in folders:  # commands that differ in what is made tiny share a run, which fills the rows of one
+            ran = {frozenset(job) for job in jobs if done(tuple(job)) == folder}
+            assert any(
+                cell.row.name in filled for cell in found.cells.values() if frozenset(cell.overrides or ()) in ran
+            )
+        assert "measured" in shown
     elif kind == "figure":
         drawn = list(tmp_path.glob("*.csv"))
         assert drawn and all(len(path.read_text(encoding="utf-8").splitlines()) > 1 for path in drawn)

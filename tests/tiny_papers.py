@@ -19,7 +19,7 @@ TWINS = {"classifier": "bert", "causal": "llama", "seq2seq": "t5", "image_text":
 #: Tokens of a text.
 LENGTHS = {"classifier": 40, "causal": 96, "seq2seq": 96, "image_text": 256}
 #: Tasks of a long order that are kept.
-MOST = 3
+MOST = 2
 #: Options of methods that have something to do on a tiny model: node -> overrides below it.
 FEW = {
     "lfpt5": ("max_new_tokens=8", "tries=2", "length=8"),
@@ -44,7 +44,7 @@ metric_list: [{{metric: acc}}]
 
 def write_data(folder: Path) -> None:
     """What runs read below a data root: drawn pictures, a problem of HumanEval, questions for the harness."""
-    assert run_command(["draw", str(folder), "--train", "6", "--val", "2", "--test", "3"]) == 0
+    assert run_command(["draw", str(folder), "--train", "6", "--val", "3", "--test", "3"]) == 0
     problem = {"task_id": "0", "prompt": TWICE, "test": CHECK, "entry_point": "f", "canonical_solution": ""}
     (folder / "problems.jsonl").write_text(json.dumps(problem) + "\n")
     (folder / "harness").mkdir()
@@ -66,7 +66,6 @@ def tiny_form(job: Sequence[str], root: Path, data: Path) -> list[str]:
     """A command's words, with the backbone, the texts and the probes' data of a tiny run in the place of its own."""
     config = configuration(tuple(job))
     family, names = config["backbone"]["family"], protocol.names(config)[:MOST]
-    typed = {key_of(text): text for text in job}
     bounds = [option for option, key in (("joint", "joint"), ("single_task", "restart")) if config["task_order"][key]]
     sees = family == "image_text"
     domains = ("colour", "shape", "count") if sees else DOMAINS
@@ -80,18 +79,15 @@ def tiny_form(job: Sequence[str], root: Path, data: Path) -> list[str]:
         ours += [f"training.{stage}.epochs={min(1, config['training'][stage]['epochs'])}"]
     ours += [f"backbone.max_length={LENGTHS[family]}"]
     ours += ["backbone.max_answer_length=8"] if family != "classifier" else ["backbone.head=new"]
-    ours += [*_of_methods(config, typed), *_of_probes(config, data)]
+    ours += [*_of_methods(config), *_of_probes(config, data)]
     said = {key_of(text) for text in ours}
     return [*(text for text in job if key_of(text) not in said), *ours]
 
 
-def _of_methods(config: Mapping[str, Any], typed: dict[str, str]) -> list[str]:
+def _of_methods(config: Mapping[str, Any]) -> list[str]:
     found = list(tiny_encoder()) if "slm" in config["method"] else []
     for node in config["method"]:
         found += [f"method.{node}.{few}" for few in FEW.get(node, ())]
-        key = f"method.{node}.fraction"
-        # Of a few weights, 0.1 % is none.
-        found += [f"{key}=0.02"] if node in ("pe", "piece") and key not in typed else []
     return found
 
 
