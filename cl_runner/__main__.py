@@ -32,6 +32,7 @@ COMMANDS = {
     "job": ("cl_runner.sweeps.one_job", "one job of a submitted sweep, as its batch script starts it"),
     "methods": ("cl_runner.catalogue.command", "every method: paper, what trains, what is kept; by name its options"),
     "orders": ("cl_runner.statistics.command", "balanced orders of a benchmark's tasks, and the line that runs them"),
+    "papers": ("cl_runner.papers.entries_command", "every table and figure of the papers: its runs, and what shows it"),
     "plan": ("cl_runner.planning.command", "memory, disk and time that a run would take, without running it"),
     "prefetch": ("cl_runner.prefetch", "bring models, data and tokens of a run, which then needs no network"),
     "rescore": ("cl_runner.rescore", "kept predictions scored by another metric, without running anything again"),

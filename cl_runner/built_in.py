@@ -49,6 +49,7 @@ METHODS = {
 PROBES = {
     "held_text": "held_text:HeldText",
     "humaneval": "humaneval:HumanEval",
+    "ifeval": "ifeval:IFEval",
     "lm_eval": "lm_eval:LMEval",
     "task_loss": "task_loss:TaskLoss",
     "oracle": "oracle:Oracle",
@@ -85,6 +86,10 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "first_word": ("simple:first_word", "the first word, punctuation aside, upper and lower case distinct (SLM)"),
     "first_letter": ("simple:first_letter", "the first option letter A to D that stands alone"),
     "number": ("simple:number", "the first number, compared as a number; exact_match where the answer is none"),
+    "tool_call": ("tool_calls:tool_call", "the same functions called with arguments that are equal as JSON"),
+    "tool_call_parsed": ("tool_calls:tool_call_parsed", "calls that can be read, or none where none is asked"),
+    "tool_call_name": ("tool_calls:tool_call_name", "the same functions called, whatever their arguments"),
+    "tool_call_arguments": ("tool_calls:tool_call_arguments", "arguments that are equal as JSON, whatever is called"),
     "rouge_l": ("overlap:rouge_l", "ROUGE-L, F1 of the longest common subsequence of words (Lin 2004)"),
     "bleu": ("overlap:bleu", "BLEU-4 of each answer (Papineni et al. 2002) as sacreBLEU's sentence score, 13a words"),
     "bleu_rouge": ("overlap:bleu_rouge", "the mean of bleu and rouge_l"),

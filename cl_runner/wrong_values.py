@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from cl_runner.config import OrderedTask, TaskDefinition
 from cl_runner.groups import TaskDefaults
 from cl_runner.mistakes import names_of
-from cl_runner.overrides import COMMAND, command_line, in_quotes, key_of, nearest, quoted, replaced_by, written
+from cl_runner.overrides import COMMAND, command_line, in_quotes, key_of, nearest, parse, quoted, replaced_by, written
 
 #: Characters of a default that a message shows.
 LONG = 200
@@ -93,7 +93,11 @@ def explain(error: ValidationError, schema: type[BaseModel], values: Any, prefix
         limit += f" ({_QUOTE[type(value)]})"
     is_text = kind == "string_type" and isinstance(value, (bool, int, float))
     shown = repr(value) if len(repr(value)) <= LONG else f"{repr(value)[:LONG]}..."
-    return SchemaError(f"{where} must be {limit}, got {shown}.", where, _meant(kind, value), is_text)
+    close = None
+    if kind == "literal_error" and isinstance(first["loc"][-1], int):  # one of a list, which has no default of its own
+        close = nearest(str(value), re.findall(r"'([^']*)'", first["ctx"]["expected"]))
+    said = f"{where} must be {limit}, got {shown}." + (f" Nearest: {close!r}." if close else "")
+    return SchemaError(said, where, close or _meant(kind, value), is_text)
 
 
 def _names_in_list(key: str) -> list[str]:
@@ -192,6 +196,16 @@ def _unknown(key: str, names: Iterable[str]) -> str:
     return f"unknown key {key!r}. " + (f"Nearest: {close!r}." if close else inside)
 
 
+def _with_element(wrong: str, key: str, meant: Any) -> str:
+    """An override of a list with what was meant at one place of it; empty if nobody can know, or it is no list."""
+    place = key.removeprefix(f"{key_of(wrong)}.")
+    (override,) = parse([wrong])
+    value = override.value() if meant is not None and place.isdecimal() else None
+    if not isinstance(value, list) or int(place) >= len(value):
+        return ""
+    return f"{wrong.partition('=')[0]}={written([*value[: int(place)], meant, *value[int(place) + 1 :]])}"
+
+
 def remedy(error: SchemaError, overrides: Sequence[str], default: DictConfig, folders: Sequence[Path]) -> str:
     """The command with the wrong override at what was meant, or at its default."""
     key = error.key
@@ -201,7 +215,8 @@ def remedy(error: SchemaError, overrides: Sequence[str], default: DictConfig, fo
     wrong = max(covering, key=lambda o: len(key_of(o)), default=None)
     value = OmegaConf.select(default, key)
     if wrong is not None and key_of(wrong) != key:
-        return f" It stands in: {quoted(wrong)}"
+        right = _with_element(wrong, key, error.meant)
+        return f" Type: {replaced_by(overrides, wrong, right, folders)}" if right else f" It stands in: {quoted(wrong)}"
     if error.unknown:
         return f" It stands in: {quoted(wrong)}" if wrong else " It stands in a file of the configuration"
     if error.missing:

@@ -45,6 +45,12 @@ MISTAKES = [
     (["seed=99999999999999999999"], r"seed must be less than"),
     (["training.base.learning_rate=inf"], r"must be a finite number.*learning_rate=0.0001"),
     (["backbone.max_length=1"], r"backbone.max_length must be greater than or equal to 3"),
+    (
+        ["method=piece_s", "method.piece.compat=[missing_mask,count_exclude]"],
+        r"method.piece.compat.1 must be .*got 'count_exclude'. Nearest: 'count_excluded'. "
+        r"Type: python -m cl_runner.* 'method.piece.compat=.missing_mask,count_excluded.'",
+    ),
+    (["trackers=[xyz]"], r"trackers.0 must be 'tensorboard' or 'mlflow', got 'xyz'. It stands in: 'trackers="),
     (["task_order.tasks=[{{name: a/b, domains: [novels]}}]"], r"made of letters, digits.*It stands in: 'task_order"),
     (["task_order.tasks=[{{name: start, domains: [novels]}}]"], r"`start` is the row before the first task"),
     (["backbone.architecture.hidden_size=abc"], r"backbone.architecture makes no model.*hidden_size"),

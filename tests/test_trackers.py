@@ -218,8 +218,11 @@ def test_trackers_are_no_part_of_what_a_run_computes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["trackers=[tensorbord]"], r"trackers.*must be.*tensorboard.*mlflow.*tensorbord"),
-        (["trackers=mlfow"], r"trackers.*must be.*mlflow.*mlfow"),
+        (
+            ["trackers=[tensorbord]"],
+            r"trackers.0 must be .*'tensorbord'. Nearest: 'tensorboard'. Type: .*=.tensorboard.'",
+        ),
+        (["trackers=mlfow"], r"trackers must be .*got 'mlfow'. Nearest: 'mlflow'. Type: .* trackers=mlflow"),
         (["trackers=[wandb]"], r"trackers.*must be.*wandb"),
         (["trackers=[mlflow,mlflow]"], r"trackers must be names of which none is there twice, as mlflow is"),
         (["mlflow.experiment=mine"], r"nothing reads mlflow.experiment here: trackers does not name mlflow"),

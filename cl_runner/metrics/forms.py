@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from cl_runner.metrics.simple import number_in, option_in
+from cl_runner.metrics.tool_calls import calls_in
 
 #: Metric -> whether it finds in a prediction what it compares; of other metrics every text that is not empty has it.
 FORMS: Mapping[str, Callable[[str], bool]] = {
     "first_letter": lambda text: bool(option_in(text)),
     "number": lambda text: number_in(text) is not None,
+    "tool_call": lambda text: bool(calls_in(text)),
 }
 
 

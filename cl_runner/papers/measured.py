@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,11 @@ from cl_runner.report.folder import Run
 from cl_runner.report.grouping import Group, group_runs, names_of
 from cl_runner.report.numbers import values_of
 
+#: Numbers of a finished run that tables of papers show and no report names -> from what it notes of its tasks.
+COSTS_OF_TABLES: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], float]] = {
+    "model_bytes": lambda tasks: tasks[-1]["model_bytes"],
+    "stored_share/later_tasks": lambda tasks: float(np.mean([task["stored_share_percent"] for task in tasks[1:]])),
+}
 #: Place of a cell: names of its row and column.
 Place = tuple[str, str]
 
@@ -182,7 +187,9 @@ def number_of(run: Run, measure: str, after: str = "") -> float | None:
 
     Args:
         measure: a name of `values_of`, or last/TASK (score after the last task), own/TASK (right after the task),
-            retrieval/TASK (votes of the keys), ability/PROBE/NUMBER, with @TASK after that task and not the last.
+            retrieval/TASK (votes of the keys), key_minutes/TASK (training them), milliseconds/PART/TASK (one answer's
+            retrieval, answer or sum of both), milliseconds/share/TASK (of retrieval, percent), one of
+            `COSTS_OF_TABLES`, ability/PROBE/NUMBER, with @TASK after that task and not the last.
         after: of an ability: `start`, a task, or `own` and `before` of the task that the measure ends with.
     """
     kind, _, rest = measure.partition("/")
@@ -191,9 +198,26 @@ def number_of(run: Run, measure: str, after: str = "") -> float | None:
         return _number(run.rows[run.done if kind == "last" else place + 1, place])
     if kind == "retrieval":
         return run.retrieval_accuracy.get(rest)
+    if kind == "key_minutes":
+        seconds = {str(task["name"]): task["phases"].get("keys") for task in run.details}.get(rest)
+        return None if seconds is None else seconds / 60
+    if kind == "milliseconds":
+        return _milliseconds(run, *rest.split("/", 1))
     if kind == "ability":
         return _ability(run, rest, after)
+    if measure in COSTS_OF_TABLES:
+        return COSTS_OF_TABLES[measure](run.details) if len(run.details) > 1 else None
     return values_of(run).get(measure)
+
+
+def _milliseconds(run: Run, part: str, task: str) -> float | None:
+    """What an answer of a model that retrieves takes, as the method timed it after the last task."""
+    timed = (run.retrieval[-1] if run.retrieval else {}).get("timing", {}).get(task)
+    if timed is None:
+        return None
+    if part == "share":
+        return float(timed["retrieval_share_percent"])
+    return float(sum(timed[f"{each}_ms"] for each in (("retrieval", "answer") if part == "sum" else (part,))))
 
 
 def at_task(measure: str, steps: Sequence[str]) -> tuple[str, str]:

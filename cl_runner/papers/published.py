@@ -68,7 +68,7 @@ class _Line(_Part):
         none: why no run of this project makes it.
         bound: what its order is joined with.
         suffix: behind the name of its order.
-        measure: the number of a run, see cl_runner/papers/measured.py.
+        measure: the number of a run, see cl_runner/papers/measured.py; of a column with `{row}` for the row's name.
         after: of a number that a probe measured: after which task, `start`, or each task's `own` or `before` it.
     """
 
@@ -207,16 +207,47 @@ class FigureData(_Part):
     deviates: tuple[str, ...] = ()
 
 
+class OtherData(_Part):
+    """Tables and figures of a paper that hold no number of a run that is here: settings, drawings, what was not read.
+
+    Attributes:
+        tables, figures: their numbers in the paper; none of both: `place` says where they stand.
+        none: why there is no line that shows it, such as a drawing.
+        runs: overrides of the runs that it is about, several values by commas.
+        shown: what is typed behind the program's name to see it.
+    """
+
+    title: str
+    tables: tuple[int, ...] = ()
+    figures: tuple[int, ...] = ()
+    place: str = ""
+    none: str = ""
+    runs: tuple[str, ...] = ()
+    shown: str = ""
+
+    @model_validator(mode="after")
+    def _says_it(self) -> OtherData:
+        if bool(self.none) == bool(self.shown):
+            raise ValueError(f"{self.title}: either a line that shows it, or why there is none")
+        return self
+
+
 class Paper(_Part):
-    """A paper's file: `missing` says which of its numbers are not here."""
+    """A paper's file: `missing` says which of its numbers are not here.
+
+    Attributes:
+        has: how many tables and figures the paper has; None = not all of them are listed.
+    """
 
     title: str
     source: str
     grade: Grade
+    has: dict[Literal["tables", "figures"], int] | None = None
     missing: tuple[str, ...] = ()
     protocol: Protocol = Protocol()
     tables: tuple[TableData, ...]
     figures: tuple[FigureData, ...] = ()
+    others: tuple[OtherData, ...] = ()
 
     @model_validator(mode="after")
     def _has_them(self) -> Paper:
@@ -228,6 +259,16 @@ class Paper(_Part):
                 lacking |= set(part.columns) - {line.name for line in table.columns}
                 if lacking:
                     raise ValueError(f"figure {figure.number}: table {part.table} has no {', '.join(sorted(lacking))}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_all(self) -> Paper:
+        """Of a paper that says how many it has, every table and figure is here once."""
+        for kind, count in (self.has or {}).items():
+            listed = [number for other in self.others for number in getattr(other, kind)]
+            listed += [each.number for each in getattr(self, kind) if getattr(each, "printed", True)]
+            if sorted(listed) != list(range(1, count + 1)):
+                raise ValueError(f"of {count} {kind} these are here: {sorted(listed)}")
         return self
 
 
@@ -299,7 +340,7 @@ class Published:
             protocol=self.about.protocol.over(data.protocol).over(column.protocol).over(row.protocol),
             overrides=None if none or column.mean_of else made,
             none=none,
-            measure="" if column.mean_of else row.measure or column.measure or data.measure,
+            measure="" if column.mean_of else row.measure or column.measure.format(row=row.name) or data.measure,
             after=row.after,
         )
 

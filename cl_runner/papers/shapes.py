@@ -8,7 +8,7 @@ from string import ascii_lowercase
 from cl_runner.overrides import command_line
 from cl_runner.papers.measured import Filling, Measured
 from cl_runner.papers.published import GRADES, UNVERIFIED, WRONG, Cell, Protocol, Published
-from cl_runner.report.costs import COSTS, cost_text
+from cl_runner.report.costs import COSTS, bytes_text, cost_text
 from cl_runner.report.text_table import Table
 
 #: What a protocol says, in the order in which it is said.
@@ -93,6 +93,8 @@ def number_text(table: Published, cell: Cell, value: float) -> str:
     """A measured number as the table prints its own; costs in their units."""
     if cell.measure in COSTS:
         return cost_text(cell.measure, value)
+    if cell.measure == "model_bytes":
+        return bytes_text(value)
     return f"{value:.{max(table.data.decimals, 2)}f}"
 
 

@@ -78,7 +78,7 @@ class LMEval(Probe):
 
     def prepare(self, learner: Learner, folder: Path) -> None:
         """Fetch the data now, so that nothing is missing later."""
-        with _quiet(folder):
+        with quiet(folder):
             try:
                 self._manager.load(list(self.tasks))
             except Exception as error:  # of the hub client, the HTTP client, the data sets' library, and the harness
@@ -98,7 +98,7 @@ class LMEval(Probe):
         # Of a model that sees the harness does not find how much its speaking part reads.
         sees = learner.family.kind == "image_text"
         positions = positions_of(learner.model) if sees else None
-        with at_rest(learner.model), _quiet(folder):
+        with at_rest(learner.model), quiet(folder):
             model = LiveModel(
                 learner,
                 backend="causal" if causal else "seq2seq",
@@ -152,7 +152,7 @@ def _shares(result: dict[str, Any]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _quiet(folder: Path) -> Iterator[None]:
+def quiet(folder: Path) -> Iterator[None]:
     """What the harness says and draws goes to lm_eval.log, not across the run's screen."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
