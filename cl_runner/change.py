@@ -81,12 +81,15 @@ class Changes:
         """
         learner = self._learner
         now, before, selected = learner.parameters(), learner.before, learner.selected
-        names = dict.fromkeys([*learner.params(), *learner.what.written, *learner.what.merged])
-        old = {name: whole(before[name]) for name in names}
-        changes = {
-            name: Change(learner.chosen(name, now[name].detach()), selected.get(name), old[name]) for name in names
-        }
-        changed = sum(int((changes[name].values.to(old[name].device) != old[name]).sum()) for name in changes)
+        changes: dict[str, Change] = {}
+        changed = 0
+        for name in dict.fromkeys([*learner.params(), *learner.what.written, *learner.what.merged]):
+            values, old = learner.chosen(name, now[name].detach()), whole(before[name])
+            changed += int((values.to(old.device) != old).sum())
+            kept: Tensor | None = old
+            if learner.shards is not None:  # brought together for the process that writes
+                kept = old.cpu() if distributed.first() else None
+            changes[name] = Change(values, selected.get(name), kept)
         if changed == 0 < entries:
             learner.warn(
                 f"Note: {entries} weights trained in {task.name} and none changed. In bfloat16 small steps round away: "

@@ -89,8 +89,9 @@ class Learner:
         self._backbone = {id(parameter): parameter for parameter in backbone}
         self.shards: Shards | None = None
         if sharded:
-            own = [name for name, p in self.model.named_parameters() if id(p) in self._backbone]
-            self.shards = Shards(self.model, self.added)
+            own, added = [name for name, p in self.model.named_parameters() if id(p) in self._backbone], self.added
+            self._backbone, backbone = {}, []  # or the weights as they were would stay beside their parts
+            self.shards = Shards(self.model, added)
             parameters = self.parameters()
             self._backbone = {id(parameters[name]): parameters[name] for name in own}
         self.family, self.measuring = family, measuring or family

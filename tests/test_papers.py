@@ -13,7 +13,7 @@ from tiny_papers import each_value_once, tiny_form, write_data
 
 from cl_runner.compose import compose
 from cl_runner.job import run_request
-from cl_runner.overrides import COMMAND
+from cl_runner.overrides import COMMAND, jobs_of
 from cl_runner.papers.entries import Entry, as_table, entries, joined
 from cl_runner.papers.figures import figures
 from cl_runner.papers.measured import fill

@@ -57,6 +57,8 @@ def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
     entries = architecture.parameters(s)
     copies = 2 if s.restart else 1
     fixed = base_bytes + (entries * s.dtype.itemsize + 4 * s.stored) * copies
+    part = entries * s.dtype.itemsize // s.shards if s.shards > 1 else 0  # of one process, beside the whole
+    fixed += part
     if phase == "load":
         return fixed + 4 * s.stored  # tasks' values, before they lie in one tensor
     if s.encoder is not None:
@@ -69,7 +71,7 @@ def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
     training = [task for task in s.tasks if task.trains != "nothing"]
     if phase.startswith("train "):
         if s.shards > 1:
-            fixed -= entries * s.dtype.itemsize - _sharded_weights(prices, s)
+            fixed -= part + entries * s.dtype.itemsize - _sharded_weights(prices, s)
         return fixed + max(_training(prices, s, task) for task in training if phase == f"train {task.stage}")
     if phase == "select":
         return _between_epochs(prices, s, fixed)

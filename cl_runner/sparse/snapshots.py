@@ -129,6 +129,7 @@ class Snapshot:
     changes: Mapping[str, Stored]
 
 
+@once
 def write_snapshot(
     path: Path,
     changes: Mapping[str, Change],

@@ -4,6 +4,7 @@ Peaks of resident memory by phase and process, of plain fine-tuning of a random 
 LLaMA-2 7B: two tasks of two steps. Aim: a part's training within 1.15 x of its plan.
 
     python scripts/bench/sharded.py --layers 2 --processes 2
+    python scripts/bench/sharded.py --variants "in parts"      # half the memory
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ def planned(processes: int, overrides: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    given = arguments(__doc__ or "", processes=2, layers=2, width=4096, inner=11008, method="seq_ft")
+    given = arguments(
+        __doc__ or "", processes=2, layers=2, width=4096, inner=11008, method="seq_ft", variants="in parts,whole"
+    )
     sizes = {"hidden_size": given.width, "intermediate_size": given.inner, "num_hidden_layers": given.layers}
     overrides = [
         f"method={given.method}",
@@ -87,7 +90,9 @@ def main() -> None:
     ]
     results: dict[str, Any] = {}
     rows = []
-    for name, added in (("in parts", ["hardware.shard=true"]), ("whole", [])):
+    added_by = {"in parts": ["hardware.shard=true"], "whole": []}
+    for name in given.variants.split(","):
+        added = added_by[name]
         with tempfile.TemporaryDirectory() as folder:
             line = [*overrides, *added, f"root={folder}/runs"]
             plan = planned(given.processes, line)
