@@ -117,6 +117,12 @@ def test_wrong_requests(
     assert not shown.out and sorted(run[0].rglob("*")) == before
 
 
+def test_a_run_that_kept_no_snapshots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("snapshots: {save: none}")
+    assert main(["list", str(tmp_path)]) == 2
+    assert "type its line with snapshots.save=all" in capsys.readouterr().err
+
+
 def test_left_out_snapshots(run: tuple[Path, object], capsys: pytest.CaptureFixture[str]) -> None:
     snapshots(run[0])[0].unlink()
     assert main(["restore", str(run[0]), "--after", "dvd", "--output", str(run[0] / "x.safetensors")]) == 2

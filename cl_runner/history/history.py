@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
 from torch import Tensor
 
 from cl_runner.sparse.bits import weights_hash
@@ -36,6 +37,15 @@ class Place:
     run: Path | None
 
 
+def _why_none(run: Path) -> str:
+    """What a folder without snapshots is, and what to type."""
+    written = run / "config.yaml"
+    content = yaml.safe_load(written.read_text(encoding="utf-8")) if written.is_file() else None
+    if isinstance(content, dict) and (content.get("snapshots") or {}).get("save") == "none":
+        return "it was made with snapshots.save=none. A run that keeps them: type its line with snapshots.save=all"
+    return "a run's folder has them under snapshots/"
+
+
 def snapshot_files(run: Path) -> list[Path]:
     """A run's snapshots in the order of its tasks."""
     if not run.is_dir():
@@ -43,7 +53,7 @@ def snapshot_files(run: Path) -> list[Path]:
     # Their names begin with the task's position, of two digits or more.
     files = sorted((run / "snapshots").glob("*.safetensors"), key=lambda path: (path.name.find("_"), path.name))
     if not files:
-        raise ValueError(f"{run} holds no snapshots; a run's folder has them under snapshots/")
+        raise ValueError(f"{run} holds no snapshots; {_why_none(run)}")
     return files
 
 
