@@ -7,16 +7,13 @@
     python scripts/studies.py far_domains data_root=DATA --show     # the lines of its runs
     python scripts/studies.py far_domains data_root=DATA --only pe,frozen --seeds 1
 
-Seed after seed all rows run, one process a multirun, on one thread. Of a study with a number to choose by, rows are
-tried on validation examples with seed 0, and each method runs at its best try. The same line goes on after an
-interruption: finished runs are skipped. Overrides that are added reach every run. Then:
-python -m cl_runner report outputs/NAME
+Seed after seed all rows run, one process a multirun, on one thread. The same line goes on after an interruption:
+finished runs are skipped. Overrides that are added reach every run. Then: python -m cl_runner report outputs/NAME
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -26,8 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[1]
-#: Of what is tried on validation examples.
-TRIED = 0
 
 
 @dataclass(frozen=True)
@@ -37,15 +32,12 @@ class Study:
     Attributes:
         given: overrides of every row.
         rows: overrides of each.
-        base: overrides of a run whose first task is trained once a seed, exported, and what all rows begin from; of a
-            study that chooses, once.
-        chosen_by: the number of a run by whose highest value a method's try is chosen; empty: all rows run.
+        base: overrides of a run whose first task is trained once a seed, exported, and what all rows begin from.
     """
 
     given: tuple[str, ...]
     rows: dict[str, tuple[str, ...]]
     base: tuple[str, ...] = ()
-    chosen_by: str = ""
 
 
 #: PE as printed; then a higher rate, of a share that is a fifth, the same, and twenty times as large.
@@ -140,10 +132,10 @@ def drawn(backbone: str, epochs: int) -> Study:
     return Study(
         given=("experiment=piece/drawn", f"backbone={backbone}"),
         rows={
-            "seq_ft": ("method=seq_ft", "training.base.learning_rate=3e-4,1e-3,3e-3"),
-            "replay": ("method=replay", "training.base.learning_rate=3e-4,1e-3,3e-3"),
-            "piece_s": ("method=piece_s", "method.piece.fraction=0.05", "training.base.learning_rate=3e-3,1e-2,3e-2"),
-            "seq_lora": ("method=seq_lora", "method.seq_lora.learning_rate=3e-3,1e-2,3e-2"),
+            "piece_s": ("method=piece_s", "method.piece.fraction=0.05", "training.base.learning_rate=1e-2,3e-2"),
+            "seq_lora": ("method=seq_lora", "method.seq_lora.learning_rate=1e-2,3e-2"),
+            "replay": ("method=replay", "training.base.learning_rate=1e-3,3e-3"),
+            "seq_ft": ("method=seq_ft", "training.base.learning_rate=1e-3,3e-3"),
         },
         base=(
             f"backbone={backbone}",
@@ -157,7 +149,6 @@ def drawn(backbone: str, epochs: int) -> Study:
             "hardware.threads=1",
             "wandb=disabled",
         ),
-        chosen_by="plasticity/diagonal",
     )
 
 
@@ -173,13 +164,8 @@ STUDIES = {
 def run(arguments: Sequence[str]) -> int:
     """One command in a process of its own, on one thread; its exit status."""
     print("python -m cl_runner", shlex.join(arguments), flush=True)
-    return _process(arguments).returncode
-
-
-def _process(arguments: Sequence[str], output: int | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TOP)}
-    command = [sys.executable, "-m", "cl_runner", *arguments]
-    return subprocess.run(command, env=environment, check=False, stdout=output, text=True)
+    return subprocess.run([sys.executable, "-m", "cl_runner", *arguments], env=environment, check=False).returncode
 
 
 def bases(name: str) -> Path:
@@ -196,21 +182,7 @@ def row_line(name: str, row: str, seed: int, added: Sequence[str]) -> list[str]:
     """The multirun of a row and a seed."""
     study = STUDIES[name]
     begun = [f"backbone.checkpoint=./{bases(name)}/seed{seed}"] if study.base else []
-    asked = [f"root={tries(name)}", "evaluation.split=validation"] if study.chosen_by else [f"root=outputs/{name}"]
-    return ["-m", *study.given, *study.rows[row], *begun, f"seed={seed}", *asked, *added]
-
-
-def tries(name: str) -> Path:
-    """The folder of what is tried on validation examples."""
-    return Path("outputs") / f"{name}_tries"
-
-
-def chosen_lines(name: str, seeds: str) -> list[list[str]]:
-    """The multirun of each method at its best try; none where `choose` has said why it does not choose."""
-    asked = ["choose", str(tries(name)), "--by", STUDIES[name].chosen_by, "--seeds", seeds]
-    said = _process([*asked, "--root", f"outputs/{name}", "--json"], subprocess.PIPE)
-    lines = json.loads(said.stdout)["lines"] if said.returncode == 0 else []
-    return [shlex.split(line)[shlex.split(line).index("-m", 2) :] for line in lines]
+    return ["-m", *study.given, *study.rows[row], *begun, f"seed={seed}", f"root=outputs/{name}", *added]
 
 
 def train_base(name: str, seed: int, added: Sequence[str]) -> int:
@@ -239,8 +211,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no row {unknown[0]}: {', '.join(study.rows)}")
     failed = 0
-    # A study that chooses tries its rows first; the seeds are those of the runs that follow.
-    for seed in [TRIED] if study.chosen_by else map(int, asked.seeds.split(",")):
+    for seed in map(int, asked.seeds.split(",")):
         if study.base and asked.show:
             print("python -m cl_runner", shlex.join(base_line(asked.study, seed, asked.overrides)))
         elif study.base and train_base(asked.study, seed, asked.overrides):
@@ -251,9 +222,6 @@ def main() -> int:
                 print("python -m cl_runner", shlex.join(line))
             else:
                 failed += run(line) != 0
-    if study.chosen_by and not failed and not asked.show:
-        lines = chosen_lines(asked.study, asked.seeds)
-        failed = sum(run(line) != 0 for line in lines) if lines else 1
     return 1 if failed else 0
 
 
