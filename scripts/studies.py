@@ -132,7 +132,7 @@ def drawn(backbone: str, epochs: int) -> Study:
     return Study(
         given=("experiment=piece/drawn", f"backbone={backbone}"),
         rows={
-            "piece_s": ("method=piece_s", "method.piece.fraction=0.05", "training.base.learning_rate=1e-2,3e-2"),
+            "piece_s": ("method=piece_s", "method.piece.fraction=0.05", "training.base.learning_rate=3e-3,1e-2"),
             "seq_lora": ("method=seq_lora", "method.seq_lora.learning_rate=1e-2,3e-2"),
             "replay": ("method=replay", "training.base.learning_rate=1e-3,3e-3"),
             "seq_ft": ("method=seq_ft", "training.base.learning_rate=1e-3,3e-3"),
