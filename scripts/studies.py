@@ -3,6 +3,7 @@
     python scripts/studies.py far_domains data_root=DATA            # PE: does what it selects learn?
     python scripts/studies.py slm_gap data_root=DATA                # SLM: what stands between it and separate models?
     python scripts/studies.py real_language data_root=DATA          # PIECE: what is learned, what kept?
+    python scripts/studies.py drawn_llava data_root=DATA            # of a model that sees: what is kept of captions?
     python scripts/studies.py far_domains data_root=DATA --show     # the lines of its runs
     python scripts/studies.py far_domains data_root=DATA --only pe,frozen --seeds 1
 
@@ -118,7 +119,46 @@ REAL_LANGUAGE = Study(
         "frozen": ("method=frozen",),
     },
 )
-STUDIES = {"far_domains": FAR_DOMAINS, "slm_gap": SLM_GAP, "real_language": REAL_LANGUAGE}
+
+
+def drawn(backbone: str, epochs: int) -> Study:
+    """A tiny random model is taught to describe drawn pictures, and then learns to answer questions about them.
+
+    PIECE's share is as many weights as the adapters have: 0.1 % of so small a model are a few dozen.
+
+    Args:
+        epochs: until it describes most of what it will.
+    """
+    return Study(
+        given=("experiment=piece/drawn", f"backbone={backbone}"),
+        rows={
+            "piece_s": ("method=piece_s", "method.piece.fraction=0.05", "training.base.learning_rate=3e-3,1e-2"),
+            "seq_lora": ("method=seq_lora", "method.seq_lora.learning_rate=1e-2,3e-2"),
+            "replay": ("method=replay", "training.base.learning_rate=1e-3,3e-3"),
+            "seq_ft": ("method=seq_ft", "training.base.learning_rate=1e-3,3e-3"),
+        },
+        base=(
+            f"backbone={backbone}",
+            "backbone.frozen=[]",  # eyes as well
+            "backbone.max_answer_length=80",
+            "task_order=drawn_captions",
+            f"training.base.epochs={epochs}",
+            "training.base.batch_size=32",
+            "training.base.learning_rate=5e-3",
+            "method=seq_ft",
+            "hardware.threads=1",
+            "wandb=disabled",
+        ),
+    )
+
+
+STUDIES = {
+    "far_domains": FAR_DOMAINS,
+    "slm_gap": SLM_GAP,
+    "real_language": REAL_LANGUAGE,
+    "drawn_llava": drawn("tiny_llava", 30),
+    "drawn_qwen3_vl": drawn("tiny_qwen3_vl", 15),
+}
 
 
 def run(arguments: Sequence[str]) -> int:

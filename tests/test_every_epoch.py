@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from run_folders import words
 from tiny import Death, run_command, tiny, tiny_config, without_report
 
-from cl_runner import checkpoint
+from cl_runner import checkpoint, journal
 from cl_runner.compose import compose
 from cl_runner.planning.numbers import counts_of
 from cl_runner.planning.tasks import ask, task_numbers
@@ -63,27 +65,79 @@ def test_tasks_so_far_are_asked_at_every_epochs_end_and_nothing_else_changes(
         assert own["epoch_scores"]["base"] == row["accuracy"]["base"]
 
 
+EVERY = ("train", "epoch", "evaluation")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """All lines of a run with curves."""
+    root = tmp_path_factory.mktemp("whole")
+    with without_report():
+        assert run_command(tiny(root, *FAST, CURVE)) == 0
+    return lines(folder_of(root), *EVERY)
+
+
 @pytest.mark.parametrize("dies", [3, 7, 8])
-def test_a_run_that_died_has_each_line_once(dies: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def typed(root: str) -> list[str]:
-        return tiny(tmp_path / root, *FAST, CURVE, "checkpoint.every_seconds=0")
+def test_a_run_that_died_has_each_line_once(
+    dies: int, undisturbed: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = tiny(tmp_path, *FAST, CURVE, "checkpoint.every_seconds=0")
+    real, calls = checkpoint.save, iter(range(10**6))
+
+    def save(folder: Path, state: dict[str, Any]) -> None:
+        if next(calls) == dies:
+            raise Death
+        real(folder, state)
 
     with without_report():
-        assert run_command(typed("whole")) == 0
-        real, calls = checkpoint.save, iter(range(10**6))
-
-        def save(folder: Path, state: dict[str, Any]) -> None:
-            if next(calls) == dies:
-                raise Death
-            real(folder, state)
-
         with monkeypatch.context() as patched:
             patched.setattr(checkpoint, "save", save)
             with pytest.raises(Death):
-                run_command(typed("died"))
-        assert run_command(typed("died")) == 0
-    every = ("train", "epoch", "evaluation")
-    assert lines(folder_of(tmp_path / "whole"), *every) == lines(folder_of(tmp_path / "died"), *every)
+                run_command(typed)
+        assert run_command(typed) == 0
+    assert lines(folder_of(tmp_path), *EVERY) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("end", "every"),  # seconds between checkpoints: 0 = the batch before it is saved, 60 = the task's beginning is
+    [("dies in it", 60), ("dies after its line", 0), ("is told to stop in it", 60)],
+)
+def test_an_end_in_an_epochs_evaluation_writes_its_scores_once(
+    end: str, every: int, undisturbed: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = tiny(tmp_path, *FAST, CURVE, f"checkpoint.every_seconds={every}")
+    real, line = journal.first_scores, journal.Journal.on_epoch
+
+    def scored(*asked: Any) -> dict[str, list[float]]:
+        *others, after, progress = asked
+
+        def answered(*numbers: Any) -> None:
+            if end == "dies in it":
+                raise Death
+            os.kill(os.getpid(), signal.SIGTERM)
+            progress(*numbers)
+
+        # In the second task, between its test set's answers and the base's.
+        return real(
+            *others, after, answered if after == "kettles/epoch 1" and end != "dies after its line" else progress
+        )
+
+    def on_epoch(self: journal.Journal, task: Any, epoch: int) -> None:
+        line(self, task, epoch)
+        if task.name == "kettles" and end == "dies after its line":
+            raise Death
+
+    with without_report():
+        with monkeypatch.context() as patched:
+            patched.setattr(journal, "first_scores", scored)
+            patched.setattr(journal.Journal, "on_epoch", on_epoch)
+            if end == "is told to stop in it":
+                assert run_command(typed) == 75
+            else:
+                with pytest.raises(Death):
+                    run_command(typed)
+        assert run_command(typed) == 0
+    assert lines(folder_of(tmp_path), *EVERY) == undisturbed
 
 
 @pytest.mark.parametrize("backbone", ["tiny_bert", "tiny_llama", "tiny_t5"])

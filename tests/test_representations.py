@@ -16,6 +16,7 @@ from tiny import learn, run_command, tiny, tiny_config, tiny_learner
 
 from cl_runner.build import build_probes
 from cl_runner.digests import Damaged
+from cl_runner.families.tokens import after_first
 from cl_runner.learner import Learner
 from cl_runner.matrix import read_matrix
 from cl_runner.probes.representations import PRODUCTS, products, similarity
@@ -96,11 +97,17 @@ def test_states_are_the_plain_models_and_the_model_stays_as_it_is(backbone: str,
         with torch.no_grad():
             hidden = model(input_ids=batch["input_ids"], output_hidden_states=True).hidden_states
         for layer in (1, 2):
-            wanted = hidden[layer][0, 0] if backbone == "tiny_bert" else hidden[layer][0].mean(0)
+            first = 1 if backbone == "tiny_llama" else 0
+            wanted = hidden[layer][0, 0] if backbone == "tiny_bert" else hidden[layer][0, first:].mean(0)
             np.testing.assert_allclose(states[f"layer_{layer:02d}"][number], wanted.numpy(), atol=2e-5)
     start = load_file(folder / "states_start.safetensors")
     exact = brute_force(*(kept["layer_02"].astype(np.float64) for kept in (start, states)))
     assert found["cka/layer_02"] == pytest.approx(exact, abs=1e-9)
+
+
+def test_a_decoders_first_token_is_left_out_where_another_one_follows() -> None:
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]])
+    assert after_first(mask).tolist() == [[0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1]]
 
 
 @pytest.mark.parametrize(("layers", "right"), [("[0]", "[1,2]"), ("[3]", "[1,2]"), ("[-3,1]", "[1,2]")])

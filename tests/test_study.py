@@ -1,4 +1,4 @@
-"""The study of baselines: its rows are methods that exist, and of two tries the better one is chosen."""
+"""The studies: their rows are methods that exist, and of several tries the best one is chosen."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.run_folders import make_run
 TOP = Path(__file__).parents[1]
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("baselines_study", TOP / "scripts" / "baselines_study.py")
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, TOP / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -26,7 +26,8 @@ def load_script() -> ModuleType:
     return module
 
 
-script = load_script()
+script = load_script("baselines_study")
+studies = load_script("studies")
 
 
 def options_of(method: str) -> set[str]:
@@ -75,3 +76,15 @@ def test_the_better_try_is_chosen_once_both_are_there(tmp_path: Path, monkeypatc
     assert script.chosen(study, row) is None
     make_run(root, "pe", fraction=0.01, last=70.0)
     assert script.chosen(study, row) == (0.01, {0.005: 60.0, 0.01: 70.0})
+
+
+@pytest.mark.parametrize("name", ["drawn_llava", "drawn_qwen3_vl"])
+def test_a_study_of_pictures_runs_each_method_as_often(name: str) -> None:
+    added = ["data_root=DATA"]
+    base = compose(studies.base_line(name, 1, added), [])
+    assert base.config.backbone.frozen == [] and not base.unread
+    for row in studies.STUDIES[name].rows:
+        jobs = [compose(job, []) for job in jobs_of(studies.row_line(name, row, 1, added)[1:], [])]
+        assert len({job.hash for job in jobs}) == len(jobs) == 2
+        for job in jobs:
+            assert job.config.backbone.checkpoint == f"./outputs/{name}_base/seed1" and not job.unread

@@ -178,7 +178,10 @@ class Family(ABC):
         """
 
     def states(self, model: nn.Module, batch: Batch) -> Tensor:
-        """[layers + 1, B, width], fp32: of every hidden state what `features` is of the last one, embeddings first."""
+        """[layers + 1, B, width], fp32: of every hidden state what `features` is of the last one, embeddings first.
+
+        Decoders leave the first token out (`tokens.after_first`).
+        """
         raise NotImplementedError
 
     @abstractmethod

@@ -20,7 +20,7 @@ from cl_runner.families.base import IGNORED, Answering
 from cl_runner.families.chats import ChatReader, Row
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.language import LanguageModel
-from cl_runner.families.tokens import branched, left_padded, mean_state, padded, token_output
+from cl_runner.families.tokens import after_first, branched, left_padded, mean_state, padded, token_output
 
 
 class Causal(LanguageModel):
@@ -132,8 +132,9 @@ class Causal(LanguageModel):
         return mean_state(self._hidden(model, batch)[-1], batch["attention_mask"])
 
     def states(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The means of the prompt's hidden states."""
-        return torch.stack([mean_state(each, batch["attention_mask"]) for each in self._hidden(model, batch)])
+        """The means of the prompt's hidden states, without its first token."""
+        read = after_first(batch["attention_mask"])
+        return torch.stack([mean_state(each, read) for each in self._hidden(model, batch)])
 
     def _hidden(self, model: nn.Module, batch: Batch) -> Sequence[Tensor]:
         given = {name: batch[name] for name in ("input_ids", "attention_mask")}

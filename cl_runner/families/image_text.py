@@ -25,7 +25,7 @@ from cl_runner.families.base import Answering
 from cl_runner.families.encoding import Encoding
 from cl_runner.families.language import LanguageModel
 from cl_runner.families.small_processors import small_processor
-from cl_runner.families.tokens import example_losses, left_padded, mean_state, token_output
+from cl_runner.families.tokens import after_first, example_losses, left_padded, mean_state, token_output
 
 #: EXIF: how a camera was held, and the values by which width and height change places.
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
@@ -184,8 +184,9 @@ class ImageText(LanguageModel):
         return mean_state(self._hidden(model, batch)[-1], batch["attention_mask"])
 
     def states(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The means of the prompt's hidden states in the language model."""
-        return torch.stack([mean_state(each, batch["attention_mask"]) for each in self._hidden(model, batch)])
+        """The means of the prompt's hidden states in the language model, without its first token."""
+        read = after_first(batch["attention_mask"])
+        return torch.stack([mean_state(each, read) for each in self._hidden(model, batch)])
 
     def _hidden(self, model: nn.Module, batch: Batch) -> Sequence[Tensor]:
         given = self._given(model, batch)

@@ -54,6 +54,17 @@ def mean_state(states: Tensor, mask: Tensor) -> Tensor:
     return (states.float() * counts).sum(1) / counts.sum(1)
 
 
+def after_first(mask: Tensor) -> Tensor:
+    """`mask` [B, L] without the first token of each row, but where it is the only one.
+
+    A decoder's first token reads itself alone, and later ones look at it where they look at nothing: its state may be
+    thousands of times as long as others' (Sun et al. 2024, arXiv:2402.17762), so that a mean with it tells a text's
+    length and little else.
+    """
+    later = mask * (mask.cumsum(1) > 1)
+    return torch.where(later.any(1, keepdim=True), later, mask)
+
+
 def example_losses(output: Output, labels: Tensor, tokens: Literal["mean", "sum"]) -> Tensor:
     """The loss of each example [B] over its answer's tokens."""
     mask = labels != IGNORED

@@ -10,7 +10,7 @@ from cl_runner.matrix import START
 from cl_runner.papers.figures import Figure
 from cl_runner.papers.picture import Asked, Drawn, Picture, Selection, by_order, caption
 from cl_runner.report.folder import Run
-from cl_runner.report.representations import NEEDED, Maps, compared, draw_maps, kept_after, maps, read_states
+from cl_runner.report.representations import NEEDED, Maps, compared, draw_maps, kept_after, read_states
 from cl_runner.report.text_table import Table
 
 HEADER = ["figure", "order", "line", "seed", "layer", "task", "text", "x", "y", "source"]
@@ -37,13 +37,16 @@ def representations(figure: Figure, selection: Selection, asked: Asked) -> Drawn
         first = {setting.label: next(iter(setting.runs.values())) for setting in settings}
         for each in compared(first):
             try:
-                shown = maps(each.states, asked.projection)
+                shown = each.maps(asked.projection)
             except ImportError:
                 raise ValueError(NEEDED) from None
             runs = list(each.runs.values())
             seeds = {label: run.seed for label, run in each.runs.items()}
             of = ", ".join(f"{label} seed {seed}" for label, seed in seeds.items() if label in shown.columns)
-            more = f"{HOW[asked.projection]} of all columns together, block by block; {of}; grey: the first column's"
+            more = (
+                f"{HOW[asked.projection]} of all columns together, block by block; {of}. Grey: where the "
+                "untouched model had the texts. CKA: 1 where they lie to each other as they did there"
+            )
             said = caption(figure, selection, runs, order, more, *each.notes)
             rows = _rows(figure, order, shown, each.runs, runs[0])
             table = Table(HEADER, rows, figure.data.title)

@@ -35,8 +35,9 @@ class Representations(Probe):
     """Linear CKA of each block's output with that of the untouched model, 1 = the same up to rotation and scale.
 
     A text is one vector in each block: the first token's of a classifier, whose head reads it, or the mean over the
-    tokens of a language model's prompt, in a model of two stacks the encoder's (`Family.states`). All texts together
-    are one representation; with few texts beside the width of a vector CKA is near 1 for whatever is nearly as it was.
+    tokens of a language model's prompt, in a model of two stacks the encoder's, without a decoder's first token
+    (`Family.states`). All texts together are one representation; with few texts beside the width of a vector CKA is
+    near 1 for whatever is nearly as it was.
     """
 
     families: ClassVar[tuple[str, ...]] = ("classifier", "causal", "seq2seq", "image_text")

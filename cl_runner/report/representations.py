@@ -61,12 +61,14 @@ class Maps:
         tasks: that each text is of, [N].
         places: name of a block -> [N, 2] of each column, of one projection.
         shares: name of a block -> percent of the variance that its two dimensions have; empty where there is no such.
+        cka: name of a column -> that of a block -> how like the untouched model's its states are; of some or none.
     """
 
     columns: list[str]
     tasks: tuple[str, ...]
     places: Mapping[str, Sequence[Floats]]
     shares: Mapping[str, float]
+    cka: Mapping[str, Mapping[str, float]]
 
 
 def kept_after(run: Run) -> list[str]:
@@ -98,11 +100,14 @@ def read_states(run: Run, after: str) -> States:
     return States(said["texts"], tasks, blocks)
 
 
-def maps(columns: Mapping[str, States], how: Projection = "pca") -> Maps:
+def maps(
+    columns: Mapping[str, States], how: Projection = "pca", cka: Mapping[str, Mapping[str, float]] | None = None
+) -> Maps:
     """Every block by itself, in one projection of all columns together.
 
     Args:
         columns: name -> states of one `shape`.
+        cka: as `Maps` has it.
 
     Raises:
         ImportError: scikit-learn is missing.
@@ -115,7 +120,7 @@ def maps(columns: Mapping[str, States], how: Projection = "pca") -> Maps:
         places[name] = np.split(found, len(columns))
         if share is not None:
             shares[name] = share
-    return Maps(list(columns), first.tasks, places, shares)
+    return Maps(list(columns), first.tasks, places, shares, cka or {})
 
 
 def _projected(vectors: Floats, how: Projection) -> tuple[Floats, float | None]:
@@ -137,22 +142,31 @@ def block_name(name: str) -> str:
 
 
 def draw_maps(shown: Maps, path: Path, caption: str = "") -> None:
-    """A row of panels per block and one scale in each, a colour per task; grey: where the first column's texts lie."""
+    """A row of panels per block, of one scale in both directions, a colour per task; grey: the first column's texts.
+
+    A panel says its states' CKA, as its dots show how far texts moved before they show how they lie to each other.
+    """
     names = list(dict.fromkeys(shown.tasks))
     colours = task_colours(len(names))
     of_text = [colours[names.index(task)] for task in shown.tasks]
     down, across = len(shown.places), len(shown.columns)
     tall = max(2.3 * down + 0.5, 0.19 * len(names) + 0.7)
     with drawing(path, 2.3 * across + 1.9, tall, caption=caption) as figure:
-        grid = figure.subplots(down, across, squeeze=False, sharex="row", sharey="row")
+        grid = figure.subplots(down, across, squeeze=False)
         for axes, column in zip(grid[0], shown.columns, strict=True):
             axes.set_title(short(column))
         for line, (block, places) in zip(grid, shown.places.items(), strict=True):
+            low, high = (edge(np.concatenate(places), axis=0) for edge in (np.min, np.max))
+            middle, reach = (low + high) / 2, 0.55 * float((high - low).max()) or 1.0
             for place, (axes, own) in enumerate(zip(line, places, strict=True)):
                 if place:
                     axes.scatter(*places[0].T, s=5, color="#c4c4c4", linewidths=0, zorder=1)
                 axes.scatter(*own.T, s=13, c=of_text, linewidths=0, alpha=0.8, zorder=2)
-                axes.set(xticks=[], yticks=[])
+                x, y = ((centre - reach, centre + reach) for centre in middle)
+                axes.set(xticks=[], yticks=[], xlim=x, ylim=y, aspect="equal")
+                like = shown.cka.get(shown.columns[place], {}).get(block)
+                if like is not None:
+                    axes.set_xlabel(f"CKA {like:.2f}", fontsize=8, labelpad=3)
             share = f"\n{shown.shares[block]:.0f} % of the variance" if block in shown.shares else ""
             line[0].set_ylabel(block_name(block) + share)
         handles = [Line2D([], [], marker="o", linestyle="", color=colour) for colour in colours]
@@ -174,14 +188,18 @@ def representations(run: Run) -> dict[str, Any] | None:
         return None
     folder, chosen = run.folder / "plots", thinned_steps(after)
     states = {step if step == START else f"after {step}": read_states(run, step) for step in chosen}
+    blocks = [names[place].removeprefix(CKA) for place in places]
+    values, steps = rows[:, places], [START, *run.tasks][: len(rows)]
+    like = {
+        f"after {step}": dict(zip(blocks, map(float, row), strict=True))
+        for step, row in zip(steps, values, strict=True)
+    }
     picture: Path | None = folder / "representations.png"
     try:
         assert picture is not None
-        draw_maps(maps(states), picture)
+        draw_maps(maps(states, cka=like), picture)
     except ImportError:
         picture = None  # the page says what to type
-    blocks = [names[place].removeprefix(CKA) for place in places]
-    values, steps = rows[:, places], [START, *run.tasks][: len(rows)]
     cells = [[step, *(f"{value:.4f}" for value in row)] for step, row in zip(steps, values, strict=True)]
     shown = {"picture": picture, "columns": len(chosen), "kept": len(after), "cka": folder / "cka.png"}
     if len(rows) > 1:
@@ -225,6 +243,14 @@ class Compared:
     runs: Mapping[str, Run]
     states: Mapping[str, States]
     notes: list[str]
+
+    def maps(self, how: Projection = "pca") -> Maps:
+        """As `maps`, with the CKA that the runs measured."""
+        ends = {label: cka_at_end(self.runs[label]) for label in self.states if label in self.runs}
+        cka = {
+            label: dict(zip(blocks, map(float, row), strict=True)) for label, (blocks, row) in ends.items() if len(row)
+        }
+        return maps(self.states, how, cka)
 
 
 def compared(labelled: Mapping[str, Run]) -> list[Compared]:
@@ -294,7 +320,7 @@ def compared_values(labelled: Mapping[str, Sequence[Run]], folder: Path, name: s
         picture: Path | None = folder / f"representations_{stem}.png"
         try:
             assert picture is not None
-            draw_maps(maps(each.states), picture)
+            draw_maps(each.maps(), picture)
         except ImportError:
             picture = None
         found = {label: [cka_at_end(run) for run in labelled[label]] for label in each.runs}
