@@ -223,6 +223,13 @@ def _replace(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
+def give_rights(path: Path) -> None:
+    """Who may read a file is as of any other that is made here: writers of tensors keep theirs to their owner."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cl_runner.digests import Damaged, readable
+from cl_runner.digests import Damaged, give_rights, readable
 from cl_runner.full_disk import room_for
 from cl_runner.sparse.bits import weights_hash
 
@@ -37,6 +37,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     try:
         with room_for(temporary, sum(tensor.nbytes for tensor in held.values())):
             save_file(held, temporary, {**told, "content": _content(path, held, told)})
+        give_rights(temporary)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):

@@ -84,6 +84,7 @@ def test_a_folder_answers_as_its_run_did(name: str, made: Made, capsys: pytest.C
     manifest = json.loads((folder / "cl_runner.json").read_text())
     assert manifest["kind"] == (KINDS | MORE)[name]
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".py")]
+    assert len({path.stat().st_mode for path in folder.rglob("*") if path.is_file()}) == 1, "all may read all of it"
     text = (folder / "README.md").read_text()
     assert str(made.root) not in text
     card = ModelCard(text)

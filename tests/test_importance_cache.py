@@ -54,6 +54,10 @@ def test_the_same_bits_come_back(tmp_path: Path, gradient: bool, dtype: torch.dt
     assert_equal(load(tmp_path / "new", A), given)
     assert load(tmp_path / "new", B) is None
     assert [path.name for path in (tmp_path / "new").iterdir()] == [f"{A}.safetensors"]
+    plain = tmp_path / "plain"
+    plain.touch()
+    stored = tmp_path / "new" / f"{A}.safetensors"
+    assert stored.stat().st_mode == plain.stat().st_mode, "who may read other files may read this one"
 
 
 OPTIONS = {

@@ -80,6 +80,9 @@ def test_restore(run: tuple[Path, list[dict[str, Tensor]]], capsys: pytest.Captu
         output = folder / "restored" / f"{task}.safetensors"
         assert main(["restore", str(folder), "--after", task, "--output", str(output)]) == 0
         assert_equal(load_file(output), history[index + 1])
+        plain = output.with_suffix(".txt")
+        plain.touch()
+        assert output.stat().st_mode == plain.stat().st_mode, "others may read it as any other file"
 
 
 def test_methods_that_do_more_for_an_answer_than_ask_the_model() -> None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from cl_runner.arguments import SNAPSHOT, unwritable
 from cl_runner.config import Config
+from cl_runner.digests import give_rights
 from cl_runner.handover import card, comparing, use
 from cl_runner.handover.push import Repository
 from cl_runner.handover.writing import NoForm, Written, write
@@ -73,6 +74,9 @@ def export(asked: Asked) -> int:
         told = use.of_vllm(written.manifest, architecture, output, rebuilt.config.backbone)
         facts = card.Facts(written.manifest, rebuilt.config, compared, told, written.inexact, asked.push)
         card.write(output, asked.run, facts)
+        for path in output.rglob("*"):
+            if path.is_file():
+                give_rights(path)
     except BaseException as error:  # new or empty before, see above
         shutil.rmtree(output, ignore_errors=True)
         if existed:

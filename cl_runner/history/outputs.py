@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from cl_runner.arguments import SNAPSHOT, unwritable
+from cl_runner.digests import give_rights
 from cl_runner.history.history import (
     chain_to,
     describe_run,
@@ -112,6 +113,7 @@ def restore(run: Path, after: str, output: Path) -> int:
     chain = chain_to(_after(run, after), run)
     weights = weights_after(chain, run)
     _write(output, lambda: save_file(weights, output, metadata={"format": "pt", "after": after}))
+    give_rights(output)
     say(f"{output}: {len(weights)} tensors after {after}, restored from {len(chain)} snapshots")
     return 0
 
