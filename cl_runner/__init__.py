@@ -1,18 +1,18 @@
-"""Continual learning of language models: one command from a configuration to matrices, snapshots and a report."""
+"""Continual learning of language models: one command from a configuration to matrices, snapshots and a report.
+
+`cl_runner.load(FOLDER)` is the model of a folder that `snapshot export` wrote: `cl_runner.handover.loaded.load`.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from cl_runner.handover.loaded import Loaded
+import importlib
+from typing import Any
 
 __version__ = "0.8.0"
 
 
-def load(folder: Path | str, encoder: str | None = None, device: str | None = None) -> Loaded:
-    """The model of a folder that `snapshot export` wrote: see `cl_runner.handover.loaded.load`."""
-    from cl_runner.handover import loaded  # torch, which the commands do not wait for
-
-    return loaded.load(folder, encoder, device)
+def __getattr__(name: str) -> Any:
+    """`load`, found when it is asked for: the commands do not wait for torch, and no import leads back to itself."""
+    if name == "load":
+        return importlib.import_module("cl_runner.handover.loaded").load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,8 @@ from typing import NoReturn
 
 #: How the command `snapshot` is typed, which its messages name.
 SNAPSHOT = "python -m cl_runner snapshot"
+#: Answers of an exported folder that are compared with the run's, where nothing else is asked for.
+COMPARED = 100
 
 
 class Parser(argparse.ArgumentParser):

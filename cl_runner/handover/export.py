@@ -10,13 +10,12 @@ from pathlib import Path
 import transformers
 from safetensors import SafetensorError
 
-from cl_runner.arguments import SNAPSHOT, unwritable
+from cl_runner.arguments import COMPARED, SNAPSHOT, unwritable
 from cl_runner.config import Config
 from cl_runner.digests import give_rights
 from cl_runner.handover import card, comparing, use
 from cl_runner.handover.push import Repository
 from cl_runner.handover.writing import NoForm, Written, write
-from cl_runner.history.command import USUAL
 from cl_runner.history.history import chain_to, find_task, rebuild_model
 from cl_runner.plain import say
 from cl_runner.sparse.snapshots import describe_snapshot
@@ -35,7 +34,7 @@ class Asked:
     after: str
     output: Path
     merge: bool = False
-    check: int | None = USUAL
+    check: int | None = COMPARED
     push: str | None = None
     private: bool = False
 

@@ -11,11 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cl_runner.arguments import SNAPSHOT, Parser
+from cl_runner.arguments import COMPARED, SNAPSHOT, Parser
 from cl_runner.plain import plain_lines
 
-#: Answers of an exported folder that are compared with the run's, where nothing else is asked for.
-USUAL = 100
 PURPOSES = {
     "list": "what each task of a run stored",
     "size": "where the bytes go: positions, values, header, per value, beside full checkpoints",
@@ -101,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
                 "test examples that the folder is asked and the run's answers compared with: a number, or all; 0 = none"
             )
             command.add_argument(
-                "--check", type=_count, default=USUAL, metavar="COUNT", help=f"{help} (default: {USUAL})"
+                "--check", type=_count, default=COMPARED, metavar="COUNT", help=f"{help} (default: {COMPARED})"
             )
             help = "write the folder to the hub as well; needs a token: hf auth login"
             command.add_argument("--push", metavar="NAMESPACE/NAME", help=help)
