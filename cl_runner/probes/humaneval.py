@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,6 @@ from pydantic import Field
 
 from cl_runner.batch import Batch
 from cl_runner.config import Count, Positive, Sampling
-from cl_runner.data.hub import hub_split
-from cl_runner.data.readers import file_records
 from cl_runner.digests import replace_file
 from cl_runner.families.base import Answering
 from cl_runner.families.encoding import Encoding
@@ -27,6 +25,7 @@ from cl_runner.families.tokens import padded
 from cl_runner.learner import Learner
 from cl_runner.needs import ProbePass
 from cl_runner.probes.base import Probe, at_rest, positions_of
+from cl_runner.probes.published import published
 from cl_runner.probes.sandbox import NotStarted, execute
 from cl_runner.read_if import ReadIf
 
@@ -91,7 +90,7 @@ class HumanEval(Probe):
         Raises:
             ValueError: they are not there, or they are other problems.
         """
-        records = self._of_hub() if self.path is None else self._of_file(Path(self.path).expanduser())
+        records = published(self.node, self.path, self.dataset, "test", self.revision, FILE, "HumanEval.jsonl.gz")
         names = tuple(Problem.__dataclass_fields__)
         problems = []
         for record in itertools.islice(records, self.limit):
@@ -102,18 +101,6 @@ class HumanEval(Probe):
         if not problems:
             raise ValueError(f"{self.path or self.dataset} holds no problem. Get {FILE}")
         return problems
-
-    def _of_file(self, path: Path) -> Iterator[Mapping[str, Any]]:
-        if not path.is_file() or not path.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
-            raise ValueError(
-                f"probe.{self.node}.path={self.path} is no .jsonl, .jsonl.gz or .parquet file. "
-                f"Get {FILE}, and type: probe.{self.node}.path=FOLDER/HumanEval.jsonl.gz"
-            )
-        return file_records(path)
-
-    def _of_hub(self) -> Iterator[Mapping[str, Any]]:
-        remedy = f"Without a network, get {FILE}, and type: probe.{self.node}.path=FOLDER/HumanEval.jsonl.gz"
-        return iter(hub_split(self.dataset, remedy, self.dataset, None, "test", self.revision))
 
     def passes(self, evaluated: Sequence[int]) -> Sequence[ProbePass]:
         """Every problem is completed; that the programs run is not a pass of the model."""

@@ -18,8 +18,6 @@ from unittest import mock
 from cl_runner.batch import Batch
 from cl_runner.config import Count
 from cl_runner.data.example import Example
-from cl_runner.data.hub import hub_split
-from cl_runner.data.readers import file_records
 from cl_runner.digests import replace_file
 from cl_runner.families.base import Answering
 from cl_runner.families.encoding import Encoding
@@ -29,6 +27,7 @@ from cl_runner.needs import ProbePass
 from cl_runner.overrides import nearest
 from cl_runner.probes.base import Probe, at_rest, positions_of
 from cl_runner.probes.lm_eval import quiet
+from cl_runner.probes.published import published
 from cl_runner.read_if import ReadIf
 
 FILE = "input_data.jsonl of https://github.com/google-research/google-research, folder instruction_following_eval/data"
@@ -104,7 +103,7 @@ class IFEval(Probe):
         Raises:
             ValueError: they are not there, or they are something else.
         """
-        records = self._of_hub() if self.path is None else self._of_file(Path(self.path).expanduser())
+        records = published(self.node, self.path, self.dataset, "train", self.revision, FILE, "input_data.jsonl")
         found = []
         for number, record in enumerate(itertools.islice(records, self.limit), 1):
             prompt, names, asked = (record.get(key) for key in ("prompt", "instruction_id_list", "kwargs"))
@@ -119,18 +118,6 @@ class IFEval(Probe):
         if not found:
             raise ValueError(f"{self._where} holds no prompt. Get {FILE}")
         return found
-
-    def _of_file(self, path: Path) -> Iterator[Mapping[str, Any]]:
-        if not path.is_file() or not path.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
-            raise ValueError(
-                f"probe.{self.node}.path={self.path} is no .jsonl, .jsonl.gz or .parquet file. "
-                f"Get {FILE}, and type: probe.{self.node}.path=FOLDER/input_data.jsonl"
-            )
-        return file_records(path)
-
-    def _of_hub(self) -> Iterator[Mapping[str, Any]]:
-        remedy = f"Without a network, get {FILE}, and type: probe.{self.node}.path=FOLDER/input_data.jsonl"
-        return iter(hub_split(self.dataset, remedy, self.dataset, None, "train", self.revision))
 
     def passes(self, evaluated: Sequence[int]) -> Sequence[ProbePass]:
         """Every prompt is answered."""

@@ -45,10 +45,15 @@ def as_csv(table: Table) -> str:
 
 def as_markdown(table: Table) -> str:
     """With title and notes."""
-    lines = [f"### {plain(table.title)}", "", "| " + " | ".join(map(_piped, table.header)) + " |"]
+    return "\n".join([f"### {plain(table.title)}", "", rows_as_markdown(table), "", *map(plain, table.notes), ""])
+
+
+def rows_as_markdown(table: Table) -> str:
+    """The header and the rows."""
+    lines = ["| " + " | ".join(map(_piped, table.header)) + " |"]
     lines.append("|" + "|".join("---" if place < table.left else "--:" for place in range(len(table.header))) + "|")
     lines += ["| " + " | ".join(map(_piped, row)) + " |" for row in [*table.rows, *table.below]]
-    return "\n".join([*lines, "", *map(plain, table.notes), ""])
+    return "\n".join(lines)
 
 
 def as_text(table: Table) -> str:
