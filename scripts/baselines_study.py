@@ -278,7 +278,8 @@ def record(study: Study, rows: Collection[Row]) -> None:
 def run(arguments: Sequence[str]) -> int:
     """One multirun in a process of its own, on one thread; its exit status."""
     print("python -m cl_runner", shlex.join(arguments), flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TOP)}
+    places = os.pathsep.join([str(TOP), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
     return subprocess.run([sys.executable, "-m", "cl_runner", *arguments], env=environment, check=False).returncode
 
 

@@ -135,14 +135,18 @@ def _importance_ladder(s: Setting) -> Iterator[Options]:
         for size in _halvings(s.importance_batch):
             options = {"importance.batch_size": str(size)}
             yield options
+    # Passes of single examples, or of a micro-batch, keep activations as training does, or compute them again.
+    recomputing: list[Options] = [{}] if s.gradient_checkpointing else [{}, {"hardware.gradient_checkpointing": "true"}]
+    places: list[Options] = [{}]
     if s.device == "cuda" and s.accumulate == "device":  # on the CPU there is nowhere else to put the sums
-        # Another pass computes everything again; sums in main memory are copied for every tensor of every batch.
-        for passes in (2 * s.passes, 4 * s.passes):
-            yield {**options, "importance.passes": str(passes)}
-        options = {**options, "importance.accumulate": "cpu"}
-        yield options
-    if not s.gradient_checkpointing:  # which passes of single examples, or of a micro-batch, do as training does
-        yield {**options, "hardware.gradient_checkpointing": "true"}
+        # Another pass computes everything again; sums in main memory are copied for every tensor of every batch: of a
+        # model of 7 B on an H200 a pass took 0.17 s an example of 1,024 tokens, and such copies more than a second.
+        in_passes: list[Options] = [{"importance.passes": str(times * s.passes)} for times in (2, 4, 8)]
+        for recomputed in recomputing:
+            yield from ({**options, **recomputed, **place} for place in [{}, *in_passes] if recomputed or place)
+        places = [{"importance.accumulate": "cpu"}]
+    for recomputed in recomputing:
+        yield from ({**options, **recomputed, **place} for place in places if recomputed or place)
 
 
 def _evaluation_ladder(s: Setting) -> Iterator[Options]:

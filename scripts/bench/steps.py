@@ -168,7 +168,8 @@ def saved_bytes(step: Step) -> int:
         for part in (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,):
             storage = part.untyped_storage()
             if storage.data_ptr() not in own:
-                seen[storage.data_ptr()] = (storage.nbytes(), part)  # held, so that no address is used twice
+                # Held, so that no address is used twice; without its graph, which holds this function.
+                seen[storage.data_ptr()] = (storage.nbytes(), part.detach())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
