@@ -42,6 +42,10 @@ _QUOTE = {
 }
 
 
+#: Values that people type under another name, of which the nearest one is not what they mean.
+_ALSO_CALLED = {"gpu": "cuda"}
+
+
 class SchemaError(ValueError):
     """A value that the schema refuses.
 
@@ -94,8 +98,9 @@ def explain(error: ValidationError, schema: type[BaseModel], values: Any, prefix
     is_text = kind == "string_type" and isinstance(value, (bool, int, float))
     shown = repr(value) if len(repr(value)) <= LONG else f"{repr(value)[:LONG]}..."
     close = None
-    if kind == "literal_error" and isinstance(first["loc"][-1], int):  # one of a list, which has no default of its own
-        close = nearest(str(value), re.findall(r"'([^']*)'", first["ctx"]["expected"]))
+    if kind == "literal_error" and isinstance(value, str):
+        known = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        close = next((name for name in known if name == _ALSO_CALLED.get(value)), None) or nearest(value, known)
     said = f"{where} must be {limit}, got {shown}." + (f" Nearest: {close!r}." if close else "")
     return SchemaError(said, where, close or _meant(kind, value), is_text)
 

@@ -44,7 +44,7 @@ class Row:
     Attributes:
         choice: method=<choice>.
         trained: share of the backbone's weights that learn a later task: 1 = all, 0 = none.
-        families: that every run of the tests tries; `claimed` has all.
+        families: of which every run of the tests tries one; `claimed` has all.
         only: names of the tensors of which something may move in a later task, whole names by a pattern.
         ends_on_old: the last epoch of a task goes over old examples alone, so that its own loss may rise again.
         by_pass: why what is learned depends on the passes that a batch is cut into, if it does; else it does not.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_resume import command, dies_and_goes_on
 from test_run import finished
-from tiny import learn, run_command, seeded, tiny, tiny_config, tiny_learner, tiny_words, weights_of
+from tiny import learn, run_command, seeded, some, tiny, tiny_config, tiny_learner, tiny_words, weights_of
 
 from cl_runner.batch import Batch
 from cl_runner.sparse.snapshots import describe_snapshot
@@ -196,14 +196,17 @@ def test_osf_refuses_what_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("method", "backbone"),
-    [
-        ("[o_lora,ewc]", "tiny_bert"),
-        ("o_lora", "tiny_t5"),
-        ("[inc_lora,migu]", "tiny_llama"),
-        ("lora", "tiny_bert"),
-        ("osf", "tiny_llama"),
-        ("[seq_lora,lwf]", "tiny_llama"),
-    ],
+    some(
+        [
+            ("[o_lora,ewc]", "tiny_bert"),
+            ("o_lora", "tiny_t5"),
+            ("[inc_lora,migu]", "tiny_llama"),
+            ("lora", "tiny_bert"),
+            ("osf", "tiny_llama"),
+            ("[seq_lora,lwf]", "tiny_llama"),
+        ],
+        5,
+    ),
 )
 def test_death_with_adapters(method: str, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = [f"method={method}", f"backbone={backbone}", "importance.cache_gb=0", "task_order.base.train=24"]
@@ -220,14 +223,17 @@ def test_death_with_adapters(method: str, backbone: str, tmp_path: Path, monkeyp
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("method", "backbone"),
-    [
-        ("o_lora", "tiny_llama"),
-        ("o_lora method.o_lora.merge=true", "tiny_bert"),
-        ("lora", "tiny_bert"),
-        ("seq_lora method.seq_lora.start=pissa", "tiny_bert"),
-        ("seq_lora method.seq_lora.dora=true", "tiny_t5"),
-        ("osf", "tiny_llama"),
-    ],
+    some(
+        [
+            ("o_lora", "tiny_llama"),
+            ("o_lora method.o_lora.merge=true", "tiny_bert"),
+            ("lora", "tiny_bert"),
+            ("seq_lora method.seq_lora.start=pissa", "tiny_bert"),
+            ("seq_lora method.seq_lora.dora=true", "tiny_t5"),
+            ("osf", "tiny_llama"),
+        ],
+        4,
+    ),
 )
 def test_export_is_what_peft_loads(
     method: str, backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -106,7 +106,7 @@ MISTAKES = [
     ),
     (
         ["method=piece_s", "method.piece.score=fishr"],
-        r"Type: .*method=piece_s method.piece.score=second_order ",
+        r"Type: .*method=piece_s method.piece.score=fisher ",
     ),
     (["importance.passes=0"], r"importance.passes must be greater than or equal to 1"),
     (["backbone.dtype=fp16"], r"backbone.dtype must be 'float32' or 'bfloat16'"),

@@ -10,13 +10,18 @@ import pytest
 import torch
 from pictures import SEEING, config, data, seeing
 from PIL import Image
-from tiny import Death, run_command, tiny_learner
+from tiny import Death, Losses, run_command, tiny_learner
 
 from cl_runner import checkpoint
 from cl_runner.compose import compose
 from cl_runner.data.example import Example
 from cl_runner.data.task import build_tasks, fingerprint
 from cl_runner.importance import _key
+from cl_runner.learn import learn_task
+from cl_runner.planning import peaks
+from cl_runner.planning.imitation import Ledger
+from cl_runner.planning.numbers import counts_of, setting_of, skeleton, text_lengths
+from cl_runner.planning.planner import Planner
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +78,26 @@ def test_mistakes_with_pictures(root: Path, tmp_path: Path, capsys: pytest.Captu
     assert "Type: backbone.chat_template=true" in said(root, "backbone.chat_template=false")
     assert "probe oracle needs" in said(root, "probe=oracle")
     assert "probe captioning needs a backbone of the families image_text" in said(root, "probe=captioning", *WORDS)
-    assert run_command(["plan", *seeing(root)]) == 2
-    assert "plans know texts alone" in capsys.readouterr().err
+    assert run_command(["plan", *seeing(root, "backbone=tiny_qwen3_vl")]) == 2
+    assert "plans know pictures of one size" in capsys.readouterr().err
+
+
+def test_a_plan_is_within_a_quarter_of_what_lives(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that sees: its picture's features, eyes that are frozen and keep nothing, its words."""
+    for share in ("HEAP_SHARE", "PROMPT_HEAP_SHARE"):
+        monkeypatch.setattr(peaks, share, 1.0)  # what the heap keeps beside it is measured on real runs
+    sizes = "{text_config: {hidden_size: 96, intermediate_size: 256}}"
+    chosen = config(root, "method=seq_ft", f"++backbone.architecture={sizes}")
+    learner, method, tasks = tiny_learner(chosen)
+    weights = sum(p.numel() * p.element_size() for p in learner.model.parameters())
+    with Ledger() as ledger:
+        for task in tasks:
+            learn_task(learner, method, task, chosen.training, Losses())
+    lengths = text_lengths(learner.family, tasks)
+    s = setting_of(chosen, counts_of(chosen, tasks), skeleton(chosen.backbone, 0), "cpu", lengths)
+    found = Planner(lambda: skeleton(chosen.backbone, 0), 0).memory(s)
+    planned = max(size for phase, size in found.items() if phase != "evaluate")
+    assert planned == pytest.approx(weights + ledger.peak_bytes, rel=0.25), found
 
 
 # Runs -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tiny import TINY, run_command
+from tiny import TINY, run_command, some
 
 from cl_runner import interrupt
 from cl_runner.sweeps import one_job, slurm
@@ -249,7 +249,7 @@ def job(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sweep]:
     interrupt.last_heard = None
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", some([signal.SIGUSR2, signal.SIGUSR1], 2))
 def test_a_job_near_its_limit_saves_and_waits_again(
     number: int, job: Sweep, cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

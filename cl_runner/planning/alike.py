@@ -53,7 +53,7 @@ class Counted:
 
 
 class Stack:
-    """A model's layers, all of one kind.
+    """Layers of a model, all of one kind.
 
     Args:
         layers: held by the model.
@@ -88,7 +88,7 @@ class Stack:
 
 
 def stack_of(model: nn.Module) -> Stack | None:
-    """The only stack of equal layers of a model that has one; None where there is none, or several."""
+    """The stack of equal layers of a model, of several (eyes and language) the one of most weights; None: none."""
     found: list[tuple[str, nn.ModuleList]] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{other}.") for other, _ in found)
@@ -97,7 +97,8 @@ def stack_of(model: nn.Module) -> Stack | None:
             first = next(kinds)
             if all(kind == first for kind in kinds):
                 found.append((name, module))
-    return Stack(found[0][1], found[0][0]) if len(found) == 1 else None
+    largest = max(found, key=lambda one: sum(p.numel() for p in one[1].parameters()), default=None)
+    return None if largest is None else Stack(largest[1], largest[0])
 
 
 def _kind(layer: nn.Module) -> list[object]:

@@ -283,11 +283,12 @@ def checkpointing(model: PreTrainedModel, active: bool) -> Iterator[None]:
         return
     # transformers 5.2x renamed it.
     stop = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
-    uses_cache = model.config.use_cache
-    model.config.use_cache = False
+    config = model.config.get_text_config()  # of a model that sees, its language's
+    uses_cache = config.use_cache
+    config.use_cache = False
     recompute_activations(model)
     try:
         yield
     finally:
         stop()
-        model.config.use_cache = uses_cache
+        config.use_cache = uses_cache

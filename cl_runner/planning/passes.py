@@ -30,8 +30,8 @@ def outputs(model: nn.Module, s: Setting, examples: int) -> Output:
         logits = model(**_texts(examples, s.max_length)).logits.float()
         return _output(logits, _ids(examples))
     length = s.answers.max_length
-    if s.family == "causal":
-        given = {**_texts(examples, s.max_whole), **_positions(model, examples, s.max_whole)}
+    if s.family != "seq2seq":
+        given = {**_prompts(model, s, examples, s.max_whole), **_positions(model, examples, s.max_whole)}
         logits = model(**given, **_kept(model, length + 1), use_cache=False).logits[:, -length - 1 : -1]
     else:
         decoder = {"decoder_input_ids": _ids(examples, length)}
@@ -62,10 +62,11 @@ def answers(s: Setting) -> dict[str, list[Stage]]:
     if said is None:
         return {"forward": [lambda model, _: outputs(model, s, s.evaluation_batch).logits]}
     ways: dict[str, list[Stage]] = {}
-    read = _read_causal if s.family == "causal" else _read_seq2seq
-    before_labels = _read_causal if s.family == "causal" else _encode
-    following = _token_causal if s.family == "causal" else _token_seq2seq
-    of_label = _label_causal if s.family == "causal" else _label_seq2seq
+    decodes = s.family != "seq2seq"
+    read = _read_causal if decodes else _read_seq2seq
+    before_labels = _read_causal if decodes else _encode
+    following = _token_causal if decodes else _token_seq2seq
+    of_label = _label_causal if decodes else _label_seq2seq
     length = s.max_length
     if said.generated:
 
@@ -74,20 +75,20 @@ def answers(s: Setting) -> dict[str, list[Stage]]:
             return given
 
         ways["generate"] = [
-            lambda model, _: read(model, s.evaluation_batch, length),
+            lambda model, _: read(model, s, s.evaluation_batch, length),
             grow,
             lambda model, given: following(model, s.evaluation_batch, length, said.generated, given),
         ]
     if said.by_label:
         ways["labels"] = [
-            lambda model, _: before_labels(model, s.evaluation_batch, length),
+            lambda model, _: before_labels(model, s, s.evaluation_batch, length),
             *[lambda model, given: of_label(model, s.evaluation_batch, length, said, given)] * said.labels,
         ]
     return ways
 
 
-def _read_causal(model: PreTrainedModel, examples: int, length: int) -> tuple[Any, Tensor]:
-    given = {**_texts(examples, length), **_positions(model, examples, length)}
+def _read_causal(model: PreTrainedModel, s: Setting, examples: int, length: int) -> tuple[Any, Tensor]:
+    given = {**_prompts(model, s, examples, length), **_positions(model, examples, length)}
     read = model(**given, **_kept(model, 1), use_cache=True)
     return read.past_key_values, read.logits[:, -1].float()
 
@@ -109,13 +110,13 @@ def _label_causal(model: PreTrainedModel, examples: int, length: int, said: Answ
     return *given, of_tokens.view(examples, -1).sum(1)
 
 
-def _encode(model: PreTrainedModel, examples: int, length: int) -> tuple[Any, Tensor]:
+def _encode(model: PreTrainedModel, s: Setting, examples: int, length: int) -> tuple[Any, Tensor]:
     states: Tensor = model.get_encoder()(**_texts(examples, length)).last_hidden_state
     return None, states
 
 
-def _read_seq2seq(model: PreTrainedModel, examples: int, length: int) -> tuple[Any, Tensor]:
-    _, states = _encode(model, examples, length)
+def _read_seq2seq(model: PreTrainedModel, s: Setting, examples: int, length: int) -> tuple[Any, Tensor]:
+    _, states = _encode(model, s, examples, length)
     wrote = model(
         encoder_outputs=BaseModelOutput(last_hidden_state=states),
         attention_mask=_ids(examples, length),
@@ -167,6 +168,29 @@ def _ids(*shape: int) -> Tensor:
 def _texts(examples: int, tokens: int) -> dict[str, Tensor]:
     """The mask has the type it has in a run, padding included."""
     return {"input_ids": _ids(examples, tokens), "attention_mask": _ids(examples, tokens)}
+
+
+def _prompts(model: nn.Module, s: Setting, examples: int, tokens: int) -> dict[str, Tensor]:
+    """Texts; of models that see with a picture in each, whose features stand at some of its tokens.
+
+    Raises:
+        ValueError: the model cuts pictures into grids, whose sizes it reads.
+    """
+    if s.family != "image_text":
+        return _texts(examples, tokens)
+    assert isinstance(model, PreTrainedModel)
+    eyes = getattr(model.config, "vision_config", None)
+    if not hasattr(eyes, "image_size"):
+        raise ValueError(
+            "plans know pictures of one size, such as LLaVA's, and no grids; the run itself is not concerned"
+        )
+    pixels = torch.empty(examples, 3, eyes.image_size, eyes.image_size, dtype=model.dtype)
+    seen = model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+    read: Tensor = model.get_input_embeddings()(_ids(examples, tokens))
+    # No token of a text without content stands for a picture: it is joined as where some do.
+    nowhere = torch.zeros(examples, tokens, 1, dtype=torch.bool).expand_as(read)
+    joined = read.masked_scatter(nowhere, torch.cat(list(seen)).to(read.dtype))
+    return {"inputs_embeds": joined, "attention_mask": _ids(examples, tokens)}
 
 
 def _positions(model: nn.Module, examples: int, tokens: int) -> dict[str, Tensor]:

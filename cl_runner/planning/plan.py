@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from cl_runner import distributed
 from cl_runner.compose import Request
 from cl_runner.config import Config
-from cl_runner.parts import family_kind
 
 if TYPE_CHECKING:
     from cl_runner.data.task import Task
@@ -32,8 +31,6 @@ def plan_run(
     Raises:
         ValueError: also if the model computes with the content of its tensors, as a mixture of experts does.
     """
-    if family_kind(request.config.backbone.family) == "image_text":
-        raise ValueError("plans know texts alone, no pictures yet; the run itself is not concerned")
     try:
         return _plan_run(request, tasks, family, calibrates, processes)
     except ValueError:

@@ -42,7 +42,7 @@ class Prices:
         self._known: dict[object, list[Cost]] = {}
 
     def _costs(self, s: Setting, key: object, stages: Sequence[passes.Stage]) -> list[Cost]:
-        key = (key, s.dtype, s.device, s.precision, s.max_length, s.answers)
+        key = (key, s.dtype, s.device, s.precision, s.max_length, s.answers, s.family)
         if key not in self._known:
             place = self.place(s, key)
             found = None if place is None else _stored(place)

@@ -76,6 +76,9 @@ class Answers:
     beyond: int = 0
 
 
+Kind = Literal["classifier", "causal", "seq2seq", "image_text"]
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a run asks for, in numbers; options that change memory have the configuration's names."""
@@ -100,7 +103,7 @@ class Setting:
     restart: bool  # every task starts from the first weights, which are kept
     snapshots: Literal["all", "sparse", "none"]
     cache_bytes: int  # room for importance that runs share
-    family: Literal["classifier", "causal", "seq2seq", "image_text"] = "classifier"
+    family: Kind = "classifier"
     answers: Answers | None = None  # of language models
     encoder: EncoderNumbers | None = None  # of the texts, where values are retrieved
     encoded: int = 0  # texts whose vectors retrieval asks for
@@ -286,7 +289,8 @@ class Setting:
         said = dataclasses.replace(self.answers, max_length=probe.tokens, max_whole=whole)
         # A decoder has a logit for every token, and an encoder-decoder reads the first half.
         length = probe.tokens // 2 if self.family == "seq2seq" else 1
-        return dataclasses.replace(self, max_length=max(1, length), answers=said)
+        family: Kind = "causal" if self.family == "image_text" else self.family  # no pictures come with texts
+        return dataclasses.replace(self, max_length=max(1, length), answers=said, family=family)
 
     def within(self, task: TaskNumbers) -> Setting:
         """The same run as the texts of a task are read, whose prompts are fewer than in the last one."""
