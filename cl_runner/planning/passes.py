@@ -179,13 +179,14 @@ def _prompts(model: nn.Module, s: Setting, examples: int, tokens: int) -> dict[s
     if s.family != "image_text":
         return _texts(examples, tokens)
     assert isinstance(model, PreTrainedModel)
-    eyes = getattr(model.config, "vision_config", None)
+    eyes: Any = getattr(model.config, "vision_config", None)
     if not hasattr(eyes, "image_size"):
         raise ValueError(
             "plans know pictures of one size, such as LLaVA's, and no grids; the run itself is not concerned"
         )
     pixels = torch.empty(examples, 3, eyes.image_size, eyes.image_size, dtype=model.dtype)
-    seen = model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+    look: Any = model.get_image_features
+    seen = look(pixel_values=pixels, return_dict=True).pooler_output
     read: Tensor = model.get_input_embeddings()(_ids(examples, tokens))
     # No token of a text without content stands for a picture: it is joined as where some do.
     nowhere = torch.zeros(examples, tokens, 1, dtype=torch.bool).expand_as(read)
