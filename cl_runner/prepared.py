@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from cl_runner import distributed
 from cl_runner.build import build_family, build_method, build_probes, prepare_hardware
 from cl_runner.checks import choice
 from cl_runner.config import Backbone, Config, Training
@@ -82,7 +83,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
     skeleton = family.skeleton()
     said = family.verify(skeleton)
     method.check(skeleton, longest)
-    _check_sharded(config, method)
+    _check_sharded(config, method, device)
     _check_offload(config, method)
     needs = ask(method, config, skeleton)  # says as well what does not fit the tasks
     if needs.later == "listed":
@@ -121,7 +122,7 @@ def _slow(config: Config, device: torch.device) -> Sequence[str]:
     ]
 
 
-def _check_sharded(config: Config, method: Chain) -> None:
+def _check_sharded(config: Config, method: Chain, device: torch.device) -> None:
     """Where each process is to hold its part of the weights, everything can do with that.
 
     Raises:
@@ -149,6 +150,14 @@ def _check_sharded(config: Config, method: Chain) -> None:
         raise ValueError(
             f"hardware.shard=true needs torch 2.8 or later, and this is {torch.__version__}. "
             "Type: pip install 'torch>=2.8' (or hardware.shard=false)"
+        )
+    processes, cards = distributed.beside(), torch.cuda.device_count()
+    if device.type == "cuda" and distributed.size() > 1 and processes > cards:
+        # NCCL wants a GPU for each, and what stands in for it (gloo) cannot add up parts of gradients on a GPU.
+        raise ValueError(
+            f"hardware.shard=true: {processes} processes of this machine see {cards} "
+            f"{'GPU' if cards == 1 else 'GPUs'}, and each needs one of its own. Start {cards} on each machine "
+            f"(torchrun --nproc-per-node={cards}), or type: hardware=cpu (or hardware.shard=false)"
         )
 
 

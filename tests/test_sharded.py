@@ -11,6 +11,8 @@ import torch
 from test_several import HERE, LONG, PASSES, check_alike, ended, line, lines_of, run_of, start, until_trained
 from tiny import EVERY_FAMILY, run_command, without_report
 
+from cl_runner import distributed
+
 SHARD = "hardware.shard=true"
 SELECTS = ("training.select=best_validation", "task_order.base.validation=6", "task_order.incremental.validation=6")
 LINES = {"all weights": ("method=seq_ft", "backbone=tiny_llama", *PASSES)}
@@ -111,6 +113,17 @@ def test_what_cannot_lie_in_parts_is_named(
 ) -> None:
     assert run_command(line(tmp_path, *overrides, SHARD)) == 2
     assert said in capsys.readouterr().err
+
+
+def test_more_processes_than_gpus_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "_here", distributed._Here(size=2, beside=2))
+    for name, given in (("is_available", True), ("device_count", 1), ("set_device", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, given=given: given)
+    assert run_command(line(tmp_path, "method=seq_ft", "hardware=gpu", SHARD)) == 2
+    said = capsys.readouterr().err
+    assert "2 processes of this machine see 1 GPU, and" in said and "--nproc-per-node=1), or type: hardware=cpu" in said
 
 
 def test_one_process_has_all_of_it(tmp_path: Path) -> None:
