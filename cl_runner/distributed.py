@@ -317,6 +317,17 @@ def once(function: Callable[Given, Result]) -> Callable[Given, Result]:
     return call
 
 
+def send(tensor: Tensor) -> None:
+    """A contiguous tensor becomes, in place, what the first process has in it: the same bits."""
+    if not _together() or not tensor.numel():
+        return
+    import torch
+    from torch import distributed
+
+    with _reaching():
+        distributed.broadcast(tensor.detach().reshape(-1).view(torch.uint8), 0)
+
+
 def add(tensors: Iterable[Tensor]) -> None:
     """Each tensor becomes, in place, its sum over the processes: the same bits in all of them."""
     if not _together():

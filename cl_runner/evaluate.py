@@ -55,12 +55,16 @@ def evaluate(
         union = [example for task in alike for example in evaluation_examples(task, options.split)]
         answers: dict[int, Prediction] = {}
         begun, shown = 0, done
-        for place, positions in enumerate(learner.by_length(union, options.batch_size, answers=False)):
+        batches = list(learner.by_length(union, options.batch_size, answers=False))
+        for place, positions in enumerate(batches):
             if not dealt or distributed.mine(place):
                 torch.manual_seed(learner.seed_of("answers", after, number, begun))
                 batch = learner.collate([union[i] for i in positions], answers=False)
                 answers.update(zip(positions, method.predict(learner, batch, _asked(learner, how)), strict=True))
             begun += len(positions)
+            if learner.shards is not None and (distributed.round_ends(place) or place + 1 == len(batches)):
+                shortest = learner.collate([union[batches[-1][-1]]])
+                learner.shards.wait(lambda batch=shortest: learner.forward(batch))
             if not dealt or distributed.round_ends(place):
                 shown = done + begun
                 (progress or learner.progress)("evaluate", shown, total)

@@ -151,6 +151,8 @@ def _check_sharded(config: Config, method: Chain, device: torch.device) -> None:
             f"hardware.shard=true needs torch 2.8 or later, and this is {torch.__version__}. "
             "Type: pip install 'torch>=2.8' (or hardware.shard=false)"
         )
+    if config.hardware.shard == "always":
+        _check_always(config, method)
     processes, cards = distributed.beside(), torch.cuda.device_count()
     if device.type == "cuda" and distributed.size() > 1 and processes > cards:
         # NCCL wants a GPU for each, and what stands in for it (gloo) cannot add up parts of gradients on a GPU.
@@ -159,6 +161,34 @@ def _check_sharded(config: Config, method: Chain, device: torch.device) -> None:
             f"{'GPU' if cards == 1 else 'GPUs'}, and each needs one of its own. Start {cards} on each machine "
             f"(torchrun --nproc-per-node={cards}), or type: hardware=cpu (or hardware.shard=false)"
         )
+
+
+#: Of models whose passes are all alike: through every block, in one order.
+KINDS = ("causal", "classifier")
+
+
+def _check_always(config: Config, method: Chain) -> None:
+    """Where no process ever has the whole weights, nothing asks for them.
+
+    Raises:
+        ValueError: otherwise, with what to type.
+    """
+    needing = [name for name, each in method.methods.items() if each.sharded != "always"]
+    kind = family_kind(config.backbone.family)
+    refused = [
+        *(f"{name} measures or selects by whole weights between trainings" for name in needing[:1]),
+        *(
+            [f"passes of {config.backbone.family} ({kind}) are of several kinds"]
+            if kind in ("seq2seq", "image_text")
+            else []
+        ),
+        *(f"the probe {name} is of one process with whole weights" for name in list(config.probe)[:1]),
+        *(["a fork takes whole weights of another run"] if config.fork.run is not None else []),
+        *(["every task of this order goes back to the first weights"] if config.task_order.restart else []),
+    ]
+    if refused:
+        also = " (or probe=none)" if config.probe and not needing else ""
+        raise ValueError(f"hardware.shard=always: {refused[0]}. Type: hardware.shard=true{also}")
 
 
 def _check_offload(config: Config, method: Chain) -> None:

@@ -37,6 +37,7 @@ from cl_runner.planning.fitting import applied
 from cl_runner.planning.work import units
 from cl_runner.prepared import prepare
 from cl_runner.record import check_environment, header, write_request
+from cl_runner.shards import begun
 from cl_runner.sparse.measured import Measured
 
 
@@ -71,7 +72,7 @@ class Run:
     def __init__(self, request: Request, tasks: Sequence[Task]):
         self.request, self.config = request, request.config
         self.prepared = prepare(request.config, tasks)
-        self._sharded = request.config.hardware.shard and distributed.size() > 1
+        self._sharded = distributed.size() > 1 and request.config.hardware.shard
         self._parent: Parent | None = None
 
     def saved(self) -> dict[str, Any] | None:
@@ -159,7 +160,7 @@ class Run:
         # From here on the run computes by them; its name and its record stay what was asked.
         self.request = applied(self.request, distributed.once(plan_once)(self.request, prepared, scene.console.line))
         config = self.config = self.request.config
-        model, _ = prepared.family.build(config.seed)
+        model = begun(prepared.family, config.seed) if self._sharded else prepared.family.build(config.seed)[0]
         if config.hardware.gradient_checkpointing:
             recompute_activations(model)
         return Learner(

@@ -4,6 +4,12 @@ In a step of training a block's weights are whole only while it computes, and of
 its own rows of values, gradients and the optimizer's state. Between trainings, where a run selects, measures, answers
 and hashes, every process has the whole weights (`gather`), and nothing there is written otherwise than for one process.
 
+With `always` no process ever has them: a pass then needs all processes wherever it is made. Before each, a process
+says that it makes one; one that is done makes passes that count nothing as long as another one says so (`wait`).
+
+The first process alone reads a checkpoint, or draws weights, in main memory (`begun`); the others receive block after
+block, and each keeps its rows. So what loads a model has one way, whatever file, type and head it is of.
+
 A tensor's rows are cut as `Tensor.chunk` cuts them. What outlives a step is held as DTensor, which knows its whole
 shape: `whole` brings it together again, so that files hold no trace of the number of processes.
 """
@@ -11,7 +17,8 @@ shape: `whole` brings it together again, so that files hold no trace of the numb
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,8 +28,11 @@ from torch.distributed import ProcessGroup, Work, all_gather_into_tensor, reduce
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
+from transformers import GenerationConfig, PreTrainedModel
 
 from cl_runner import distributed
+from cl_runner.families.base import Family
+from cl_runner.sparse.bits import digest
 
 
 def available() -> bool:
@@ -55,24 +65,52 @@ def placed(shards: Shards | None, tree: Any) -> Any:
     return tree if shards is None else shards.placed(tree)
 
 
+def begun(family: Family, seed: int) -> PreTrainedModel:
+    """The starting model: the first process has its weights, in main memory, and the others the architecture alone."""
+    made: list[PreTrainedModel] = []
+
+    @distributed.once
+    def read() -> Any:
+        made.append(family.build(seed)[0])
+        how = made[0].generation_config
+        return None if how is None else how.to_dict()
+
+    how = read()  # a checkpoint has a file of it beside its weights
+    if made:
+        return made[0]
+    model = family.skeleton()
+    if how is not None:
+        model.generation_config = GenerationConfig.from_dict(how)
+    return model
+
+
 class Shards:
-    """The weights of a model in parts, or whole: whole at first.
+    """The weights of a model in parts, or whole: whole at first, but for `always`.
 
     Args:
-        model: on its device; its blocks are what transformers does not split over devices.
+        model: as `begun` made it; its blocks are what transformers does not split over devices.
         added: names of parameters that a method brought along, which are small and whole in every process.
+        device: to compute on.
+        always: whether the weights lie in parts between trainings as well.
+
+    Attributes:
+        gathered: every process has the whole weights.
+        training: the model trains, and all processes make as many passes by themselves.
     """
 
-    def __init__(self, model: nn.Module, added: frozenset[str]):
-        device = next(model.parameters()).device
+    def __init__(self, model: nn.Module, added: frozenset[str], device: torch.device, always: bool = False):
         self._mesh = init_device_mesh(device.type, (distributed.size(),))
+        self.always = always
         # T5's blocks return views, on which torch would lose its hook if something were added in place: nothing is.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
-        apart = {p for name, p in model.named_parameters() if name in added or p.ndim == 0}
         blocks = list(_blocks(model))
+        received: set[nn.Module] = set()
         for module in [*blocks, model]:
+            _receive([one for one in module.modules() if one not in received], device)
+            received.update(module.modules())
             # Half-precision gradients are added up in fp32.
             policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+            apart = {p for name, p in model.named_parameters() if name in added or p.ndim == 0}
             fully_shard(module, mesh=self._mesh, mp_policy=policy, ignored_params=apart)
         self._model = model
         self._modules: list[FSDPModule] = [module for module in [*blocks, model] if isinstance(module, FSDPModule)]
@@ -87,7 +125,11 @@ class Shards:
         # By itself torch takes the part of a model that is asked first for the whole of it, such as T5's encoder.
         fully_shard.state(model)._lazy_init()  # type: ignore[attr-defined]  # torch sets it on the function
         self._parts = {name: p for name, p in model.named_parameters() if isinstance(p, DTensor)}
-        self.gathered = False
+        self.gathered = self.training = self._idle = False
+        if always:  # before torch's own hook, which brings weights together
+            model.register_forward_pre_hook(self._announce, prepend=True)
+        for module in self._modules:
+            self._exchanging(module, True)
         self.gather()
 
     def __contains__(self, name: object) -> bool:
@@ -95,8 +137,14 @@ class Shards:
 
     # whole or in parts
     def gather(self) -> None:
-        """Every process has the whole weights; passes are its own business, and gradients stay where they are."""
+        """Every process has the whole weights; passes are its own business, and gradients stay where they are.
+
+        With `always` they stay in parts, and passes are made together.
+        """
         self.refresh()
+        self.training = False
+        if self.always:
+            return
         self.gathered = True
         for module in self._modules:
             self._exchanging(module, False)
@@ -105,6 +153,9 @@ class Shards:
     @torch.no_grad()
     def part(self) -> None:
         """Each process keeps its rows of the weights as they are now; from here on all make their passes together."""
+        self.training = True
+        if self.always:
+            return self.refresh()
         assert self.gathered
         for name, parameter in self._model.named_parameters():
             if name in self._parts:
@@ -117,8 +168,8 @@ class Shards:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside, in the middle of training, every process has the whole weights."""
-        assert not self.gathered
+        """Inside, in the middle of training, every process has the whole weights, or passes as `gather` says."""
+        assert self.training
         self.gather()
         yield
         self.part()
@@ -133,6 +184,54 @@ class Shards:
         """The rows have changed: the next pass brings the weights together anew."""
         for module in self._modules:
             module.reshard()
+
+    # passes of weights that are always in parts
+    def _announce(self, model: nn.Module, given: Any) -> None:
+        if not self.training and not self._idle:
+            said = distributed.any_of(True)
+            assert said
+
+    @torch.no_grad()
+    def wait(self, idle: Callable[[], object]) -> None:
+        """This process has made its passes: as long as others make some, it makes such as count nothing.
+
+        Args:
+            idle: one pass.
+        """
+        if self.always:
+            self._idle = True
+            while distributed.any_of(False):
+                idle()
+            self._idle = False
+            self.refresh()
+
+    # all weights, tensor after tensor
+    def digests(self, weights: Mapping[str, Tensor]) -> dict[str, str]:
+        """`tensor_digests`, in every process: each hashes its share, and holds two whole tensors at most."""
+        found: dict[str, Future[str]] = {}
+        last: Future[str] | None = None
+        with ThreadPoolExecutor(1) as pool:
+            for number, (name, tensor) in enumerate(weights.items()):
+                full = whole(tensor)
+                if distributed.mine(number):
+                    if last is not None:
+                        last.result()
+                    last = found[name] = pool.submit(digest, full)
+        every = distributed.gathered({name: each.result() for name, each in found.items()})
+        joined = {name: each for one in every for name, each in one.items()}
+        return {name: joined[name] for name in weights}
+
+    @torch.no_grad()
+    def fill(self, weights: Mapping[str, Tensor | None]) -> None:
+        """The model gets whole tensors, by name, that the first process has in main memory."""
+        for name, parameter in self._model.named_parameters():
+            full = weights[name]
+            if full is None:
+                full = torch.empty(parameter.shape, dtype=parameter.dtype)
+            full = full.detach().to(self._mesh.device_type)
+            distributed.send(full)
+            local(parameter).copy_(self._rows(full) if name in self._parts else full)
+        self.refresh()
 
     # a tensor's parts
     def _rows(self, full: Tensor) -> Tensor:
@@ -240,7 +339,7 @@ class _Counting:
         return torch.empty(*size, dtype=dtype, device=device)
 
     def count(self, tensor: Tensor) -> None:
-        if not self._shards.gathered:
+        if self._shards.training:
             distributed.count_sent(tensor.nbytes)
 
 
@@ -266,3 +365,31 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
             yield from (block for block in module if type(block).__name__ in kinds)
+
+
+def _tensors(modules: Iterable[nn.Module]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Where modules have their tensors, and these: parameters, buffers, and what is neither."""
+    for module in modules:
+        for place in (module._parameters, module._buffers, vars(module)):
+            for name, tensor in list(place.items()):
+                if isinstance(tensor, Tensor) and not isinstance(tensor, DTensor):
+                    yield place, name, tensor
+
+
+@torch.no_grad()
+def _receive(modules: Iterable[nn.Module], device: torch.device) -> None:
+    """The tensors of modules become what the first process has of them, on the device."""
+    places = list(_tensors(modules))
+    # Of these an architecture does not know all: some stay in fp32 where others are loaded in half precision.
+    kinds = distributed.shared([str(tensor.dtype).removeprefix("torch.") for *_, tensor in places])
+    made: dict[int, Tensor] = {}  # what is tied stays so
+    for (place, name, tensor), kind in zip(places, kinds, strict=True):
+        if id(tensor) not in made:
+            if distributed.first():
+                sent = tensor.detach().to(device).contiguous()
+            else:
+                sent = torch.empty(tensor.shape, dtype=getattr(torch, kind), device=device)
+            distributed.send(sent)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(sent, tensor.requires_grad) if is_parameter else sent
+        place[name] = made[id(tensor)]
