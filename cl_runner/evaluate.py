@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -64,7 +65,7 @@ def evaluate(
             begun += len(positions)
             if learner.shards is not None and (distributed.round_ends(place) or place + 1 == len(batches)):
                 shortest = learner.collate([union[batches[-1][-1]]])
-                learner.shards.wait(lambda batch=shortest: learner.forward(batch))
+                learner.shards.wait(functools.partial(learner.forward, shortest))
             if not dealt or distributed.round_ends(place):
                 shown = done + begun
                 (progress or learner.progress)("evaluate", shown, total)

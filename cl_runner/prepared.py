@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cl_runner import distributed
 from cl_runner.build import build_family, build_method, build_probes, prepare_hardware
 from cl_runner.checks import choice
 from cl_runner.config import Backbone, Config, Training
@@ -26,7 +25,7 @@ from cl_runner.parts import family_kind
 from cl_runner.planning.tasks import ask
 from cl_runner.pretrained.places import folder_of, is_folder, metrics_of
 from cl_runner.probes.base import Probe
-from cl_runner.shards import available
+from cl_runner.shard_checks import check_sharded
 from cl_runner.tracked import check_trackers
 from cl_runner.tracking.environment import has_bf16
 
@@ -83,7 +82,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
     skeleton = family.skeleton()
     said = family.verify(skeleton)
     method.check(skeleton, longest)
-    _check_sharded(config, method, device)
+    check_sharded(config, method, device)
     _check_offload(config, method)
     needs = ask(method, config, skeleton)  # says as well what does not fit the tasks
     if needs.later == "listed":
@@ -120,75 +119,6 @@ def _slow(config: Config, device: torch.device) -> Sequence[str]:
         "this machine's processors have no instructions for bfloat16 (avx512_bf16, amx_bf16), in which this run "
         f"computes 3 to 15 times as slowly as in fp32. Type: {' '.join(typed)}"
     ]
-
-
-def _check_sharded(config: Config, method: Chain, device: torch.device) -> None:
-    """Where each process is to hold its part of the weights, everything can do with that.
-
-    Raises:
-        ValueError: otherwise, with what to type.
-    """
-    if not config.hardware.shard:
-        return
-    for name, each in method.methods.items():
-        if not each.sharded:
-            raise ValueError(
-                f"hardware.shard=true: {name} needs all of what trains in every process. Type: hardware.shard=false "
-                "(or another method, such as method=seq_ft)"
-            )
-    if config.training.optimizer == "adafactor":
-        raise ValueError(
-            "hardware.shard=true: adafactor's state is of rows and columns of whole matrices, of which a process has "
-            "some. Type: training.optimizer=adamw (or hardware.shard=false)"
-        )
-    if config.reuse != "none":
-        raise ValueError(
-            f"reuse={config.reuse} is for weights that a process has all of, and hardware.shard=true. "
-            "Type: reuse=none (or hardware.shard=false)"
-        )
-    if not available():
-        raise ValueError(
-            f"hardware.shard=true needs torch 2.8 or later, and this is {torch.__version__}. "
-            "Type: pip install 'torch>=2.8' (or hardware.shard=false)"
-        )
-    if config.hardware.shard == "always":
-        _check_always(config, method)
-    processes, cards = distributed.beside(), torch.cuda.device_count()
-    if device.type == "cuda" and distributed.size() > 1 and processes > cards:
-        # NCCL wants a GPU for each, and what stands in for it (gloo) cannot add up parts of gradients on a GPU.
-        raise ValueError(
-            f"hardware.shard=true: {processes} processes of this machine see {cards} "
-            f"{'GPU' if cards == 1 else 'GPUs'}, and each needs one of its own. Start {cards} on each machine "
-            f"(torchrun --nproc-per-node={cards}), or type: hardware=cpu (or hardware.shard=false)"
-        )
-
-
-#: Of models whose passes are all alike: through every block, in one order.
-KINDS = ("causal", "classifier")
-
-
-def _check_always(config: Config, method: Chain) -> None:
-    """Where no process ever has the whole weights, nothing asks for them.
-
-    Raises:
-        ValueError: otherwise, with what to type.
-    """
-    needing = [name for name, each in method.methods.items() if each.sharded != "always"]
-    kind = family_kind(config.backbone.family)
-    refused = [
-        *(f"{name} measures or selects by whole weights between trainings" for name in needing[:1]),
-        *(
-            [f"passes of {config.backbone.family} ({kind}) are of several kinds"]
-            if kind in ("seq2seq", "image_text")
-            else []
-        ),
-        *(f"the probe {name} is of one process with whole weights" for name in list(config.probe)[:1]),
-        *(["a fork takes whole weights of another run"] if config.fork.run is not None else []),
-        *(["every task of this order goes back to the first weights"] if config.task_order.restart else []),
-    ]
-    if refused:
-        also = " (or probe=none)" if config.probe and not needing else ""
-        raise ValueError(f"hardware.shard=always: {refused[0]}. Type: hardware.shard=true{also}")
 
 
 def _check_offload(config: Config, method: Chain) -> None:

@@ -72,7 +72,7 @@ def begun(family: Family, seed: int) -> PreTrainedModel:
     @distributed.once
     def read() -> Any:
         made.append(family.build(seed)[0])
-        how = made[0].generation_config
+        how = getattr(made[0], "generation_config", None)
         return None if how is None else how.to_dict()
 
     how = read()  # a checkpoint has a file of it beside its weights
@@ -128,8 +128,8 @@ class Shards:
         self.gathered = self.training = self._idle = False
         if always:  # before torch's own hook, which brings weights together
             model.register_forward_pre_hook(self._announce, prepend=True)
-        for module in self._modules:
-            self._exchanging(module, True)
+        for each in self._modules:
+            self._exchanging(each, True)
         self.gather()
 
     def __contains__(self, name: object) -> bool:
