@@ -44,7 +44,7 @@ NEVER_WHOLE = {
     "all weights": LINES["all weights"],
     "the most probable label": ("method=layer_norm", "backbone=tiny_llama", "evaluation.labels=likelihood", *PASSES),
     "every epoch": ("method=bitfit", "evaluation.every_epoch=true", *PASSES),
-    "the best epoch": ("method=[seq_ft,l2,replay]", *SELECTS, *PASSES),
+    "the best of epochs with old examples": ("method=[seq_ft,l2,replay]", *SELECTS, *PASSES),
     "adapters": MORE["adapters"],
     "an adapter a task": MORE["an adapter a task"],
     "half precision": ("method=frozen", "backbone=tiny_llama", "backbone.dtype=bfloat16", "training.base.epochs=0"),
