@@ -242,6 +242,16 @@ def alone() -> Iterator[None]:
         _here.alone = before
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """Inside, what this process computes `alone` asks all of them, which wait for that."""
+    before, _here.alone = _here.alone, False
+    try:
+        yield
+    finally:
+        _here.alone = before
+
+
 def any_of(flag: bool) -> bool:
     """Whether any process says so."""
     if not _together():

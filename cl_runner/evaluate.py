@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import torch
 
@@ -18,6 +17,8 @@ from cl_runner.hooks import Hooks, Predict
 from cl_runner.learner import Learner, Progress
 from cl_runner.metrics.base import score
 from cl_runner.metrics.classes import percents, tallies
+
+Result = TypeVar("Result")
 
 
 def evaluation_examples(task: Task, split: Literal["test", "validation"]) -> tuple[Example, ...]:
@@ -64,8 +65,7 @@ def evaluate(
                 answers.update(zip(positions, method.predict(learner, batch, _asked(learner, how)), strict=True))
             begun += len(positions)
             if learner.shards is not None and (distributed.round_ends(place) or place + 1 == len(batches)):
-                shortest = learner.collate([union[batches[-1][-1]]])
-                learner.shards.wait(functools.partial(learner.forward, shortest))
+                learner.shards.wait(idle_pass(learner, union[batches[-1][-1]]))
             if not dealt or distributed.round_ends(place):
                 shown = done + begun
                 (progress or learner.progress)("evaluate", shown, total)
@@ -80,6 +80,22 @@ def evaluate(
             found[task.name] = [answers[i] for i in range(start, end)]
             start = end
     return {task.name: found[task.name] for task in tasks}
+
+
+def idle_pass(learner: Learner, example: Example) -> Callable[[], object]:
+    """A pass whose result nobody wants, for weights in parts (`Shards.wait`)."""
+    return lambda: learner.forward(learner.collate([example]))
+
+
+def by_first(learner: Learner, function: Callable[[], Result], example: Example) -> Result:
+    """What the first process finds with passes of its own, in every process, as JSON gives it back.
+
+    Args:
+        example: for the passes of the others, where weights are in parts.
+    """
+    if learner.shards is None:
+        return distributed.once(function)()
+    return learner.shards.of_first(function, idle_pass(learner, example))
 
 
 def first_scores(

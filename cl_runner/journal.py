@@ -18,7 +18,7 @@ from cl_runner.beginnings import Kept
 from cl_runner.change import Changes
 from cl_runner.compose import Request
 from cl_runner.data.task import Task
-from cl_runner.evaluate import evaluate, evaluation_examples, first_scores, scores, scores_of_labels
+from cl_runner.evaluate import by_first, evaluate, evaluation_examples, first_scores, scores, scores_of_labels
 from cl_runner.families.base import Prediction
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.intervals import read_predictions
@@ -382,8 +382,11 @@ class Journal(Watch):
             said[SAID:] = [f"and {len(said) - SAID} more in ability.csv"]
         self._console.line(f"general ability after {after}: {', '.join(said)}")
 
-    @distributed.once
     def _probed(self, after: str) -> dict[str, float]:
+        asked = evaluation_examples(self._learner.tasks[0], self._config.evaluation.split)
+        return by_first(self._learner, lambda: self._measured(after), asked[0])
+
+    def _measured(self, after: str) -> dict[str, float]:
         numbers: dict[str, float] = {}
         with self._learner.clock.phase("probe"):
             for name, probe in self._probes.items():

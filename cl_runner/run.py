@@ -26,6 +26,7 @@ from cl_runner.data.task import Task
 from cl_runner.digests import Damaged, read_json
 from cl_runner.ends import finish, guarded
 from cl_runner.families.base import Family
+from cl_runner.handed_out import begun
 from cl_runner.journal import Journal, Scene
 from cl_runner.learn import learn_task
 from cl_runner.learner import Learner
@@ -37,7 +38,6 @@ from cl_runner.planning.fitting import applied
 from cl_runner.planning.work import units
 from cl_runner.prepared import prepare
 from cl_runner.record import check_environment, header, write_request
-from cl_runner.shards import begun
 from cl_runner.sparse.measured import Measured
 
 

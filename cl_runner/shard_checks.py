@@ -7,7 +7,7 @@ import torch
 from cl_runner import distributed
 from cl_runner.config import Config
 from cl_runner.methods.base import Chain
-from cl_runner.parts import family_kind
+from cl_runner.parts import family_kind, part_class
 from cl_runner.shards import available
 
 #: Of models whose passes are all alike: through every block, in one order.
@@ -66,8 +66,9 @@ def cannot_always(config: Config, method: Chain) -> str | None:
     kind = family_kind(config.backbone.family)
     if kind not in ALIKE:
         return f"{config.backbone.name} ({kind}) makes passes of several kinds, and these are made by all at once"
-    if config.probe:
-        return f"the probe {next(iter(config.probe))} is of one process with whole weights (probe=none has none)"
+    whole = [name for name, node in config.probe.items() if not part_class("probes", name, node).in_parts]
+    if whole:
+        return f"the probe {whole[0]} is another library's, which asks for whole weights (or probe=none)"
     if config.fork.run is not None:
         return "a fork takes whole weights of another run"
     return "every task of this order goes back to the first weights" if config.task_order.restart else None

@@ -7,8 +7,7 @@ and hashes, every process has the whole weights (`gather`), and nothing there is
 With `always` no process ever has them: a pass then needs all processes wherever it is made. Before each, a process
 says that it makes one; one that is done makes passes that count nothing as long as another one says so (`wait`).
 
-The first process alone reads a checkpoint, or draws weights, in main memory (`begun`); the others receive block after
-block, and each keeps its rows. So what loads a model has one way, whatever file, type and head it is of.
+The first process alone has read the model (handed_out.py); block after block comes to all, and each keeps its rows.
 
 A tensor's rows are cut as `Tensor.chunk` cuts them. What outlives a step is held as DTensor, which knows its whole
 shape: `whole` brings it together again, so that files hold no trace of the number of processes.
@@ -17,10 +16,10 @@ shape: `whole` brings it together again, so that files hold no trace of the numb
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +27,12 @@ from torch.distributed import ProcessGroup, Work, all_gather_into_tensor, reduce
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
-from transformers import GenerationConfig, PreTrainedModel
 
 from cl_runner import distributed
-from cl_runner.families.base import Family
+from cl_runner.handed_out import receive
 from cl_runner.sparse.bits import digest
+
+Result = TypeVar("Result")
 
 
 def available() -> bool:
@@ -65,30 +65,11 @@ def placed(shards: Shards | None, tree: Any) -> Any:
     return tree if shards is None else shards.placed(tree)
 
 
-def begun(family: Family, seed: int) -> PreTrainedModel:
-    """The starting model: the first process has its weights, in main memory, and the others the architecture alone."""
-    made: list[PreTrainedModel] = []
-
-    @distributed.once
-    def read() -> Any:
-        made.append(family.build(seed)[0])
-        how = getattr(made[0], "generation_config", None)
-        return None if how is None else how.to_dict()
-
-    how = read()  # a checkpoint has a file of it beside its weights
-    if made:
-        return made[0]
-    model = family.skeleton()
-    if how is not None:
-        model.generation_config = GenerationConfig.from_dict(how)
-    return model
-
-
 class Shards:
     """The weights of a model in parts, or whole: whole at first, but for `always`.
 
     Args:
-        model: as `begun` made it; its blocks are what transformers does not split over devices.
+        model: as `handed_out.begun` made it; its blocks are what transformers does not split over devices.
         added: names of parameters that a method brought along, which are small and whole in every process.
         device: to compute on.
         always: whether the weights lie in parts between trainings as well.
@@ -106,7 +87,7 @@ class Shards:
         blocks = list(_blocks(model))
         received: set[nn.Module] = set()
         for module in [*blocks, model]:
-            _receive([one for one in module.modules() if one not in received], device)
+            receive([one for one in module.modules() if one not in received], device)
             received.update(module.modules())
             # Half-precision gradients are added up in fp32.
             policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
@@ -128,8 +109,6 @@ class Shards:
         self.gathered = self.training = self._idle = False
         if always:  # before torch's own hook, which brings weights together
             model.register_forward_pre_hook(self._announce, prepend=True)
-        for each in self._modules:
-            self._exchanging(each, True)
         self.gather()
 
     def __contains__(self, name: object) -> bool:
@@ -142,28 +121,22 @@ class Shards:
         With `always` they stay in parts, and passes are made together.
         """
         self.refresh()
-        self.training = False
-        if self.always:
-            return
-        self.gathered = True
+        self.training, self.gathered = False, not self.always
         for module in self._modules:
-            self._exchanging(module, False)
-            module.unshard()
+            self._exchanging(module, self.always)
+            if self.gathered:
+                module.unshard()
 
     @torch.no_grad()
     def part(self) -> None:
         """Each process keeps its rows of the weights as they are now; from here on all make their passes together."""
-        self.training = True
-        if self.always:
-            return self.refresh()
-        assert self.gathered
         for name, parameter in self._model.named_parameters():
-            if name in self._parts:
+            if self.gathered and name in self._parts:
                 local(self._parts[name]).copy_(self._rows(parameter))
                 self._parts[name].requires_grad_(parameter.requires_grad)
+        self.training, self.gathered = True, False
         for module in self._modules:
             self._exchanging(module, True)
-        self.gathered = False
         self.refresh()
 
     @contextmanager
@@ -175,8 +148,9 @@ class Shards:
         self.part()
 
     def _exchanging(self, module: FSDPModule, on: bool) -> None:
-        # What lies outside of blocks is needed at both ends of a pass.
-        module.set_reshard_after_forward(on and module is not self._model, recurse=False)
+        # What lies outside of blocks is needed at both ends of a pass of training.
+        both_ends = self.training and module is self._model
+        module.set_reshard_after_forward(on and not both_ends, recurse=False)
         module.set_reshard_after_backward(on, recurse=False)
         module.set_requires_gradient_sync(on, recurse=False)
 
@@ -188,8 +162,8 @@ class Shards:
     # passes of weights that are always in parts
     def _announce(self, model: nn.Module, given: Any) -> None:
         if not self.training and not self._idle:
-            said = distributed.any_of(True)
-            assert said
+            with distributed.together():
+                distributed.any_of(True)
 
     @torch.no_grad()
     def wait(self, idle: Callable[[], object]) -> None:
@@ -198,12 +172,25 @@ class Shards:
         Args:
             idle: one pass.
         """
-        if self.always:
-            self._idle = True
-            while distributed.any_of(False):
-                idle()
-            self._idle = False
-            self.refresh()
+        self._idle = self.always
+        while self.always and distributed.any_of(False):
+            idle()
+        self._idle = False
+
+    def of_first(self, function: Callable[[], Result], idle: Callable[[], object]) -> Result:
+        """What the first process finds, as `once`, by passes that it makes alone: the others' count nothing."""
+
+        @distributed.once
+        def found() -> Result:
+            try:
+                return function()
+            finally:
+                with distributed.together():
+                    self.wait(idle)
+
+        if not distributed.first():
+            self.wait(idle)
+        return found()
 
     # all weights, tensor after tensor
     def digests(self, weights: Mapping[str, Tensor]) -> dict[str, str]:
@@ -365,31 +352,3 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
             yield from (block for block in module if type(block).__name__ in kinds)
-
-
-def _tensors(modules: Iterable[nn.Module]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-    """Where modules have their tensors, and these: parameters, buffers, and what is neither."""
-    for module in modules:
-        for place in (module._parameters, module._buffers, vars(module)):
-            for name, tensor in list(place.items()):
-                if isinstance(tensor, Tensor) and not isinstance(tensor, DTensor):
-                    yield place, name, tensor
-
-
-@torch.no_grad()
-def _receive(modules: Iterable[nn.Module], device: torch.device) -> None:
-    """The tensors of modules become what the first process has of them, on the device."""
-    places = list(_tensors(modules))
-    # Of these an architecture does not know all: some stay in fp32 where others are loaded in half precision.
-    kinds = distributed.shared([str(tensor.dtype).removeprefix("torch.") for *_, tensor in places])
-    made: dict[int, Tensor] = {}  # what is tied stays so
-    for (place, name, tensor), kind in zip(places, kinds, strict=True):
-        if id(tensor) not in made:
-            if distributed.first():
-                sent = tensor.detach().to(device).contiguous()
-            else:
-                sent = torch.empty(tensor.shape, dtype=getattr(torch, kind), device=device)
-            distributed.send(sent)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            made[id(tensor)] = nn.Parameter(sent, tensor.requires_grad) if is_parameter else sent
-        place[name] = made[id(tensor)]

@@ -47,6 +47,13 @@ NEVER_WHOLE = {
     "the best of epochs with old examples": ("method=[seq_ft,l2,replay]", *SELECTS, *PASSES),
     "adapters": MORE["adapters"],
     "an adapter a task": MORE["an adapter a task"],
+    "probes": (
+        "method=seq_ft",
+        "backbone=tiny_llama",
+        "probe=[task_loss,held_text,oracle]",
+        "probe.oracle.tell=[labels]",
+        *PASSES,
+    ),
     "half precision": ("method=frozen", "backbone=tiny_llama", "backbone.dtype=bfloat16", "training.base.epochs=0"),
 }
 #: Rows of two labels over four processes, and passes that do not come out even.
