@@ -47,6 +47,8 @@ NEVER_WHOLE = {
     "the best of epochs with old examples": ("method=[seq_ft,l2,replay]", *SELECTS, *PASSES),
     "adapters": MORE["adapters"],
     "an adapter a task": MORE["an adapter a task"],
+    "recorded outputs": MORE["recorded outputs"],
+    "a teacher": ("method=lwf", "backbone=tiny_llama", *PASSES),
     "probes": (
         "method=seq_ft",
         "backbone=tiny_llama",
