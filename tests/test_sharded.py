@@ -141,11 +141,8 @@ def test_the_same_number_goes_on_bit_for_bit(kind: tuple[str, ...], tmp_path: Pa
         (("method=[seq_ft,der]", SHARD), "der needs all of what trains"),
         (("method=seq_ft", "training.optimizer=adafactor", SHARD), "Type: training.optimizer=adamw"),
         (("method=ewc", ALWAYS), "ewc measures or selects by whole weights between trainings. Type: hardware.shard="),
-        (("method=seq_ft", "backbone=tiny_t5", ALWAYS), "tiny_t5 (seq2seq) makes passes of several kinds. Type: "),
-        (
-            ("method=seq_ft", "backbone=tiny_llama", "probe=task_loss", ALWAYS),
-            "Type: hardware.shard=true (or probe=none)",
-        ),
+        (("method=seq_ft", "backbone=tiny_t5", ALWAYS), "tiny_t5 (seq2seq) makes passes of several kinds, and"),
+        (("method=seq_ft", "task_order.restart=true", ALWAYS), "goes back to the first weights. Type: hardware."),
     ],
 )
 def test_what_cannot_lie_in_parts_is_named(
