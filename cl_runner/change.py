@@ -16,7 +16,7 @@ from cl_runner.learner import Learner
 from cl_runner.record import write_masks
 from cl_runner.shards import whole
 from cl_runner.sparse.atlas import describe_masks
-from cl_runner.sparse.bits import combine, tensor_digests, weights_hash
+from cl_runner.sparse.bits import combine, tensor_digests
 from cl_runner.sparse.certificate import certify, rest_digests
 from cl_runner.sparse.snapshots import Change, describe_snapshot, read_snapshot, write_snapshot
 
@@ -40,7 +40,7 @@ class Changes:
     def __init__(self, learner: Learner, folder: Path, keep: str, methods: Mapping[str, Any]):
         self._learner, self._folder, self._keep, self._methods = learner, folder, keep, methods
         self.chain: list[str] = []
-        self.base = self.weights = weights_hash(learner.parameters())
+        self.base = self.weights = combine(self._digests(learner.parameters()))
         self._first = frozenset(learner.parameters())  # names at the start
         self._rest: dict[str, str] = {}
 
@@ -50,7 +50,16 @@ class Changes:
 
     def begins(self) -> None:
         """A task begins to train: digests of what it must leave as it is."""
-        self._rest = rest_digests(self._fixed(), self._learner.selected)
+        self._rest = self._rest_digests(self._fixed())
+
+    def _digests(self, weights: Mapping[str, Tensor]) -> dict[str, str]:
+        shards = self._learner.shards
+        return tensor_digests(weights) if shards is None or shards.gathered else shards.digests(weights)
+
+    def _rest_digests(self, weights: Mapping[str, Tensor]) -> dict[str, str]:
+        """Of each tensor without what is selected, if something is: of weights that are always in parts nothing is."""
+        selected = self._learner.selected
+        return rest_digests(weights, selected) if selected else self._digests(weights)
 
     def agree(self, task: Task) -> None:
         """Every process of the run has the same weights.
@@ -83,12 +92,16 @@ class Changes:
         now, before, selected = learner.parameters(), learner.before, learner.selected
         changes: dict[str, Change] = {}
         changed = 0
-        for name in dict.fromkeys([*learner.params(), *learner.what.written, *learner.what.merged]):
-            values, old = learner.chosen(name, now[name].detach()), whole(before[name])
+        names = dict.fromkeys([*learner.params(), *learner.what.written, *learner.what.merged])
+        everything = not selected and len(names) == len(now)  # what a file of all weights needs no values before for
+        for name in names:
+            values, old = learner.chosen(name, whole(now[name].detach())), whole(before[name])
             changed += int((values.to(old.device) != old).sum())
             kept: Tensor | None = old
             if learner.shards is not None:  # brought together for the process that writes
-                kept = old.cpu() if distributed.first() else None
+                writes = distributed.first()
+                kept = old.cpu() if writes and not everything else None
+                values = values if learner.shards.gathered else values.cpu() if writes else values.to("meta")
             changes[name] = Change(values, selected.get(name), kept)
         if changed == 0 < entries:
             learner.warn(
@@ -96,7 +109,7 @@ class Changes:
                 "raise the learning rate, or type backbone.dtype=float32"
             )
         detail: dict[str, Any] = {}
-        untouched = rest_digests({name: now[name] for name in self._rest}, selected)
+        untouched = self._rest_digests({name: now[name] for name in self._rest})
         if self._rest:
             trained = sum(change.values.numel() for change in changes.values())
             total = sum(p.numel() for p in now.values())
@@ -105,7 +118,7 @@ class Changes:
             self._describe_masks(task)
         # Of a tensor without selected entries the certificate's digest is the whole tensor's.
         digested = {name: digest for name, digest in untouched.items() if name not in selected}
-        after = combine(digested | tensor_digests({n: p for n, p in now.items() if n not in digested}))
+        after = combine(digested | self._digests({n: p for n, p in now.items() if n not in digested}))
         stored = self._write(task, self._from_nothing(changes), after)
         added = learner.added
         backbone = [p for name, p in now.items() if name not in added]

@@ -310,6 +310,9 @@ class SweepOptions(Schema):
     objective: str | None  # a number of summary.json that a searching sweeper is told; null = the first accuracy
 
 
+Sharded = bool | Literal["always"]
+
+
 class Hardware(Schema):
     """conf/hardware: where and how a run computes."""
 
@@ -320,7 +323,7 @@ class Hardware(Schema):
     gradient_checkpointing: bool  # recompute activations in backward: less memory, a third more time
     fit: bool = True  # options that change memory and no result are set by the plan where a run would not fit
     memory_gb: Positive | None = None  # 10^9 bytes that a run may take; null = what is free
-    shard: bool = False  # while it trains each of several processes holds its part of the weights (FSDP2)
+    shard: Sharded = False  # of several processes each holds its part of the weights (FSDP2): while it trains; always
     offload: Literal["none", "optimizer"] = "none"  # optimizer: what it holds of whole weights lies in main memory
     slurm: Slurm | None = None
 

@@ -60,6 +60,7 @@ class _Here:
 
     Attributes:
         local: its number on its machine.
+        beside: how many there are on its machine, itself among them.
         joined: all of them can be reached.
         alone: the first one computes by itself what the others wait for.
         sent: bytes of tensors that it gave to be added up.
@@ -68,6 +69,7 @@ class _Here:
     rank: int = 0
     size: int = 1
     local: int = 0
+    beside: int = 1
     joined: bool = False
     alone: bool = False
     sent: int = 0
@@ -133,7 +135,7 @@ def join() -> None:
     cards = torch.cuda.device_count()
     backend = "cpu:gloo,cuda:nccl" if here <= cards and distributed.is_nccl_available() else "gloo"
     distributed.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=TIMEOUT)
-    _here.rank, _here.size, _here.local, _here.joined, _here.store = rank, size, local, True, place
+    _here.rank, _here.size, _here.local, _here.beside, _here.joined, _here.store = rank, size, local, here, True, place
 
 
 def part() -> None:
@@ -149,6 +151,11 @@ def size() -> int:
 def local() -> int:
     """The number of this process on its machine."""
     return _here.local
+
+
+def beside() -> int:
+    """How many processes of the run are on this one's machine, itself among them."""
+    return _here.beside
 
 
 def first() -> bool:
@@ -235,6 +242,16 @@ def alone() -> Iterator[None]:
         _here.alone = before
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """Inside, what this process computes `alone` asks all of them, which wait for that."""
+    before, _here.alone = _here.alone, False
+    try:
+        yield
+    finally:
+        _here.alone = before
+
+
 def any_of(flag: bool) -> bool:
     """Whether any process says so."""
     if not _together():
@@ -308,6 +325,17 @@ def once(function: Callable[Given, Result]) -> Callable[Given, Result]:
         return result
 
     return call
+
+
+def send(tensor: Tensor) -> None:
+    """A contiguous tensor becomes, in place, what the first process has in it: the same bits."""
+    if not _together() or not tensor.numel():
+        return
+    import torch
+    from torch import distributed
+
+    with _reaching():
+        distributed.broadcast(tensor.detach().reshape(-1).view(torch.uint8), 0)
 
 
 def add(tensors: Iterable[Tensor]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import torch
 
@@ -17,6 +17,8 @@ from cl_runner.hooks import Hooks, Predict
 from cl_runner.learner import Learner, Progress
 from cl_runner.metrics.base import score
 from cl_runner.metrics.classes import percents, tallies
+
+Result = TypeVar("Result")
 
 
 def evaluation_examples(task: Task, split: Literal["test", "validation"]) -> tuple[Example, ...]:
@@ -55,12 +57,15 @@ def evaluate(
         union = [example for task in alike for example in evaluation_examples(task, options.split)]
         answers: dict[int, Prediction] = {}
         begun, shown = 0, done
-        for place, positions in enumerate(learner.by_length(union, options.batch_size, answers=False)):
+        batches = list(learner.by_length(union, options.batch_size, answers=False))
+        for place, positions in enumerate(batches):
             if not dealt or distributed.mine(place):
                 torch.manual_seed(learner.seed_of("answers", after, number, begun))
                 batch = learner.collate([union[i] for i in positions], answers=False)
                 answers.update(zip(positions, method.predict(learner, batch, _asked(learner, how)), strict=True))
             begun += len(positions)
+            if learner.shards is not None and (distributed.round_ends(place) or place + 1 == len(batches)):
+                learner.shards.wait(idle_pass(learner, union[batches[-1][-1]]))
             if not dealt or distributed.round_ends(place):
                 shown = done + begun
                 (progress or learner.progress)("evaluate", shown, total)
@@ -75,6 +80,22 @@ def evaluate(
             found[task.name] = [answers[i] for i in range(start, end)]
             start = end
     return {task.name: found[task.name] for task in tasks}
+
+
+def idle_pass(learner: Learner, example: Example) -> Callable[[], object]:
+    """A pass whose result nobody wants, for weights in parts (`Shards.wait`)."""
+    return lambda: learner.forward(learner.collate([example]))
+
+
+def by_first(learner: Learner, function: Callable[[], Result], example: Example) -> Result:
+    """What the first process finds with passes of its own, in every process, as JSON gives it back.
+
+    Args:
+        example: for the passes of the others, where weights are in parts.
+    """
+    if learner.shards is None:
+        return distributed.once(function)()
+    return learner.shards.of_first(function, idle_pass(learner, example))
 
 
 def first_scores(

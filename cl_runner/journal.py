@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean as mean
 from typing import Any
 
@@ -17,7 +18,7 @@ from cl_runner.beginnings import Kept
 from cl_runner.change import Changes
 from cl_runner.compose import Request
 from cl_runner.data.task import Task
-from cl_runner.evaluate import evaluate, evaluation_examples, first_scores, scores, scores_of_labels
+from cl_runner.evaluate import by_first, evaluate, evaluation_examples, first_scores, scores, scores_of_labels
 from cl_runner.families.base import Prediction
 from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.intervals import read_predictions
@@ -109,8 +110,7 @@ class Journal(Watch):
             self._learner.grow(task)
         if self.changes.chain:
             files = list(self.changes.files())
-            weights: dict[str, Tensor] = dict(self._learner.parameters())
-            apply_chain(weights, files)
+            self._apply(files)
             self.changes.weights = describe_snapshot(files[-1]).weights
         if self.rows:  # what a file lost that nothing reads back
             write_matrices(self._folder, self._names, self.rows)
@@ -120,6 +120,16 @@ class Journal(Watch):
         at = f"Going on with task {saved['task'] + 1}/{len(self._names)}{where}."
         done = saved["task"] == len(self._names)
         self._console.line("All tasks are learned; what is left is the report." if done else at)
+
+    def _apply(self, files: Sequence[Path]) -> None:
+        """Lead the weights through snapshots; where no process has all of them, in the first one's main memory."""
+        weights: dict[str, Tensor] = dict(self._learner.parameters())
+        shards = self._learner.shards
+        if shards is None or shards.gathered:
+            return apply_chain(weights, files)
+        weights = collected(weights)
+        distributed.once(apply_chain)(weights, files)
+        shards.fill(weights)
 
     def open(self, log: tuple[int, str | None]) -> None:
         """metrics.jsonl and the trackers, where the checkpoint left them.
@@ -372,8 +382,11 @@ class Journal(Watch):
             said[SAID:] = [f"and {len(said) - SAID} more in ability.csv"]
         self._console.line(f"general ability after {after}: {', '.join(said)}")
 
-    @distributed.once
     def _probed(self, after: str) -> dict[str, float]:
+        asked = evaluation_examples(self._learner.tasks[0], self._config.evaluation.split)
+        return by_first(self._learner, lambda: self._measured(after), asked[0])
+
+    def _measured(self, after: str) -> dict[str, float]:
         numbers: dict[str, float] = {}
         with self._learner.clock.phase("probe"):
             for name, probe in self._probes.items():

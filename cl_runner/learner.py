@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_runner.batch import Batch, Output, longest_first
-from cl_runner.config import Evaluation, TaskOrder
+from cl_runner.config import Evaluation, Sharded, TaskOrder
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Answering, Family, Prediction
@@ -56,7 +56,7 @@ class Learner:
         evaluation: of the configuration, or None.
         told: of an example's true task, what methods and answers may use for once: which it is, its labels.
         apart: where what belongs to weights that train whole lies, where that is not beside them.
-        shards: how the weights lie in parts over the processes while they train; None: each process has all of them.
+        shards: how the weights lie in parts over the processes; None: each process has all of them.
     """
 
     def __init__(
@@ -77,25 +77,25 @@ class Learner:
         clock: Clock | None = None,
         progress: Progress | None = None,
         warn: Callable[[str], None] = print,
-        sharded: bool = False,
+        sharded: Sharded = False,
         apart: torch.device | None = None,
     ):
         self.method = method
         backbone = list(model.parameters())
         self.restart, self.joint = (order.restart, order.joint) if order else (False, False)
         self._until_read = order is not None and order.answers_until == "read"
-        self.model = method.build(model, tasks, seed, self.restart).to(device)
+        built = method.build(model, tasks, seed, self.restart)
+        self.model = built if sharded else built.to(device)
         # By what they are: a method may call the backbone's own another name.
         self._backbone = {id(parameter): parameter for parameter in backbone}
         self.shards: Shards | None = None
         if sharded:
             own, added = [name for name, p in self.model.named_parameters() if id(p) in self._backbone], self.added
             self._backbone, backbone = {}, []  # or the weights as they were would stay beside their parts
-            self.shards = Shards(self.model, added)
+            self.shards = Shards(self.model, added, device, sharded == "always")
             parameters = self.parameters()
             self._backbone = {id(parameters[name]): parameters[name] for name in own}
-        self.family, self.measuring = family, measuring or family
-        self.tasks = tasks
+        self.family, self.measuring, self.tasks = family, measuring or family, tasks
         self.seed, self.device, self.precision = seed, device, precision
         self.measured = measured or Measured()
         self.cache, self.store = cache, store

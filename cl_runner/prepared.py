@@ -25,7 +25,7 @@ from cl_runner.parts import family_kind
 from cl_runner.planning.tasks import ask
 from cl_runner.pretrained.places import folder_of, is_folder, metrics_of
 from cl_runner.probes.base import Probe
-from cl_runner.shards import available
+from cl_runner.shard_checks import check_sharded
 from cl_runner.tracked import check_trackers
 from cl_runner.tracking.environment import has_bf16
 
@@ -82,7 +82,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
     skeleton = family.skeleton()
     said = family.verify(skeleton)
     method.check(skeleton, longest)
-    _check_sharded(config, method)
+    check_sharded(config, method, device)
     _check_offload(config, method)
     needs = ask(method, config, skeleton)  # says as well what does not fit the tasks
     if needs.later == "listed":
@@ -119,37 +119,6 @@ def _slow(config: Config, device: torch.device) -> Sequence[str]:
         "this machine's processors have no instructions for bfloat16 (avx512_bf16, amx_bf16), in which this run "
         f"computes 3 to 15 times as slowly as in fp32. Type: {' '.join(typed)}"
     ]
-
-
-def _check_sharded(config: Config, method: Chain) -> None:
-    """Where each process is to hold its part of the weights, everything can do with that.
-
-    Raises:
-        ValueError: otherwise, with what to type.
-    """
-    if not config.hardware.shard:
-        return
-    for name, each in method.methods.items():
-        if not each.sharded:
-            raise ValueError(
-                f"hardware.shard=true: {name} needs all of what trains in every process. Type: hardware.shard=false "
-                "(or another method, such as method=seq_ft)"
-            )
-    if config.training.optimizer == "adafactor":
-        raise ValueError(
-            "hardware.shard=true: adafactor's state is of rows and columns of whole matrices, of which a process has "
-            "some. Type: training.optimizer=adamw (or hardware.shard=false)"
-        )
-    if config.reuse != "none":
-        raise ValueError(
-            f"reuse={config.reuse} is for weights that a process has all of, and hardware.shard=true. "
-            "Type: reuse=none (or hardware.shard=false)"
-        )
-    if not available():
-        raise ValueError(
-            f"hardware.shard=true needs torch 2.8 or later, and this is {torch.__version__}. "
-            "Type: pip install 'torch>=2.8' (or hardware.shard=false)"
-        )
 
 
 def _check_offload(config: Config, method: Chain) -> None:

@@ -96,7 +96,9 @@ def header(request: Request, tasks: Sequence[Task], device: str) -> list[tuple[s
         ("tasks", f"{request.task_order}: {', '.join(task.name for task in tasks)}"),
     ]
     if distributed.size() > 1:
-        parts = ", and hold the weights in parts while they train" if request.config.hardware.shard else ""
+        shard = request.config.hardware.shard
+        when = "" if shard == "always" else " while they train"
+        parts = f", and hold the weights in parts{when}" if shard else ""
         said.append(("processes", f"{distributed.size()}, which share every batch out{parts}"))
     training = request.config.training
     for name, stage in (("base", training.base), ("later", training.incremental)):

@@ -26,6 +26,7 @@ from cl_runner.data.task import Task
 from cl_runner.digests import Damaged, read_json
 from cl_runner.ends import finish, guarded
 from cl_runner.families.base import Family
+from cl_runner.handed_out import begun
 from cl_runner.journal import Journal, Scene
 from cl_runner.learn import learn_task
 from cl_runner.learner import Learner
@@ -71,7 +72,7 @@ class Run:
     def __init__(self, request: Request, tasks: Sequence[Task]):
         self.request, self.config = request, request.config
         self.prepared = prepare(request.config, tasks)
-        self._sharded = request.config.hardware.shard and distributed.size() > 1
+        self._sharded = distributed.size() > 1 and request.config.hardware.shard
         self._parent: Parent | None = None
 
     def saved(self) -> dict[str, Any] | None:
@@ -159,7 +160,7 @@ class Run:
         # From here on the run computes by them; its name and its record stay what was asked.
         self.request = applied(self.request, distributed.once(plan_once)(self.request, prepared, scene.console.line))
         config = self.config = self.request.config
-        model, _ = prepared.family.build(config.seed)
+        model = begun(prepared.family, config.seed) if self._sharded else prepared.family.build(config.seed)[0]
         if config.hardware.gradient_checkpointing:
             recompute_activations(model)
         return Learner(

@@ -4,6 +4,11 @@ In a step of training a block's weights are whole only while it computes, and of
 its own rows of values, gradients and the optimizer's state. Between trainings, where a run selects, measures, answers
 and hashes, every process has the whole weights (`gather`), and nothing there is written otherwise than for one process.
 
+With `always` no process ever has them: a pass then needs all processes wherever it is made. Before each, a process
+says that it makes one; one that is done makes passes that count nothing as long as another one says so (`wait`).
+
+The first process alone has read the model (handed_out.py); block after block comes to all, and each keeps its rows.
+
 A tensor's rows are cut as `Tensor.chunk` cuts them. What outlives a step is held as DTensor, which knows its whole
 shape: `whole` brings it together again, so that files hold no trace of the number of processes.
 """
@@ -11,9 +16,10 @@ shape: `whole` brings it together again, so that files hold no trace of the numb
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +29,10 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from cl_runner import distributed
+from cl_runner.handed_out import receive
+from cl_runner.sparse.bits import digest
+
+Result = TypeVar("Result")
 
 
 def available() -> bool:
@@ -56,23 +66,32 @@ def placed(shards: Shards | None, tree: Any) -> Any:
 
 
 class Shards:
-    """The weights of a model in parts, or whole: whole at first.
+    """The weights of a model in parts, or whole: whole at first, but for `always`.
 
     Args:
-        model: on its device; its blocks are what transformers does not split over devices.
+        model: as `handed_out.begun` made it; its blocks are what transformers does not split over devices.
         added: names of parameters that a method brought along, which are small and whole in every process.
+        device: to compute on.
+        always: whether the weights lie in parts between trainings as well.
+
+    Attributes:
+        gathered: every process has the whole weights.
+        training: the model trains, and all processes make as many passes by themselves.
     """
 
-    def __init__(self, model: nn.Module, added: frozenset[str]):
-        device = next(model.parameters()).device
+    def __init__(self, model: nn.Module, added: frozenset[str], device: torch.device, always: bool = False):
         self._mesh = init_device_mesh(device.type, (distributed.size(),))
+        self.always = always
         # T5's blocks return views, on which torch would lose its hook if something were added in place: nothing is.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
-        apart = {p for name, p in model.named_parameters() if name in added or p.ndim == 0}
         blocks = list(_blocks(model))
+        received: set[nn.Module] = set()
         for module in [*blocks, model]:
+            receive([one for one in module.modules() if one not in received], device)
+            received.update(module.modules())
             # Half-precision gradients are added up in fp32.
             policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+            apart = {p for name, p in model.named_parameters() if name in added or p.ndim == 0}
             fully_shard(module, mesh=self._mesh, mp_policy=policy, ignored_params=apart)
         self._model = model
         self._modules: list[FSDPModule] = [module for module in [*blocks, model] if isinstance(module, FSDPModule)]
@@ -87,7 +106,9 @@ class Shards:
         # By itself torch takes the part of a model that is asked first for the whole of it, such as T5's encoder.
         fully_shard.state(model)._lazy_init()  # type: ignore[attr-defined]  # torch sets it on the function
         self._parts = {name: p for name, p in model.named_parameters() if isinstance(p, DTensor)}
-        self.gathered = False
+        self.gathered = self.training = self._idle = False
+        if always:  # before torch's own hook, which brings weights together
+            model.register_forward_pre_hook(self._announce, prepend=True)
         self.gather()
 
     def __contains__(self, name: object) -> bool:
@@ -95,37 +116,41 @@ class Shards:
 
     # whole or in parts
     def gather(self) -> None:
-        """Every process has the whole weights; passes are its own business, and gradients stay where they are."""
+        """Every process has the whole weights; passes are its own business, and gradients stay where they are.
+
+        With `always` they stay in parts, and passes are made together.
+        """
         self.refresh()
-        self.gathered = True
+        self.training, self.gathered = False, not self.always
         for module in self._modules:
-            self._exchanging(module, False)
-            module.unshard()
+            self._exchanging(module, self.always)
+            if self.gathered:
+                module.unshard()
 
     @torch.no_grad()
     def part(self) -> None:
         """Each process keeps its rows of the weights as they are now; from here on all make their passes together."""
-        assert self.gathered
         for name, parameter in self._model.named_parameters():
-            if name in self._parts:
+            if self.gathered and name in self._parts:
                 local(self._parts[name]).copy_(self._rows(parameter))
                 self._parts[name].requires_grad_(parameter.requires_grad)
+        self.training, self.gathered = True, False
         for module in self._modules:
             self._exchanging(module, True)
-        self.gathered = False
         self.refresh()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside, in the middle of training, every process has the whole weights."""
-        assert not self.gathered
+        """Inside, in the middle of training, every process has the whole weights, or passes as `gather` says."""
+        assert self.training
         self.gather()
         yield
         self.part()
 
     def _exchanging(self, module: FSDPModule, on: bool) -> None:
-        # What lies outside of blocks is needed at both ends of a pass.
-        module.set_reshard_after_forward(on and module is not self._model, recurse=False)
+        # What lies outside of blocks is needed at both ends of a pass of training.
+        both_ends = self.training and module is self._model
+        module.set_reshard_after_forward(on and not both_ends, recurse=False)
         module.set_reshard_after_backward(on, recurse=False)
         module.set_requires_gradient_sync(on, recurse=False)
 
@@ -133,6 +158,67 @@ class Shards:
         """The rows have changed: the next pass brings the weights together anew."""
         for module in self._modules:
             module.reshard()
+
+    # passes of weights that are always in parts
+    def _announce(self, model: nn.Module, given: Any) -> None:
+        if not self.training and not self._idle:
+            with distributed.together():
+                distributed.any_of(True)
+
+    @torch.no_grad()
+    def wait(self, idle: Callable[[], object]) -> None:
+        """This process has made its passes: as long as others make some, it makes such as count nothing.
+
+        Args:
+            idle: one pass.
+        """
+        self._idle = self.always
+        while self.always and distributed.any_of(False):
+            idle()
+        self._idle = False
+
+    def of_first(self, function: Callable[[], Result], idle: Callable[[], object]) -> Result:
+        """What the first process finds, as `once`, by passes that it makes alone: the others' count nothing."""
+
+        @distributed.once
+        def found() -> Result:
+            try:
+                return function()
+            finally:
+                with distributed.together():
+                    self.wait(idle)
+
+        if not distributed.first():
+            self.wait(idle)
+        return found()
+
+    # all weights, tensor after tensor
+    def digests(self, weights: Mapping[str, Tensor]) -> dict[str, str]:
+        """`tensor_digests`, in every process: each hashes its share, and holds two whole tensors at most."""
+        found: dict[str, Future[str]] = {}
+        last: Future[str] | None = None
+        with ThreadPoolExecutor(1) as pool:
+            for number, (name, tensor) in enumerate(weights.items()):
+                full = whole(tensor)
+                if distributed.mine(number):
+                    if last is not None:
+                        last.result()
+                    last = found[name] = pool.submit(digest, full)
+        every = distributed.gathered({name: each.result() for name, each in found.items()})
+        joined = {name: each for one in every for name, each in one.items()}
+        return {name: joined[name] for name in weights}
+
+    @torch.no_grad()
+    def fill(self, weights: Mapping[str, Tensor | None]) -> None:
+        """The model gets whole tensors, by name, that the first process has in main memory."""
+        for name, parameter in self._model.named_parameters():
+            full = weights[name]
+            if full is None:
+                full = torch.empty(parameter.shape, dtype=parameter.dtype)
+            full = full.detach().to(self._mesh.device_type)
+            distributed.send(full)
+            local(parameter).copy_(self._rows(full) if name in self._parts else full)
+        self.refresh()
 
     # a tensor's parts
     def _rows(self, full: Tensor) -> Tensor:
@@ -240,7 +326,7 @@ class _Counting:
         return torch.empty(*size, dtype=dtype, device=device)
 
     def count(self, tensor: Tensor) -> None:
-        if not self._shards.gathered:
+        if self._shards.training:
             distributed.count_sent(tensor.nbytes)
 
 

@@ -192,6 +192,20 @@ def test_prices_are_shared_between_processes(tmp_path: Path, monkeypatch: pytest
     assert len(priced) == 3 + len(stored)
 
 
+def test_weights_that_are_never_whole_are_planned_so() -> None:
+    """Of a GPU's memory: a part, two blocks and what lies outside of them, in the place of all weights and a part."""
+    family, model = language_model("tiny_llama")
+    planner = Planner(family.skeleton, 0)
+    parts = dataclasses.replace(writing("tiny_llama"), device="cuda", shards=4)
+    always = dataclasses.replace(parts, always=True)
+    entries = sum(parameter.numel() for parameter in model.parameters())
+    block, outside = planner.architecture.blocks(parts)
+    spared = 4 * (entries + entries // 4) - 4 * (entries // 4 + 2 * block + outside)
+    for phase, planned in planner.memory(parts).items():
+        assert planned - planner.peak(always, phase) == (0 if phase.startswith("train") else spared), phase
+    assert planner.in_first_process(always) == (4 * entries, 12 * entries)  # AdamW's two moments and the values
+
+
 def test_a_teacher_gives_outputs_at_the_values_before_the_task() -> None:
     """Which are kept anyway, so that nothing but its outputs is held beside them."""
     family, _ = language_model("tiny_llama")

@@ -1,4 +1,4 @@
-"""Weights in parts over the processes while they train (FSDP2): what one process learns, in files of one process."""
+"""Weights in parts over the processes (FSDP2), while they train or always: what one learns, in files of one process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import torch
 from test_several import HERE, LONG, PASSES, check_alike, ended, line, lines_of, run_of, start, until_trained
 from tiny import EVERY_FAMILY, run_command, without_report
 
+from cl_runner import distributed
+from cl_runner.intervals import read_predictions
+
 SHARD = "hardware.shard=true"
+ALWAYS = "hardware.shard=always"
 SELECTS = ("training.select=best_validation", "task_order.base.validation=6", "task_order.incremental.validation=6")
 LINES = {"all weights": ("method=seq_ft", "backbone=tiny_llama", *PASSES)}
 MORE = {
@@ -35,23 +39,54 @@ MORE = {
     "an adapter a task": ("method=lora", *PASSES),
     "a whole batch": ("method=seq_ft", "backbone=tiny_llama"),
 }
+#: What never needs whole weights, generated answers and such as are chosen among labels, in the middle of a task too.
+NEVER_WHOLE = {
+    "all weights": LINES["all weights"],
+    "the most probable label": ("method=layer_norm", "backbone=tiny_llama", "evaluation.labels=likelihood", *PASSES),
+    "every epoch": ("method=bitfit", "evaluation.every_epoch=true", *PASSES),
+    "the best of epochs with old examples": ("method=[seq_ft,l2,replay]", *SELECTS, *PASSES),
+    "adapters": MORE["adapters"],
+    "an adapter a task": MORE["an adapter a task"],
+    "recorded outputs": MORE["recorded outputs"],
+    "a teacher": ("method=lwf", "backbone=tiny_llama", *PASSES),
+    "probes": (
+        "method=seq_ft",
+        "backbone=tiny_llama",
+        "probe=[task_loss,held_text,oracle]",
+        "probe.oracle.tell=[labels]",
+        *PASSES,
+    ),
+    "half precision": ("method=frozen", "backbone=tiny_llama", "backbone.dtype=bfloat16", "training.base.epochs=0"),
+}
 #: Rows of two labels over four processes, and passes that do not come out even.
 ON_FOUR = ("selected weights and penalties", "two penalties", "replay", "a whole batch")
+
+
+def texts_of(folder: Path) -> list[str]:
+    """Every answer of every evaluation."""
+    rows = [read_predictions(folder, row) for row in range(len(list(folder.glob("predictions/*.jsonl"))))]
+    return [text for row in rows for answers in row.values() for text, _ in answers]
 
 
 @pytest.mark.parametrize("number", [2, 4] if EVERY_FAMILY else [2])
 def test_parts_learn_what_the_whole_learns(number: int, tmp_path: Path) -> None:
     """Losses within 1e-5 of themselves, the same selections and answers, with dropout on; rows that come out uneven."""
     chosen = LINES | ({} if not EVERY_FAMILY else MORE if number == 2 else {kind: MORE[kind] for kind in ON_FOUR})
-    lines = {kind: line(tmp_path / "many" / kind.replace(" ", "_"), *of, SHARD) for kind, of in chosen.items()}
-    (tmp_path / "lines.json").write_text(json.dumps(list(lines.values())))
+    never = NEVER_WHOLE if EVERY_FAMILY else LINES
+    lines = [line(tmp_path / "many" / kind.replace(" ", "_"), *of, SHARD) for kind, of in chosen.items()]
+    lines += [line(tmp_path / "never" / kind.replace(" ", "_"), *of, ALWAYS) for kind, of in never.items()]
+    (tmp_path / "lines.json").write_text(json.dumps(lines))
     told = ended(start(number, str(HERE / "several.py"), str(tmp_path / "lines.json")), minutes=12)
     assert [status for status, *_ in told] == [0] * number, told
-    for kind, of in chosen.items():
+    for kind, of in (chosen | never).items():
         name = kind.replace(" ", "_")
         with without_report():
             assert run_command(line(tmp_path / "one" / name, *of)) == 0
-        check_alike(run_of(tmp_path / "one" / name), run_of(tmp_path / "many" / name))
+        one = run_of(tmp_path / "one" / name)
+        for root in (tmp_path / "many" / name, tmp_path / "never" / name):
+            if root.is_dir():
+                check_alike(one, run_of(root))
+                assert texts_of(run_of(root)) == texts_of(one)
     # In a pass rows of blocks are brought together twice and others once, and all gradients, of fp32, are sent.
     detail = json.loads((run_of(tmp_path / "many" / "all_weights") / "summary.json").read_text())["tasks_detail"][0]
     model = 4 * detail["trainable"]
@@ -86,8 +121,9 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not EVERY_FAMILY, reason="starts many processes: CL_RUNNER_EVERY_FAMILY=1")
-def test_the_same_number_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    of = (*LONG[1:], "method=ewc", *PASSES, SHARD)
+@pytest.mark.parametrize("kind", [("method=ewc", SHARD), ("method=[seq_ft,l2]", "backbone=tiny_llama", ALWAYS)])
+def test_the_same_number_goes_on_bit_for_bit(kind: tuple[str, ...], tmp_path: Path) -> None:
+    of = (*LONG[1:], *kind, *PASSES)
     root = tmp_path / "stopped"
     processes = start(2, "-m", "cl_runner", *line(root, *of))
     folder = until_trained(root, 65)  # in the second task, where there is a Fisher
@@ -101,16 +137,30 @@ def test_the_same_number_goes_on_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("method=gem",), "gem needs all of what trains"),
-        (("method=[seq_ft,der]",), "der needs all of what trains"),
-        (("method=seq_ft", "training.optimizer=adafactor"), "Type: training.optimizer=adamw"),
+        (("method=gem", SHARD), "gem needs all of what trains"),
+        (("method=[seq_ft,der]", SHARD), "der needs all of what trains"),
+        (("method=seq_ft", "training.optimizer=adafactor", SHARD), "Type: training.optimizer=adamw"),
+        (("method=ewc", ALWAYS), "ewc measures or selects by whole weights between trainings. Type: hardware.shard="),
+        (("method=seq_ft", "backbone=tiny_t5", ALWAYS), "tiny_t5 (seq2seq) makes passes of several kinds, and"),
+        (("method=seq_ft", "task_order.restart=true", ALWAYS), "goes back to the first weights. Type: hardware."),
     ],
 )
 def test_what_cannot_lie_in_parts_is_named(
     overrides: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command(line(tmp_path, *overrides, SHARD)) == 2
+    assert run_command(line(tmp_path, *overrides)) == 2
     assert said in capsys.readouterr().err
+
+
+def test_more_processes_than_gpus_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "_here", distributed._Here(size=2, beside=2))
+    for name, given in (("is_available", True), ("device_count", 1), ("set_device", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, given=given: given)
+    assert run_command(line(tmp_path, "method=seq_ft", "hardware=gpu", SHARD)) == 2
+    said = capsys.readouterr().err
+    assert "2 processes of this machine see 1 GPU, and" in said and "--nproc-per-node=1), or type: hardware=cpu" in said
 
 
 def test_one_process_has_all_of_it(tmp_path: Path) -> None:

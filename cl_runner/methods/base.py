@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from cl_runner.batch import Batch, Output, Part
+from cl_runner.config import Sharded
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.base import Prediction
@@ -36,7 +37,8 @@ class Method:
     chooses: ClassVar[bool] = False  # decides what trains: at most one of a chain
     isolates: ClassVar[bool] = False  # a task changes nothing that earlier tasks use: there is nothing to protect
     keeps_passes: ClassVar[bool] = False  # `prepare` or `loss` keep what a pass shows: every process does all of them
-    sharded: ClassVar[bool] = False  # `grads` is as right where each process has its own rows of what trains
+    # `grads` is as right where each process has its own rows of what trains; "always": whole weights are never needed.
+    sharded: ClassVar[Sharded] = False
     measures: ClassVar[bool] = True  # may measure the importance of weights, by what stands under `importance`
     protects: ClassVar[bool] = False  # acts against forgetting, which is idle beside a method that isolates
     directs: ClassVar[bool] = False  # `grads` promises where a step goes, which another such method would undo
@@ -75,7 +77,7 @@ class Method:
     def offloads(self) -> bool:
         """Whether what the optimizer holds of whole weights may lie elsewhere than these (hardware.offload)."""
         edits = type(self).grads is not Method.grads or type(self).after_step is not Method.after_step
-        return self.sharded or not edits
+        return bool(self.sharded) or not edits
 
     def plain_at_first(self) -> bool:
         """Whether the first task's weights end with the bits of plain fine-tuning, where everything trains in it."""

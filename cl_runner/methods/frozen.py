@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from cl_runner.config import Sharded
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
@@ -19,7 +20,7 @@ from cl_runner.trained import Trained
 class Frozen(Method):
     """At 0.1 % trained weights a method's accuracy has to be read beside this one's (specs of PE, section 6)."""
 
-    sharded: ClassVar[bool] = True
+    sharded: ClassVar[Sharded] = "always"
     chooses: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     isolates: ClassVar[bool] = True

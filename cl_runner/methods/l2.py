@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cl_runner.config import NonNegative
+from cl_runner.config import NonNegative, Sharded
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Method
 from cl_runner.methods.penalty import pull_back
@@ -19,7 +19,7 @@ class L2(Method):
 
     strength: NonNegative
 
-    sharded: ClassVar[bool] = True
+    sharded: ClassVar[Sharded] = "always"
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     keeps: ClassVar[Said] = ""

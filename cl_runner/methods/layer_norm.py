@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from cl_runner.config import Positive
+from cl_runner.config import Positive, Sharded
 from cl_runner.data.task import Task
 from cl_runner.families.freezing import frozen
 from cl_runner.learner import Learner
@@ -25,7 +25,7 @@ class LayerNorm(Method):
     first_task: Literal["whole", "selected"]
     learning_rate: Positive | None
 
-    sharded: ClassVar[bool] = True
+    sharded: ClassVar[Sharded] = "always"
     chooses: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     learns: ClassVar[Said] = {

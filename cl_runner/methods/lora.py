@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cl_runner.batch import Batch
+from cl_runner.config import Sharded
 from cl_runner.data.task import Task
 from cl_runner.layers.heads import find_head, make_heads
 from cl_runner.learner import Learner
@@ -26,7 +27,7 @@ class LoRA(IncLoRA):
     The last layer of a classifier has rows of each task's own, and knows no other labels than those.
     """
 
-    sharded: ClassVar[bool] = True
+    sharded: ClassVar[Sharded] = "always"
     isolates: ClassVar[bool] = True
     told: ClassVar[Said] = "task"
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cl_runner.batch import Batch, Output, Part
-from cl_runner.config import NonNegative, Positive, Share
+from cl_runner.config import NonNegative, Positive, Sharded, Share
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
@@ -41,7 +41,7 @@ class LwF(Method):
     label_weight: Share
     first_task: bool
 
-    sharded: ClassVar[bool] = True
+    sharded: ClassVar[Sharded] = "always"
     state: ClassVar[tuple[str, ...]] = ("recorded",)
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False

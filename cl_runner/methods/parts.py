@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from cl_runner.config import Positive, Whole
+from cl_runner.config import Positive, Sharded, Whole
 from cl_runner.data.task import Task
 from cl_runner.families.freezing import frozen
 from cl_runner.learner import Learner
@@ -42,7 +42,7 @@ class Parts(Method):
     first_task: Literal["whole", "selected"]
     learning_rate: Positive | None
 
-    sharded: ClassVar[bool] = True
+    sharded: ClassVar[Sharded] = "always"
     chooses: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     learns: ClassVar[Said] = {

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cl_runner import distributed
 from cl_runner.data.example import Example
+from cl_runner.evaluate import idle_pass
 from cl_runner.learner import Learner
 
 #: Examples of one pass.
@@ -31,6 +32,8 @@ def record_logits(learner: Learner, examples: Sequence[Example]) -> Tensor:
             if distributed.mine(number):
                 found[torch.tensor(positions, device=found.device)] = logits
         if distributed.round_ends(number) or done == len(examples):
+            if learner.shards is not None:
+                learner.shards.wait(idle_pass(learner, examples[positions[-1]]))
             learner.progress("record outputs", done, len(examples))
     assert found is not None, "there are no examples"
     distributed.add([found])

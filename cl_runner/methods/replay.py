@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 from torch import nn
 
 from cl_runner.batch import Part
-from cl_runner.config import Count, Fraction
+from cl_runner.config import Count, Fraction, Sharded
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
@@ -36,7 +36,7 @@ class Replay(Method):
     every: Annotated[Count, ReadIf("way", ("periodic",))]
     batch_size: Annotated[Count, ReadIf("way", ("periodic",))]
 
-    sharded: ClassVar[bool] = True
+    sharded: ClassVar[Sharded] = "always"
     protects: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     keeps: ClassVar[Said] = "{share} of the examples of each task, as numbers of rows"

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from cl_runner.config import Sharded
 from cl_runner.methods.base import Method
 from cl_runner.needs import Needs, Outline
 from cl_runner.said import Said
@@ -16,7 +17,7 @@ from cl_runner.said import Said
 class SeqFT(Method):
     """Trains all weights on each task in turn; no hook of training is needed."""
 
-    sharded: ClassVar[bool] = True
+    sharded: ClassVar[Sharded] = "always"
     chooses: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     learns: ClassVar[Said] = "all weights"

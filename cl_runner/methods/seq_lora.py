@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from cl_runner.config import Sharded
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.low_rank import LowRank, name_of
@@ -22,7 +23,7 @@ class SeqLoRA(LowRank):
     dora: bool
     start: Literal["zero", "pissa"]
 
-    sharded: ClassVar[bool] = True
+    sharded: ClassVar[Sharded] = "always"
     learns: ClassVar[Said] = "one adapter of rank {rank}, and a classifier's head"
 
     def peft_options(self) -> dict[str, Any]:

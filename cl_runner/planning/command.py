@@ -139,10 +139,18 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
         + _texts(s)
     )
     if s.device == "cuda":
+        host = planner.in_main_memory(s)
+        loading = f"{gigabytes(plan.phases['load'].bytes)} while loading" + (
+            f", {gigabytes(host)} then" if host else ""
+        )
+        if s.shards > 1:
+            reads, saves = planner.in_first_process(s)
+            loading = f"of the first process, which reads and writes for all, {gigabytes(reads)}" + (
+                f", {gigabytes(saves)} for a checkpoint inside a task" if saves else ""
+            )
+            loading += f"; of each {gigabytes(host)}" if host else ""
         console.print(
-            f"Beside it: about {gigabytes(CUDA_CONTEXT_BYTES)} of GPU memory for CUDA itself; in main memory "
-            f"{gigabytes(plan.phases['load'].bytes)} while loading"
-            + (f", {gigabytes(host)} then" if (host := planner.in_main_memory(s)) else "")
+            f"Beside it: about {gigabytes(CUDA_CONTEXT_BYTES)} of GPU memory for CUDA itself; in main memory {loading}"
         )
     if s.encoder is not None and s.encoder.assumed:
         console.print(f"Note: {s.encoder.assumed}")

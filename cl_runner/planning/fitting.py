@@ -21,6 +21,7 @@ from cl_runner.planning.memory import Options, changing, gigabytes, ladders, res
 from cl_runner.planning.numbers import skeleton
 from cl_runner.planning.planner import CUDA_CONTEXT_BYTES, Planner
 from cl_runner.planning.setting import Setting
+from cl_runner.shard_checks import cannot_always
 
 #: GPUs that there are, by their memory in 10^9 bytes.
 PROCESSES = (2, 4, 8, 16, 32, 64)
@@ -169,10 +170,13 @@ def sharded_cards(request: Request, planner: Planner, s: Setting) -> list[str]:
     typed, passes = _settable(request)
     typed |= {OFFLOAD}  # it is not what several processes are for
     known = _smallest(planner, s, typed, passes)[0]
+    never_whole = cannot_always(request.config, chain) is None
     lines = []
     for processes in PROCESSES:
-        found = _smallest(planner, dataclasses.replace(s, shards=processes), typed, passes)[0]
-        if found is not None and found.split(",")[0] != (known or "").split(",")[0]:
-            lines.append(f"Of each of {processes} processes with hardware.shard=true: {found}")
-            known = found
+        for value in ("true", "always") if never_whole else ("true",):
+            tried = dataclasses.replace(s, shards=processes, always=value == "always")
+            found = _smallest(planner, tried, typed, passes)[0]
+            if found is not None and found.split(",")[0] != (known or "").split(",")[0]:
+                lines.append(f"Of each of {processes} processes with hardware.shard={value}: {found}")
+                known = found
     return lines

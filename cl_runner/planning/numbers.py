@@ -197,6 +197,7 @@ def setting_of(
         dtype=getattr(torch, config.backbone.dtype),
         gradient_checkpointing=config.hardware.gradient_checkpointing,
         shards=processes if config.hardware.shard else 1,
+        always=config.hardware.shard == "always" and processes > 1,
         offload=config.hardware.offload == "optimizer" and device == "cuda",
         offloads=all(each.offloads for each in method.methods.values()),
         max_length=max(lengths.prompts),

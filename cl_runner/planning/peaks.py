@@ -57,8 +57,13 @@ def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
     entries = architecture.parameters(s)
     copies = 2 if s.restart else 1
     fixed = base_bytes + (entries * s.dtype.itemsize + 4 * s.stored) * copies
-    part = entries * s.dtype.itemsize // s.shards if s.shards > 1 else 0  # of one process, beside the whole
+    whole = entries * s.dtype.itemsize
+    part = whole // s.shards if s.shards > 1 else 0  # of one process, beside the whole
     fixed += part
+    if s.always:
+        if phase == "load" and s.device == "cpu":  # of the first process, which reads all of it
+            return base_bytes + whole + s.dtype.itemsize * max(architecture.blocks(s))
+        fixed += _sharded_weights(prices, s) - whole - part
     if phase == "load":
         return fixed + 4 * s.stored  # tasks' values, before they lie in one tensor
     if s.encoder is not None:
@@ -70,8 +75,8 @@ def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
     fixed += s.needs.weight_bytes * entries + s.memory_bytes
     training = [task for task in s.tasks if task.trains != "nothing"]
     if phase.startswith("train "):
-        if s.shards > 1:
-            fixed -= part + entries * s.dtype.itemsize - _sharded_weights(prices, s)
+        if s.shards > 1 and not s.always:
+            fixed -= part + whole - _sharded_weights(prices, s)
         return fixed + max(_training(prices, s, task) for task in training if phase == f"train {task.stage}")
     if phase == "select":
         return _between_epochs(prices, s, fixed)
@@ -145,6 +150,22 @@ def in_main_memory(prices: Prices, s: Setting) -> int:
             # Values before the task, copies, gradients, and the best epoch's.
             held = max(held, state + (_item(s, task) + 8 + 4 * s.selects_epoch) * trained)
     return max(sums, held)
+
+
+def in_first_process(prices: Prices, s: Setting) -> tuple[int, int]:
+    """Bytes of main memory that the first of several processes takes for weights in parts, which it reads and writes.
+
+    Returns:
+        While it reads the weights, or writes what a task made of them; while it writes a checkpoint inside a task.
+    """
+    whole = prices.architecture.parameters(s) * s.dtype.itemsize
+    saved = 0
+    for task in s.tasks:
+        if _processes(s, task) > 1:  # values, the optimizer's state and the best epoch's values
+            trained = prices.architecture.trained(s, task)
+            state = s.optimizer.state_bytes(prices.architecture.shapes(s, task))
+            saved = max(saved, state + (4 + 4 * s.selects_epoch) * trained)
+    return whole, saved
 
 
 def _apart(s: Setting, task: TaskNumbers) -> bool:

@@ -89,6 +89,10 @@ class Planner:
         """Bytes of a run on a GPU that lie in main memory while it computes."""
         return peaks.in_main_memory(self.prices, s)
 
+    def in_first_process(self, s: Setting) -> tuple[int, int]:
+        """Bytes that the first of several processes takes: `peaks.in_first_process`."""
+        return peaks.in_first_process(self.prices, s)
+
     def disk(self, s: Setting) -> dict[str, int]:
         """Bytes on disk by what they hold."""
         return disk_bytes(self.architecture, s)

@@ -111,6 +111,7 @@ class Setting:
     importance_max_length: int | None = None  # tokens of a text, and of its answer, in the importance pass
 
     shards: int = 1  # processes that each hold a part of the weights while they train
+    always: bool = False  # and between trainings
     offload: bool = False  # what the optimizer holds of weights that train whole lies in main memory
     offloads: bool = False  # whether it may, by the methods
     evaluations: int = 0  # of the run, each with batches of its own; 0 = one of many batches

@@ -21,11 +21,13 @@ class Probe(ABC):
     Attributes:
         higher_is_better: whether a fall of its numbers is a loss of ability.
         unit: of its numbers: "%", or what an axis should say.
+        in_parts: whether it can ask a model whose weights are whole nowhere (`hardware.shard=always`).
     """
 
     families: ClassVar[tuple[str, ...]] = ("causal", "seq2seq", "image_text")
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = "%"
+    in_parts: ClassVar[bool] = True
     node: str  # where its options stand in the configuration: probe.<node>
 
     def check(self) -> None:  # noqa: B027  # may stay empty

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -34,6 +34,8 @@ class LMEval(Probe):
 
     Seeds of the harness stay its own, so that questions and examples are those of everybody's numbers.
     """
+
+    in_parts: ClassVar[bool] = False
 
     tasks: Annotated[list[str], Field(min_length=1)]
     num_fewshot: Whole | None

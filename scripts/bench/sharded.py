@@ -1,7 +1,8 @@
-"""Memory of each of several processes with weights in parts (hardware.shard=true) and without, beside the plan.
+"""Memory of each of several processes with weights in parts while they train, always, and never, beside the plan.
 
 Peaks of resident memory by phase and process, of plain fine-tuning of a random LLaMA whose layers have the width of
-LLaMA-2 7B: two tasks of two steps. Aim: a part's training within 1.15 x of its plan.
+LLaMA-2 7B: two tasks of two steps. Variants: "in parts" while they train (hardware.shard=true), "always", "whole". Aim:
+a part's training within 1.15 x of its plan.
 
     python scripts/bench/sharded.py --layers 2 --processes 2
     python scripts/bench/sharded.py --variants "in parts"      # half the memory
@@ -90,7 +91,7 @@ def main() -> None:
     ]
     results: dict[str, Any] = {}
     rows = []
-    added_by = {"in parts": ["hardware.shard=true"], "whole": []}
+    added_by = {"in parts": ["hardware.shard=true"], "always": ["hardware.shard=always"], "whole": []}
     for name in given.variants.split(","):
         added = added_by[name]
         with tempfile.TemporaryDirectory() as folder:
