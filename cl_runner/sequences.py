@@ -29,7 +29,7 @@ class Lazy(Sequence[Item]):
     def __getitem__(self, place: int | slice) -> Item | Sequence[Item]:
         if isinstance(place, slice):
             return View(self, range(len(self))[place])
-        return self.made(range(len(self))[place])
+        return self.made(place if 0 <= place < len(self) else range(len(self))[place])
 
     def __iter__(self) -> Iterator[Item]:
         return map(self.made, range(len(self)))

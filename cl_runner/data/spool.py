@@ -9,7 +9,7 @@ from array import array
 from typing import Any
 
 #: Bytes of a source that are kept in memory; what is more lies in a file in the system's folder for such (TMPDIR).
-IN_MEMORY = 64 * 2**20
+IN_MEMORY = 16 * 2**20
 
 
 class Spool:

@@ -25,7 +25,7 @@ FORMAT = 4
 #: What is said of texts
 _SPECIAL = "with special tokens in them"
 #: Different texts, and answers, whose ids are in one file of the cache.
-SHARD = 2**17
+SHARD = 2**15
 #: Stands for a user's words in a chat template.
 MARK = "§words§"
 

@@ -1,7 +1,7 @@
 """Runs over files of many rows: time, memory and disk, of which memory may grow by the bytes of an index and no more.
 
 Each run trains `--method` for a few steps on a random two-layer BERT over one file of generated rows, whose texts
-differ and have about 200 letters, and is asked 100 rows of another file. Each part is in a process of its own:
+differ and have 10 words, and is asked 100 rows of another file. Each part is in a process of its own:
 `data` draws the examples and no more, `run` is a whole run without its report.
 
     python scripts/bench/rows.py --threads 1 --rows 10000,100000,1000000 --output outputs/published/bench/rows.json
@@ -36,10 +36,10 @@ WORDS = [f"w{number}" for number in range(5000)]
 
 
 def rows(number: int, seed: int) -> Iterator[dict[str, str]]:
-    """So many texts of 40 words that differ, and their labels."""
+    """So many texts of 10 words that differ, and their labels."""
     random = np.random.default_rng(seed)
     for begin in range(0, number, 10_000):
-        for row in random.integers(len(WORDS), size=(min(10_000, number - begin), 40)).tolist():
+        for row in random.integers(len(WORDS), size=(min(10_000, number - begin), 10)).tolist():
             yield {"text": " ".join([WORDS[i] for i in row]), "label": str(row[0] % 2)}
 
 
