@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Rows(Lazy[Row]):
         """
         self.units.append(unit)
         self.labels.append(self._numbers.get(label, 0))
-        self._spool.add((file, row, label, cells, picture, chat))
+        self._spool.add([file, row, label, cells, picture, *([] if chat is None else dataclasses.astuple(chat))])
 
     def end(self, columns: Collection[str]) -> None:
         """All rows are there, with these columns; a row that lacks one has it empty."""
@@ -75,5 +76,9 @@ class Rows(Lazy[Row]):
 
     def made(self, place: int) -> Row:
         """The row, with its prompt."""
-        file, row, label, cells, picture, chat = self._spool.row(place)
+        file, row, label, cells, picture, *said = self._spool.row(place)
+        chat = None
+        if said:
+            before, last, answer, tools, learned = said
+            chat = Chat(before, last, answer, tools, tuple(learned))
         return Row(self._files[file], row, prompt(self._definition, {**self._empty, **cells}), label, picture, chat)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
+import json
 import tempfile
 import weakref
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 #: Bytes of a source that are kept in memory; what is more lies in a file in the system's folder for such (TMPDIR).
@@ -25,21 +26,21 @@ class Spool:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def add(self, row: tuple[Any, ...]) -> None:
-        """One more, of what pickle knows; call it before the first is read.
+    def add(self, row: Sequence[Any]) -> None:
+        """One more, of what JSON knows; call it before the first is read.
 
         Raises:
             OSError: the disk is full.
         """
         assert not self._whole, "what was read is whole"
-        written = pickle.dumps(row, pickle.HIGHEST_PROTOCOL)
+        written = json.dumps(row, separators=(",", ":")).encode()
         try:
             self._file.write(written)
         except OSError as error:
             raise self._named(error) from error
         self._ends.append(self._ends[-1] + len(written))
 
-    def row(self, place: int) -> tuple[Any, ...]:
+    def row(self, place: int) -> list[Any]:
         """The row at a place from 0 on."""
         if not self._whole:
             try:
@@ -49,7 +50,7 @@ class Spool:
             self._whole = True
         begin = self._ends[place]
         self._file.seek(begin)
-        row: tuple[Any, ...] = pickle.loads(self._file.read(self._ends[place + 1] - begin))
+        row: list[Any] = json.loads(self._file.read(self._ends[place + 1] - begin))
         return row
 
     @staticmethod
