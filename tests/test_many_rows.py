@@ -47,6 +47,7 @@ def test_a_run_of_rows_on_disk_is_that_of_rows_in_memory(
     found = []
     for in_memory, shard in ((spool.IN_MEMORY, encoding.SHARD), (50, 7)):
         monkeypatch.setattr(spool, "IN_MEMORY", in_memory)
+        monkeypatch.setattr(spool, "_last", None)
         monkeypatch.setattr(encoding, "SHARD", shard)
         root = tmp_path / str(shard)
         with without_report():
@@ -62,6 +63,7 @@ def test_a_run_of_rows_on_disk_is_that_of_rows_in_memory(
 
 def test_memory_of_a_row_is_that_of_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "IN_MEMORY", 1000)
+    monkeypatch.setattr(spool, "_last", None)
     peaks = []
     for rows in (2_000, 12_000):
         for split in ("train", "test"):
@@ -81,7 +83,7 @@ def test_a_full_disk_is_said_with_its_place(tmp_path: Path, monkeypatch: pytest.
         raise OSError(errno.ENOSPC, "No space left on device")
 
     rows = spool.Spool()
-    monkeypatch.setattr(rows._file, "write", full)
+    monkeypatch.setattr(rows._store._file, "write", full)
     with pytest.raises(OSError, match="No space left") as error:
         rows.add(("text",))
     assert str(error.value.filename).startswith(spool.tempfile.gettempdir())
