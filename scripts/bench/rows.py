@@ -2,9 +2,11 @@
 
 Each run trains `--method` for a few steps on a random two-layer BERT over one file of generated rows, whose texts
 differ and have 10 words, and is asked 100 rows of another file. Each part is in a process of its own:
-`data` draws the examples and no more, `run` is a whole run without its report.
+`data` draws the examples and no more, `run` is a whole run without its report; of more rows than `--largest-run`, whose
+texts would be encoded for minutes, there is `data` alone.
 
-    python scripts/bench/rows.py --threads 1 --rows 10000,100000,1000000 --output outputs/published/bench/rows.json
+    python scripts/bench/rows.py --threads 1 --rows 10000,100000,1000000 --largest-run 100000 \\
+        --output outputs/published/bench/rows.json
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ from cl_runner.data.task import build_tasks
 from cl_runner.report import page
 from cl_runner.run import Run
 
-#: What is measured of a process, once all is imported: `beyond` is its highest memory less that which it began with,
-#: of its own and of files that are mapped, which the system can have back.
-COLUMNS = ("CPU s", "wall s", "own MiB", "with mapped MiB")
+#: What is measured of a process, once all is imported: `own MiB` is its highest memory beyond what it began with, without
+#: files that are mapped, which the system can have back.
+COLUMNS = ("CPU s", "wall s", "own MiB")
 WORDS = [f"w{number}" for number in range(5000)]
 
 
@@ -86,7 +88,7 @@ def part(what: str, folder: str, form: str, method: str) -> dict[str, Any]:
     ]
     request = compose(line, [])
     page.write_run_report = lambda folder: folder / "report.html"
-    held, began, spent = resident_bytes(), time.perf_counter(), time.process_time()
+    began, spent = time.perf_counter(), time.process_time()
     own = Watch()
     tasks = build_tasks(request.config.task_order, request.config.task)
     if what == "run":
@@ -94,8 +96,7 @@ def part(what: str, folder: str, form: str, method: str) -> dict[str, Any]:
         with contextlib.redirect_stdout(io.StringIO()):
             assert Run(request, tasks).guarded(None) == 0
     seconds = (time.process_time() - spent, time.perf_counter() - began)
-    mapped = resident_bytes("VmHWM") - held
-    return dict(zip(COLUMNS, (*seconds, own.most() / 2**20, mapped / 2**20), strict=True))
+    return dict(zip(COLUMNS, (*seconds, own.most() / 2**20), strict=True))
 
 
 class Watch:
@@ -131,7 +132,9 @@ def measured(words: Sequence[object]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure files of so many rows."""
-    given = arguments(__doc__ or "", rows="10000,100000,1000000", forms="jsonl,parquet", method="seq_ft", part="")
+    given = arguments(
+        __doc__ or "", rows="10000,100000,1000000", forms="jsonl", largest_run=100_000, method="seq_ft", part=""
+    )
     if given.part:
         print(json.dumps(part(*given.part.split())))
         return
@@ -144,7 +147,7 @@ def main() -> None:
                 write(place, form, number)
                 size = (place / f"train.{form}").stat().st_size
                 found: dict[str, Any] = {"file bytes": size}
-                for what in ("data", "run"):
+                for what in ("data", "run") if number <= given.largest_run else ("data",):
                     found[what] = measured((what, place, form, given.method))
                     cells = [f"{found[what][name]:.1f}" for name in COLUMNS]
                     table.append([f"{number:,} rows of {form}, {what}", f"{size / 2**20:.0f}", *cells])
