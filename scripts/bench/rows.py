@@ -31,8 +31,8 @@ from cl_runner.data.task import build_tasks
 from cl_runner.report import page
 from cl_runner.run import Run
 
-#: What is measured of a process, once all is imported: `own MiB` is its highest memory beyond what it began with, without
-#: files that are mapped, which the system can have back.
+#: What is measured of a process, once all is imported: its highest memory beyond what it began with, without files that
+#: are mapped, which the system can have back.
 COLUMNS = ("CPU s", "wall s", "own MiB")
 WORDS = [f"w{number}" for number in range(5000)]
 
