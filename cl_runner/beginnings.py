@@ -221,7 +221,11 @@ def tree_of(tensors: Mapping[str, Tensor], said: Mapping[str, str], device: torc
 
 
 def _examples(examples: Sequence[Example]) -> str:
-    return hashlib.sha256(json.dumps([example.content() for example in examples]).encode()).hexdigest()
+    digest = hashlib.sha256(b"[")
+    for row, example in enumerate(examples):
+        digest.update(f"{', ' if row else ''}{json.dumps(example.content())}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def _told(task: Task) -> list[Any]:

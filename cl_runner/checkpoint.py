@@ -28,6 +28,9 @@ from cl_runner.full_disk import room_for
 MANIFEST = "checkpoint.json"
 
 
+_PLAIN = frozenset({type(None), bool, int, float, str})
+
+
 def pack(tree: Any, tensors: dict[str, Tensor], path: str = "t") -> Any:
     """A JSON tree in which every tensor of `tree` is replaced by its name in `tensors`, which is filled with them.
 
@@ -39,6 +42,9 @@ def pack(tree: Any, tensors: dict[str, Tensor], path: str = "t") -> Any:
     if isinstance(tree, dict):
         return {"items": [[key, pack(value, tensors, f"{path}.{key}")] for key, value in tree.items()]}
     if isinstance(tree, (list, tuple)):
+        # Rows of a matrix as they are: of all tasks they are packed after every task.
+        if all(type(value) in _PLAIN for value in tree):
+            return {"value": list(tree)}
         return {"list": [pack(value, tensors, f"{path}.{i}") for i, value in enumerate(tree)]}
     assert tree is None or isinstance(tree, (bool, int, float, str)), f"{path}: {type(tree)} cannot be saved"
     return {"value": tree}

@@ -21,7 +21,7 @@ from cl_runner.metrics.classes import percents, tallies
 Result = TypeVar("Result")
 
 
-def evaluation_examples(task: Task, split: Literal["test", "validation"]) -> tuple[Example, ...]:
+def evaluation_examples(task: Task, split: Literal["test", "validation"]) -> Sequence[Example]:
     """The examples a task is scored on."""
     return task.test if split == "test" else task.validation
 

@@ -19,6 +19,7 @@ from cl_runner.families.base import Answering, Family, Prediction
 from cl_runner.families.freezing import frozen
 from cl_runner.hooks import Hooks
 from cl_runner.metrics.base import reads_of, score
+from cl_runner.sequences import Chained
 from cl_runner.shards import Shards, whole
 from cl_runner.sparse.measured import Measured
 from cl_runner.tracking.clock import Clock
@@ -227,7 +228,7 @@ class Learner:
         """Whether there is anything to forget: not in the base task, nor when tasks start from pretrained weights."""
         return task.index > 0 and not self.restart
 
-    def scored_on(self, task: Task) -> tuple[Example, ...]:
+    def scored_on(self, task: Task) -> Sequence[Example]:
         """The examples that evaluations of this run score a task on."""
         validation = self.evaluation is not None and self.evaluation.split == "validation"
         return task.validation if validation else task.test
@@ -236,11 +237,10 @@ class Learner:
         """The tasks before one that can be forgotten."""
         return self.tasks[: task.index] if self.has_old_tasks(task) else []
 
-    def old_examples(self, task: Task) -> list[Example]:
+    def old_examples(self, task: Task) -> Sequence[Example]:
         """All training data of the tasks before `task` (PE eq. 1: D)."""
-        if self.joint:  # the task before holds all of them
-            return list(self.tasks[task.index - 1].train)
-        return [example for old in self.tasks[: task.index] for example in old.train]
+        # Of a joint order the task before holds all of them.
+        return self.tasks[task.index - 1].train if self.joint else Chained([t.train for t in self.tasks[: task.index]])
 
     def seed_of(self, *parts: object) -> int:
         """A seed for one purpose, derived from the run's seed."""

@@ -15,6 +15,7 @@ from cl_runner.arguments import Parser
 from cl_runner.compose import Request, compose
 from cl_runner.overrides import COMMAND, check_once
 from cl_runner.plain import plain_lines
+from cl_runner.sequences import Chained
 
 if TYPE_CHECKING:
     from cl_runner.data.task import Task
@@ -138,7 +139,7 @@ def _tokens(request: Request, tasks: Sequence[Task], content: Mapping[str, Any])
     prepared = prepare(request.config, tasks)
     if prepared.cache is None:
         return
-    everything = [e for t in prepared.own_tasks for split in (t.train, t.validation, t.test) for e in split]
+    everything = Chained([split for t in prepared.own_tasks for split in (t.train, t.validation, t.test)])
     prepared.family.tokenize(everything, prepared.cache / "tokens")
     place = str(prepared.cache / "tokens")
     if place not in content["tokens"]:

@@ -25,6 +25,7 @@ from cl_runner.parts import family_kind
 from cl_runner.planning.tasks import ask
 from cl_runner.pretrained.places import folder_of, is_folder, metrics_of
 from cl_runner.probes.base import Probe
+from cl_runner.sequences import Chained
 from cl_runner.shard_checks import check_sharded
 from cl_runner.tracked import check_trackers
 from cl_runner.tracking.environment import has_bf16
@@ -89,7 +90,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
         _check_acting(config, method, skeleton, needs.listed)
     _check_training(config.training, [name for name, _ in skeleton.named_parameters()], method)
     joint = [
-        dataclasses.replace(task, train=tuple(e for seen in tasks[: i + 1] for e in seen.train))
+        dataclasses.replace(task, train=Chained([seen.train for seen in tasks[: i + 1]]))
         for i, task in enumerate(tasks)
     ]
     return Prepared(
@@ -232,7 +233,7 @@ def _check_pictures(backbone: Backbone, tasks: Sequence[Task]) -> None:
     """
     sees = family_kind(backbone.family) == "image_text"
     for task in tasks:
-        for example in (*task.train, *task.validation, *task.test):
+        for example in Chained([task.train, task.validation, task.test]):
             if sees and example.picture is None:
                 raise ValueError(
                     f"backbone {backbone.name} reads pictures, and task {task.name} has examples without one. "
@@ -260,7 +261,7 @@ def _check_chats(config: Config, tasks: Sequence[Task]) -> None:
                 f"{key}=messages makes one text of the turns of a chat, which backbone.chat_template=true would put "
                 f"into a single user's turn. Type: {key}=chats (or backbone.chat_template=false)"
             )
-        if not any(example.chat is not None for example in (*task.train, *task.validation, *task.test)):
+        if not any(example.chat is not None for example in Chained([task.train, task.validation, task.test])):
             continue
         if kind != "causal":
             raise ValueError(

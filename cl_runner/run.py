@@ -38,6 +38,7 @@ from cl_runner.planning.fitting import applied
 from cl_runner.planning.work import units
 from cl_runner.prepared import prepare
 from cl_runner.record import check_environment, header, write_request
+from cl_runner.sequences import Chained
 from cl_runner.sparse.measured import Measured
 
 
@@ -150,7 +151,7 @@ class Run:
         scene.console.header("cl_runner", header(self.request, prepared.tasks, str(prepared.device)))
         for text in prepared.said:
             scene.console.line(f"{config.backbone.pretrained}: {text}")
-        everything = [e for t in prepared.own_tasks for split in (t.train, t.validation, t.test) for e in split]
+        everything = Chained([split for t in prepared.own_tasks for split in (t.train, t.validation, t.test)])
         prepared.family.tokenize(everything, prepared.cache / "tokens" if prepared.cache else None)
         own_tasks = [_accounted(task, prepared.family) for task in prepared.own_tasks]
         distributed.once(write_request)(self.request, own_tasks, prepared.device.type)

@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def learning_rate_factor(step: float, steps: float, schedule: str, warmup: float
 
 def epoch_order(
     seed: int, task: int, epoch: int, examples: int, lengths: Sequence[int] | None = None, batch: int = 1
-) -> list[int]:
+) -> Sequence[int]:
     """The order of examples in an epoch: a function of its arguments only, so that it survives a resume.
 
     Args:
@@ -153,7 +154,7 @@ def epoch_order(
         batch: examples of one step.
     """
     generator = random.Random(derive_seed(seed, "order", task, epoch))
-    order = list(range(examples))
+    order = array("q", range(examples))
     generator.shuffle(order)
     if lengths is None:
         return order
@@ -220,7 +221,7 @@ def train_task(
 
         learner.model.train()
         learner.pass_size = stage.micro_batch or stage.batch_size
-        order: list[int] | None = None
+        order: Sequence[int] | None = None
         cost = spent()
         progress.done = course.over(cost)
         while not progress.done:

@@ -28,8 +28,9 @@ there() { command -v slurmctld slurmd munged sbatch scontrol >/dev/null; }
 if ! there && [ -n "$install" ]; then
     command -v apt-get >/dev/null || unavailable "its packages are installed by apt-get, which is not here"
     export DEBIAN_FRONTEND=noninteractive
-    { apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 ||
-        unavailable "apt-get could not install slurm-wlm and munge"
+    get="apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge"
+    timeout --kill-after=10 180 bash -c "$get" >/dev/null 2>&1 ||
+        unavailable "apt-get could not install slurm-wlm and munge within three minutes"
 fi
 there || unavailable "the packages slurm-wlm and munge are not installed; --install installs them"
 
@@ -55,6 +56,9 @@ trap 'exit 143' INT TERM HUP
 # Ports of its own, so that another SLURM of this machine is not met.
 free=$((20000 + RANDOM % 20000))
 host=$(hostname -s)
+# nproc says what OMP_NUM_THREADS does. Two at least, so that two jobs run at once.
+cpus=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
+[ "$cpus" -gt 1 ] || cpus=2
 memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.8)}' /proc/meminfo)
 export SLURM_CONF=$folder/slurm.conf
 cat >"$SLURM_CONF" <<EOF
@@ -67,6 +71,7 @@ AuthInfo=socket=$folder/munge.socket
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
+SlurmdParameters=config_overrides
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
 SlurmctldPidFile=$folder/slurmctld.pid
@@ -78,7 +83,7 @@ SelectTypeParameters=CR_Core
 ReturnToService=2
 MpiDefault=none
 JobRequeue=1
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory State=UNKNOWN
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP
 EOF
 mkdir "$folder/state" "$folder/spool"

@@ -44,9 +44,9 @@ def test_a_sweep_on_a_real_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    swept = ["method=pe", "method.pe.fraction=0.005,0.1", "task_order=reviews,reviews_plain", "seed=0,1"]
+    swept = ["method=pe", "task_order=reviews,reviews_plain", "seed=0,1"]
     own = [o for o in TINY if not o.startswith(("method", "hardware", "training.base.epochs"))]
-    lines = [*own, *swept, "training.base.epochs=40", "checkpoint.every_seconds=0.2"]
+    lines = [*own, *swept, "training.base.epochs=20", "checkpoint.every_seconds=0.2"]
     asked = [f"hardware.slurm.{o}" for o in ("cpus=1", "memory_gb=2", "minutes=8", "signal_seconds=100")]
     terminal = subprocess.Popen(
         ["bash", "-c", '"$@" && sleep 600', "terminal", *start, "submit", "hardware=slurm", *asked, *lines, "root=X"],
@@ -55,7 +55,7 @@ def test_a_sweep_on_a_real_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
     until(lambda: any(load(path.parent).submissions for path in Path("X/sweeps").glob("*/sweep.json")))
     sweep = load(next(Path("X/sweeps").iterdir()))
-    in_its_way = sweep.run_folder(7)  # the last one in the queue cannot make its folder, and fails
+    in_its_way = sweep.run_folder(3)  # the last one in the queue cannot make its folder, and fails
     in_its_way.parent.mkdir(parents=True, exist_ok=True)
     in_its_way.touch()
     os.killpg(terminal.pid, signal.SIGHUP)
@@ -91,7 +91,7 @@ def test_a_sweep_on_a_real_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     late = begun()
     killed = begun(late)
-    assert said(running=2, waiting=6)
+    assert said(running=2, waiting=2)
     place = states_of(sweep)[late].place
     assert "TimeLimit=00:08:00" in slurm.call("scontrol", "show", "job", place)
     slurm.call("scontrol", "update", f"jobid={place}", "TimeLimit=2")
@@ -108,22 +108,22 @@ def test_a_sweep_on_a_real_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert re.search(rf"│ {late} │.*│ waiting", command("status", "X"))
     for number in (late, back):  # what goes back waits two minutes
         slurm.call("scontrol", "update", f"jobid={states_of(sweep)[number].place}", "StartTime=now", "TimeLimit=8")
-    until(lambda: stand(done=6, failed=2))
-    assert said(done=6, failed=2)
-    assert [state.state for state in states_of(sweep)][7] == "failed"
+    until(lambda: stand(done=2, failed=2))
+    assert said(done=2, failed=2)
+    assert [state.state for state in states_of(sweep)][3] == "failed"
     assert {number: len(sweep.attempts(number)) for number in (late, back)} == {late: 2, back: 2}
     in_its_way.unlink()
     command("resubmit", "X")
-    until(lambda: stand(done=8))
-    assert said(done=8)
+    until(lambda: stand(done=4))
+    assert said(done=4)
     command("-m", *lines, "root=Y", "hardware.threads=1", "sweep.processes=2")
     assert report_of(command("report", "X", "--format", "csv")) == report_of(command("report", "Y", "--format", "csv"))
-    assert len(ends_of(Path("X"))) == 8 and ends_of(Path("X")) == ends_of(Path("Y"))
+    assert len(ends_of(Path("X"))) == 4 and ends_of(Path("X")) == ends_of(Path("Y"))
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Wait for it, 15 minutes at most: on an idle machine one or two."""
-    end = time.monotonic() + 900
+    """Wait for it, ten minutes at most; all of them together take one or two on an idle machine."""
+    end = time.monotonic() + 600
     while time.monotonic() < end:
         if true():
             return
@@ -132,8 +132,11 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def signalled(name: str, sweep: Sweep, number: int) -> None:
-    """Signal a job's process on this node; scancel would send it again and again once the job has left."""
-    subprocess.run(["pkill", f"-{name}", "-f", process_of(sweep, number)], check=True)
+    """Signal a job's process on this node; scancel would send it again and again once the job has left.
+
+    One that SLURM itself lets go on may have left.
+    """
+    subprocess.run(["pkill", f"-{name}", "-f", process_of(sweep, number)], check=name != "CONT")
 
 
 def process_of(sweep: Sweep, number: int) -> str:
@@ -155,7 +158,7 @@ MEASURED = ("peak_memory", "online_seconds", "offline_seconds", "milliseconds_pe
 def report_of(text: str) -> list[dict[str, str]]:
     """All numbers of a report, to their last digit, but those that are measured."""
     rows = list(csv.DictReader(text.splitlines()))
-    assert len(rows) == 4 and all(row["n"] == "2" for row in rows)
+    assert len(rows) == 2 and all(row["n"] == "2" for row in rows)
     return [{key: value for key, value in row.items() if not key.startswith(MEASURED)} for row in rows]
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cl_runner.data.example import Example
+from cl_runner.data.examples import Told
+from cl_runner.text_hashes import shared
 
 #: Labels that a line of the console counts one by one.
 _COUNTED = 6
@@ -69,34 +69,30 @@ def split_account(
     rows: int,
     left_out: Mapping[str, int],
     notes: Mapping[str, int],
-    examples: Sequence[Example],
+    told: Told,
     labels: Sequence[str],
 ) -> SplitAccount:
     """What was read for a split, and its examples counted."""
-    answers = Counter(example.answer for example in examples)
-    seen = {example.asked for example in examples}
-    given = {(example.asked, example.answer) for example in examples}
     found = dict(notes) | {
-        "repeated texts": len(examples) - len(seen),
-        "repeated texts with another answer": len(given) - len(seen) if labels else 0,
+        "repeated texts": told.repeated,
+        "repeated texts with another answer": told.contradictory,
     }
     return SplitAccount(
         files=tuple(files),
         rows=rows,
-        used=len(examples),
+        used=len(told.asked),
         left_out={reason: count for reason, count in left_out.items() if count},
-        labels={label: answers[label] for label in labels} if labels else None,
+        labels={label: told.answers[label] for label in labels} if labels else None,
         notes={note: count for note, count in found.items() if count},
     )
 
 
-def task_account(splits: Mapping[str, SplitAccount], examples: Mapping[str, Sequence[Example]]) -> TaskAccount:
+def task_account(splits: Mapping[str, SplitAccount], told: Mapping[str, Told]) -> TaskAccount:
     """The account of a task: its splits, those without examples left out, and what is in more than one of them."""
     splits = {split: account for split, account in splits.items() if account.used}
-    texts = {split: {example.asked for example in examples[split]} for split in splits}
     notes = {}
     for split in ("validation", "test"):
-        both = sum(example.asked in texts.get("train", ()) for example in examples.get(split, ()))
+        both = shared(told["train"].asked, told[split].asked) if {"train", split} <= splits.keys() else 0
         if both:
             notes[f"texts of {split} that are also in train"] = both
     classes: dict[str, list[str]] = {}

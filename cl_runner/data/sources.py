@@ -1,8 +1,8 @@
 """Labelled texts from local files and data sets of the Hugging Face hub.
 
-A row is kept as its prompt and its label's name. What a definition (conf/task) says of columns, labels and prompts is
-checked here, and every mistake names the file or data set, the nearest right name and what to type. Rows that are left
-out are counted by the reason.
+Rows are read one after the other, and once there are many none of them stays in memory (spool.py). What a definition
+(conf/task) says of columns, labels and prompts is checked here, and every mistake names the file or data set, the
+nearest right name and what to type. Rows that are left out are counted by the reason.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 from cl_runner.config import TaskDefinition
 from cl_runner.data import chats
 from cl_runner.data.converters import DOCUMENTS, convert
-from cl_runner.data.example import Chat
 from cl_runner.data.hub import hub_reader
+from cl_runner.data.kept_rows import Rows
 from cl_runner.data.labels import SCHEMA, check_schema, check_text, is_missing, meaning, shown
 from cl_runner.data.pictures import picture_column
 from cl_runner.data.places import all_paths, local_paths, missing, nearest
-from cl_runner.data.prompts import RESERVED, check_template, placeholders, prompt
+from cl_runner.data.prompts import RESERVED, check_template, label_names, placeholders
 from cl_runner.data.reader import Reader, Record
 from cl_runner.data.readers import check_archive, explained, form_of, reader_of
 from cl_runner.data.vqa import VqaV2
@@ -39,27 +39,6 @@ _LACKING = "rows with an empty field"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A usable row of a source: its number there (from 1), its prompt, its label's name or its answer, its picture.
-
-    Attributes:
-        unit: rows of one unit, such as the turns of a chat, never come into two splits.
-        place, row: the file and the number in it, for messages.
-        picture: as the row names it.
-        chat: whose last turn the label is, if a chat template is to write it.
-    """
-
-    number: int
-    unit: int
-    place: str
-    row: int
-    prompt: str
-    label: str
-    picture: str = ""
-    chat: Chat | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Source:
     """What was read of a source.
 
@@ -72,7 +51,7 @@ class Source:
     """
 
     files: tuple[str, ...]
-    rows: list[Row]
+    rows: Rows
     count: int
     left_out: Counter[str]
     notes: Counter[str]
@@ -186,27 +165,24 @@ class _Reading:
         if definition.convert is None:
             for reader in self._readers:
                 check_schema(reader.class_names, definition, name, reader.place)
-        found: list[tuple[int, int, str, int, str, dict[str, str], str, Chat | None]] = []
-        for number, unit, place, row, record in self._records(seed):
+        files = {reader.place: number for number, reader in enumerate(self._readers)}
+        rows = Rows(definition, list(files), label_names(definition))
+        for _, unit, place, row, record in self._records(seed):
             self._at = (place, row)
             usable = self._usable(record)
             if usable is not None:
-                found.append((number, unit, place, row, *usable, record.get(chats.COLUMN) if self._chats else None))
+                rows.add(unit, files[place], row, *usable, record.get(chats.COLUMN) if self._chats else None)
         where = self._readers[0].place + (f" and {len(self._readers) - 1} more" if len(self._readers) > 1 else "")
         if self._count == 0:
             raise ValueError(f"{where} holds no rows")
         self._check_columns(where)
         check_template(definition, name, self._columns, where)
-        if not found:
+        if not rows:
             said = ", ".join(f"{reason} ({count})" for reason, count in self._left_out.items())
             raise ValueError(
                 f"none of the {self._count} rows of {where} can be used: no text, or a label that is dropped: {said}"
             )
-        empty = dict.fromkeys(self._columns, "")
-        rows = [
-            Row(number, unit, place, row, prompt(definition, {**empty, **cells}), label, picture, chat)
-            for number, unit, place, row, label, cells, picture, chat in found
-        ]
+        rows.end(self._columns)
         for reader in self._readers:
             self._notes.update(reader.notes)
         return Source(tuple(r.place for r in self._readers), rows, self._count, self._left_out, self._notes)

@@ -12,15 +12,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cl_runner.config import ImportanceChange, StageChange, TaskDefinition, TaskOrder
 from cl_runner.data import prompts, reviews, sources, vqa
 from cl_runner.data.account import SplitAccount, TaskAccount, split_account, task_account
 from cl_runner.data.example import Example
+from cl_runner.data.examples import Drawn, Examples, Told, told_of
+from cl_runner.data.kept_rows import Row, Rows
 from cl_runner.data.labels import SCHEMA, check_keys, check_names
 from cl_runner.data.order import DRAWN, Plan, Split, origins_of, plans_of
 from cl_runner.data.pictures import find_picture
+from cl_runner.sequences import View
+
+Indices: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +37,9 @@ class Task:
 
     index: int
     name: str
-    train: tuple[Example, ...]
-    validation: tuple[Example, ...]
-    test: tuple[Example, ...]
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    test: Sequence[Example]
     labels: tuple[str, ...]  # this task's label names, in the order of its definition; empty: any text is an answer
     metrics: dict[str, tuple[str, ...]]  # "standard" or a release -> metrics, of which the first is the task's score
     max_new_tokens: int  # of a generated answer
@@ -98,8 +106,33 @@ def label_union(tasks: Iterable[Task]) -> tuple[str, ...]:
 
 def fingerprint(task: Task) -> str:
     """SHA-256 (hexadecimal) of everything in a task."""
-    text = json.dumps(dataclasses.asdict(task, dict_factory=_content), separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256(b"{")
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
+    rest = dataclasses.asdict(dataclasses.replace(task, train=(), validation=(), test=()), dict_factory=_content)
+    for place, (name, value) in enumerate(rest.items()):  # as JSON of all of it would be, without having all of it
+        digest.update(f"{',' if place else ''}{json.dumps(name)}:".encode())
+        if name in splits:
+            for row, example in enumerate(splits[name]):
+                digest.update(b"," if row else b"[")
+                digest.update(_written_out(_example_content(example)))
+            digest.update(b"]" if splits[name] else b"[]")
+        else:
+            digest.update(_written_out(value))
+    digest.update(b"}")
+    return digest.hexdigest()
+
+
+def _written_out(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _example_content(example: Example) -> dict[str, Any]:
+    """As `_content` has it."""
+    found: dict[str, Any] = {"prompt": example.prompt, "answer": example.answer, "domain": example.domain}
+    for name, part in (("picture", example.picture), ("chat", example.chat)):
+        if part is not None:
+            found[name] = dataclasses.asdict(part, dict_factory=_content)
+    return found
 
 
 def _content(fields: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -159,28 +192,29 @@ def _named(plan: Plan) -> Plan:
 def _task(plan: Plan, drawn: Sequence[Mapping[Split, _Part]]) -> Task:
     definition = plan.definition
     labels = prompts.label_names(definition)
-    examples: dict[str, list[Example]] = {}
+    examples: dict[str, Sequence[Example]] = {}
     accounts: dict[str, SplitAccount] = {}
+    told: dict[str, Told] = {}
     for split in DRAWN:
         parts = [part[split] for part in drawn if split in part]
-        examples[split] = [
-            Example(each.prompt, each.answer, each.domain, each.picture, plan.index, row, chat=each.chat)
-            for row, each in enumerate(each for part in parts for each in part.examples)
-        ]
+        found = Examples([part.drawn for part in parts], plan.index)
+        # What is generated lies in memory anyway.
+        examples[split] = tuple(found) if definition.source == "generated" else found
+        told[split] = told_of(examples[split], labels)
         accounts[split] = split_account(
             files=dict.fromkeys(file for part in parts for file in part.files),
             rows=sum(part.rows for part in parts),
             left_out=sum((part.left_out for part in parts), Counter()),
             notes=sum((part.notes for part in parts), Counter()),
-            examples=examples[split],
+            told=told[split],
             labels=labels,
         )
     return Task(
         index=plan.index,
         name=plan.task.name,
-        train=tuple(examples["train"]),
-        validation=tuple(examples["validation"]),
-        test=tuple(examples["test"]),
+        train=examples["train"],
+        validation=examples["validation"],
+        test=examples["test"],
         labels=labels,
         metrics={
             "standard": tuple(definition.metrics),
@@ -189,7 +223,7 @@ def _task(plan: Plan, drawn: Sequence[Mapping[Split, _Part]]) -> Task:
         max_new_tokens=definition.max_new_tokens,
         training=plan.task.training,
         importance=plan.task.importance,
-        account=task_account({split: accounts[split] for split in reversed(DRAWN)}, examples) if drawn else None,
+        account=task_account({split: accounts[split] for split in reversed(DRAWN)}, told) if drawn else None,
     )
 
 
@@ -200,7 +234,7 @@ def _task(plan: Plan, drawn: Sequence[Mapping[Split, _Part]]) -> Task:
 class _Part:
     """What one domain gives to a split, and what was read for it."""
 
-    examples: list[Example]
+    drawn: Drawn
     files: Sequence[str]
     rows: int
     left_out: Counter[str]
@@ -231,13 +265,11 @@ def _written(plan: Plan, position: int) -> dict[Split, _Part]:
         written = reviews.generate(
             plan.domains[position], split, share, definition.balance, noise, plan.data_seed, definition.grammar
         )
-        examples = [
-            dataclasses.replace(
-                example, prompt=prompts.prompt(definition, {"text": example.prompt}), answer=names[example.answer]
-            )
-            for example in written
+        rows = [
+            Row("", row, prompts.prompt(definition, {"text": example.prompt}), names[example.answer])
+            for row, example in enumerate(written, start=1)
         ]
-        drawn[split] = _Part(examples, (), len(examples), Counter(), Counter())
+        drawn[split] = _Part(Drawn(rows, plan.domains[position]), (), len(rows), Counter(), Counter())
     return drawn
 
 
@@ -255,8 +287,8 @@ def _drawn(plan: Plan, position: int, labels: Sequence[str]) -> dict[Split, _Par
         else:
             places[split] = origin
     read: dict[str, sources.Source] = {}
-    taken: dict[str, dict[Split, list[sources.Row]]] = {}
-    drawn: dict[Split, list[Example]] = {}
+    taken: dict[str, dict[Split, Indices]] = {}
+    drawn: dict[Split, Drawn] = {}
     for split, place in places.items():
         shares = plan.shares(split)
         share = shares[position]
@@ -272,45 +304,42 @@ def _drawn(plan: Plan, position: int, labels: Sequence[str]) -> dict[Split, _Par
                 f"can be {split}. Say how many: {plan.key(split)}=100"
             )
         source = f"{plan.data_seed}/{plan.task.name}/{domain}/{split}"
-        used = {row.unit for rows in taken[place].values() for row in rows}
-        free = [row for row in _shuffled(read[place].rows, source) if row.unit not in used]
+        rows = read[place].rows
+        free = _shuffled(len(rows), source)
+        if taken[place]:
+            units = np.frombuffer(rows.units, np.int64)
+            free = free[~np.isin(units[free], units[np.concatenate(list(taken[place].values()))])]
         if share is None:
-            chosen = sorted(free, key=lambda row: row.number)
+            chosen = np.sort(free)
         else:
             # The label that gets one more follows that of the domain before, so that the task is balanced.
             before = sum(other or 0 for other in shares[:position])
             quotas = _quotas(share, before, labels) if plan.definition.balance else {"": share}
-            chosen = _fill(quotas, free, plan, split, domain, place)
-        if not chosen:
+            chosen = _fill(quotas, free, rows, plan, split, domain, place)
+        if not len(chosen):
             raise ValueError(f"nothing is left in {place} for {plan.key(split)}. Type: {plan.key(split)}=0")
         taken[place][split] = chosen
+        view = View(rows, chosen)
         pictures = [
             find_picture(plan.definition, row.picture, f"row {row.row} of {row.place}")
-            if plan.definition.picture
-            else None
-            for row in chosen
+            for row in (view if plan.definition.picture else ())
         ]
-        drawn[split] = [
-            Example(row.prompt, row.label, domain, picture, chat=row.chat)
-            for row, picture in zip(chosen, pictures, strict=True)
-        ]
+        drawn[split] = Drawn(view, domain, pictures)
     return {split: _part(drawn[split], read[places[split]], taken[places[split]], split) for split in drawn}
 
 
-def _part(
-    examples: list[Example], source: sources.Source, taken: Mapping[Split, Sequence[sources.Row]], split: Split
-) -> _Part:
+def _part(drawn: Drawn, source: sources.Source, taken: Mapping[Split, Indices], split: Split) -> _Part:
     """What a split got of a source, and why not the rest."""
     elsewhere = sum(len(rows) for other, rows in taken.items() if other != split)
-    rest = {"in another split": elsewhere, "not drawn": len(source.rows) - len(examples) - elsewhere}
-    return _Part(examples, source.files, source.count, source.left_out + Counter(rest), source.notes)
+    rest = {"in another split": elsewhere, "not drawn": len(source.rows) - len(drawn.rows) - elsewhere}
+    return _Part(drawn, source.files, source.count, source.left_out + Counter(rest), source.notes)
 
 
-def _shuffled(rows: Sequence[sources.Row], seed: str) -> list[sources.Row]:
-    """In random order. Only `random()` is used: its numbers are the same in every version of Python."""
+def _shuffled(rows: int, seed: str) -> Indices:
+    """Places in random order. Only `random()` is used: its numbers are the same in every version of Python."""
     generator = random.Random(seed)
-    keys = [generator.random() for _ in rows]
-    return [rows[i] for i in sorted(range(len(rows)), key=keys.__getitem__)]
+    keys = np.fromiter((generator.random() for _ in range(rows)), np.float64, rows)
+    return np.argsort(keys, kind="stable")
 
 
 def _quotas(share: int, before: int, labels: Sequence[str]) -> dict[str, int]:
@@ -322,13 +351,17 @@ def _quotas(share: int, before: int, labels: Sequence[str]) -> dict[str, int]:
 
 
 def _fill(
-    quotas: dict[str, int], free: Sequence[sources.Row], plan: Plan, split: Split, domain: str, place: str
-) -> list[sources.Row]:
+    quotas: dict[str, int], free: Indices, rows: Rows, plan: Plan, split: Split, domain: str, place: str
+) -> Indices:
     """The first rows of `free` that fill the quota of each label; the label "" stands for any."""
     left = dict(quotas)
-    chosen = []
-    for row in free:
-        label = row.label if plan.definition.balance else ""
+    names = list(quotas)
+    chosen: list[int] = []
+    wanted = sum(quotas.values())
+    for row in map(int, free):
+        if len(chosen) == wanted:
+            break
+        label = names[rows.labels[row]] if plan.definition.balance else ""
         if left[label]:
             left[label] -= 1
             chosen.append(row)
@@ -345,4 +378,4 @@ def _fill(
                 f"{domain!r} in task {plan.task.name!r}, but {place} has {have} left. "
                 f"Type: {plan.key(split)}={fewer}{balance}{more}"
             )
-    return chosen
+    return np.array(chosen, np.int64)

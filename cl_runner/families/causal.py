@@ -90,7 +90,7 @@ class Causal(LanguageModel):
 
     def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:
         """Prompts and answers; chats are kept in memory alone."""
-        super().tokenize([e for e in examples if e.chat is None], cache)
+        super().tokenize(_texts_of(examples), cache)
         for example in examples:
             if example.chat is not None:
                 self._chats.row(example)
@@ -98,7 +98,7 @@ class Causal(LanguageModel):
     def noted(self, examples: Sequence[Example], training: bool = True) -> dict[str, int]:
         """Texts and answers that are cut, or hold special tokens; turns of chats that have no room."""
         chats = [e for e in examples if e.chat is not None]
-        found = super().noted([e for e in examples if e.chat is None], training)
+        found = super().noted(_texts_of(examples), training)
         return found | self._chats.noted(chats) if chats else found
 
     def collate(self, examples: Sequence[Example], answers: bool = True) -> Batch:
@@ -212,3 +212,10 @@ class Causal(LanguageModel):
 
 def _forward_arguments(model: nn.Module) -> Container[str]:
     return inspect.signature(model.forward).parameters
+
+
+def _texts_of(examples: Sequence[Example]) -> Sequence[Example]:
+    """Those that are no chats."""
+    if all(example.chat is None for example in examples):
+        return examples
+    return [example for example in examples if example.chat is None]

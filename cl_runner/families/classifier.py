@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from cl_runner.families.encoding import Encoding
 from cl_runner.families.loading import Source
 from cl_runner.families.rows import parts
 from cl_runner.pretrained.tensors import some
+from cl_runner.sequences import Mapped
 
 
 class Classifier(Family):
@@ -92,11 +94,11 @@ class Classifier(Family):
 
     def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:
         """The texts' tokens; labels need none."""
-        self._encoding.remember([e.prompt for e in examples], [], cache)
+        self._encoding.remember(Mapped(attrgetter("prompt"), examples), [], cache)
 
     def noted(self, examples: Sequence[Example], training: bool = True) -> dict[str, int]:
         """Texts that are cut, or hold special tokens."""
-        return self._encoding.noted([e.prompt for e in examples], [])
+        return self._encoding.noted(Mapped(attrgetter("prompt"), examples), [])
 
     def lengths(self, examples: Sequence[Example], answers: bool = True) -> list[int]:
         """Tokens of each example, at most `max_length`."""

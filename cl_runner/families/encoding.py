@@ -6,20 +6,26 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cl_runner.config import Backbone
 from cl_runner.families.reading_text import TextReader
-from cl_runner.families.rows import Note, Rows, parts
+from cl_runner.families.rows import Flat, Note, Rows, parts
+from cl_runner.sequences import View
 from cl_runner.tensor_files import read_cached, write_tensors
+from cl_runner.text_hashes import first_places, hashes, text_hash
 
 #: Of the kept files; changes when they hold something else.
 FORMAT = 4
+#: What is said of texts
+_SPECIAL = "with special tokens in them"
+#: Different texts, and answers, whose ids are in one file of the cache.
+SHARD = 2**15
 #: Stands for a user's words in a chat template.
 MARK = "§words§"
 
@@ -185,24 +191,26 @@ class Encoding:
         Args:
             training: whether texts are as long as in training, or as where they are answered.
         """
-        self._know_prompts(prompts)
-        self._know_answers(answers)
-        longest, limits = f"at {self._backbone.max_length} tokens", [self._backbone.max_length] * len(prompts)
-        if training and answers and not self._apart:
-            limits = self._limits([self._answers.length(answer) for answer in answers])
+        longest = f"at {self._backbone.max_length} tokens"
+        cut = training and bool(answers) and not self._apart
+        if cut:
             together = self._backbone.training_length == "together"
             longest = f"to {self._sum} tokens with their answers" if together else f"at {self._sum} tokens"
-        of_answers = [self.answer_limit()] * len(answers)
         how = "letters" if self._backbone.special_tokens == "text" else "tokens"
-        found = {}
-        of_prompts = [self._prompts.note(text) for text in prompts]
-        of_ends = [self._answers.note(answer) for answer in answers]
-        for what, cut, most, notes in (
-            ("texts", longest, limits, of_prompts),
-            ("answers", f"at {self.answer_limit()} tokens", of_answers, of_ends),
-        ):
-            found[f"{what} cut {cut}"] = sum(n.tokens > limit for n, limit in zip(notes, most, strict=True))
-            found[f"{what} with special tokens in them, read as {how}"] = sum(note.special for note in notes)
+        kinds = (("texts", longest), ("answers", f"at {self.answer_limit()} tokens"))
+        names = [name for what, at in kinds for name in (f"{what} cut {at}", f"{what} {_SPECIAL}, read as {how}")]
+        found = dict.fromkeys(names, 0)
+        for some, ends in zip_longest(parts(prompts), parts(answers), fillvalue=()):
+            self._know_prompts(some)
+            self._know_answers(ends)
+            limits = [self._backbone.max_length] * len(some)
+            if cut:
+                limits = self._limits([self._answers.length(answer) for answer in ends])
+            of_prompts = [self._prompts.note(text) for text in some]
+            of_ends = [self._answers.note(answer) for answer in ends]
+            for at, (most, notes) in enumerate(((limits, of_prompts), ([self.answer_limit()] * len(ends), of_ends))):
+                found[names[2 * at]] += sum(n.tokens > limit for n, limit in zip(notes, most, strict=True))
+                found[names[2 * at + 1]] += sum(note.special for note in notes)
         return {note: count for note, count in found.items() if count}
 
     def _encode_prompts(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Note]]:
@@ -276,19 +284,42 @@ class Encoding:
     # kept on disk
 
     def remember(self, prompts: Sequence[str], answers: Sequence[str], cache: Path | None) -> None:
-        """Encode everything, or read it from `cache`, where it is kept by its content and the rules."""
-        prompts, answers = list(dict.fromkeys(prompts)), list(dict.fromkeys(answers))
+        """Encode everything, or read it from `cache`, where it is kept by its content and the rules.
+
+        Texts may be made when they are asked for: of many no more than a part is in memory at one time, and a file of
+        the cache holds a part.
+        """
+        self._prompts, self._answers = Rows(), Rows()
+        kinds = [_Different(prompts), _Different(answers)]
+        both: tuple[list[Flat], list[Flat]] = ([], [])
+        for start in range(0, max(map(len, kinds)), SHARD):
+            texts = [kind.part(start) for kind in kinds]
+            for of_kind, flat, some in zip(both, self._part(texts[0], texts[1], cache), texts, strict=True):
+                if some:
+                    of_kind.append(flat)
+        for rows, kind, found in zip((self._prompts, self._answers), kinds, both, strict=True):
+            rows.take(kind.texts, kind.hashes, found)
+
+    def _part(self, prompts: Sequence[str], answers: Sequence[str], cache: Path | None) -> tuple[Flat, Flat]:
+        """Prompts and answers with their ids, from the cache if it has them."""
         path = cache / f"{self._key(prompts, answers)}.safetensors" if cache is not None else None
         kept = read_cached(path) if path is not None else None
         if kept is None:
             self._know_prompts(prompts)
             self._know_answers(answers)
-            if path is None:
-                return
-            self._write(path, prompts, answers)
-            kept = read_cached(path)
-        if kept is not None:
-            self._take(kept[0], prompts, answers)
+            flat = self._prompts.flat(), self._answers.flat()
+            self._prompts, self._answers = Rows(), Rows()
+            if path is not None:
+                ids, lengths, noted = (torch.cat(both) for both in zip(*flat, strict=True))
+                write_tensors(path, {"noted": noted, "ids": ids, "lengths": lengths})
+                kept = read_cached(path)
+            if kept is None:
+                return flat
+        ids, lengths, noted = (kept[0][name] for name in ("ids", "lengths", "noted"))
+        count = len(prompts)
+        first = int(lengths[:count].sum())
+        # The ids of a file are mapped: they need no memory that the system cannot have back.
+        return (ids[:first], lengths[:count], noted[:count]), (ids[first:], lengths[count:], noted[count:])
 
     def _key(self, prompts: Sequence[str], answers: Sequence[str]) -> str:
         rules = {
@@ -306,21 +337,29 @@ class Encoding:
         said.update(tokenizer_hash(self._tokenizer).encode())
         said.update(str(self._tokenizer.chat_template).encode())
         for texts in (prompts, answers):
-            said.update(json.dumps(texts).encode())
+            said.update(json.dumps(list(texts)).encode())
         return said.hexdigest()
 
-    def _write(self, path: Path, prompts: Sequence[str], answers: Sequence[str]) -> None:
-        flat = zip(self._prompts.flat(prompts), self._answers.flat(answers), strict=True)
-        ids, lengths, noted = (torch.cat(both) for both in flat)
-        write_tensors(path, {"noted": noted, "ids": ids, "lengths": lengths})
 
-    def _take(self, tensors: Mapping[str, Tensor], prompts: Sequence[str], answers: Sequence[str]) -> None:
-        """The ids of a file, which is mapped: they need no memory that the system cannot have back."""
-        ids, lengths, noted = (tensors[name] for name in ("ids", "lengths", "noted"))
-        count = len(prompts)
-        first = int(lengths[:count].sum())
-        self._prompts.take(prompts, ids[:first], lengths[:count], noted[:count])
-        self._answers.take(answers, ids[first:], lengths[count:], noted[count:])
+class _Different:
+    """The different ones of many texts.
+
+    Attributes:
+        texts: in the order in which they come for the first time.
+        hashes: theirs.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        every = hashes(map(text_hash, texts))
+        places = first_places(every)
+        self.texts, self.hashes = View(texts, places), every[places]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def part(self, start: int) -> list[str]:
+        """As many as a file of the cache holds."""
+        return list(self.texts[start : start + SHARD])
 
 
 def _key_of(ids: Sequence[int]) -> bytes:

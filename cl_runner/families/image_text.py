@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from cl_runner.families.encoding import Encoding
 from cl_runner.families.language import LanguageModel
 from cl_runner.families.small_processors import small_processor
 from cl_runner.families.tokens import after_first, example_losses, left_padded, mean_state, token_output
+from cl_runner.sequences import Mapped
 
 #: EXIF: how a camera was held, and the values by which width and height change places.
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
@@ -86,7 +88,7 @@ class ImageText(LanguageModel):
         Raises:
             ValueError: a prompt with its picture is too long, or a picture cannot be read.
         """
-        self._encoding.remember([self._written(e) for e in examples], [e.answer for e in examples], cache)
+        self._encoding.remember(Mapped(self._written, examples), Mapped(attrgetter("answer"), examples), cache)
         longest = max(self.lengths(examples, answers=False), default=0)
         if longest > self.backbone.max_length:
             raise ValueError(

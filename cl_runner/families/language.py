@@ -6,6 +6,7 @@ import functools
 import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from cl_runner.families.encoding import Encoding, Recited
 from cl_runner.families.loading import Source
 from cl_runner.families.rows import parts
 from cl_runner.families.tokens import answer_of, example_losses, left_padded, most_probable, relabelled
+from cl_runner.sequences import Mapped
 
 
 class LanguageModel(Family):
@@ -118,7 +120,7 @@ class LanguageModel(Family):
 
     def tokenize(self, examples: Sequence[Example], cache: Path | None) -> None:
         """Prompts and answers."""
-        self._encoding.remember([self._written(e) for e in examples], [e.answer for e in examples], cache)
+        self._encoding.remember(Mapped(self._written, examples), Mapped(attrgetter("answer"), examples), cache)
 
     def check_labels(self, labels: Sequence[str], max_new_tokens: int | None) -> None:
         """A label is written in the tokens there are, end included, and holds none that decoding leaves out."""
@@ -144,7 +146,7 @@ class LanguageModel(Family):
 
     def noted(self, examples: Sequence[Example], training: bool = True) -> dict[str, int]:
         """Texts and answers that are cut, or hold special tokens."""
-        return self._encoding.noted([self._written(e) for e in examples], [e.answer for e in examples], training)
+        return self._encoding.noted(Mapped(self._written, examples), Mapped(attrgetter("answer"), examples), training)
 
     def _written(self, example: Example) -> str:
         """The text that is encoded for an example."""

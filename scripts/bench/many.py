@@ -72,7 +72,8 @@ def report(folder: str) -> dict[str, Any]:
     """The page of one run, or tables over all below a folder."""
     with contextlib.redirect_stdout(io.StringIO()):
         assert command.main([folder]) == 0
-    return {}
+    pages = [path for path in Path(folder).rglob("*.html") if "wandb" not in path.parts]
+    return {"page bytes": max(path.stat().st_size for path in pages)}
 
 
 def copies(source: Path, root: Path, number: int) -> None:
@@ -109,8 +110,9 @@ def part(what: Sequence[str]) -> None:
 
 
 def cells(numbers: dict[str, Any]) -> list[str]:
-    """The columns that all parts have."""
-    return [f"{numbers[name]:.1f}" for name in COLUMNS]
+    """The columns that all parts have, and the size of a report's page."""
+    page_size = f"{numbers['page bytes'] / 2**20:.1f}" if "page bytes" in numbers else ""
+    return [*(f"{numbers[name]:.1f}" for name in COLUMNS), page_size]
 
 
 def main() -> None:
@@ -140,7 +142,7 @@ def main() -> None:
             results["reports over runs"][number] = reported
             rows.append([f"report over {number} runs", *cells(reported), ""])
             shutil.rmtree(root)
-    show("runs of many tasks, reports over many runs", ("", *COLUMNS, "disk MiB"), rows)
+    show("runs of many tasks, reports over many runs", ("", *COLUMNS, "page MiB", "disk MiB"), rows)
     keep(given.output, results)
 
 
