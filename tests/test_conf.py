@@ -12,7 +12,7 @@ from typing import Any
 import pandas
 import pytest
 import yaml
-from tiny import EVERY_FAMILY, TINY, run_command, tiny_encoder
+from tiny import EVERY_FAMILY, TINY, run_command, some, tiny_encoder
 
 from cl_runner.compose import compose
 from cl_runner.groups import CONF, GROUPS, nodes_of, options
@@ -69,7 +69,7 @@ def write_texts(probes: dict[str, Any]) -> None:
             pandas.DataFrame(texts).to_parquet(path)
 
 
-@pytest.mark.parametrize("option", options("experiment"))
+@pytest.mark.parametrize("option", some(options("experiment"), 2))
 def test_every_experiment_runs_two_steps(option: str, tmp_path: Path) -> None:
     """Its own method, strengths and schedule, on a tiny backbone and generated reviews."""
     config = compose([f"experiment={option}"]).config

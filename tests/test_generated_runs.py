@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from test_generated import LFPT5, SHORT, write_valid
 from test_resume import dies_and_goes_on
-from tiny import TINY, Death, run_command, tiny_words
+from tiny import RARELY, TINY, Death, run_command, tiny_words
 
 from cl_runner.build import build_method
 from cl_runner.compose import compose
@@ -26,6 +26,7 @@ from cl_runner.report.generated import generated_tables
 # Runs ------------------------------------------------------------------------------------------------------------
 
 
+@RARELY
 def test_deaths_inside_a_task_and_in_the_middle_of_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """LFPT5 with the best epoch by what was written as well; the files of what was written are the same."""
     write_valid(monkeypatch)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import TINY, Death, run_command, tiny_encoder, without_report
+from tiny import RARELY, TINY, Death, run_command, some, tiny_encoder, without_report
 
 from cl_runner import checkpoint
 from cl_runner.compose import compose
@@ -190,12 +190,13 @@ def dies_and_goes_on(
         assert (folder / also).read_bytes() == (wanted / also).read_bytes()
 
 
+@RARELY
 def test_death_of_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampled answers, probes, old weights of LwF, grouped batches: all as if nothing had happened."""
     dies_and_goes_on(language_model, (7, 17), "ability.csv", tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("chosen", [("slm", "tiny_bert", "prefix"), ("slm_adapter", "tiny_llama", "all")])
+@pytest.mark.parametrize("chosen", some([("slm", "tiny_bert", "prefix"), ("slm_adapter", "tiny_llama", "all")], 2))
 def test_death_with_retrieval(chosen: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys, values, heads and queries: before a task, inside it, between two."""
     method, backbone, pool = chosen
@@ -214,6 +215,7 @@ def start(root: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@RARELY
 def test_kill_at_random_moments(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     """kill -9 of the real process, again and again until it gets through."""
     moments = random.Random(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_several import HERE, LONG, PASSES, check_alike, ended, line, lines_of, run_of, start, until_trained
-from tiny import EVERY_FAMILY, run_command, without_report
+from tiny import EVERY_FAMILY, RARELY, run_command, without_report
 
 from cl_runner import distributed
 from cl_runner.intervals import read_predictions
@@ -68,11 +68,12 @@ def texts_of(folder: Path) -> list[str]:
     return [text for row in rows for answers in row.values() for text, _ in answers]
 
 
-@pytest.mark.parametrize("number", [2, 4] if EVERY_FAMILY else [2])
+@RARELY
+@pytest.mark.parametrize("number", [2, 4])
 def test_parts_learn_what_the_whole_learns(number: int, tmp_path: Path) -> None:
     """Losses within 1e-5 of themselves, the same selections and answers, with dropout on; rows that come out uneven."""
-    chosen = LINES | ({} if not EVERY_FAMILY else MORE if number == 2 else {kind: MORE[kind] for kind in ON_FOUR})
-    never = NEVER_WHOLE if EVERY_FAMILY else LINES
+    chosen = LINES | (MORE if number == 2 else {kind: MORE[kind] for kind in ON_FOUR})
+    never = NEVER_WHOLE if number == 2 else LINES
     lines = [line(tmp_path / "many" / kind.replace(" ", "_"), *of, SHARD) for kind, of in chosen.items()]
     lines += [line(tmp_path / "never" / kind.replace(" ", "_"), *of, ALWAYS) for kind, of in never.items()]
     (tmp_path / "lines.json").write_text(json.dumps(lines))

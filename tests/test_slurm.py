@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tiny import TINY, run_command, some
+from tiny import RARELY, TINY, run_command, some
 
 from cl_runner import interrupt
 from cl_runner.sweeps import one_job, slurm
@@ -289,6 +289,7 @@ def test_who_cancels_is_believed_and_a_job_that_gets_no_further_stops(job: Sweep
     assert one_job._waits_again(job, 0, "b") and not one_job._waits_again(job, 0, "a")
 
 
+@RARELY
 def test_code_and_configuration_are_those_of_the_submission(cluster: Path, tmp_path: Path) -> None:
     (tmp_path / "mine/method").mkdir(parents=True)
     (tmp_path / "own_part.py").write_text(

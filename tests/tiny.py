@@ -47,6 +47,10 @@ TINY = (
 )
 
 
+#: A test that takes ten seconds or more, and whose kind has others.
+RARELY = pytest.mark.skipif(not EVERY_FAMILY, reason="takes long: CL_RUNNER_EVERY_FAMILY=1")
+
+
 def some(rows: Sequence[Row], step: int) -> list[Row]:
     """Every `step`-th of a test's rows; all with CL_RUNNER_EVERY_FAMILY=1."""
     return list(rows) if EVERY_FAMILY else list(rows[::step])
