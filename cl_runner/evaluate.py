@@ -17,6 +17,7 @@ from cl_runner.hooks import Hooks, Predict
 from cl_runner.learner import Learner, Progress
 from cl_runner.metrics.base import score
 from cl_runner.metrics.classes import percents, tallies
+from cl_runner.passes import idle_pass
 
 Result = TypeVar("Result")
 
@@ -80,11 +81,6 @@ def evaluate(
             found[task.name] = [answers[i] for i in range(start, end)]
             start = end
     return {task.name: found[task.name] for task in tasks}
-
-
-def idle_pass(learner: Learner, example: Example) -> Callable[[], object]:
-    """A pass whose result nobody wants, for weights in parts (`Shards.wait`)."""
-    return lambda: learner.forward(learner.collate([example]))
 
 
 def by_first(learner: Learner, function: Callable[[], Result], example: Example) -> Result:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -185,3 +185,8 @@ def _pass(learner: Learner, method: Method, part: Part, rows: Sequence[int], sha
     for name, value in learner.terms.items():
         done.terms[name] = done.terms.get(name, 0.0) + share * value
     done.padded += sum(batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch)
+
+
+def idle_pass(learner: Learner, example: Example) -> Callable[[], object]:
+    """A pass whose result nobody wants, for weights in parts (`Shards.wait`)."""
+    return lambda: learner.forward(learner.collate([example]))

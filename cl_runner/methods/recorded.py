@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cl_runner import distributed
 from cl_runner.data.example import Example
-from cl_runner.evaluate import idle_pass
 from cl_runner.learner import Learner
+from cl_runner.passes import idle_pass
 
 #: Examples of one pass.
 AT_ONCE = 64
