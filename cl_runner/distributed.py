@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from cl_runner.own_cards import cards_of_their_own
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -61,6 +63,7 @@ class _Here:
     Attributes:
         local: its number on its machine.
         beside: how many there are on its machine, itself among them.
+        apart: each of them has a GPU of its own.
         joined: all of them can be reached.
         alone: the first one computes by itself what the others wait for.
         sent: bytes of tensors that it gave to be added up.
@@ -70,6 +73,7 @@ class _Here:
     size: int = 1
     local: int = 0
     beside: int = 1
+    apart: bool = False
     joined: bool = False
     alone: bool = False
     sent: int = 0
@@ -124,7 +128,6 @@ def join() -> None:
     if _here.store is not None:
         assert _here.joined, "a run that has lost a process cannot be followed by another one"
         return
-    import torch
     from torch import distributed
 
     host, port = _address(os.environ)
@@ -132,10 +135,16 @@ def join() -> None:
     store = distributed.TCPStore(host, port, size, is_master=rank == 0 and not served, timeout=TIMEOUT)
     place = distributed.PrefixStore(f"cl_runner/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", str(size))))
-    cards = torch.cuda.device_count()
-    backend = "cpu:gloo,cuda:nccl" if here <= cards and distributed.is_nccl_available() else "gloo"
+    apart = cards_of_their_own(place, rank, size, local)
+    backend = "cpu:gloo,cuda:nccl" if apart and distributed.is_nccl_available() else "gloo"
     distributed.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=TIMEOUT)
-    _here.rank, _here.size, _here.local, _here.beside, _here.joined, _here.store = rank, size, local, here, True, place
+    _here.rank, _here.size, _here.local, _here.joined, _here.store = rank, size, local, True, place
+    _here.beside, _here.apart = here, apart
+
+
+def apart() -> bool:
+    """Whether each process has a GPU of its own."""
+    return _here.apart
 
 
 def part() -> None:

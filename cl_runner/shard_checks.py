@@ -49,7 +49,7 @@ def check_sharded(config: Config, method: Chain, device: torch.device) -> None:
         if reason is not None:
             raise ValueError(f"{typed}: {reason}. Type: hardware.shard=true")
     processes, cards = distributed.beside(), torch.cuda.device_count()
-    if device.type == "cuda" and distributed.size() > 1 and processes > cards:
+    if device.type == "cuda" and distributed.size() > 1 and not distributed.apart():
         # NCCL wants a GPU for each, and what stands in for it (gloo) cannot add up parts of gradients on a GPU.
         raise ValueError(
             f"{typed}: {processes} processes of this machine see {cards} {'GPU' if cards == 1 else 'GPUs'}, and each "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tiny import EVERY_FAMILY, RARELY, run_command, without_report
 
 from cl_runner import distributed
 from cl_runner.intervals import read_predictions
+from cl_runner.own_cards import cards_of_their_own
 
 SHARD = "hardware.shard=true"
 ALWAYS = "hardware.shard=always"
@@ -162,6 +164,35 @@ def test_more_processes_than_gpus_are_refused(
     assert run_command(line(tmp_path, "method=seq_ft", "hardware=gpu", SHARD)) == 2
     said = capsys.readouterr().err
     assert "2 processes of this machine see 1 GPU, and" in said and "--nproc-per-node=1), or type: hardware=cpu" in said
+
+
+@pytest.mark.parametrize(
+    ("seen", "apart"),
+    [
+        ((("a", "b"), ("a", "b")), True),  # both see both, as below torchrun
+        ((("a",), ("b",)), True),  # each sees its own, as below srun --gpus-per-task=1
+        ((("a",), ("a",)), False),
+        (((), ()), False),
+    ],
+)
+def test_a_gpu_of_ones_own(
+    seen: tuple[tuple[str, ...], tuple[str, ...]], apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, bytes] = {}
+
+    class Store:
+        def set(self, key: str, value: str) -> None:
+            told[key] = value.encode()
+
+        def get(self, key: str) -> bytes:
+            return told.get(key, b"")
+
+    found = []
+    for rank, cards in [*enumerate(seen), *enumerate(seen)]:  # the second time all have said theirs
+        monkeypatch.setattr(torch.cuda, "device_count", lambda cards=cards: len(cards))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i, cards=cards: SimpleNamespace(uuid=cards[i]))
+        found.append(cards_of_their_own(Store(), rank, 2, rank))
+    assert found[2:] == [apart, apart]
 
 
 def test_one_process_has_all_of_it(tmp_path: Path) -> None:
