@@ -1,6 +1,6 @@
 """Whether the processes of a run have GPUs of their own.
 
-A launcher may show each process all GPUs of its machine, or its own alone (srun --gpus-per-task): only their names tell.
+A launcher may show each process all GPUs of its machine, or its own alone (srun --gpus-per-task): names alone tell.
 """
 
 from __future__ import annotations
