@@ -29,7 +29,7 @@ from torch import Tensor
 from cl_runner import distributed
 from cl_runner.checkpoint import pack, unpack
 from cl_runner.config import Config
-from cl_runner.data.example import Example
+from cl_runner.data.examples import content_hash
 from cl_runner.data.task import Task
 from cl_runner.learner import Learner
 from cl_runner.methods.base import Chain, Method
@@ -128,7 +128,7 @@ class Beginnings:
             "code": code_digest(),
             "weights": weights_hash(learner.parameters()),
             "trained": sorted(learner.params()),
-            "examples": _examples(task.train),
+            "examples": content_hash(task.train),
             "family": learner.family.identity(),
             "stage": stage_of(training, task).model_dump(mode="json"),
             "training": training.model_dump(mode="json", exclude={"base", "incremental"}),
@@ -220,19 +220,11 @@ def tree_of(tensors: Mapping[str, Tensor], said: Mapping[str, str], device: torc
     return unpack(json.loads(said["tree"]), {key: tensor.to(device, copy=True) for key, tensor in tensors.items()})
 
 
-def _examples(examples: Sequence[Example]) -> str:
-    digest = hashlib.sha256(b"[")
-    for row, example in enumerate(examples):
-        digest.update(f"{', ' if row else ''}{json.dumps(example.content())}".encode())
-    digest.update(b"]")
-    return digest.hexdigest()
-
-
 def _told(task: Task) -> list[Any]:
     """What of a task training may read, its own and later ones."""
     return [
         *(task.name, task.labels, task.metrics, task.max_new_tokens),
-        *(_examples(task.train), _examples(task.validation)),
+        *(content_hash(task.train), content_hash(task.validation)),
     ]
 
 

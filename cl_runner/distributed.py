@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -242,23 +242,22 @@ def _reaching() -> Iterator[None]:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def _computing(alone: bool) -> Iterator[None]:
+    before, _here.alone = _here.alone, alone
+    try:
+        yield
+    finally:
+        _here.alone = before
+
+
+def alone() -> AbstractContextManager[None]:
     """Inside, this process computes by itself."""
-    before, _here.alone = _here.alone, True
-    try:
-        yield
-    finally:
-        _here.alone = before
+    return _computing(alone=True)
 
 
-@contextmanager
-def together() -> Iterator[None]:
+def together() -> AbstractContextManager[None]:
     """Inside, what this process computes `alone` asks all of them, which wait for that."""
-    before, _here.alone = _here.alone, False
-    try:
-        yield
-    finally:
-        _here.alone = before
+    return _computing(alone=False)
 
 
 def any_of(flag: bool) -> bool:

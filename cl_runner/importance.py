@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
@@ -14,6 +12,7 @@ from cl_runner import distributed
 from cl_runner.batch import Batch, longest_first
 from cl_runner.config import Importance as ImportanceOptions
 from cl_runner.data.example import Example
+from cl_runner.data.examples import content_hash
 from cl_runner.learner import Learner
 from cl_runner.sparse import importance_cache
 from cl_runner.sparse.bits import weights_hash
@@ -153,11 +152,10 @@ def _key(learner: Learner, examples: Sequence[Example], gradient: bool, dtype: t
     """Everything the bits of the result depend on: weights, data, how they enter the model, options, machine."""
     options = learner.measured.now
     kind = torch.cuda.get_device_name() if learner.device.type == "cuda" else "cpu"
-    texts = hashlib.sha256(json.dumps([e.content() for e in examples]).encode()).hexdigest()
     return importance_cache.key(
         weights=weights,
         data={
-            "examples": texts,
+            "examples": content_hash(examples),
             "family": learner.measuring.identity(),
             "batch_size": _pass_size(options, dtype),
             "answer_tokens": options.answer_tokens,

@@ -139,7 +139,7 @@ def _tokens(request: Request, tasks: Sequence[Task], content: Mapping[str, Any])
     prepared = prepare(request.config, tasks)
     if prepared.cache is None:
         return
-    everything = Chained([split for t in prepared.own_tasks for split in (t.train, t.validation, t.test)])
+    everything = Chained([task.examples for task in prepared.own_tasks])
     prepared.family.tokenize(everything, prepared.cache / "tokens")
     place = str(prepared.cache / "tokens")
     if place not in content["tokens"]:

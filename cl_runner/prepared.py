@@ -233,7 +233,7 @@ def _check_pictures(backbone: Backbone, tasks: Sequence[Task]) -> None:
     """
     sees = family_kind(backbone.family) == "image_text"
     for task in tasks:
-        for example in Chained([task.train, task.validation, task.test]):
+        for example in task.examples:
             if sees and example.picture is None:
                 raise ValueError(
                     f"backbone {backbone.name} reads pictures, and task {task.name} has examples without one. "
@@ -261,7 +261,7 @@ def _check_chats(config: Config, tasks: Sequence[Task]) -> None:
                 f"{key}=messages makes one text of the turns of a chat, which backbone.chat_template=true would put "
                 f"into a single user's turn. Type: {key}=chats (or backbone.chat_template=false)"
             )
-        if not any(example.chat is not None for example in Chained([task.train, task.validation, task.test])):
+        if not any(example.chat is not None for example in task.examples):
             continue
         if kind != "causal":
             raise ValueError(

@@ -151,7 +151,7 @@ class Run:
         scene.console.header("cl_runner", header(self.request, prepared.tasks, str(prepared.device)))
         for text in prepared.said:
             scene.console.line(f"{config.backbone.pretrained}: {text}")
-        everything = Chained([split for t in prepared.own_tasks for split in (t.train, t.validation, t.test)])
+        everything = Chained([task.examples for task in prepared.own_tasks])
         prepared.family.tokenize(everything, prepared.cache / "tokens" if prepared.cache else None)
         own_tasks = [_accounted(task, prepared.family) for task in prepared.own_tasks]
         distributed.once(write_request)(self.request, own_tasks, prepared.device.type)

@@ -66,10 +66,15 @@ class Chained(Lazy[Item]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
+    def located(self, place: int) -> tuple[int, int]:
+        """The sequence that an item lies in, by its number, and its place there."""
+        part = bisect.bisect_right(self._ends, place)
+        return part, place - (self._ends[part - 1] if part else 0)
+
     def made(self, place: int) -> Item:
         """Of the sequence that it lies in."""
-        part = bisect.bisect_right(self._ends, place)
-        return self._parts[part][place - (self._ends[part - 1] if part else 0)]
+        part, own = self.located(place)
+        return self._parts[part][own]
 
     def __iter__(self) -> Iterator[Item]:
         return itertools.chain.from_iterable(self._parts)

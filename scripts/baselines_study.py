@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from studies import run
 
 from cl_runner.choosing.choice import Criterion, choose, pick
 from cl_runner.choosing.record import write_record
@@ -273,14 +273,6 @@ def record(study: Study, rows: Collection[Row]) -> None:
     if done:
         found = choose(done, study.score, order=lambda values: [places.get(pair, -1) for pair in values.items()])
         write_record(study.root, found, study.score)
-
-
-def run(arguments: Sequence[str]) -> int:
-    """One multirun in a process of its own, on one thread; its exit status."""
-    print("python -m cl_runner", shlex.join(arguments), flush=True)
-    places = os.pathsep.join([str(TOP), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
-    return subprocess.run([sys.executable, "-m", "cl_runner", *arguments], env=environment, check=False).returncode
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ TOP = Path(__file__).parents[1]
 
 
 def load_script(name: str) -> ModuleType:
+    sys.path.insert(0, str(TOP / "scripts"))  # where what they share lies
     spec = importlib.util.spec_from_file_location(name, TOP / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

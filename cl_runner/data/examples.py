@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cl_runner.data.example import Example, Picture
 from cl_runner.data.kept_rows import Row
-from cl_runner.sequences import Lazy
+from cl_runner.sequences import Chained, Lazy
 from cl_runner.text_hashes import Hashes, first_places, hashes, text_hash
 
 
@@ -37,18 +37,27 @@ class Examples(Lazy[Example]):
 
     def __init__(self, parts: Sequence[Drawn], task: int) -> None:
         self._parts, self._task = parts, task
-        self._ends = list(itertools.accumulate(len(part.rows) for part in parts))
+        self._rows = Chained([part.rows for part in parts])
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._rows)
 
     def made(self, place: int) -> Example:
         """The example at a place, which is its row."""
-        number = bisect.bisect_right(self._ends, place)
-        part, own = self._parts[number], place - (self._ends[number - 1] if number else 0)
+        number, own = self._rows.located(place)
+        part = self._parts[number]
         row = part.rows[own]
         picture = part.pictures[own] if part.pictures else None
         return Example(row.prompt, row.label, part.domain, picture, self._task, place, chat=row.chat)
+
+
+def content_hash(examples: Sequence[Example]) -> str:
+    """SHA-256 (hexadecimal) of what examples hold: as of their JSON, which is never there as a whole."""
+    digest = hashlib.sha256(b"[")
+    for row, example in enumerate(examples):
+        digest.update(f"{', ' if row else ''}{json.dumps(example.content())}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from cl_runner.data.kept_rows import Row, Rows
 from cl_runner.data.labels import SCHEMA, check_keys, check_names
 from cl_runner.data.order import DRAWN, Plan, Split, origins_of, plans_of
 from cl_runner.data.pictures import find_picture
-from cl_runner.sequences import View
+from cl_runner.sequences import Chained, View
 
 Indices: TypeAlias = NDArray[np.int64]
 
@@ -48,6 +48,11 @@ class Task:
     account: TaskAccount | None = dataclasses.field(
         default=None, compare=False
     )  # what was read for it, if anything was
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        """Those of all its splits."""
+        return Chained([self.train, self.validation, self.test])
 
     def scored_by(self, scoring: str) -> tuple[str, ...]:
         """The metrics of `evaluation.scoring`; a definition without that release is scored as usual."""
