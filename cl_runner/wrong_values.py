@@ -98,8 +98,9 @@ def explain(error: ValidationError, schema: type[BaseModel], values: Any, prefix
     is_text = kind == "string_type" and isinstance(value, (bool, int, float))
     shown = repr(value) if len(repr(value)) <= LONG else f"{repr(value)[:LONG]}..."
     close = None
-    if kind == "literal_error" and isinstance(value, str):
-        known = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+    named = [e["ctx"]["expected"] for e in errors if e["type"] == "literal_error"]
+    if named and isinstance(value, str):
+        known = re.findall(r"'([^']*)'", " ".join(named))
         close = next((name for name in known if name == _ALSO_CALLED.get(value)), None) or nearest(value, known)
     said = f"{where} must be {limit}, got {shown}." + (f" Nearest: {close!r}." if close else "")
     return SchemaError(said, where, close or _meant(kind, value), is_text)

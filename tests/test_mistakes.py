@@ -108,6 +108,7 @@ MISTAKES = [
         ["method=piece_s", "method.piece.score=fishr"],
         r"Type: .*method=piece_s method.piece.score=fisher ",
     ),
+    (["hardware.shard=alwys"], r"Nearest: 'always'. Type: .*hardware.shard=always "),
     (["importance.passes=0"], r"importance.passes must be greater than or equal to 1"),
     (["backbone.dtype=fp16"], r"backbone.dtype must be 'float32' or 'bfloat16'"),
     (["method=piece_s", "method.piece.exclude_modules=[Embeding]"], r"Embedding"),
