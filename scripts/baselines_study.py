@@ -169,6 +169,7 @@ DECODERS = Study(
         **rows((1e-3, 3e-3), (1e-2, 3e-2), (3e-3, 1e-2), (3e-1, 1.0), (1e-3, 3e-3), (10, 30), "selected"),
         "icl": Row("icl", "method.icl.shots", (1, 6)),
         "first_layers": Row("first_layers", RATE, (1e-3, 3e-3)),
+        "lamol": Row("lamol", RATE, (1e-3, 3e-3)),
     },
     mean_loss,
     ("probe.task_loss.split=validation",),
