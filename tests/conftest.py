@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -31,8 +32,60 @@ UNPLANNED = {
     *("test_resume_memory", "test_sdft", "test_slm", "test_special_tokens", "test_trackers", "test_training"),
     *("test_versions", "test_vqa", "test_zero_gradient"),
 }
+#: Of tests of many rows that take long every so many run by default, and of 0 none: all with CL_RUNNER_EVERY_FAMILY=1.
+THINNED = {
+    "test_a_plan_is_within_a_quarter_of_what_lives": 3,
+    "test_a_queue_in_the_background": 0,
+    "test_a_run_ends_with_the_same_bits_after_an_interruption": 4,
+    "test_a_run_keeps_states_and_cka_and_shows_them": 0,
+    "test_a_run_whose_checkpoint_was_brought_opens_no_connection": 0,
+    "test_commands_of_the_readmes_can_be_typed": 5,
+    "test_death_at_a_checkpoint": 4,
+    "test_each_has_one_answer": 0,
+    "test_equal_layers_are_counted_from_few_to_the_byte": 2,
+    "test_every_experiment_runs_two_steps": 3,
+    "test_every_option_composes": 6,
+    "test_every_order_composes": 4,
+    "test_forged_snapshots": 6,
+    "test_gradient_of_a_mean_over_targets": 3,
+    "test_importance_is_shared_between_runs_and_changes_no_bit": 0,
+    "test_interrupted_and_resumed_equals_uninterrupted": 2,
+    "test_its_own_command_made_tiny_fills_it": 3,
+    "test_old_examples_are_counted_as_the_run_meets_them": 4,
+    "test_one_message_and_status_2": 4,
+    "test_orders_as_published": 4,
+    "test_pairs_learn_or_are_refused": 6,
+    "test_passes_change_neither_draws_nor_step": 3,
+    "test_plan_of_a_run_is_in_its_folder": 2,
+    "test_retrieved_values_live_like_the_real_ones": 4,
+    "test_row_is_what_it_was": 3,
+    "test_scores_do_not_depend_on_the_batch_size": 2,
+    "test_the_plan_of_a_gpu": 0,
+    "test_the_printed_method_resumes": 3,
+    "test_two_processes_store_the_same_key": 0,
+    "test_what_is_kept_is_what_plans_count": 4,
+    "test_what_is_trained_otherwise_is_trained_anew": 3,
+    "test_what_is_wrong_is_said_once": 0,
+}
 #: A picture of one pixel.
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out rows of THINNED, but where a test is asked for by its name."""
+    if os.environ.get("CL_RUNNER_EVERY_FAMILY") == "1" or any("::" in place for place in config.args):
+        return
+    seen: Counter[str] = Counter()
+    left_out = []
+    for item in items:
+        name = getattr(item, "originalname", item.name)
+        step = THINNED.get(name, 1)
+        if step == 0 or seen[name] % step:
+            left_out.append(item)
+        seen[name] += 1
+    if left_out:
+        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from tiny import EVERY_FAMILY, Death, run_command, tiny, without_report
 from cl_runner.compose import compose
 from cl_runner.data.task import build_tasks
 from cl_runner.fork import line_of
-from cl_runner.groups import options
+from cl_runner.groups import nodes_of, options
 from cl_runner.journal import Journal
 from cl_runner.parent import read_parent
 from cl_runner.prepared import prepare
@@ -131,16 +131,25 @@ def test_what_is_not_kept_is_named_with_the_line_that_keeps_it(
     assert "fork.at=base" in (shown := capsys.readouterr().out) and "It would write to" in shown
 
 
+def kinds() -> list[str]:
+    """A preset of each method, and of a chain of methods: what a state holds is of methods, not of their options."""
+    found: dict[tuple[str, ...], str] = {}
+    for choice in options("method"):
+        found.setdefault(tuple(nodes_of(choice)), choice)
+    return list(found.values())
+
+
 @pytest.mark.skipif(not EVERY_FAMILY, reason="many runs")
-@pytest.mark.parametrize("choice", options("method"))
+@pytest.mark.parametrize("choice", kinds())
 def test_every_method_goes_on(choice: str, run: Path, tmp_path: Path) -> None:
     """From what plain training learned first, where it may; and from itself, to the same bits."""
+    chosen = [f"method={choice}", *(["method.mbpa.local_steps=2"] if choice == "mbpa" else [])]  # 30 take minutes
     try:
-        tiny_run = compose(tiny(tmp_path, f"method={choice}", *SMALL))
+        tiny_run = compose(tiny(tmp_path, *chosen, *SMALL))
         prepare(tiny_run.config, build_tasks(tiny_run.config.task_order, tiny_run.config.task))
     except ValueError as error:
         pytest.skip(str(error))
-    alone = finished(tmp_path, f"method={choice}")
+    alone = finished(tmp_path, *chosen)
     assert content(forked(alone, "kettles")) == content(alone)
-    if run_command(["fork", str(run), "--at", "base", f"method={choice}", "--show"]) == 0:
-        forked(run, "base", f"method={choice}")
+    if run_command(["fork", str(run), "--at", "base", *chosen, "--show"]) == 0:
+        forked(run, "base", *chosen)
