@@ -4,6 +4,9 @@
 written under new names and synced before the JSON replaces its predecessor in one step, so whenever the process dies,
 the last complete state is there; and whatever bit of it changes, it is refused.
 
+Of a list that only grows, such as the rows of a matrix, what is final is written once: `Final` adds it to
+`state/final.jsonl`, of which the JSON has the number of lines and their digest.
+
 The model's weights are not part of it: they are the chain of the finished tasks' snapshots on top of the starting
 model. Inside a task only what the optimizer owns has changed, and that is saved.
 """
@@ -14,7 +17,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +28,10 @@ from torch import Tensor
 
 from cl_runner.digests import Damaged, readable, replace_file, sealed, unsealed
 from cl_runner.full_disk import room_for
+from cl_runner.tracking.metrics import MetricsLog
 
 MANIFEST = "checkpoint.json"
+FINAL = "final.jsonl"
 
 
 _PLAIN = frozenset({type(None), bool, int, float, str})
@@ -88,6 +94,45 @@ def save(folder: Path, state: dict[str, Any]) -> None:
             old.unlink()
 
 
+class Final:
+    """The items of growing lists that no later state changes, a line each.
+
+    Args:
+        saved: the state that a run goes on from, as `load` gave it; None = from the beginning.
+    """
+
+    def __init__(self, folder: Path, saved: Mapping[str, Any] | None):
+        folder.mkdir(parents=True, exist_ok=True)
+        log, self._written = saved.get(FINAL, ((0, None), {})) if saved else ((0, None), {})
+        self._log = MetricsLog(folder / FINAL, *log)
+        self.close = self._log.close
+
+    def add(self, **lists: Sequence[Any]) -> Any:
+        """Write the new items of lists, all of which are final; what a state holds of them, as `FINAL`."""
+        for name, items in lists.items():
+            for item in items[self._written.get(name, 0) :]:
+                self._log.write(**{name: pack(item, {})})
+        self._written = {name: len(items) for name, items in lists.items()}
+        return self._log.sync(), self._written
+
+
+def _with_final(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """A state with its lists whole: what is final of them, and then what is in the state."""
+    if FINAL not in state:  # of a version that wrote whole lists each time
+        return state
+    (lines, digest), lengths = state[FINAL]
+    path = folder / FINAL
+    with readable(path), path.open("rb") as file:
+        texts = list(islice(file, lines))
+    if hashlib.sha256(b"".join(texts)).hexdigest() != digest:
+        raise Damaged(path, f"is damaged: its first {lines} lines are not those of the saved state")
+    found: dict[str, list[Any]] = {name: [] for name in lengths}
+    for text in texts:
+        ((name, item),) = json.loads(text).items()
+        found[name].append(unpack(item, {}))
+    return state | {name: [*items, *state.get(name, [])] for name, items in found.items()}
+
+
 #: What safetensors calls the types.
 _TYPES = {
     **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
@@ -148,7 +193,7 @@ def load(folder: Path, device: str) -> dict[str, Any] | None:
     places = ((key, "cpu" if key.startswith(f"t.{TRAINING}.") else device) for key in found)
     state = unpack(content["tree"], {key: found[key].to(place, copy=True) for key, place in places})
     assert isinstance(state, dict)
-    return state
+    return _with_final(folder, state)
 
 
 def remove(folder: Path) -> None:

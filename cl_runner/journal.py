@@ -97,6 +97,7 @@ class Journal(Watch):
         self._milliseconds: float | None = None  # of an example of the last evaluation
         self.trackers = Trackers([])
         self._metrics: MetricsLog | None = None
+        self._final: checkpoint.Final | None = None
         self.every_epoch = request.config.evaluation.every_epoch
 
     # resume
@@ -131,16 +132,14 @@ class Journal(Watch):
         distributed.once(apply_chain)(weights, files)
         shards.fill(weights)
 
-    def open(self, log: tuple[int, str | None]) -> None:
-        """metrics.jsonl and the trackers, where the checkpoint left them.
-
-        Args:
-            log: lines of metrics.jsonl that belong to the checkpoint, and their digest.
-        """
+    def open(self, saved: Mapping[str, Any] | None) -> None:
+        """metrics.jsonl, what is final of the record and the trackers, where the checkpoint left them."""
         if not distributed.first():
             return
-        self._metrics = MetricsLog(self._folder / "metrics.jsonl", *log)
-        self._scene.closing.callback(self._metrics.close)
+        self._metrics = MetricsLog(self._folder / "metrics.jsonl", *(saved["log"] if saved else (0, None)))
+        self._final = checkpoint.Final(self._folder / "state", saved)
+        for opened_file in (self._metrics, self._final):
+            self._scene.closing.callback(opened_file.close)
         trackers = self.trackers = opened(self._request, self._console.line)
 
         def end(kind: type[BaseException] | None, *_: object) -> None:
@@ -169,14 +168,13 @@ class Journal(Watch):
 
     @distributed.once
     def _save(self, stage: str, task: int, of_methods: Any, trained: Any) -> None:
-        assert self._metrics is not None, "the journal is not open"
+        assert self._metrics is not None and self._final is not None, "the journal is not open"
         log = self._metrics.sync()
         state = {
             "stage": stage,
             "task": task,
-            "rows": self.rows,
-            "ability": self.ability,
-            "details": self.details,
+            checkpoint.FINAL: self._final.add(rows=self.rows, ability=self.ability, details=self.details[:task]),
+            "details": self.details[task:],
             "chain": self.changes.chain,
             "step": self.step,
             "outputs": self._outputs,

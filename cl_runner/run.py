@@ -129,7 +129,7 @@ class Run:
             kept = learner.weights() if learner.restart else {}
             if saved is not None:
                 journal.load(saved)
-            journal.open(tuple(saved["log"]) if saved else (0, None))
+            journal.open(saved)
             scene.console.plan(units(self.config, self.prepared, self._plan()))
             scene.console.order(len(self.prepared.tasks))
             if distributed.size() > 1 and self.prepared.method.keeps_passes:

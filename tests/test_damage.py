@@ -138,6 +138,7 @@ def flip(path: Path, place: int = -3) -> None:
     ("name", "says"),
     [
         ("state/checkpoint.json", "the saved state of this run is damaged: {path} ("),
+        ("state/final.jsonl", "the saved state of this run is damaged: {path} ("),
         ("metrics.jsonl", "{path} is not what it was: its first "),
         ("masks.json", "go on without it (the report then tells of later tasks' selections alone): the same command"),
         ("data.json", "it is written anew from the data as they are now"),
