@@ -20,6 +20,7 @@ from cl_runner.data.task import Task, outlines
 from cl_runner.digests import Damaged, read_json
 from cl_runner.families.base import Family
 from cl_runner.methods.base import Chain
+from cl_runner.own_cards import limit
 from cl_runner.parts import PartSpec, method_spec, options_of, part_class, probe_spec
 from cl_runner.probes.base import Probe
 from cl_runner.registry import PartKind
@@ -129,8 +130,10 @@ def prepare_hardware(hardware: Hardware) -> torch.device:
         raise ValueError("hardware.device=cuda, but torch sees no GPU here. Type: hardware=cpu (or hardware=auto)")
     if not available or hardware.device == "cpu":
         return torch.device("cpu")
-    if distributed.size() == 1:
-        return torch.device("cuda")
-    device = torch.device("cuda", distributed.local() % torch.cuda.device_count())
-    torch.cuda.set_device(device)  # what asks for "cuda" is given it as well
+    device = torch.device("cuda")
+    if distributed.size() > 1:
+        device = torch.device("cuda", distributed.local() % torch.cuda.device_count())
+        torch.cuda.set_device(device)  # what asks for "cuda" is given it as well
+    if hardware.memory_gb is not None:
+        limit(hardware.memory_gb)
     return device

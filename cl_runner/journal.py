@@ -282,7 +282,7 @@ class Journal(Watch):
             "importance_cached": measured.from_disk,
         }
         if measured.found:
-            found = next(iter(measured.found.values()))
+            found = next(iter(measured.found.values())).on(self._learner.device)
             layers = fisher_map(found.fisher, found.units)
             detail["zero_fisher_fraction"] = zero_fractions(found.fisher)
             write_fisher(self._folder, task.name, layers)

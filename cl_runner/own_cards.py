@@ -1,4 +1,4 @@
-"""Whether the processes of a run have GPUs of their own.
+"""The GPUs of a run: whether its processes have one each, and how much of it a run may take.
 
 A launcher may show each process all GPUs of its machine, or its own alone (srun --gpus-per-task): names alone tell.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import socket
 from typing import Any
+
+#: A CUDA context and its kernels, which torch's allocator does not count.
+CUDA_CONTEXT_BYTES = 500_000_000
 
 
 def cards_of_their_own(store: Any, rank: int, size: int, local: int) -> bool:
@@ -26,3 +29,15 @@ def cards_of_their_own(store: Any, rank: int, size: int, local: int) -> bool:
     store.set(f"card {rank}", own)
     every = [store.get(f"card {each}").decode() for each in range(size)]
     return "" not in every and len(set(every)) == size
+
+
+def limit(most_gb: float) -> None:
+    """Let this process's tensors take so much of its GPU and no more, in 10^9 bytes with what CUDA itself takes.
+
+    Short of it torch gives back what it keeps for later tensors; beyond it there is no memory.
+    """
+    import torch
+
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    share = (most_gb * 1e9 - CUDA_CONTEXT_BYTES) / total
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, share)))

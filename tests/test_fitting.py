@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import EVERY_FAMILY, run_command, tiny, tiny_config, tiny_learner, without_report
 
-from cl_runner.build import recompute_activations
+from cl_runner.build import prepare_hardware, recompute_activations
 from cl_runner.compose import compose
 from cl_runner.identity import config_hash
 from cl_runner.importance import importance
@@ -133,9 +134,22 @@ def test_importance_of_layers_that_recompute_keeps_fewer_activations(tmp_path: P
     assert kept[1] < kept[0]
 
 
+def test_a_gpu_gives_no_more_than_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 141 GB on the card 20, with what CUDA takes."""
+    given: list[float] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=141_000_000_000))
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", given.append)
+    for overrides in ((), ("hardware.memory_gb=20",), ("hardware.memory_gb=200",)):
+        prepare_hardware(compose(["hardware=auto", "hardware.deterministic=false", *overrides]).config.hardware)
+    assert given == [pytest.approx(19.5 / 141), 1.0]
+
+
 @pytest.mark.skipif(not EVERY_FAMILY, reason="prices a large model: CL_RUNNER_EVERY_FAMILY=1")
 def test_the_line_of_the_first_page_fits_twenty_gigabytes(capsys: pytest.CaptureFixture[str]) -> None:
     line = ["plan", "method=piece_s", "backbone=llama2_7b", "hardware=gpu", "hardware.memory_gb=20"]
     assert run_command(line) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Smallest GPU: 20 GB" in said and "To fit 19.5 GB: importance.batch_size=1" in said
+    assert "importance.passes=16" in said

@@ -271,6 +271,13 @@ def test_sums_in_main_memory(micro_batch: int) -> None:
     assert_same(found, reference(model, batch, text_loss, micro_batch))
 
 
+def test_sums_are_brought_to_a_device_one_by_one() -> None:
+    sums = {name: torch.rand(3) for name in ("first", "second")}
+    found = Importance(sums, sums, 2, 2).on(torch.device("meta"))
+    assert found.gradient is not None and list(found.fisher) == list(found.gradient) == ["first", "second"]
+    assert found.fisher["first"].is_meta and not sums["first"].is_meta and len(found.fisher) == 2
+
+
 def test_everything_is_as_before() -> None:
     model, batch = bert(), text_batch(0)
     model.train()

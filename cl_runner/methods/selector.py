@@ -170,7 +170,8 @@ class Selector(Method):
             kind = torch.bfloat16 if "bf16_accumulation" in self.compat else torch.float32
             # Two of the release's scores have the mean over all weights in them.
             names = None if self.score in NEEDS_MEAN else sizes
-            measured = importance(learner, data, gradient=self.score in NEEDS_GRADIENT, dtype=kind, names=names)
+            found = importance(learner, data, gradient=self.score in NEEDS_GRADIENT, dtype=kind, names=names)
+            measured = found.on(learner.device)  # sums may lie in main memory, where ranking them takes minutes
         seed = learner.seed_of("selection", task.index)  # PE-rand draws anew for each task
         with learner.clock.phase("selection"):
             zeros = zero_gradient(learner, self._trained_on(learner, task), sizes)

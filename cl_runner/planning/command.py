@@ -79,10 +79,11 @@ def _quiet() -> None:
 
 def _content(request: Request, planner: Planner, s: Setting, plan: Plan) -> dict[str, Any]:
     """Everything, as JSON can hold it."""
+    from cl_runner.own_cards import CUDA_CONTEXT_BYTES
     from cl_runner.planning.fitting import options_of
     from cl_runner.planning.memory import device_bytes
     from cl_runner.planning.plan import advise
-    from cl_runner.planning.planner import CUDA_CONTEXT_BYTES, plan_json
+    from cl_runner.planning.planner import plan_json
 
     content = plan_json(plan)
     for name, phase in plan.phases.items():
@@ -112,10 +113,10 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
     """Tables for people; sizes in 10^9 bytes."""
     from rich.table import Table
 
+    from cl_runner.own_cards import CUDA_CONTEXT_BYTES
     from cl_runner.planning.fitting import free_bytes, options_of, overfull, sharded_cards, smallest_card, told
     from cl_runner.planning.memory import gigabytes, with_options
     from cl_runner.planning.plan import advise, refusal
-    from cl_runner.planning.planner import CUDA_CONTEXT_BYTES
     from cl_runner.tracking.pace import duration
 
     console = Console(soft_wrap=True, highlight=False)

@@ -16,10 +16,11 @@ from torch import nn
 from cl_runner.build import build_method
 from cl_runner.compose import Request, check
 from cl_runner.overrides import key_of
+from cl_runner.own_cards import CUDA_CONTEXT_BYTES
 from cl_runner.planning import memory
 from cl_runner.planning.memory import Options, changing, gigabytes, ladders, resident_bytes, with_options
 from cl_runner.planning.numbers import skeleton
-from cl_runner.planning.planner import CUDA_CONTEXT_BYTES, Planner
+from cl_runner.planning.planner import Planner
 from cl_runner.planning.setting import Setting
 from cl_runner.shard_checks import cannot_always
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from cl_runner.needs import with_lever
-from cl_runner.planning.planner import CUDA_CONTEXT_BYTES, Planner
+from cl_runner.own_cards import CUDA_CONTEXT_BYTES
+from cl_runner.planning.planner import Planner
 from cl_runner.planning.setting import Setting
 
 #: What failed did not fit, whatever the plan says: the next try must need so much less than the plan said.
@@ -140,8 +141,8 @@ def _importance_ladder(s: Setting) -> Iterator[Options]:
     places: list[Options] = [{}]
     if s.device == "cuda" and s.accumulate == "device":  # on the CPU there is nowhere else to put the sums
         # Another pass computes everything again; sums in main memory are copied for every tensor of every batch: of a
-        # model of 7 B on an H200 a pass took 0.17 s an example of 1,024 tokens, and such copies more than a second.
-        in_passes: list[Options] = [{"importance.passes": str(times * s.passes)} for times in (2, 4, 8)]
+        # model of 7 B on an H200 a pass took 0.17 s an example of 1,024 tokens, and such copies 6 s.
+        in_passes: list[Options] = [{"importance.passes": str(times * s.passes)} for times in (2, 4, 8, 16)]
         for recomputed in recomputing:
             yield from ({**options, **recomputed, **place} for place in [{}, *in_passes] if recomputed or place)
         places = [{"importance.accumulate": "cpu"}]

@@ -94,7 +94,10 @@ def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
     measured = architecture.measured(s)
     work, mean = _held_by_pass(prices.importance(s), s.device), s.needs.mean_bytes * sum(measured.values())
     # The mean comes after the pass, whose memory only a GPU's allocator uses again for tensors of that size.
-    return fixed + sums_bytes(prices, s) + (max(work, mean) if s.device == "cuda" else work + mean)
+    if s.device == "cpu":
+        return fixed + sums_bytes(prices, s) + work + mean
+    # What lies in main memory is ranked tensor after tensor: its score, one of its sums, and what is made of that.
+    return fixed + max(sums_bytes(prices, s) + max(work, mean), 12 * max(measured.values()))
 
 
 def _held_by_pass(cost: Cost, device: Device, share: float = HEAP_SHARE) -> int:

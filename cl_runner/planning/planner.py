@@ -19,9 +19,6 @@ from cl_runner.planning.seconds import seconds, work
 from cl_runner.planning.setting import Setting
 from cl_runner.planning.speed import Speed
 
-#: A CUDA context and its kernels, which torch's allocator does not count.
-CUDA_CONTEXT_BYTES = 500_000_000
-
 
 @dataclass(frozen=True)
 class Phase:

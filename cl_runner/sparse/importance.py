@@ -41,8 +41,8 @@ class Importance:
         examples: number of examples in them.
     """
 
-    gradient: dict[str, Tensor] | None
-    fisher: dict[str, Tensor]
+    gradient: Mapping[str, Tensor] | None
+    fisher: Mapping[str, Tensor]
     units: int
     examples: int
 
@@ -51,9 +51,30 @@ class Importance:
         gradient = None if self.gradient is None else {name: g.to(device) for name, g in self.gradient.items()}
         return Importance(gradient, {name: f.to(device) for name, f in self.fisher.items()}, self.units, self.examples)
 
+    def on(self, device: torch.device) -> Importance:
+        """The same sums, each brought to a device when it is looked up, and not kept there."""
+        gradient = None if self.gradient is None else _On(self.gradient, device)
+        return Importance(gradient, _On(self.fisher, device), self.units, self.examples)
+
     def mean_fisher(self) -> dict[str, Tensor]:
         """F / B, new tensors: with single examples as units the Fisher of PE eq. 1."""
         return {name: total / self.units for name, total in self.fisher.items()}
+
+
+class _On(Mapping[str, Tensor]):
+    """Tensors that are brought to a device when they are looked up."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device):
+        self._tensors, self._device = tensors, device
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name].to(self._device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def measure(
