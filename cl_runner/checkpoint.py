@@ -196,6 +196,17 @@ def load(folder: Path, device: str) -> dict[str, Any] | None:
     return _with_final(folder, state)
 
 
+def reached(folder: Path) -> tuple[str, int, int] | None:
+    """Stage, task and steps of the task that the latest state is of; None if none was saved, or it cannot be read."""
+    try:
+        items = dict(unsealed(folder / MANIFEST)["tree"]["items"])
+        training = dict(items["training"].get("items", ()))
+        steps = unpack(training["step"], {}) if "step" in training else 0
+        return unpack(items["stage"], {}), unpack(items["task"], {}), steps
+    except (Damaged, KeyError, TypeError):
+        return None
+
+
 def remove(folder: Path) -> None:
     """Delete the state of a finished run."""
     shutil.rmtree(folder, ignore_errors=True)

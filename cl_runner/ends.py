@@ -61,7 +61,7 @@ def guarded(request: Request, prepared: Prepared, story: Callable[[Scene], None]
             raise
         except (Interrupted, KeyboardInterrupt):
             shown.close()
-            console.line(f"Interrupted, and saved. The same command goes on: {request.command}{distributed.launcher()}")
+            console.line(f"{_saved(request, prepared)}: {request.command}{distributed.launcher()}")
             return 75
         except distributed.Elsewhere as error:
             shown.close()
@@ -75,6 +75,22 @@ def guarded(request: Request, prepared: Prepared, story: Callable[[Scene], None]
                 return 1
             distributed.speaks()
             return _failed(error, request, prepared, clock, console)
+
+
+def _saved(request: Request, prepared: Prepared) -> str:
+    """What an interrupted run goes on from: at times it is not where it was stopped."""
+    found = checkpoint.reached(request.folder / "state")
+    if found is None:
+        return "Interrupted before anything was saved. The same command begins again"
+    stage, task, steps = found
+    names = [one.name for one in prepared.tasks]
+    if task == len(names):
+        place = "with all tasks learned"
+    elif stage == "training":
+        place = f"as of step {steps} of {names[task]}"
+    else:
+        place = f"as of the {'beginning' if stage == 'begin' else 'first step'} of {names[task]}"
+    return f"Interrupted, and saved {place}. The same command goes on"
 
 
 def _lost(error: distributed.Elsewhere, request: Request, console: Console) -> int:

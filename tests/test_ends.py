@@ -19,7 +19,8 @@ from cl_runner import checkpoint, digests, tensor_files
 from cl_runner.compose import Request, compose
 from cl_runner.failures import advice
 from cl_runner.full_disk import FullDiskError, is_full, room_for
-from cl_runner.interrupt import Stop, stopping
+from cl_runner.interrupt import Interrupted, Stop, stopping
+from cl_runner.journal import Journal
 from cl_runner.streams import lasting_streams
 
 
@@ -181,3 +182,22 @@ def test_a_closed_terminal_stops_a_run_unless_it_is_ignored() -> None:
             assert not stop.asked
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("evaluate", "Interrupted before anything was saved. The same command begins again: python"),
+        ("on_epoch", "Interrupted, and saved as of the first step of base. The same command goes on: python"),
+        ("learned", "Interrupted, and saved as of step 12 of base. The same command goes on: python"),
+    ],
+)
+def test_what_an_interrupted_run_goes_on_from_is_said(
+    where: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*given: object, **named: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(Journal, where, stopped)
+    assert run_command(tiny(tmp_path, "method=seq_ft", "evaluation.every_epoch=true")) == 75
+    assert said in " ".join(capsys.readouterr().out.split())

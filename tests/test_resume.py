@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -247,6 +248,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_75(uninterrupted: dict[str
     shown, _ = process.communicate()
     assert process.returncode == 75, shown
     assert "The same command goes on: python -m cl_runner" in shown and "Traceback" not in shown
+    assert re.search(r"Interrupted, and saved as of (step \d+|the beginning|the first step) of (base|kettles)\.", shown)
     assert run_command(command(tmp_path)) == 0
     assert content(folder_of(tmp_path)) == uninterrupted
 
