@@ -57,8 +57,10 @@ class Changes:
         return tensor_digests(weights) if shards is None or shards.gathered else shards.digests(weights)
 
     def _rest_digests(self, weights: Mapping[str, Tensor]) -> dict[str, str]:
-        """Of each tensor without what is selected, if something is: of weights that are always in parts nothing is."""
-        selected = self._learner.selected
+        """Of each tensor without what is selected, if something is."""
+        selected, shards = self._learner.selected, self._learner.shards
+        if shards is not None and not shards.gathered:
+            return shards.digests(weights, selected)
         return rest_digests(weights, selected) if selected else self._digests(weights)
 
     def agree(self, task: Task) -> None:

@@ -14,8 +14,9 @@ from cl_runner.config import Importance as ImportanceOptions
 from cl_runner.data.example import Example
 from cl_runner.data.examples import content_hash
 from cl_runner.learner import Learner
+from cl_runner.shards import Shards
 from cl_runner.sparse import importance_cache
-from cl_runner.sparse.bits import weights_hash
+from cl_runner.sparse.bits import combine, weights_hash
 from cl_runner.sparse.importance import Importance, cap, draw_labels, measure
 from cl_runner.sparse.importance_cache import named
 
@@ -44,11 +45,14 @@ def importance(
             well.
     """
     measured = learner.measured
-    options, cache = measured.now, learner.cache / "importance" if learner.cache else None
+    options, shards = measured.now, _in_parts(learner)
+    # Files hold whole sums, which no process has.
+    cache = learner.cache / "importance" if learner.cache and shards is None else None
     wanted = [name for name in learner.measurable() if names is None or name in names]
     with learner.clock.phase("importance"):
         chosen = cap(examples, options.max_examples, learner.seed_of("importance", "examples"))
-        weights = weights_hash(learner.parameters())
+        now = learner.parameters()
+        weights = weights_hash(now) if shards is None else combine(shards.digests(now))
         # What was computed with the sum of gradients serves without it as well.
         keys = {both: _key(learner, chosen, both, dtype, weights) for both in {gradient, True}}
         for key in keys.values():
@@ -74,9 +78,11 @@ def importance(
 def _measure(
     learner: Learner, examples: Sequence[Example], gradient: bool, dtype: torch.dtype, names: Sequence[str]
 ) -> Importance:
-    options, family = learner.measured.now, learner.measuring
+    options, family, shards = learner.measured.now, learner.measuring, _in_parts(learner)
     exact = options.micro_batch == 1 and dtype == torch.float32
     size = _pass_size(options, dtype)
+    # Sums of a pass are whole in each process: of so many passes they are as large as what each has of all in the end.
+    passes = options.passes if shards is None else max(options.passes, distributed.size())
     places = (
         longest_first(family.lengths(examples), size)
         if exact  # else which examples share a unit matters, and in which order they are added: the data's own
@@ -110,14 +116,20 @@ def _measure(
         gradient=gradient,
         dtype=dtype,
         accumulate=options.accumulate,
-        passes=options.passes,
+        passes=passes,
         draw=draw if options.labels == "model" else None,
         seed=learner.seed_of("importance", "labels"),
-        on_batch=lambda done: learner.progress("importance", done, options.passes * len(examples)),
-        compared=_shortest(learner, examples) if exact and size > 1 else None,
+        on_batch=lambda done: learner.progress("importance", done, passes * len(examples)),
+        compared=_shortest(learner, examples) if exact and (size > 1 or shards is not None) else None,
         # Sums in bf16 round at every unit: parts of them are others.
         dealt=distributed.size() > 1 and dtype == torch.float32,
+        shards=shards,
     )
+
+
+def _in_parts(learner: Learner) -> Shards | None:
+    """How the weights lie, where no process ever has all of them."""
+    return learner.shards if learner.shards is not None and learner.shards.always else None
 
 
 def _parts(dtype: torch.dtype) -> str:

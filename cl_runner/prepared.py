@@ -26,7 +26,7 @@ from cl_runner.planning.tasks import ask
 from cl_runner.pretrained.places import folder_of, is_folder, metrics_of
 from cl_runner.probes.base import Probe
 from cl_runner.sequences import Chained
-from cl_runner.shard_checks import check_sharded
+from cl_runner.shard_checks import check_measured, check_sharded
 from cl_runner.tracked import check_trackers
 from cl_runner.tracking.environment import has_bf16
 
@@ -86,6 +86,7 @@ def prepare(config: Config, tasks: Sequence[Task]) -> Prepared:
     check_sharded(config, method, device)
     _check_offload(config, method)
     needs = ask(method, config, skeleton)  # says as well what does not fit the tasks
+    check_measured(config, needs)
     if needs.later == "listed":
         _check_acting(config, method, skeleton, needs.listed)
     _check_training(config.training, [name for name, _ in skeleton.named_parameters()], method)

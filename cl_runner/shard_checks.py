@@ -7,6 +7,7 @@ import torch
 from cl_runner import distributed
 from cl_runner.config import Config
 from cl_runner.methods.base import Chain
+from cl_runner.needs import Needs
 from cl_runner.parts import family_kind, part_class
 from cl_runner.shards import available
 
@@ -58,11 +59,32 @@ def check_sharded(config: Config, method: Chain, device: torch.device) -> None:
         )
 
 
+def check_measured(config: Config, needs: Needs) -> None:
+    """Where no process has all of the weights, importance is one that all measure at once.
+
+    Raises:
+        ValueError: otherwise, with what to type.
+    """
+    if config.hardware.shard != "always" or not needs.measures:
+        return
+    of_tasks = [task.importance.micro_batch for task in config.task_order.tasks if task.importance is not None]
+    if max([config.importance.micro_batch, *filter(None, of_tasks)]) > 1:
+        raise ValueError(
+            "hardware.shard=always: importance in micro-batches needs a pass for each of them, which no process makes "
+            "alone. Type: importance.micro_batch=1 (or hardware.shard=true)"
+        )
+    if needs.sum_item != 4:
+        raise ValueError(
+            "hardware.shard=always: sums of importance in bf16 need a pass for each example, which no process makes "
+            "alone. Type: hardware.shard=true (or leave bf16_accumulation out)"
+        )
+
+
 def cannot_always(config: Config, method: Chain) -> str | None:
     """What of a run asks for whole weights between trainings, which hardware.shard=always never has; None = nothing."""
     for name, each in method.methods.items():
         if each.sharded != "always":
-            return f"{name} measures or selects by whole weights between trainings"
+            return f"{name} asks for whole weights between trainings"
     kind = family_kind(config.backbone.family)
     if kind not in ALIKE:
         return f"{config.backbone.name} ({kind}) makes passes of several kinds, and these are made by all at once"

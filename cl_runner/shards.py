@@ -159,6 +159,19 @@ class Shards:
         for module in self._modules:
             module.reshard()
 
+    def one_by_one(self) -> Iterator[dict[str, nn.Parameter]]:
+        """All parameters, as passes use them: those of a block are whole while they are looked at, if not always."""
+        everything = dict(self._model.named_parameters())
+        if self.gathered:
+            yield everything
+            return
+        yield {name: p for name, p in everything.items() if name not in self._parts}
+        for module in self._modules:
+            module.unshard()
+            found = dict(self._model.named_parameters())
+            yield {name: p for name, p in found.items() if name in self._parts and not isinstance(p, DTensor)}
+            module.reshard()
+
     # passes of weights that are always in parts
     def _announce(self, model: nn.Module, given: Any) -> None:
         if not self.training and not self._idle:
@@ -193,8 +206,12 @@ class Shards:
         return found()
 
     # all weights, tensor after tensor
-    def digests(self, weights: Mapping[str, Tensor]) -> dict[str, str]:
-        """`tensor_digests`, in every process: each hashes its share, and holds two whole tensors at most."""
+    def digests(self, weights: Mapping[str, Tensor], without: Mapping[str, Tensor] | None = None) -> dict[str, str]:
+        """`tensor_digests`, in every process: each hashes its share, and holds two whole tensors at most.
+
+        Args:
+            without: flat positions by name, in whose place there is zero (`certificate.rest_digests`).
+        """
         found: dict[str, Future[str]] = {}
         last: Future[str] | None = None
         with ThreadPoolExecutor(1) as pool:
@@ -203,6 +220,9 @@ class Shards:
                 if distributed.mine(number):
                     if last is not None:
                         last.result()
+                    if without is not None and name in without:
+                        full = full.detach().clone()
+                        full.view(-1)[without[name].to(full.device)] = 0
                     last = found[name] = pool.submit(digest, full)
         every = distributed.gathered({name: each.result() for name, each in found.items()})
         joined = {name: each for one in every for name, each in one.items()}

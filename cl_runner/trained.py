@@ -84,7 +84,7 @@ class Held:
         shards: Shards | None = None,
         device: torch.device | None = None,
     ):
-        self._values = CompactValues(model, selected) if selected else None
+        self._values = CompactValues(model, selected, shards) if selected else None
         whole = {name: p for name, p in model.named_parameters() if p.requires_grad}
         held = whole if self._values is None else self._values.parameters
         self.entries = sum(p.numel() for p in held.values())

@@ -47,6 +47,11 @@ NEVER_WHOLE = {
     "the most probable label": ("method=layer_norm", "backbone=tiny_llama", "evaluation.labels=likelihood", *PASSES),
     "every epoch": ("method=bitfit", "evaluation.every_epoch=true", *PASSES),
     "the best of epochs with old examples": ("method=[seq_ft,l2,replay]", *SELECTS, *PASSES),
+    "selected weights and penalties": MORE["selected weights and penalties"],
+    "the most important weights": (*MORE["the most important weights"], "importance.batch_size=7"),
+    "magnitudes": ("method=magnitude_largest", *PASSES),
+    "a sum of Fishers": ("method=ewc_online", "backbone=tiny_llama", "importance.labels=model", *PASSES),
+    "two penalties": MORE["two penalties"],
     "adapters": MORE["adapters"],
     "an adapter a task": MORE["an adapter a task"],
     "recorded outputs": MORE["recorded outputs"],
@@ -124,7 +129,14 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not EVERY_FAMILY, reason="starts many processes: CL_RUNNER_EVERY_FAMILY=1")
-@pytest.mark.parametrize("kind", [("method=ewc", SHARD), ("method=[seq_ft,l2]", "backbone=tiny_llama", ALWAYS)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ("method=ewc", SHARD),
+        ("method=[seq_ft,l2]", "backbone=tiny_llama", ALWAYS),
+        ("method=[piece_s,ewc]", "backbone=tiny_gpt2", "importance.cache_gb=0", ALWAYS),
+    ],
+)
 def test_the_same_number_goes_on_bit_for_bit(kind: tuple[str, ...], tmp_path: Path) -> None:
     of = (*LONG[1:], *kind, *PASSES)
     root = tmp_path / "stopped"
@@ -143,7 +155,8 @@ def test_the_same_number_goes_on_bit_for_bit(kind: tuple[str, ...], tmp_path: Pa
         (("method=gem", SHARD), "gem needs all of what trains"),
         (("method=[seq_ft,der]", SHARD), "der needs all of what trains"),
         (("method=seq_ft", "training.optimizer=adafactor", SHARD), "Type: training.optimizer=adamw"),
-        (("method=ewc", ALWAYS), "ewc measures or selects by whole weights between trainings. Type: hardware.shard="),
+        (("method=piece_s", "importance.micro_batch=4", ALWAYS), "Type: importance.micro_batch=1 (or hardware.shard="),
+        (("method=piece_s", "method.piece.compat=[bf16_accumulation]", ALWAYS), "or leave bf16_accumulation out"),
         (("method=seq_ft", "backbone=tiny_t5", ALWAYS), "tiny_t5 (seq2seq) makes passes of several kinds, and"),
         (("method=seq_ft", "task_order.restart=true", ALWAYS), "goes back to the first weights. Type: hardware."),
     ],

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from cl_runner.config import NonNegative, Share
+from cl_runner.config import NonNegative, Sharded, Share
 from cl_runner.data.task import Task
 from cl_runner.importance import fisher
 from cl_runner.learner import Learner
@@ -30,7 +30,7 @@ class EWC(Method):
     fisher_data: Literal["old_tasks", "last_task"]
     decay: Annotated[Share, ReadIf("fisher_data", ("last_task",))]
 
-    sharded: ClassVar[bool] = True
+    sharded: ClassVar[Sharded] = "always"
     state: ClassVar[tuple[str, ...]] = ("fisher",)
     protects: ClassVar[bool] = True
     recalls: ClassVar[Said] = {"fisher_data": {"last_task": "its Fisher"}}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cl_runner.config import Fraction, NonNegative, Positive, Score
+from cl_runner.config import Fraction, NonNegative, Positive, Score, Sharded
 from cl_runner.data.example import Example
 from cl_runner.data.task import Task
 from cl_runner.families.freezing import frozen
@@ -26,6 +26,7 @@ from cl_runner.patterns import match, module_types
 from cl_runner.read_if import ReadIf
 from cl_runner.said import Said
 from cl_runner.sparse.groups import group_sizes, layer_groups
+from cl_runner.sparse.importance import OnDevice
 from cl_runner.sparse.scores import NEEDS_GRADIENT, NEEDS_MEAN, NEEDS_PASS, scores
 from cl_runner.sparse.selection import random_selection, select
 from cl_runner.trained import Trained
@@ -53,7 +54,7 @@ class Selector(Method):
     learning_rate: Positive | None
     compat: list[Literal["missing_mask", "bf16_accumulation", "count_excluded"]]
 
-    sharded: ClassVar[bool] = True
+    sharded: ClassVar[Sharded] = "always"
     state: ClassVar[tuple[str, ...]] = ("indices", "left_out", "zeros")
     chooses: ClassVar[bool] = True
     learns: ClassVar[Said] = {
@@ -158,7 +159,6 @@ class Selector(Method):
         return {name: p.numel() for name, p in model.named_parameters() if name not in frozen(model)}
 
     def _select(self, learner: Learner, task: Task) -> dict[str, Tensor]:
-        weights = learner.parameters()
         everything = counted(learner.model)
         sizes = self.candidates(learner.model)
         groups = layer_groups(list(everything), self.scope)
@@ -172,6 +172,7 @@ class Selector(Method):
             names = None if self.score in NEEDS_MEAN else sizes
             found = importance(learner, data, gradient=self.score in NEEDS_GRADIENT, dtype=kind, names=names)
             measured = found.on(learner.device)  # sums may lie in main memory, where ranking them takes minutes
+        weights = OnDevice(learner.parameters(), learner.device)
         seed = learner.seed_of("selection", task.index)  # PE-rand draws anew for each task
         with learner.clock.phase("selection"):
             zeros = zero_gradient(learner, self._trained_on(learner, task), sizes)

@@ -40,7 +40,7 @@ def held_bytes(prices: Prices, s: Setting, base_bytes: int) -> tuple[int, int]:
     """
     entries = prices.architecture.parameters(s)
     fixed = base_bytes + (entries * s.dtype.itemsize + 4 * s.stored) * (2 if s.restart else 1)
-    of_methods = s.needs.weight_bytes * entries + s.memory_bytes
+    of_methods = s.needs.weight_bytes * entries // s.shards + s.memory_bytes
     tasks = [task for task in s.tasks if task.trains != "nothing"]
     found = [(_held(prices, s, task), _held_while_training(prices, s, task)) for task in tasks]
     held, own = max(found, default=(0, 0))
@@ -72,7 +72,7 @@ def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
             return fixed + _held_by_pass(prices.encode(s, s.encoder), s.device)
         if phase == "keys":
             return fixed
-    fixed += s.needs.weight_bytes * entries + s.memory_bytes
+    fixed += s.needs.weight_bytes * entries // s.shards + s.memory_bytes
     training = [task for task in s.tasks if task.trains != "nothing"]
     if phase.startswith("train "):
         if s.shards > 1 and not s.always:
@@ -92,7 +92,8 @@ def peak_bytes(prices: Prices, s: Setting, phase: str, base_bytes: int) -> int:
         costs = [cost for probe in s.probes for cost in prices.probe(s, probe)]
         return fixed + max(_held_by_pass(cost, s.device, PROMPT_HEAP_SHARE) for cost in costs)
     measured = architecture.measured(s)
-    work, mean = _held_by_pass(prices.importance(s), s.device), s.needs.mean_bytes * sum(measured.values())
+    work = _held_by_pass(prices.importance(s), s.device)
+    mean = s.needs.mean_bytes * sum(measured.values()) // (s.shards if s.always else 1)
     # The mean comes after the pass, whose memory only a GPU's allocator uses again for tensors of that size.
     if s.device == "cpu":
         return fixed + sums_bytes(prices, s) + work + mean
@@ -132,6 +133,9 @@ def sums_bytes(prices: Prices, s: Setting) -> int:
     """Bytes of the sums of the importance pass on the run's device (cl_runner/sparse/importance.py)."""
     sizes = prices.architecture.measured(s)
     of_a_weight = s.needs.sums * s.needs.sum_item
+    if s.always:  # this process's rows of all, and in a pass all of the tensors that it is for
+        entries = sum(sizes.values())
+        return of_a_weight * (entries // s.shards + max(*sizes.values(), entries // max(s.passes, s.shards)))
     if s.device == "cpu" or (s.accumulate == "device" and s.passes == 1):
         return of_a_weight * sum(sizes.values())
     largest = max(sizes.values())

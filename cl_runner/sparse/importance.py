@@ -21,8 +21,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cl_runner import distributed
 from cl_runner.batch import Batch
+from cl_runner.shards import Shards, whole
+from cl_runner.sparse.agreement import disagreeing, finite
 from cl_runner.sparse.per_example import Loss, PerExample
 from cl_runner.sparse.sums import Total, largest_of
+from cl_runner.sparse.together import pass_together
 
 Batches = Callable[[], Iterable[Mapping[str, Tensor]]]
 #: Called with a batch and a generator on the CPU: the batch with other labels.
@@ -52,23 +55,23 @@ class Importance:
         return Importance(gradient, {name: f.to(device) for name, f in self.fisher.items()}, self.units, self.examples)
 
     def on(self, device: torch.device) -> Importance:
-        """The same sums, each brought to a device when it is looked up, and not kept there."""
-        gradient = None if self.gradient is None else _On(self.gradient, device)
-        return Importance(gradient, _On(self.fisher, device), self.units, self.examples)
+        """The same sums, each whole on a device when it is looked up, and not kept there."""
+        gradient = None if self.gradient is None else OnDevice(self.gradient, device)
+        return Importance(gradient, OnDevice(self.fisher, device), self.units, self.examples)
 
     def mean_fisher(self) -> dict[str, Tensor]:
         """F / B, new tensors: with single examples as units the Fisher of PE eq. 1."""
         return {name: total / self.units for name, total in self.fisher.items()}
 
 
-class _On(Mapping[str, Tensor]):
-    """Tensors that are brought to a device when they are looked up."""
+class OnDevice(Mapping[str, Tensor]):
+    """Tensors that are whole on a device when looked up: at such as lie in parts all processes look at once."""
 
     def __init__(self, tensors: Mapping[str, Tensor], device: torch.device):
         self._tensors, self._device = tensors, device
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name].to(self._device)
+        return whole(self._tensors[name]).to(self._device)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -93,6 +96,7 @@ def measure(
     on_batch: Callable[[int], None] | None = None,
     compared: Batch | None = None,
     dealt: bool = False,
+    shards: Shards | None = None,
 ) -> Importance:
     """G and F at the current weights, without dropout.
 
@@ -120,9 +124,12 @@ def measure(
         compared: the example that is computed both ways; None = the first one. A short one is as good, and cheaper.
         dealt: whether the processes of the run take the batches in turns, and add up their sums: the same in all of
             them, and in another order than one process's.
+        shards: in which the weights lie, and then the sums as well: of single examples in fp32, with `dealt`. While a
+            pass goes on each process holds the whole sums of that pass's parameters.
 
     Raises:
-        ValueError: there are no examples, a name is no parameter, or a loss or sum is not finite.
+        ValueError: there are no examples, a name is no parameter, a loss or sum is not finite, or with `shards` a
+            parameter has no rule.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     unknown = [name for name in names if name not in parameters]
@@ -152,12 +159,18 @@ def measure(
     with _measuring(model), torch.enable_grad():
         for group in _groups(model, names, passes):
             totals = {name: Total(parameters[name], gradient, dtype, accumulate == "cpu") for name in group}
-            counts.add(_pass(model, drawn(), loss, totals, micro_batch, count, compared, dealt))
+            if shards is None:
+                counts.add(_pass(model, drawn(), loss, totals, micro_batch, count, compared, dealt))
+            else:
+                assert micro_batch == 1 and dtype == torch.float32 and dealt
+                counts.add(pass_together(model, drawn(), loss, totals, count, shards, compared))
             if dealt:
                 distributed.add(part for total in totals.values() for part in total.sums())
             for name, total in totals.items():
                 total.check(name)
-                if passes > 1:
+                if shards is not None:
+                    total.cut(functools.partial(shards.cut, name))
+                elif passes > 1:
                     total.to_host()
             found |= totals
     assert len(counts) == 1, f"the batches differ from pass to pass: {sorted(counts)} units and examples"
@@ -245,13 +258,7 @@ def _pass(
     exact = micro_batch == 1 and all(total.fisher.dtype == torch.float32 for total in totals.values())
 
     def checked(model: nn.Module, batch: Batch) -> Tensor:
-        value = loss(model, batch)
-        if not bool(torch.isfinite(value)):
-            raise ValueError(
-                f"the loss is {value.item():g} among examples {examples + 1} to {examples + size} of the importance "
-                "pass: the weights have overflowed, or an example is broken"
-            )
-        return value
+        return finite(loss(model, batch), examples, size)
 
     waiting = 0
     for number, batch in enumerate(batches):
@@ -351,13 +358,9 @@ def _agreeing(model: nn.Module, example: Batch, loss: Loss, totals: Mapping[str,
 
     compared = set(totals) - left
     _each_unit(model, example, loss, compared, 1, compare)
-    # A wrong rule is wrong by about the value itself; bf16 activations differ by some percent with the batch size.
-    # Gradients that are zero but for rounding (the key's bias cancels in the softmax) may differ by all of it.
-    relative, absolute = (1e-1, 1e-4) if fast.coarse else (1e-2, 1e-10)
-    for name in compared:
-        difference = differences.get(name, largest_of(totals[name].fisher))  # unused: no gradient, 0
-        if not difference <= relative * largest[name] + absolute * max(largest.values()):
-            left.add(name)
+    # What is not used has no gradient: 0.
+    found = {name: differences.get(name, largest_of(totals[name].fisher)) for name in compared}
+    left |= disagreeing({name: largest[name] for name in compared}, found, fast.coarse)
     for total in totals.values():
         total.clear()
     return PerExample(model, loss, set(totals) - left)

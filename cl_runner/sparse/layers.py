@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from cl_runner.masters import hand_on_gradient
@@ -51,34 +52,42 @@ class CompactValues:
     Args:
         model: parameters without selected entries do not train.
         indices: sorted flat positions by parameter name; names as `model.named_parameters()` gives them.
+        shards: in which the weights lie; None = every process has all of them.
     """
 
-    def __init__(self, model: nn.Module, indices: Mapping[str, Tensor]):
-        weights = dict(model.named_parameters())
-        self._weights = {name: weights[name] for name in indices}
-        self._indices = {name: index.to(weights[name].device) for name, index in indices.items()}
-        self.parameters = {
-            name: nn.Parameter(_take(weight, self._indices[name]).to(_values_type(weight)))
-            for name, weight in self._weights.items()
-        }
+    def __init__(self, model: nn.Module, indices: Mapping[str, Tensor], shards: Shards | None = None):
+        self._indices: dict[str, Tensor] = {}
+        self._weights: dict[str, nn.Parameter] = {}
+        found: dict[str, nn.Parameter] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._layers: list[nn.Module] = []
+        for weights in [dict(model.named_parameters())] if shards is None else shards.one_by_one():
+            found |= self._take_over(model, weights, indices)
+        self.parameters = {name: found[name] for name in indices}
+
+    def _take_over(
+        self, model: nn.Module, weights: Mapping[str, nn.Parameter], indices: Mapping[str, Tensor]
+    ) -> dict[str, nn.Parameter]:
+        """Values of what is selected of these weights; hooks and layers bring their gradients."""
+        self._weights |= (mine := {name: weight for name, weight in weights.items() if name in indices})
+        self._indices |= {name: indices[name].to(weight.device) for name, weight in mine.items()}
+        entries = {name: _take(weight, self._indices[name]).to(_values_type(weight)) for name, weight in mine.items()}
+        found = {name: nn.Parameter(values) for name, values in entries.items()}
         for name, weight in weights.items():
             weight.requires_grad_(name in indices)
-        self._hooks = [
-            hand_on_gradient(weight, self.parameters[name], self._indices[name])
-            for name, weight in self._weights.items()
-        ]
-        self._layers: list[nn.Module] = []
-        names = {id(weight): name for name, weight in self._weights.items()}
+        self._hooks += [hand_on_gradient(weight, found[name], self._indices[name]) for name, weight in mine.items()]
+        names = {id(weight): name for name, weight in mine.items()}
         for module in model.modules():
             own = {role: names[id(p)] for role, p in module.named_parameters(recurse=False) if id(p) in names}
             make = _FORWARDS.get(type(module))
             # A forward of somebody else's on this one instance may use the weights in any way.
             if own and make is not None and "forward" not in vars(module):
-                values = {role: (self.parameters[name], self._indices[name]) for role, name in own.items()}
+                values = {role: (found[name], self._indices[name]) for role, name in own.items()}
                 forward = make(module, values)
                 if forward is not None:
                     module.forward = forward
                     self._layers.append(module)
+        return found
 
     @torch.no_grad()
     def write_through(self, shards: Shards | None = None) -> None:

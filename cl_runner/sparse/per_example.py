@@ -68,12 +68,13 @@ class PerExample:
 
     Attributes:
         coarse: whether a gradient came in less than fp32.
+        loss: as given; of the next pass it may be another one.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, names: Collection[str]):
         self.coarse = False
         self._model = model
-        self._loss = loss
+        self.loss = loss
         owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
         for module in model.modules():
             for role, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -95,7 +96,7 @@ class PerExample:
                 if isinstance(module, nn.Embedding):
                     handles.append(module.register_forward_pre_hook(pending.before_call))
                 handles.append(module.register_forward_hook(pending.after_call))
-            loss = self._loss(self._model, batch)
+            loss = self.loss(self._model, batch)
             pending.end_forward()
             if loss.requires_grad:
                 loss.backward()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -77,6 +77,12 @@ class Total:
                     f"the sum of {what} of {name} is not finite: weights or loss have overflowed. "
                     "Lower the learning rate of the tasks before, or use precision fp32"
                 )
+
+    def cut(self, of: Callable[[Tensor], Tensor]) -> None:
+        """Keep a part of the sums."""
+        self.fisher = of(self.fisher)
+        if self.gradient is not None:
+            self.gradient = of(self.gradient)
 
     def to_host(self) -> None:
         """Move the sums to main memory, and not to page-locked memory, which takes longer to get than to fill."""
