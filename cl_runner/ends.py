@@ -30,6 +30,8 @@ from cl_runner.tracking.console import Console
 from cl_runner.tracking.pace import duration
 from cl_runner.tracking.progress import Shown
 
+#: Tasks of a matrix that a screen does not show.
+MANY = 100
 #: Numbers of the last screen below the matrix, beside what the run reached in all.
 LAST_SCREEN = {
     "plasticity/diagonal": "each task right after it was learned",
@@ -164,7 +166,11 @@ def finish(request: Request, prepared: Prepared, journal: Journal, scene: Scene)
         for after, row in zip([START, *names], journal.rows, strict=True)
     ]
     weights = list(sizes.values()) if "union_accuracy" in summary["metrics"] else None
-    console.matrix(names, shown, headline_column(np.array(journal.rows), weights))
+    column = headline_column(np.array(journal.rows), weights)
+    if len(names) > MANY:
+        console.line(f"The matrix of {len(names)} tasks is in accuracy.csv; its first row and its last:")
+        shown, column = [shown[0], shown[-1]], {name: [values[0], values[-1]] for name, values in column.items()}
+    console.matrix(names, shown, column)
     for name in (headline(summary["metrics"]), *LAST_SCREEN):
         if name in summary["metrics"]:
             console.line(f"{name} {summary['metrics'][name]:.2f}: {LAST_SCREEN.get(name, 'at the end, all tasks')}")

@@ -24,7 +24,7 @@ from cl_runner.interrupt import Interrupted, Stop
 from cl_runner.intervals import read_predictions
 from cl_runner.learn import Watch
 from cl_runner.learner import Learner
-from cl_runner.matrix import START
+from cl_runner.matrix import START, MatrixTexts
 from cl_runner.methods.base import Method
 from cl_runner.probes.base import Probe
 from cl_runner.rate_advice import loss_note
@@ -87,6 +87,7 @@ class Journal(Watch):
         self._saved_at = time.monotonic()
         self.changes = Changes(learner, request.folder, request.config.snapshots.save, request.config.method)
         self.rows: list[list[float]] = []
+        self._matrices = MatrixTexts(self._names)
         self.ability: list[dict[str, float]] = []
         self.details: list[dict[str, Any]] = []
         self.step = 0
@@ -114,7 +115,7 @@ class Journal(Watch):
             self._apply(files)
             self.changes.weights = describe_snapshot(files[-1]).weights
         if self.rows:  # what a file lost that nothing reads back
-            write_matrices(self._folder, self._names, self.rows)
+            write_matrices(self._folder, self._matrices, self.rows)
         if self.ability:
             self._write_ability()
         where = "" if saved["stage"] != "training" else f" after step {saved['training']['step']}"
@@ -327,7 +328,7 @@ class Journal(Watch):
         }
         shown = {name: value for name, value in row.items() if not math.isnan(value)}
         self._write(kind="evaluation", after=after, step=self.step, accuracy=shown, scores=means)
-        write_matrices(self._folder, self._names, self.rows)
+        write_matrices(self._folder, self._matrices, self.rows)
         self._console.row(after, shown)
         self._probe(after)
 

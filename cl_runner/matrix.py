@@ -192,14 +192,32 @@ def headline_column(rows: Floats, test_examples: Sequence[int] | None) -> dict[s
     return {name: [None if np.isnan(value) else value for value in values]}
 
 
-def write_accuracy(path: Path, tasks: Sequence[str], rows: Floats, write: Writes = replace_file) -> None:
-    """accuracy.csv: `after`, then a column per task; row `start`, then a row per finished task. Exact (repr)."""
-    write_table(path, tasks, [START, *tasks], rows, write)
+class MatrixTexts:
+    """accuracy.csv and forgetting.csv of a matrix that grows, each row of which is put into words once.
 
+    Args:
+        tasks: their names.
+    """
 
-def write_forgetting(path: Path, tasks: Sequence[str], rows: Floats, write: Writes = replace_file) -> None:
-    """forgetting.csv of the accuracy matrix `rows`: as accuracy.csv without `start`; empty where u >= t."""
-    write_table(path, tasks, tasks, forgetting_matrix(rows), write)
+    def __init__(self, tasks: Sequence[str]):
+        self._tasks = list(tasks)
+        self._accuracy, self._forgetting = [_line(["after", *tasks])], [_line(["after", *tasks])]
+        self._best = np.full(len(self._tasks), -np.inf)  # of each task since it was trained, in the rows so far
+
+    def texts(self, rows: Sequence[Sequence[float]]) -> dict[str, str]:
+        """Name of the file -> its content.
+
+        Args:
+            rows: [t + 1][T], percent, those that were given before and more.
+        """
+        for row in range(len(self._accuracy) - 1, len(rows)):
+            values = np.array(rows[row], dtype=np.float64)
+            self._accuracy.append(_row([START, *self._tasks][row], values))
+            if row:
+                earlier = np.arange(len(values)) < row - 1
+                self._forgetting.append(_row(self._tasks[row - 1], np.where(earlier, self._best - values, np.nan)))
+                self._best[:row] = np.maximum(self._best, values)[:row]
+        return {"accuracy.csv": "".join(self._accuracy), "forgetting.csv": "".join(self._forgetting)}
 
 
 def read_matrix(path: Path) -> tuple[list[str], Floats]:
@@ -225,9 +243,15 @@ def write_table(
 ) -> None:
     """A row per name, as far as there are values, and a column for each of `columns`; exact (repr), empty for NaN."""
     assert values.ndim == 2 and values.shape[1] == len(columns) and len(values) <= len(names), values.shape
+    lines = [_line(["after", *columns]), *(_row(name, row) for name, row in zip(names, values, strict=False))]
+    write(path, "".join(lines))
+
+
+def _row(name: str, values: Floats) -> str:
+    return _line([name, *("" if value != value else repr(value) for value in values.tolist())])
+
+
+def _line(cells: Sequence[str]) -> str:
     text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["after", *columns])
-    for name, row in zip(names, values, strict=False):
-        writer.writerow([name, *("" if np.isnan(value) else repr(float(value)) for value in row)])
-    write(path, text.getvalue())
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()

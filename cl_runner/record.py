@@ -21,7 +21,7 @@ from cl_runner.digests import read_json, read_text, write, write_files
 from cl_runner.families.base import Prediction
 from cl_runner.intervals import by_task, derived_intervals, label_scores, read_answers, read_scores
 from cl_runner.loss_course import courses
-from cl_runner.matrix import START, derived, forgetting_matrix, write_accuracy, write_forgetting, write_table
+from cl_runner.matrix import START, MatrixTexts, derived, forgetting_matrix, write_table
 from cl_runner.parts import family_kind
 from cl_runner.pretrained.places import all_digests
 from cl_runner.tracking.clock import OFFLINE, ONLINE, Clock
@@ -154,16 +154,13 @@ def write_predictions(
     write(folder / "predictions" / f"{number:02d}_{after}.jsonl", "\n".join([*lines, ""]))
 
 
-def write_matrices(folder: Path, names: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
-    """accuracy.csv and forgetting.csv."""
-    texts: dict[str, str] = {}
+def write_matrices(folder: Path, known: MatrixTexts, rows: Sequence[Sequence[float]]) -> None:
+    """accuracy.csv and forgetting.csv.
 
-    def collect(path: Path, text: str) -> None:
-        texts[path.name] = text
-
-    write_accuracy(folder / "accuracy.csv", names, np.array(rows), collect)
-    write_forgetting(folder / "forgetting.csv", names, np.array(rows), collect)
-    write_files(folder, texts)
+    Args:
+        known: their texts so far.
+    """
+    write_files(folder, known.texts(rows))
 
 
 def throughput(folder: Path, task: Task, entries: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from cl_runner.data.task import Task, build_tasks, fingerprint, label_union
 from cl_runner.evaluate import evaluate, scores
 from cl_runner.learn import learn_task
 from cl_runner.learner import Learner
-from cl_runner.matrix import START
+from cl_runner.matrix import START, MatrixTexts
 from cl_runner.parent import keep_state
 from cl_runner.record import write_matrices, write_predictions
 from cl_runner.train import Best
@@ -78,5 +78,5 @@ def run_of(config: Config, folder: Path) -> tuple[Path, Learner]:
         scored = {n: next(iter(each.values())) for n, each in scores(tasks, found, config.evaluation).items()}
         write_predictions(folder, number, after, tests, found, scored)
         rows.append([sum(scored[name]) / len(scored[name]) for name in tests])
-    write_matrices(folder, list(tests), rows)
+    write_matrices(folder, MatrixTexts(list(tests)), rows)
     return folder, learner

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from omegaconf import OmegaConf
 
-from cl_runner.matrix import derived, write_accuracy, write_forgetting
+from cl_runner.matrix import MatrixTexts, derived
 from cl_runner.papers import protocol
 from cl_runner.papers.published import table
 from cl_runner.papers.settings import configuration
@@ -97,8 +97,8 @@ def make_run(
     environment |= {"git": None, "hardware": {"cpu": "a cpu", "cores": 2, "memory_gib": 8.0, "device": "cpu"}}
     (folder / "environment.json").write_text(json.dumps(environment))
     finished = count if done is None else done
-    write_accuracy(folder / "accuracy.csv", tasks, rows[: finished + 1])
-    write_forgetting(folder / "forgetting.csv", tasks, rows[: finished + 1])
+    for file, text in MatrixTexts(tasks).texts(rows[: finished + 1].tolist()).items():
+        (folder / file).write_text(text, encoding="utf-8")
     for row in range(finished + 1):
         lines = []
         for task, size, accuracy in zip(tasks, SIZES, rows[row], strict=False):

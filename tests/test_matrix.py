@@ -14,6 +14,7 @@ from cl_runner.intervals import by_task, derived_draws, derived_intervals, draw,
 from cl_runner.matrix import (
     FORMULAS,
     Floats,
+    MatrixTexts,
     after,
     derived,
     derived_arrays,
@@ -23,8 +24,6 @@ from cl_runner.matrix import (
     headline_column,
     read_matrix,
     renamed,
-    write_accuracy,
-    write_forgetting,
 )
 from cl_runner.metrics.classes import CLASS_SCORES
 
@@ -165,19 +164,35 @@ def test_the_headline_is_the_union_where_there_is_one() -> None:
 def test_accuracy_round_trip_is_exact(tmp_path: Path, count: int) -> None:
     tasks = ["books, used", 'the "rest"', "c"]
     rows = (np.random.default_rng(0).random((4, 3)) * 100)[:count]
-    write_accuracy(tmp_path / "accuracy.csv", tasks, rows)
+    (tmp_path / "accuracy.csv").write_text(MatrixTexts(tasks).texts(rows.tolist())["accuracy.csv"])
     names, read = read_matrix(tmp_path / "accuracy.csv")
     assert names == tasks
     assert read.shape == rows.shape and (read == rows).all()
 
 
 def test_files_look_as_promised(tmp_path: Path) -> None:
-    write_accuracy(tmp_path / "accuracy.csv", ["a", "b", "c"], ROWS[:2])
-    assert (tmp_path / "accuracy.csv").read_text() == "after,a,b,c\nstart,50.0,40.0,30.0\na,80.0,45.0,35.0\n"
-    write_forgetting(tmp_path / "forgetting.csv", ["a", "b", "c"], ROWS)
-    assert (tmp_path / "forgetting.csv").read_text() == "after,a,b,c\na,,,\nb,-10.0,,\nc,30.0,-5.0,\n"
+    texts = MatrixTexts(["a", "b", "c"]).texts(ROWS[:2].tolist())
+    assert texts["accuracy.csv"] == "after,a,b,c\nstart,50.0,40.0,30.0\na,80.0,45.0,35.0\n"
+    texts = MatrixTexts(["a", "b", "c"]).texts(ROWS.tolist())
+    assert texts["forgetting.csv"] == "after,a,b,c\na,,,\nb,-10.0,,\nc,30.0,-5.0,\n"
+    (tmp_path / "forgetting.csv").write_text(texts["forgetting.csv"])
     assert np.isnan(read_matrix(tmp_path / "forgetting.csv")[1]).sum() == 6
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.csv", "forgetting.csv"]
+
+
+def test_a_matrix_that_grows_has_the_texts_of_the_whole() -> None:
+    """Cells that were not measured included, and what was written before is not put into words again."""
+    rows = np.random.default_rng(1).random((7, 6)) * 100
+    rows[np.arange(7)[:, None] - 1 < np.arange(6)] = np.nan  # as with evaluation.tasks=seen
+    rows[4, 1] = np.nan
+    growing = MatrixTexts(list("abcdef"))
+    for count in (1, 2, 5, 7):
+        found = growing.texts(rows[:count].tolist())
+    assert found == MatrixTexts(list("abcdef")).texts(rows.tolist())
+    written = [
+        [float(cell) if cell else np.nan for cell in line.split(",")[1:]]
+        for line in found["forgetting.csv"].split()[1:]
+    ]
+    assert np.array_equal(np.array(written), forgetting_matrix(rows), equal_nan=True)
 
 
 @pytest.mark.parametrize("text", ["", "task,a\n", "after,a\nstart,1.0,2.0\n", "after,a\nstart,x\n"])

@@ -23,7 +23,7 @@ from harness import arguments, keep, show
 
 from cl_runner.tracking.clock import Clock
 
-PHASES = ("load", "train", "snapshot", "evaluate")
+PHASES = ("load", "importance", "selection", "train", "snapshot", "evaluate")
 
 
 def part(folder: Path, overrides: list[str]) -> int:
