@@ -147,7 +147,7 @@ def sums_bytes(prices: Prices, s: Setting) -> int:
 def in_main_memory(prices: Prices, s: Setting) -> int:
     """Bytes of a run on a GPU that lie in main memory: sums of importance, or what the optimizer holds."""
     sums = 0
-    if s.device == "cuda" and (s.accumulate == "cpu" or s.passes > 1):
+    if s.device == "cuda" and not s.always and (s.accumulate == "cpu" or s.passes > 1):
         sums = s.needs.sums * s.needs.sum_item * sum(prices.architecture.measured(s).values())
     held = 0
     for task in s.tasks:
