@@ -9,8 +9,9 @@ import pytest
 from run_folders import assert_self_contained, make_run, words
 
 from cl_runner.report import command
-from cl_runner.report.folder import read_run
+from cl_runner.report.folder import find_runs, read_run
 from cl_runner.report.page import write_run_report
+from cl_runner.report.runs_table import runs_table
 from cl_runner.report.text_table import Table
 from cl_runner.report.words import in_words
 
@@ -56,6 +57,20 @@ def test_published_runs_are_the_bound(tmp_path: Path) -> None:
     )
     against = said(make_run(tmp_path), beside)["Against"]
     assert against == "Published runs of this setting reach in union_accuracy: joint 88.10 ± 0.20."
+
+
+def test_what_all_runs_were_typed_with_is_said_once(tmp_path: Path) -> None:
+    for seed, rate in enumerate(("1e-3", "3e-3")):
+        typed = (
+            f"experiment=pe/table_1\nmethod=pe\nmethod.pe.learning_rate={rate}\nseed={seed}\nbackbone.max_length=32\n"
+        )
+        (make_run(tmp_path, seed=seed) / "overrides.txt").write_text(typed)
+    table = runs_table(find_runs([tmp_path])[0], [], tmp_path)
+    column = table.header.index("options")
+    assert [row[column] for row in table.rows] == ["method.pe.learning_rate=1e-3", "method.pe.learning_rate=3e-3"]
+    assert "all have options experiment=pe/table_1 backbone.max_length=32" in table.notes
+    (alone,) = [runs_table(find_runs([tmp_path])[0][:1], [], tmp_path)]
+    assert "options" not in alone.header and any("learning_rate=1e-3" in note for note in alone.notes)
 
 
 def test_every_run_has_a_line_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,13 +35,15 @@ def runs_table(runs: Sequence[Run], others: Sequence[Run], place: Path) -> Table
     """
     every = [(run, values_of(run)) for run in (*others, *runs)]
     shown = [name for name in NUMBERS if any(name in values for _, values in every)]
+    options = [_options(run) for run, _ in every]
+    shared = [word for word in options[0] if all(word in own for own in options)]
     entries = []
-    for run, values in every:
+    for (run, values), own in zip(every, options, strict=True):
         names = names_of(run)
         entries.append(
             {
                 **{key: names[key] for key in ("method", "task_order", "backbone")},
-                "options": _options(run),
+                "options": " ".join(word for word in own if word not in shared),
                 "seed": str(run.seed),
                 "state": run.status,
                 "reason": _reason(run),
@@ -52,6 +54,7 @@ def runs_table(runs: Sequence[Run], others: Sequence[Run], place: Path) -> Table
         )
     named = [key for key in ("task_order", "backbone", "options", "reason") if len({e[key] for e in entries}) == 1]
     same = [f"{key} {entries[0][key]}" for key in named if entries[0][key]]
+    same += [f"options {' '.join(shared)}"] * bool(shared)
     header = [key for key in entries[0] if key not in named]
     failed, unfinished = ([run.status for run in others].count(status) for status in ("failed", "unfinished"))
     notes = [
@@ -71,10 +74,10 @@ def _text(name: str, value: float | None) -> str:
     return cost_text(name, value) if name in COSTS else f"{value:.2f}"
 
 
-def _options(run: Run) -> str:
+def _options(run: Run) -> list[str]:
     """What was typed beside the choices of method, order, backbone and seed, and the place."""
     known = ("method=", "task_order=", "backbone=", "seed=", "root=", "data_root=", "wandb", "hardware")
-    return " ".join(text for text in run.overrides if not text.startswith(known))
+    return [text for text in run.overrides if not text.startswith(known)]
 
 
 def _reason(run: Run) -> str:
