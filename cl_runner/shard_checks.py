@@ -73,6 +73,11 @@ def check_measured(config: Config, needs: Needs) -> None:
             "hardware.shard=always: importance in micro-batches needs a pass for each of them, which no process makes "
             "alone. Type: importance.micro_batch=1 (or hardware.shard=true)"
         )
+    if needs.adapts is not None:
+        raise ValueError(
+            "hardware.shard=always: the importance of weights that a method adds needs a pass for each example, which "
+            "no process makes alone. Type: hardware.shard=true"
+        )
     if needs.sum_item != 4:
         raise ValueError(
             "hardware.shard=always: sums of importance in bf16 need a pass for each example, which no process makes "

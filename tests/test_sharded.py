@@ -156,6 +156,7 @@ def test_the_same_number_goes_on_bit_for_bit(kind: tuple[str, ...], tmp_path: Pa
         (("method=[seq_ft,der]", SHARD), "der needs all of what trains"),
         (("method=seq_ft", "training.optimizer=adafactor", SHARD), "Type: training.optimizer=adamw"),
         (("method=piece_s", "importance.micro_batch=4", ALWAYS), "Type: importance.micro_batch=1 (or hardware.shard="),
+        (("method=[ewc,seq_lora]", ALWAYS), "importance of weights that a method adds needs a pass for each example"),
         (("method=piece_s", "method.piece.compat=[bf16_accumulation]", ALWAYS), "or leave bf16_accumulation out"),
         (("method=seq_ft", "backbone=tiny_t5", ALWAYS), "tiny_t5 (seq2seq) makes passes of several kinds, and"),
         (("method=seq_ft", "task_order.restart=true", ALWAYS), "goes back to the first weights. Type: hardware."),
