@@ -38,7 +38,7 @@ BACKBONES = {"causal": ("llama", "gpt2"), "classifier": ("bert",), "seq2seq": ("
 #: In SMALL's place: rates are the methods' own, and drawn pictures of reports take most of a run's time.
 OWN = ("backbone.max_length=48", "evaluation.batch_size=8")
 PASSES = ("training.base.micro_batch=2", "training.incremental.micro_batch=2", "backbone.dropout=0.1")
-SHARD = "hardware.shard=true"
+SHARD, ALWAYS = "hardware.shard=true", "hardware.shard=always"
 #: What runs as two processes: name -> (method and backbone, what else the two are told).
 TWO: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pe": (("method=pe", "backbone=tiny_bert", *PASSES), ()),
@@ -48,6 +48,8 @@ TWO: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "seq_ft in parts": (("method=seq_ft", "backbone=tiny_llama", *PASSES), (SHARD,)),
     "piece_s in parts": (("method=piece_s", "backbone=tiny_gpt2", *PASSES), (SHARD,)),
     "ewc_lwf in parts": (("method=ewc_lwf", "backbone=tiny_bert", *PASSES), (SHARD,)),
+    "piece_s always in parts": (("method=piece_s", "backbone=tiny_gpt2", *PASSES), (ALWAYS,)),
+    "ewc_online always in parts": (("method=ewc_online", "backbone=tiny_llama", *PASSES), (ALWAYS,)),
 }
 #: What changes where things lie, and no result: beside the same run without.
 ELSEWHERE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -174,7 +176,7 @@ def jobs(only: Sequence[str], every_family: bool) -> list[tuple[str, str, tuple[
         for family in claimed if every_family else claimed[number % len(claimed) :][:1]:
             found.append(("gpu", f"{method}-{family}", (f"method={method}", f"backbone=tiny_{family}"), ()))
     several = torch.cuda.device_count() > 1
-    found += [("two processes", name, *of) for name, of in TWO.items() if several or SHARD not in of[1]]
+    found += [("two processes", name, *of) for name, of in TWO.items() if several or "in parts" not in name]
     found += [("elsewhere", name, *of) for name, of in ELSEWHERE.items()]
     return [job for job in found if not only or any(job[1].startswith(part) for part in only)]
 
