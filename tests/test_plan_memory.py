@@ -63,7 +63,7 @@ class Formula(Planner):
             {},
             {
                 "importance.batch_size": "1",
-                "importance.accumulate": "cpu",
+                "importance.passes": "16",
                 "training.base.micro_batch": "4",
                 "training.incremental.micro_batch": "4",
             },

@@ -169,7 +169,7 @@ def test_a_signal_to_one_stops_all_and_another_number_goes_on(tmp_path: Path) ->
 def test_what_is_wrong_is_said_once(tmp_path: Path) -> None:
     told = ended(start(2, "-m", "cl_runner", *line(tmp_path, "method=pe", "method.pe.fraction=0.000001")))
     assert [status for status, *_ in told] == [2, 2]
-    assert [said.count("cl_runner: ") for *_, said in told] == [1, 0]
+    assert sorted(said.count("cl_runner: ") for *_, said in told) == [0, 1], "the one that found it first"
 
 
 def test_several_processes_are_refused_a_multirun(tmp_path: Path) -> None:
