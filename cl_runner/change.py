@@ -52,16 +52,15 @@ class Changes:
         """A task begins to train: digests of what it must leave as it is."""
         self._rest = self._rest_digests(self._fixed())
 
-    def _digests(self, weights: Mapping[str, Tensor]) -> dict[str, str]:
+    def _digests(self, weights: Mapping[str, Tensor], without: Mapping[str, Tensor] | None = None) -> dict[str, str]:
         shards = self._learner.shards
-        return tensor_digests(weights) if shards is None or shards.gathered else shards.digests(weights)
+        if shards is not None and not shards.gathered:
+            return shards.digests(weights, without)
+        return rest_digests(weights, without) if without else tensor_digests(weights)
 
     def _rest_digests(self, weights: Mapping[str, Tensor]) -> dict[str, str]:
         """Of each tensor without what is selected, if something is."""
-        selected, shards = self._learner.selected, self._learner.shards
-        if shards is not None and not shards.gathered:
-            return shards.digests(weights, selected)
-        return rest_digests(weights, selected) if selected else self._digests(weights)
+        return self._digests(weights, self._learner.selected)
 
     def agree(self, task: Task) -> None:
         """Every process of the run has the same weights.

@@ -68,13 +68,12 @@ class PerExample:
 
     Attributes:
         coarse: whether a gradient came in less than fp32.
-        loss: as given; of the next pass it may be another one.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, names: Collection[str]):
         self.coarse = False
         self._model = model
-        self.loss = loss
+        self._loss = loss
         owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
         for module in model.modules():
             for role, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -85,8 +84,12 @@ class PerExample:
                 for module, role in owners[parameter]:
                     self._roles.setdefault(module, {})[role] = name
 
-    def add(self, batch: Batch, sums: Mapping[str, Sums]) -> set[str]:
-        """Add every example's gradient and its square to `sums`; return the names that were left out."""
+    def add(self, batch: Batch, sums: Mapping[str, Sums], weight: float = 1.0) -> set[str]:
+        """Add every example's gradient and its square to `sums`; return the names that were left out.
+
+        Args:
+            weight: of the loss; of weight 0 it is a pass that adds nothing.
+        """
         if not self._roles:
             return set(sums)
         pending = _Pending(self._roles, next(iter(batch.values())).shape[0], sums)
@@ -96,7 +99,8 @@ class PerExample:
                 if isinstance(module, nn.Embedding):
                     handles.append(module.register_forward_pre_hook(pending.before_call))
                 handles.append(module.register_forward_hook(pending.after_call))
-            loss = self.loss(self._model, batch)
+            loss = self._loss(self._model, batch)
+            loss = loss if weight == 1 else weight * loss
             pending.end_forward()
             if loss.requires_grad:
                 loss.backward()

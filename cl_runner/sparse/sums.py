@@ -86,9 +86,7 @@ class Total:
 
     def to_host(self) -> None:
         """Move the sums to main memory, and not to page-locked memory, which takes longer to get than to fill."""
-        self.fisher = self.fisher.cpu()
-        if self.gradient is not None:
-            self.gradient = self.gradient.cpu()
+        self.cut(Tensor.cpu)
 
 
 def brought(tensor: Tensor, device: torch.device) -> Tensor:

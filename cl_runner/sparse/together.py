@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cl_runner import distributed
 from cl_runner.batch import Batch
@@ -31,14 +31,16 @@ def pass_together(
     """
     examples = 0
     fast: PerExample | None = None
+
+    def checked(model: nn.Module, batch: Batch) -> Tensor:
+        return finite(loss(model, batch), examples, size)
+
     while held := list(itertools.islice(batches, distributed.size())):
+        size = sum(next(iter(batch.values())).shape[0] for batch in held)
         if fast is None:
-            fast = _agreeing(model, held[0].rows(0, 1) if compared is None else compared, loss, totals, shards)
+            fast = _agreeing(model, held[0].rows(0, 1) if compared is None else compared, checked, totals, shards)
         mine = next((batch for number, batch in enumerate(held) if distributed.mine(number)), None)
-        sizes = [next(iter(batch.values())).shape[0] for batch in held]
-        weight, size, before = float(mine is not None), sum(sizes), examples
-        fast.loss = lambda model, batch: weight * finite(loss(model, batch), before, size)  # noqa: B023  # of this round
-        fast.add(held[0] if mine is None else mine, totals)
+        fast.add(held[0] if mine is None else mine, totals, weight=float(mine is not None))
         examples += size
         count(size)
     return examples, examples
