@@ -1,8 +1,11 @@
 """A run's state on disk: saved atomically, loaded exactly, in safetensors and JSON.
 
-`state/checkpoint.json` names the one file of tensors that belongs to it, with its digest, and holds its own. Both are
+`state/checkpoint.json` names the files of tensors that belong to it, with their digests, and holds its own. All are
 written under new names and synced before the JSON replaces its predecessor in one step, so whenever the process dies,
 the last complete state is there; and whatever bit of it changes, it is refused.
+
+What lies in parts over the processes of a run each of them writes, and reads, by itself: a file for each, of its rows.
+Any number of processes, or one, goes on from these, as from one file.
 
 Of a list that only grows, such as the rows of a matrix, what is final is written once: `Final` adds it to
 `state/final.jsonl`, of which the JSON has the number of lines and their digest.
@@ -23,11 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from cl_runner import distributed
 from cl_runner.digests import Damaged, readable, replace_file, sealed, unsealed
 from cl_runner.full_disk import room_for
+from cl_runner.shards import in_parts, local
+from cl_runner.stored import Stored, stored
 from cl_runner.tracking.metrics import MetricsLog
 
 MANIFEST = "checkpoint.json"
@@ -44,7 +49,7 @@ def pack(tree: Any, tensors: dict[str, Tensor], path: str = "t") -> Any:
     """
     if isinstance(tree, Tensor):
         tensors[path] = tree.detach()
-        return {"tensor": path}
+        return {"tensor": path}  # of such as lie in parts as well
     if isinstance(tree, dict):
         return {"items": [[key, pack(value, tensors, f"{path}.{key}")] for key, value in tree.items()]}
     if isinstance(tree, (list, tuple)):
@@ -67,7 +72,7 @@ def size(tree: Any) -> int:
     return len(tree.encode()) if isinstance(tree, str) else 0 if tree is None else 8
 
 
-def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
+def unpack(tree: Any, tensors: Mapping[str, Any]) -> Any:
     """The counterpart of `pack`; tuples come back as lists."""
     ((kind, content),) = tree.items()
     if kind == "tensor":
@@ -79,19 +84,56 @@ def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
     return content
 
 
-def save(folder: Path, state: dict[str, Any]) -> None:
-    """Save `state`, a tree of tensors, numbers and text, as the latest."""
+def save(folder: Path, state: dict[str, Any], parts: Sequence[Mapping[str, str]] = ()) -> None:
+    """Save `state`, a tree of tensors, numbers and text, as the latest; by the first process.
+
+    Args:
+        parts: the files of what of it lies in parts, as `save_parts` wrote them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(p.stem.rpartition("-")[2]) for p in folder.glob("tensors-*.safetensors")), default=0)
     tensors: dict[str, Tensor] = {}
     tree = pack(state, tensors)
-    name = f"tensors-{number:06d}.safetensors"
-    with room_for(folder / name, sum(tensor.nbytes for tensor in tensors.values())):
-        digest = _write(folder / name, tensors)
-    replace_file(folder / MANIFEST, sealed({"tensors": {"file": name, "sha256": digest}, "tree": tree}))
+    kept = {name: tensor for name, tensor in tensors.items() if not in_parts(tensor)}
+    whole = _written(folder, f"tensors-{_next(folder):06d}.safetensors", kept)
+    replace_file(folder / MANIFEST, sealed({"tensors": whole, "parts": list(parts), "tree": tree}))
+    names = {file["file"] for file in (whole, *parts)}
     for old in folder.glob("tensors-*.safetensors"):
-        if old.name != name:
+        if old.name not in names:
             old.unlink()
+
+
+def save_parts(folder: Path, state: dict[str, Any]) -> list[dict[str, str]]:
+    """Each process writes its rows of what of a state lies in parts; all of them call this.
+
+    Args:
+        state: what `save` gets then, or those of its items in which something may lie in parts.
+
+    Raises:
+        ValueError: this process does not see the folder.
+    """
+    tensors: dict[str, Tensor] = {}
+    pack(state, tensors)
+    rows = {name: local(tensor) for name, tensor in tensors.items() if in_parts(tensor)}
+    if not rows:
+        return []
+    number = distributed.shared(_next(folder) if distributed.first() else 0)
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder} is not there for process {distributed.rank() + 1}: of weights in parts (hardware.shard) each "
+            "process saves its own, in a folder that all machines of the run see. Type: root=FOLDER"
+        )
+    name = f"tensors-{number:06d}-{distributed.rank() + 1}-of-{distributed.size()}.safetensors"
+    return distributed.gathered(_written(folder, name, rows))
+
+
+def _next(folder: Path) -> int:
+    """The number of the next state's files."""
+    return 1 + max((int(path.stem.split("-")[1]) for path in folder.glob("tensors-*.safetensors")), default=0)
+
+
+def _written(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    with room_for(folder / name, sum(tensor.nbytes for tensor in tensors.values())):
+        return {"file": name, "sha256": _write(folder / name, tensors)}
 
 
 class Final:
@@ -170,12 +212,16 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-#: Of a run's state what training goes on from, which takes it to where each tensor belongs.
-TRAINING = "training"
+#: Of a run's state what its methods know, and what training goes on from, which takes it to where each tensor belongs.
+METHOD, TRAINING = "method", "training"
 
 
-def load(folder: Path, device: str) -> dict[str, Any] | None:
-    """The latest state, or None if none was saved: its tensors on `device`, but of training in main memory.
+def load(folder: Path, device: str | None) -> dict[str, Any] | None:
+    """The latest state, or None if none was saved; all processes of a run call this.
+
+    Args:
+        device: of its tensors, but of training's, which come in main memory; None = those of methods and training stay
+            where they are (`Stored`).
 
     Raises:
         Damaged: a file of the state is missing, or a bit of it is not what it was.
@@ -184,16 +230,35 @@ def load(folder: Path, device: str) -> dict[str, Any] | None:
     if not manifest.is_file():
         return None
     content = unsealed(manifest)
-    path = folder / content["tensors"]["file"]
-    with readable(path), path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != content["tensors"]["sha256"]:
-            raise Damaged(path, f"its SHA-256 is not the one in {MANIFEST}")
-    # Each in memory of its own, as what a run computes is: last bits of products follow from where a tensor begins.
-    found = load_file(path)
-    places = ((key, "cpu" if key.startswith(f"t.{TRAINING}.") else device) for key in found)
-    state = unpack(content["tree"], {key: found[key].to(place, copy=True) for key, place in places})
+    whole, parts = content["tensors"], content.get("parts", [])
+    _check(folder, [whole, *parts])
+    found: Mapping[str, Stored] = stored([folder / whole["file"]]) | stored([folder / part["file"] for part in parts])
+    state = unpack(content["tree"], {key: _at(key, tensor, device) for key, tensor in found.items()})
     assert isinstance(state, dict)
     return _with_final(folder, state)
+
+
+def _at(key: str, tensor: Stored, device: str | None) -> Tensor | Stored:
+    of_training = key.startswith(f"t.{TRAINING}.")
+    if device is None:
+        return tensor if of_training or key.startswith(f"t.{METHOD}.") else tensor.whole()
+    return tensor.whole().to("cpu" if of_training else device)
+
+
+def _check(folder: Path, files: Sequence[Mapping[str, str]]) -> None:
+    """Each file is what was written: each is read by one process of the run."""
+    wrong: list[tuple[str, str]] = []
+    for file in [file for number, file in enumerate(files) if distributed.mine(number)]:
+        path = folder / file["file"]
+        try:
+            with readable(path), path.open("rb") as opened:
+                if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
+                    raise Damaged(path, f"its SHA-256 is not the one in {MANIFEST}")
+        except Damaged as error:
+            wrong.append((file["file"], error.reason))
+    for found in distributed.gathered(wrong):
+        for name, reason in found:
+            raise Damaged(folder / name, reason)
 
 
 def reached(folder: Path) -> tuple[str, int, int] | None:

@@ -152,6 +152,11 @@ def part() -> None:
     _here.joined = False
 
 
+def rank() -> int:
+    """The number of this process in the run."""
+    return _here.rank
+
+
 def size() -> int:
     """How many processes compute the run."""
     return _here.size

@@ -163,12 +163,13 @@ class Journal(Watch):
         """A checkpoint; what trackers are told never runs ahead of it."""
         with self._learner.clock.phase("checkpoint"):
             trained = None if progress is None else progress.state_dict()
-            self._save(stage, task, collected(self._method.state_dict()), collected(trained))
+            found = {checkpoint.METHOD: self._method.state_dict(), checkpoint.TRAINING: trained}
+            self._save(stage, task, found, checkpoint.save_parts(self._folder / "state", found))
         self._saved_at = time.monotonic()
         self._stop.check()
 
     @distributed.once
-    def _save(self, stage: str, task: int, of_methods: Any, trained: Any) -> None:
+    def _save(self, stage: str, task: int, found: dict[str, Any], parts: list[dict[str, str]]) -> None:
         assert self._metrics is not None and self._final is not None, "the journal is not open"
         log = self._metrics.sync()
         state = {
@@ -181,10 +182,9 @@ class Journal(Watch):
             "outputs": self._outputs,
             "log": log,
             "clock": self._learner.clock.state_dict(),
-            "method": of_methods,
-            "training": trained,
+            **found,
         }
-        checkpoint.save(self._folder / "state", state)
+        checkpoint.save(self._folder / "state", state, parts)
         for change in (self._folder / "state").glob("[0-9]*_*.safetensors"):
             if str(change.relative_to(self._folder)) not in self.changes.chain:
                 change.unlink()

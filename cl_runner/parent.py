@@ -31,6 +31,7 @@ from cl_runner.methods.base import Chain, Method
 from cl_runner.overrides import command_line, key_of, nearest, written
 from cl_runner.parts import family_kind
 from cl_runner.record import steps_of, write_masks
+from cl_runner.shards import collected
 from cl_runner.sparse.bits import INTEGERS, weights_hash
 from cl_runner.sparse.chain import apply_snapshot
 from cl_runner.sparse.snapshots import Snapshot, describe_snapshot, read_snapshot
@@ -316,12 +317,11 @@ def state_file(folder: Path, name: str) -> Path:
     return folder / STATES / f"{name}.safetensors"
 
 
-@once
 def keep_state(folder: Path, task: Task, method: Method) -> None:
-    """Keep what methods know after a task, if they know anything."""
+    """Keep what methods know after a task, if they know anything: whole, for runs that have all of the weights."""
     state = method.state_dict()
     if any(state.values()):
-        write_tree(state_file(folder, f"{task.index:02d}_{task.name}"), state, {})
+        once(write_tree)(state_file(folder, f"{task.index:02d}_{task.name}"), collected(state), {})
 
 
 def take_task(

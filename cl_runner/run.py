@@ -85,7 +85,7 @@ class Run:
         folder = self.request.folder
         try:
             # Of weights in parts a process takes its rows of what is saved.
-            saved = checkpoint.load(folder / "state", "cpu" if self._sharded else str(self.prepared.device))
+            saved = checkpoint.load(folder / "state", None if self._sharded else str(self.prepared.device))
             if saved is None:
                 _forget_environment(folder)
                 return None

@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup, Work, all_gather_into_tensor, reduce_scatter_tensor
+from torch import distributed as collectives
+from torch.distributed import ProcessGroup, Work
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
@@ -31,13 +32,23 @@ from torch.distributed.tensor import DTensor, Shard
 from cl_runner import distributed
 from cl_runner.handed_out import receive
 from cl_runner.sparse.bits import digest
+from cl_runner.stored import Stored
 
 Result = TypeVar("Result")
+
+#: torch 2.13 gave them these names, and warns of the old ones.
+_all_gather: Any = getattr(collectives, "all_gather_single", None) or collectives.all_gather_into_tensor
+_reduce_scatter: Any = getattr(collectives, "reduce_scatter_single", None) or collectives.reduce_scatter_tensor
 
 
 def available() -> bool:
     """Whether this torch adds gradients up on every kind of device (2.8)."""
     return hasattr(FSDPModule, "set_force_sum_reduction_for_comms")
+
+
+def in_parts(tensor: Tensor) -> bool:
+    """Whether each process has its rows of a tensor."""
+    return isinstance(tensor, DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -61,7 +72,7 @@ def collected(tree: Any) -> Any:
 
 
 def placed(shards: Shards | None, tree: Any) -> Any:
-    """A tree of saved state as it lies while a model trains: as it is, or in parts."""
+    """A tree of saved state (of `Stored`, for weights in parts) as it lies while a model trains."""
     return tree if shards is None else shards.placed(tree)
 
 
@@ -241,19 +252,20 @@ class Shards:
         self.refresh()
 
     # a tensor's parts
-    def _rows(self, full: Tensor) -> Tensor:
-        chunks = full.detach().chunk(self._mesh.size())
-        rank = self._mesh.get_local_rank()
-        return chunks[rank] if rank < len(chunks) else full.detach()[:0]
+    def _rows(self, full: Tensor | Stored) -> Tensor:
+        each = -(-full.shape[0] // self._mesh.size())
+        begin = min(full.shape[0], each * self._mesh.get_local_rank())
+        end = min(full.shape[0], begin + each)
+        return full.rows(begin, end) if isinstance(full, Stored) else full.detach()[begin:end]
 
     def own(self, name: str) -> Tensor:
         """This process's rows of a parameter; what is written there is the model's."""
         return local(self._parts[name])
 
-    def cut(self, name: str, full: Tensor) -> Tensor:
+    def cut(self, name: str, full: Tensor | Stored) -> Tensor:
         """A tensor of a parameter's shape in parts, on the model's device; of one that is whole everywhere itself."""
         if name not in self._parts or isinstance(full, DTensor):
-            return full
+            return full.whole() if isinstance(full, Stored) else full
         assert full.shape == self._parts[name].shape, f"{name}: {full.shape}"
         rows = self._rows(full).to(self.own(name).device, copy=True).contiguous()
         return self._tensor(name, rows)
@@ -269,20 +281,21 @@ class Shards:
     def _fits(self, name: str, value: Tensor) -> bool:
         return name in self._parts and value.shape == self.own(name).shape and not isinstance(value, DTensor)
 
-    def split(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The counterpart of `joined`, of whole tensors."""
-        kept = {name: part.shape for name, part in self._parts.items()}
-        return {n: local(self.cut(n, v)) if n in kept and v.shape == kept[n] else v for n, v in values.items()}
+    def split(self, values: Mapping[str, Stored]) -> dict[str, Tensor]:
+        """The counterpart of `joined`, of what was saved."""
+        return {n: local(self.cut(n, v)) if self._sized(n, v) else v.whole() for n, v in values.items()}
 
     def placed(self, tree: Any) -> Any:
         """A tree of saved state on the model's device, of which tensors of a parameter's size, by its name, are cut."""
         if isinstance(tree, dict):
-            sizes = {name: part.shape for name, part in self._parts.items()}
-            alike = {key: isinstance(value, Tensor) and value.shape == sizes.get(key) for key, value in tree.items()}
+            alike = {key: isinstance(value, Stored) and self._sized(key, value) for key, value in tree.items()}
             return {key: self.cut(key, each) if alike[key] else self.placed(each) for key, each in tree.items()}
         if isinstance(tree, list):
             return [self.placed(each) for each in tree]
-        return tree.to(self._mesh.device_type) if isinstance(tree, Tensor) else tree
+        return tree.whole().to(self._mesh.device_type) if isinstance(tree, Stored) else tree
+
+    def _sized(self, name: str, value: Stored) -> bool:
+        return name in self._parts and value.shape == self._parts[name].shape
 
     def gradient(self, name: str) -> Tensor | None:
         """This process's rows of a gradient that the passes so far added up, which is forgotten then."""
@@ -355,7 +368,7 @@ class _Gather(_Counting):
         self, output_tensor: Tensor, input_tensor: Tensor, group: ProcessGroup, async_op: bool = False
     ) -> Work | None:
         self.count(input_tensor)
-        return all_gather_into_tensor(output_tensor, input_tensor, group=group, async_op=async_op)
+        return _all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
 
 
 class _Scatter(_Counting):
@@ -363,7 +376,7 @@ class _Scatter(_Counting):
         self, output_tensor: Tensor, input_tensor: Tensor, group: ProcessGroup, op: Any, async_op: bool = False
     ) -> Work:
         self.count(input_tensor)
-        return reduce_scatter_tensor(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+        return _reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:

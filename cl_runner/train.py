@@ -26,6 +26,7 @@ from cl_runner.methods.base import Method
 from cl_runner.optimizer import build_optimizer, step
 from cl_runner.passes import Passes, Step, backward
 from cl_runner.shards import Shards
+from cl_runner.stored import Stored
 from cl_runner.tracking.clock import OFFLINE, ONLINE
 from cl_runner.trained import Held
 
@@ -95,7 +96,7 @@ class Progress:
 
 
 def by_parameter(
-    state: dict[str, Any], names: Sequence[str], each: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    state: dict[str, Any], names: Sequence[str], each: Callable[[dict[str, Any]], dict[str, Tensor]]
 ) -> dict[str, Any]:
     """An optimizer's state with other tensors in it.
 
@@ -105,7 +106,7 @@ def by_parameter(
     """
     held = {
         number: {
-            key: each({names[number]: value})[names[number]] if isinstance(value, Tensor) else value
+            key: each({names[number]: value})[names[number]] if isinstance(value, (Tensor, Stored)) else value
             for key, value in values.items()
         }
         for number, values in state["state"].items()

@@ -206,7 +206,7 @@ def test_weights_that_are_never_whole_are_planned_so() -> None:
     for phase, planned in planner.memory(parts).items():
         more = sums if phase == "importance" else 0
         assert planned - planner.peak(always, phase) == (0 if phase.startswith("train") else spared + more), phase
-    assert planner.in_first_process(always) == (4 * entries, 12 * entries)  # AdamW's two moments and the values
+    assert planner.in_first_process(always) == 4 * entries
 
 
 def test_a_teacher_gives_outputs_at_the_values_before_the_task() -> None:

@@ -54,6 +54,7 @@ def start(number: int, *command: str) -> list[subprocess.Popen[str]]:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     told = {"WORLD_SIZE": str(number), "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    told["PYTHONFAULTHANDLER"] = "1"  # where a process is that dies of a signal
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return [
         subprocess.Popen(
@@ -124,9 +125,11 @@ def test_several_processes_learn_what_one_learns(number: int, tmp_path: Path) ->
 LONG = ("method=pe", "training.base.epochs=20", "training.incremental.epochs=3", "checkpoint.every_seconds=0.01")
 
 
-def until_trained(root: Path, steps: int) -> Path:
+def until_trained(root: Path, steps: int, processes: Sequence[subprocess.Popen[str]]) -> Path:
     """Wait until a run that is under way has made so many steps."""
     for _ in range(6000):  # four processes begin slowly on two cores
+        if all(process.poll() is not None for process in processes):
+            raise AssertionError(ended(processes))
         found = list(root.rglob("metrics.jsonl"))
         if found and found[0].read_text().count('"kind": "train"') >= steps:
             return found[0].parent
@@ -139,7 +142,7 @@ def test_a_process_that_dies_ends_all_and_the_run_goes_on(tmp_path: Path) -> Non
     """One message, what was saved stays, and the end is the one of a run that nothing happened to."""
     command = ("-m", "cl_runner", *line(tmp_path / "killed", *LONG, *PASSES))
     processes = start(2, *command)
-    folder = until_trained(tmp_path / "killed", 8)
+    folder = until_trained(tmp_path / "killed", 8, processes)
     processes[1].kill()
     (status, printed, said), (killed, _, quiet) = ended(processes)
     assert (status, killed) == (1, -signal.SIGKILL)
@@ -155,7 +158,7 @@ def test_a_process_that_dies_ends_all_and_the_run_goes_on(tmp_path: Path) -> Non
 def test_a_signal_to_one_stops_all_and_another_number_goes_on(tmp_path: Path) -> None:
     root = tmp_path / "stopped"
     processes = start(2, "-m", "cl_runner", *line(root, *LONG, *PASSES))
-    folder = until_trained(root, 8)
+    folder = until_trained(root, 8, processes)
     processes[1].send_signal(signal.SIGTERM)
     (status, printed, _), (other, *_) = ended(processes)
     assert (status, other) == (75, 75) and "Interrupted, and saved" in printed and "as 2 processes" in printed

@@ -87,6 +87,7 @@ def test_parts_learn_what_the_whole_learns(number: int, tmp_path: Path) -> None:
     (tmp_path / "lines.json").write_text(json.dumps(lines))
     told = ended(start(number, str(HERE / "several.py"), str(tmp_path / "lines.json")), minutes=12)
     assert [status for status, *_ in told] == [0] * number, told
+    assert not any("Warning" in said for *_, said in told), told
     for kind, of in (chosen | never).items():
         name = kind.replace(" ", "_")
         with without_report():
@@ -115,18 +116,54 @@ def test_half_precision_is_rounded_once_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not EVERY_FAMILY, reason="starts many processes: CL_RUNNER_EVERY_FAMILY=1")
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
-    """2, then 4, then 1 that knows of no parts: what is saved is whole."""
-    of = (*LONG, *PASSES)
+@pytest.mark.parametrize("lies", [SHARD, ALWAYS])
+def test_a_run_goes_on_with_another_number_of_processes(lies: str, tmp_path: Path) -> None:
+    """1, then 2, then 4, then 1 that knows of no parts, in the first task and the second, where there is a Fisher."""
+    of = ("method=ewc_online", "training.base.epochs=5", "training.incremental.epochs=6", LONG[-1], *PASSES)
     root = tmp_path / "stopped"
-    for number, steps, again in ((2, 8, ()), (4, 40, ("resume=warn",))):
-        processes = start(number, "-m", "cl_runner", *line(root, *of, SHARD), *again)
-        folder = until_trained(root, steps)
-        processes[1].send_signal(signal.SIGTERM)
+    again: tuple[str, ...] = ()
+    for number, steps in ((1, 4), (2, 12), (4, 32)):
+        in_parts = number > 1
+        processes = start(number, "-m", "cl_runner", *line(root, *of, *again, *([lies] if in_parts else [])))
+        folder = until_trained(root, steps, processes)
+        processes[-1].send_signal(signal.SIGTERM)
         assert {status for status, *_ in ended(processes)} == {75}
+        files = {path.name.partition("-")[2]: path.stat().st_size for path in folder.glob("state/tensors-*")}
+        parts = {name: size for name, size in files.items() if "-of-" in name}
+        assert len(files) - len(parts) == 1 and len(parts) == (number if in_parts else 0)
+        assert not parts or max(parts.values()) < 1.2 * min(parts.values()), "each wrote what it has"
+        assert not in_parts or sum(parts.values()) > 20 * sum(files.values()) - 20 * sum(parts.values())
+        again = ("resume=warn",)
     assert run_command([*line(root, *of), "resume=warn"]) == 0
     assert run_command(line(tmp_path / "one", *of)) == 0
     check_alike(run_of(tmp_path / "one"), folder)
+
+
+@pytest.mark.skipif(not EVERY_FAMILY, reason="starts many processes: CL_RUNNER_EVERY_FAMILY=1")
+def test_a_damaged_part_is_named_once(tmp_path: Path) -> None:
+    """Of a saved state each file is read by one process, and all end alike."""
+    of = line(tmp_path, *LONG[1:], "method=seq_ft", SHARD, *PASSES)
+    processes = start(2, "-m", "cl_runner", *of)
+    folder = until_trained(tmp_path, 4, processes)
+    processes[0].send_signal(signal.SIGTERM)
+    assert {status for status, *_ in ended(processes)} == {75}
+    for part in (1, 2):
+        (path,) = folder.glob(f"state/tensors-*-{part}-of-2.safetensors")
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        told = ended(start(2, "-m", "cl_runner", *of))
+        assert [status for status, *_ in told] == [2, 2]
+        assert sorted(f"{path.name} (its SHA-256" in said for *_, said in told) == [False, True], told
+        path.write_bytes(whole)
+
+
+@pytest.mark.skipif(not EVERY_FAMILY, reason="starts many processes: CL_RUNNER_EVERY_FAMILY=1")
+def test_what_methods_know_is_kept_whole_for_forks(tmp_path: Path) -> None:
+    of = line(tmp_path, "method=ewc", "checkpoint.after_tasks=true", *PASSES)
+    told = ended(start(2, "-m", "cl_runner", *of, SHARD))
+    assert [status for status, *_ in told] == [0, 0], told
+    told_once = run_of(tmp_path)
+    assert run_command(["fork", str(told_once), "--at", "base", "method.ewc.strength=1"]) == 0
 
 
 @pytest.mark.skipif(not EVERY_FAMILY, reason="starts many processes: CL_RUNNER_EVERY_FAMILY=1")
@@ -142,11 +179,12 @@ def test_the_same_number_goes_on_bit_for_bit(kind: tuple[str, ...], tmp_path: Pa
     of = (*LONG[1:], *kind, *PASSES)
     root = tmp_path / "stopped"
     processes = start(2, "-m", "cl_runner", *line(root, *of))
-    folder = until_trained(root, 65)  # in the second task, where there is a Fisher
+    folder = until_trained(root, 65, processes)  # in the second task, where there is a Fisher
     processes[0].send_signal(signal.SIGTERM)
     assert {status for status, *_ in ended(processes)} == {75}
     for place in (root, tmp_path / "whole"):
-        assert [status for status, *_ in ended(start(2, "-m", "cl_runner", *line(place, *of)))] == [0, 0]
+        told = ended(start(2, "-m", "cl_runner", *line(place, *of)))
+        assert [status for status, *_ in told] == [0, 0], told
     check_alike(run_of(tmp_path / "whole"), folder, exactly=True)
 
 

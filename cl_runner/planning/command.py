@@ -145,10 +145,8 @@ def _show(request: Request, planner: Planner, s: Setting, plan: Plan) -> None:
             f", {gigabytes(host)} then" if host else ""
         )
         if s.shards > 1:
-            reads, saves = planner.in_first_process(s)
-            loading = f"of the first process, which reads and writes for all, {gigabytes(reads)}" + (
-                f", {gigabytes(saves)} for a checkpoint inside a task" if saves else ""
-            )
+            reads = gigabytes(planner.in_first_process(s))
+            loading = f"of the first process, which reads and writes weights for all, {reads}"
             loading += f"; of each {gigabytes(host)}" if host else ""
         console.print(
             f"Beside it: about {gigabytes(CUDA_CONTEXT_BYTES)} of GPU memory for CUDA itself; in main memory {loading}"

@@ -159,20 +159,9 @@ def in_main_memory(prices: Prices, s: Setting) -> int:
     return max(sums, held)
 
 
-def in_first_process(prices: Prices, s: Setting) -> tuple[int, int]:
-    """Bytes of main memory that the first of several processes takes for weights in parts, which it reads and writes.
-
-    Returns:
-        While it reads the weights, or writes what a task made of them; while it writes a checkpoint inside a task.
-    """
-    whole = prices.architecture.parameters(s) * s.dtype.itemsize
-    saved = 0
-    for task in s.tasks:
-        if _processes(s, task) > 1:  # values, the optimizer's state and the best epoch's values
-            trained = prices.architecture.trained(s, task)
-            state = s.optimizer.state_bytes(prices.architecture.shapes(s, task))
-            saved = max(saved, state + (4 + 4 * s.selects_epoch) * trained)
-    return whole, saved
+def in_first_process(prices: Prices, s: Setting) -> int:
+    """Bytes of main memory that the first of several processes takes for weights in parts, which it reads for all."""
+    return prices.architecture.parameters(s) * s.dtype.itemsize
 
 
 def _apart(s: Setting, task: TaskNumbers) -> bool:

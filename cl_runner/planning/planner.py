@@ -86,7 +86,7 @@ class Planner:
         """Bytes of a run on a GPU that lie in main memory while it computes."""
         return peaks.in_main_memory(self.prices, s)
 
-    def in_first_process(self, s: Setting) -> tuple[int, int]:
+    def in_first_process(self, s: Setting) -> int:
         """Bytes that the first of several processes takes: `peaks.in_first_process`."""
         return peaks.in_first_process(self.prices, s)
 
