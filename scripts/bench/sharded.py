@@ -1,11 +1,12 @@
 """Memory of each of several processes with weights in parts while they train, always, and never, beside the plan.
 
 Peaks of resident memory by phase and process, of plain fine-tuning of a random LLaMA whose layers have the width of
-LLaMA-2 7B: two tasks of two steps. Variants: "in parts" while they train (hardware.shard=true), "always", "whole". Aim:
-a part's training within 1.15 x of its plan.
+LLaMA-2 7B: two tasks of two steps, saved at their ends, or more often (`--every` so many seconds). Variants: "in parts"
+while they train (hardware.shard=true), "always", "whole". Aim: a part's training within 1.15 x of its plan.
 
     python scripts/bench/sharded.py --layers 2 --processes 2
     python scripts/bench/sharded.py --variants "in parts"      # half the memory
+    python scripts/bench/sharded.py --variants always --every 0.01    # saved after each step
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from harness import arguments, keep, show
 
 from cl_runner.tracking.clock import Clock
 
-PHASES = ("load", "importance", "selection", "train", "snapshot", "evaluate")
+PHASES = ("load", "importance", "selection", "train", "checkpoint", "snapshot", "evaluate")
 
 
 def part(folder: Path, overrides: list[str]) -> int:
@@ -68,7 +69,14 @@ def planned(processes: int, overrides: list[str]) -> dict[str, float]:
 
 def main() -> None:
     given = arguments(
-        __doc__ or "", processes=2, layers=2, width=4096, inner=11008, method="seq_ft", variants="in parts,whole"
+        __doc__ or "",
+        processes=2,
+        layers=2,
+        width=4096,
+        inner=11008,
+        method="seq_ft",
+        variants="in parts,whole",
+        every=10000.0,
     )
     sizes = {"hidden_size": given.width, "intermediate_size": given.inner, "num_hidden_layers": given.layers}
     overrides = [
@@ -83,7 +91,7 @@ def main() -> None:
         *(f"task_order.{stage}.{split}=4" for stage in ("base", "incremental") for split in ("train", "test")),
         *(f"training.{stage}.{key}" for stage in ("base", "incremental") for key in ("epochs=1", "batch_size=2")),
         "evaluation.max_new_tokens=8",
-        "checkpoint.every_seconds=10000",
+        f"checkpoint.every_seconds={given.every}",
         "snapshots.save=none",
         "hardware.fit=false",
         f"hardware.threads={given.threads}",
