@@ -6,10 +6,12 @@ Exit status: 0 done; 1 the run failed; 2 the request is wrong; 75 interrupted, t
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -111,6 +113,9 @@ def fail(message: object) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        with suppress(RuntimeError, AttributeError, OSError, ValueError):  # of a process without standard error
+            faulthandler.enable()  # what kills a process within a library's own code says where
     # While a run is under way it handles these signals itself, and saves first.
     before = {number: signal.signal(number, _interrupt) for number in stopping()}
     try:

@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from cl_runner.digests import Damaged, readable, replace_file, sealed, unsealed
 from cl_runner.full_disk import room_for
 from cl_runner.shards import in_parts, local
 from cl_runner.stored import Stored, stored
-from cl_runner.tracking.metrics import MetricsLog
+from cl_runner.tracking.metrics import MetricsLog, first_lines
 
 MANIFEST = "checkpoint.json"
 FINAL = "final.jsonl"
@@ -163,13 +162,8 @@ def _with_final(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
     if FINAL not in state:  # of a version that wrote whole lists each time
         return state
     (lines, digest), lengths = state[FINAL]
-    path = folder / FINAL
-    with readable(path), path.open("rb") as file:
-        texts = list(islice(file, lines))
-    if hashlib.sha256(b"".join(texts)).hexdigest() != digest:
-        raise Damaged(path, f"is damaged: its first {lines} lines are not those of the saved state")
     found: dict[str, list[Any]] = {name: [] for name in lengths}
-    for text in texts:
+    for text in list(first_lines(folder / FINAL, lines, digest)):
         ((name, item),) = json.loads(text).items()
         found[name].append(unpack(item, {}))
     return state | {name: [*items, *state.get(name, [])] for name, items in found.items()}

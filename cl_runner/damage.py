@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_runner import digests
 from cl_runner.arguments import SNAPSHOT
 from cl_runner.digests import Damaged, readable
+from cl_runner.tracking.metrics import first_lines
 
 #: What the saved state holds as well: it is written anew, and nothing reads it back.
 _REMADE = {"accuracy.csv", "forgetting.csv", "ability.csv", "summary.json"}
@@ -54,13 +53,11 @@ def check_begun(folder: Path, log: Sequence[Any]) -> list[str]:
             said.append(f"Note: {error}. It is written anew from the saved state")
         else:
             raise ValueError(what_to_type(folder, error))
-    path, (lines, digest) = folder / "metrics.jsonl", log
-    found = hashlib.sha256()
-    with readable(path), path.open("rb") as file:
-        for line in islice(file, lines):
-            found.update(line)
-    if found.hexdigest() != digest:
-        raise ValueError(what_to_type(folder, Damaged(path, f"is not what it was: its first {lines} lines differ")))
+    try:
+        for _ in first_lines(folder / "metrics.jsonl", *log):
+            pass
+    except Damaged as error:
+        raise ValueError(what_to_type(folder, error)) from None
     return said
 
 

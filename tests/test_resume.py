@@ -253,6 +253,20 @@ def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_75(uninterrupted: dict[str
     assert content(folder_of(tmp_path)) == uninterrupted
 
 
+def test_a_process_that_a_library_kills_says_where_and_goes_on(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+    """SIGSEGV, as a fault within a library's own code ends a process."""
+    process = start(tmp_path)
+    folder = folder_of(tmp_path)
+    while not (folder / "metrics.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGSEGV)
+    shown, _ = process.communicate()
+    assert process.returncode == -signal.SIGSEGV, shown
+    assert "Fatal Python error: Segmentation fault" in shown and "cl_runner/run.py" in shown
+    assert run_command(command(tmp_path)) == 0
+    assert content(folder_of(tmp_path)) == uninterrupted
+
+
 def test_finished_run_says_so_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(command(tmp_path)) == 0
     folder = folder_of(tmp_path)

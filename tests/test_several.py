@@ -54,7 +54,6 @@ def start(number: int, *command: str) -> list[subprocess.Popen[str]]:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     told = {"WORLD_SIZE": str(number), "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    told["PYTHONFAULTHANDLER"] = "1"  # where a process is that dies of a signal
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return [
         subprocess.Popen(

@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cl_runner.digests import Damaged
+from cl_runner.digests import Damaged, readable
 
 #: Bytes of a log that are read at once.
 _READ = 1 << 20
@@ -30,15 +31,12 @@ class MetricsLog:
         self.path = path
         self.lines = lines
         self._sha = hashlib.sha256()
-        with path.open("ab"):
-            pass
-        with path.open("rb+") as file:
-            for _ in range(lines):
-                self._sha.update(file.readline())
-            if digest is not None and self._sha.hexdigest() != digest:
-                raise Damaged(path, f"is damaged: its first {lines} lines are not those of the saved state")
-            file.truncate(file.tell())
         self._file = path.open("ab")
+        size = 0
+        for line in first_lines(path, lines, digest):
+            self._sha.update(line)
+            size += len(line)
+        self._file.truncate(size)
 
     def write(self, **values: Any) -> None:
         """One line; numbers are written so that they are read back exactly."""
@@ -56,6 +54,24 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def first_lines(path: Path, number: int, digest: str | None) -> Iterator[bytes]:
+    """The lines of a log that a checkpoint knows.
+
+    Args:
+        digest: their SHA-256, as `sync` gave it.
+
+    Raises:
+        Damaged: after the last line, that these are others, or fewer; the file cannot be read.
+    """
+    found = hashlib.sha256()
+    with readable(path), path.open("rb") as file:
+        for line in islice(file, number):
+            found.update(line)
+            yield line
+    if digest is not None and found.hexdigest() != digest:
+        raise Damaged(path, f"is not what it was: its first {number} lines are not those of the saved state")
 
 
 def last_steps(path: Path, task: str) -> list[dict[str, Any]]:
