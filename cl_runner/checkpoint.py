@@ -36,6 +36,7 @@ from cl_runner.tracking.metrics import MetricsLog, first_lines
 
 MANIFEST = "checkpoint.json"
 FINAL = "final.jsonl"
+PARTS = "parts"
 
 
 _PLAIN = frozenset({type(None), bool, int, float, str})
@@ -83,19 +84,18 @@ def unpack(tree: Any, tensors: Mapping[str, Any]) -> Any:
     return content
 
 
-def save(folder: Path, state: dict[str, Any], parts: Sequence[Mapping[str, str]] = ()) -> None:
+def save(folder: Path, state: dict[str, Any]) -> None:
     """Save `state`, a tree of tensors, numbers and text, as the latest; by the first process.
 
-    Args:
-        parts: the files of what of it lies in parts, as `save_parts` wrote them.
+    Of what of it lies in parts it has the files, as `PARTS`, as `save_parts` wrote them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     tree = pack(state, tensors)
     kept = {name: tensor for name, tensor in tensors.items() if not in_parts(tensor)}
     whole = _written(folder, f"tensors-{_next(folder):06d}.safetensors", kept)
-    replace_file(folder / MANIFEST, sealed({"tensors": whole, "parts": list(parts), "tree": tree}))
-    names = {file["file"] for file in (whole, *parts)}
+    replace_file(folder / MANIFEST, sealed({"tensors": whole, "tree": tree}))
+    names = {file["file"] for file in (whole, *state.get(PARTS, ()))}
     for old in folder.glob("tensors-*.safetensors"):
         if old.name not in names:
             old.unlink()
@@ -106,6 +106,9 @@ def save_parts(folder: Path, state: dict[str, Any]) -> list[dict[str, str]]:
 
     Args:
         state: what `save` gets then, or those of its items in which something may lie in parts.
+
+    Returns:
+        The files and their digests, which a state has as `PARTS`.
 
     Raises:
         ValueError: this process does not see the folder.
@@ -224,7 +227,8 @@ def load(folder: Path, device: str | None) -> dict[str, Any] | None:
     if not manifest.is_file():
         return None
     content = unsealed(manifest)
-    whole, parts = content["tensors"], content.get("parts", [])
+    whole = content["tensors"]
+    parts = unpack(dict(content["tree"]["items"]).get(PARTS, {"list": []}), {})
     _check(folder, [whole, *parts])
     found: Mapping[str, Stored] = stored([folder / whole["file"]]) | stored([folder / part["file"] for part in parts])
     state = unpack(content["tree"], {key: _at(key, tensor, device) for key, tensor in found.items()})

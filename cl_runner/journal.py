@@ -182,9 +182,10 @@ class Journal(Watch):
             "outputs": self._outputs,
             "log": log,
             "clock": self._learner.clock.state_dict(),
+            checkpoint.PARTS: parts,
             **found,
         }
-        checkpoint.save(self._folder / "state", state, parts)
+        checkpoint.save(self._folder / "state", state)
         for change in (self._folder / "state").glob("[0-9]*_*.safetensors"):
             if str(change.relative_to(self._folder)) not in self.changes.chain:
                 change.unlink()
