@@ -17,6 +17,7 @@ from matplotlib.colors import LogNorm, Normalize
 from cl_runner.matrix import Floats
 from cl_runner.report.drawing import (
     COLOURS,
+    cells,
     drawing,
     grid_shape,
     heat_map,
@@ -179,8 +180,7 @@ def share_heat_map(atlas: Atlas, path: Path) -> None:
 
 def _grey_zeros(axes: Axes, percent: Floats) -> None:
     """Pale grey under the cells of which nothing is selected, which have no place on a log scale."""
-    zeros = np.ma.masked_where(percent != 0, np.zeros_like(percent))
-    axes.imshow(zeros, cmap="Greys", norm=Normalize(-1, 10), aspect="auto")
+    cells(axes, np.where(percent != 0, np.nan, 0.0), colormaps["Greys"], Normalize(-1, 10))
 
 
 def share_multiples(atlases: Mapping[str, Atlas], path: Path, caption: str = "") -> None:
@@ -203,7 +203,7 @@ def share_multiples(atlases: Mapping[str, Atlas], path: Path, caption: str = "")
                 axes.set_visible(False)
             for place, (axes, task, percent) in enumerate(zip(block, atlas.tasks, atlas.share, strict=False)):
                 _grey_zeros(axes, percent)
-                axes.imshow(np.ma.masked_where(~(percent > 0), percent), cmap=SHADES, norm=scale, aspect="auto")
+                cells(axes, np.where(percent > 0, percent, np.nan), SHADES, scale)
                 axes.set_title(f"{short(label, 30)}\n{short(task, 22)}" if label else short(task, 22), fontsize=8)
                 axes.grid(False)
                 axes.spines[:].set_visible(False)

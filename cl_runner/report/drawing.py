@@ -130,6 +130,21 @@ def ink_on(colour: tuple[float, float, float, float]) -> str:
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "white"
 
 
+def cells(axes: Axes, values: Floats, colours: Colormap | None = None, scale: Normalize | None = None) -> None:
+    """Coloured cells, the first row above; those that are masked or NaN stay blank.
+
+    They are no image, of which matplotlib makes several numbers of 8 bytes for each dot of the picture.
+
+    Args:
+        values: numbers [rows, columns], or colours [rows, columns, 4] between 0 and 1.
+    """
+    down, across = (np.arange(count + 1) - 0.5 for count in values.shape[:2])
+    shown = np.ma.masked_invalid(values) if values.ndim == 2 else values
+    axes.pcolormesh(across, down, shown, cmap=colours, norm=scale, rasterized=True)
+    axes.set_xlim(*across[[0, -1]])
+    axes.set_ylim(*down[[-1, 0]])
+
+
 def heat_map(
     axes: Axes,
     values: Floats,
@@ -150,7 +165,7 @@ def heat_map(
         notes: below the cells, and beside the scale.
         size: of the texts.
     """
-    axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=scale, aspect="auto")
+    cells(axes, values, colours, scale)
     crowded = _crowded(*values.shape)
     for (row, column), value in () if crowded else np.ndenumerate(values):
         ink = ink_on(colours(scale(value))) if np.isfinite(value) else "#666666"

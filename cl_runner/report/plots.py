@@ -18,6 +18,7 @@ from cl_runner.report.drawing import (
     COLOURS,
     MARKERS,
     MOST,
+    cells,
     drawing,
     grid_shape,
     heat_map,
@@ -58,7 +59,7 @@ def accuracy_heat_map(tasks: Sequence[str], rows: Floats, path: Path, measure: s
         heat_map(axes, np.where(trained, rows, np.nan), texts, names, colours, scale, notes, size)
         pale = colours(scale(np.where(measured, rows, 0.0)))
         pale[..., 3] = np.where(~trained & measured, 0.14, 0.0)
-        axes.imshow(pale, aspect="auto")
+        cells(axes, pale)
 
 
 def forgetting_heat_map(tasks: Sequence[str], forgetting: Floats, path: Path) -> None:

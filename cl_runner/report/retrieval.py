@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from cl_runner.matrix import Floats
 from cl_runner.report.costs import bytes_text
-from cl_runner.report.drawing import COLOURS, MARKERS, drawing, grid_shape, panels, short
+from cl_runner.report.drawing import COLOURS, MARKERS, cells, drawing, grid_shape, panels, short
 from cl_runner.report.folder import Run
 from cl_runner.report.text_table import Table
 
@@ -295,8 +295,8 @@ def similarity_maps(keys: Mapping[str, Floats], path: Path, caption: str = "") -
     scale, colours = Normalize(-1, 1), colormaps["RdBu_r"]
     height = (size + 0.3) * down + (1.0 if turned else 0.7) * room
     with drawing(path, size * across + room + 1.2, height, caption=caption) as figure:
-        for place, (axes, cells) in enumerate(zip(panels(figure, len(values), 3), values, strict=True)):
-            axes.imshow(cells, cmap=colours, norm=scale, interpolation="nearest", aspect="auto")
+        for place, (axes, each) in enumerate(zip(panels(figure, len(values), 3), values, strict=True)):
+            cells(axes, each, colours, scale)
             for end in ends[:-1]:
                 axes.axhline(end - 0.5, color="#333333", linewidth=0.7)
                 axes.axvline(end - 0.5, color="#333333", linewidth=0.7)
