@@ -166,7 +166,7 @@ def _with_final(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         return state
     (lines, digest), lengths = state[FINAL]
     found: dict[str, list[Any]] = {name: [] for name in lengths}
-    for text in list(first_lines(folder / FINAL, lines, digest)):
+    for text in list(first_lines(folder / FINAL, lines, digest)):  # all are read, and checked, before one is parsed
         ((name, item),) = json.loads(text).items()
         found[name].append(unpack(item, {}))
     return state | {name: [*items, *state.get(name, [])] for name, items in found.items()}

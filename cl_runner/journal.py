@@ -164,7 +164,8 @@ class Journal(Watch):
         with self._learner.clock.phase("checkpoint"):
             trained = None if progress is None else progress.state_dict()
             found = {checkpoint.METHOD: self._method.state_dict(), checkpoint.TRAINING: trained}
-            self._save(stage, task, found, checkpoint.save_parts(self._folder / "state", found))
+            whole = self._learner.shards is None
+            self._save(stage, task, found, [] if whole else checkpoint.save_parts(self._folder / "state", found))
         self._saved_at = time.monotonic()
         self._stop.check()
 

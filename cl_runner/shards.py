@@ -252,10 +252,14 @@ class Shards:
         self.refresh()
 
     # a tensor's parts
+    def _span(self, rows: int) -> tuple[int, int]:
+        """The first of this process's rows, of so many, and the one behind its last."""
+        each = -(-rows // self._mesh.size())
+        begin = min(rows, each * self._mesh.get_local_rank())
+        return begin, min(rows, begin + each)
+
     def _rows(self, full: Tensor | Stored) -> Tensor:
-        each = -(-full.shape[0] // self._mesh.size())
-        begin = min(full.shape[0], each * self._mesh.get_local_rank())
-        end = min(full.shape[0], begin + each)
+        begin, end = self._span(full.shape[0])
         return full.rows(begin, end) if isinstance(full, Stored) else full.detach()[begin:end]
 
     def own(self, name: str) -> Tensor:
@@ -308,11 +312,9 @@ class Shards:
         """Which of sorted flat positions lie in this process's rows, and where there."""
         part = self._parts[name]
         width = part.numel() // max(1, part.shape[0])
-        rows = -(-part.shape[0] // self._mesh.size())
-        begin = min(part.shape[0], rows * self._mesh.get_local_rank()) * width
-        ends = torch.tensor([begin, begin + self.own(name).numel()], device=index.device)
+        ends = torch.tensor(self._span(part.shape[0]), device=index.device) * width
         low, high = torch.searchsorted(index, ends).tolist()
-        return slice(low, high), index[low:high] - begin
+        return slice(low, high), index[low:high] - ends[0]
 
     @torch.no_grad()
     def write(self, name: str, index: Tensor, values: Tensor) -> None:

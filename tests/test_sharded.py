@@ -162,8 +162,7 @@ def test_what_methods_know_is_kept_whole_for_forks(tmp_path: Path) -> None:
     of = line(tmp_path, "method=ewc", "checkpoint.after_tasks=true", *PASSES)
     told = ended(start(2, "-m", "cl_runner", *of, SHARD))
     assert [status for status, *_ in told] == [0, 0], told
-    told_once = run_of(tmp_path)
-    assert run_command(["fork", str(told_once), "--at", "base", "method.ewc.strength=1"]) == 0
+    assert run_command(["fork", str(run_of(tmp_path)), "--at", "base", "method.ewc.strength=1"]) == 0
 
 
 @pytest.mark.skipif(not EVERY_FAMILY, reason="starts many processes: CL_RUNNER_EVERY_FAMILY=1")
